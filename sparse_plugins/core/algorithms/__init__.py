@@ -1,0 +1,1 @@
+"""The algorithms, a few lines each on `BaseUpdater`."""

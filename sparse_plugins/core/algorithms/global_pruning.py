@@ -1,0 +1,112 @@
+"""Pruning with one ranking across layers instead of one per layer."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.algorithms.pruning import MagnitudePruning, SaliencyPruning
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.counts import check_fraction, keep_count
+from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve, uniform
+from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.structures import Unstructured
+from sparse_plugins.core.topk import exact_topk
+from sparse_plugins.core.trees import PyTree, aligned
+
+__all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]
+
+
+@dataclasses.dataclass(eq=False)
+class GlobalPruningMixin(BaseUpdater):
+    """One ranking for all layers that have no sparsity of their own.
+
+    Attributes:
+        sparsity: Fraction of zeros over these layers together; it takes the place of sparsity_distribution_fn.
+        filter_fn: As in `uniform`.
+        custom_sparsity_map: Layers with a sparsity of their own; they are ranked alone and follow the schedule too.
+        rules: As in `uniform`.
+        use_normalization: Divide the scores of a layer by their Euclidean norm, so that no layer is emptied because
+            its weights are small.
+        normalization_eps: Added to the norm.
+
+    Raises:
+        ValueError: If sparsity_distribution_fn, topk_fn or a structure is given as well.
+    """
+
+    sparsity: float = 0.0
+    filter_fn: FilterFn = not_dim_one
+    custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None
+    rules: Rules = ()
+    use_normalization: bool = True
+    normalization_eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sparsity = check_fraction("sparsity", self.sparsity)
+        if not isinstance(self.sparsity_type, Unstructured):
+            raise ValueError(
+                f"{type(self).__name__} ranks single weights across layers; sparsity_type {self.sparsity_type} "
+                "needs a per-layer algorithm such as MagnitudePruning."
+            )
+        if self.sparsity_distribution_fn is not BaseUpdater.sparsity_distribution_fn or self.topk_fn is not None:
+            raise ValueError(
+                f"{type(self).__name__} has one ranking for all layers: give sparsity=..., not "
+                "sparsity_distribution_fn or topk_fn."
+            )
+
+    def target_sparsities(self, params: PyTree) -> PyTree:
+        """The global target at every layer of the common ranking, its own at the others."""
+        return uniform(params, self.sparsity, self.filter_fn, self.custom_sparsity_map, self.rules)
+
+    def calculate_scores(
+        self,
+        params: PyTree,
+        sparse_state: SparseState | None = None,
+        grads: PyTree | None = None,
+        **kwargs: Any,
+    ) -> PyTree:
+        """The scores of the per-layer algorithm, normalised."""
+        scores = super().calculate_scores(params, sparse_state, grads, **kwargs)
+        return jax.tree.map(self._normalized, scores) if self.use_normalization else scores
+
+    def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
+        """Masks of the best scores of all layers together."""
+        own = super().create_masks(scores, sparsities)
+        leaves, treedef = jax.tree.flatten(scores)
+        plan = resolve(scores, self.filter_fn, self.custom_sparsity_map, self.rules)
+        common = [i for i, target in enumerate(plan) if target == SHARED]
+        masks = aligned(scores, own, "masks")
+        if common:
+            sparsity = aligned(scores, sparsities, "sparsities")[common[0]]
+            kept = keep_count(sum(leaves[i].size for i in common), sparsity)
+            for i, mask in zip(common, exact_topk([leaves[i] for i in common], kept), strict=True):
+                masks[i] = mask
+        return jax.tree.unflatten(treedef, masks)
+
+    def _normalized(self, score: jax.Array) -> jax.Array:
+        """One broken entry must not cost its layer the ranking: the norm is that of the finite entries."""
+        score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+        norm = jnp.sqrt(jnp.sum(jnp.where(jnp.isfinite(score), score, 0.0) ** 2))
+        return score / (norm + self.normalization_eps)
+
+
+@dataclasses.dataclass(eq=False)
+class GlobalMagnitudePruning(GlobalPruningMixin, MagnitudePruning):
+    """Magnitude pruning with one ranking across layers.
+
+    Example:
+        >>> updater = GlobalMagnitudePruning(sparsity=0.5, use_normalization=False)
+        >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
+        >>> {name: mask.tolist() for name, mask in updater.instant_sparsify(params)[1].items()}
+        {'a': [[0, 0]], 'b': [[1, 1]]}
+
+    Source: Lee et al., JaxPruner (2023).
+    """
+
+
+@dataclasses.dataclass(eq=False)
+class GlobalSaliencyPruning(GlobalPruningMixin, SaliencyPruning):
+    """Saliency pruning with one ranking across layers."""

@@ -1,0 +1,133 @@
+"""Sparse training: masks are sparse from the start and, but for the static one, move their weights about."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.algorithms.pruning import RandomPruning
+from sparse_plugins.core.counts import keep_count
+from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
+from sparse_plugins.core.moments import reset_pruned
+from sparse_plugins.core.schedules import ConstantDrop, at_refresh
+from sparse_plugins.core.seeds import random_scores
+from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.structured import kept_units, regrow_mask
+from sparse_plugins.core.trees import PyTree
+
+__all__ = ["SET", "RigL", "StaticRandomSparse"]
+
+
+@dataclasses.dataclass(eq=False)
+class StaticRandomSparse(RandomPruning):
+    """A random mask at initialisation that never changes.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> state = updater.init_state({"w": jnp.ones((4, 4))})
+        >>> int(updater.pre_forward_update({"w": jnp.ones((4, 4))}, state)["w"].sum())
+        4
+    """
+
+    is_sparse_gradients: bool = True
+
+    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """Random masks at the target sparsities."""
+        return self.create_masks(self.calculate_scores(params), target_sparsities)
+
+    def is_refresh_due(self, step: Any) -> Any:
+        """Never, whatever the schedule."""
+        return False
+
+    def describe_schedule(self) -> str:
+        """Masks never change."""
+        return "masks never change"
+
+
+@dataclasses.dataclass(eq=False)
+class SET(StaticRandomSparse):
+    """Replaces the smallest weights by random ones at every mask change; the number kept is constant.
+
+    Attributes:
+        drop_fraction_fn: From a step (or an array of steps) to the fraction of kept weights that is replaced.
+        skip_gradients: True, as published: the step of a mask change moves no weight.
+
+    Raises:
+        ValueError: Without is_sparse_gradients, through which re-grown weights start from fresh moments.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> SET(sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9),
+        ...     scheduler=core.PeriodicSchedule(update_freq=100, update_start_step=100, update_end_step=7500),
+        ...     drop_fraction_fn=core.CosineDrop(0.3, end_step=7500)).is_refresh_due(200)
+        True
+
+    Source: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity (2018).
+    """
+
+    skip_gradients: bool = True
+    drop_fraction_fn: Callable[[Any], Any] = ConstantDrop(0.3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.drop_fraction_fn):
+            raise TypeError(f"drop_fraction_fn is {self.drop_fraction_fn!r}; give e.g. CosineDrop(0.3, end_step=7500).")
+        if not self.is_sparse_gradients:
+            raise ValueError(
+                f"{type(self).__name__} restarts re-grown weights through masked gradients: is_sparse_gradients=True."
+            )
+        if self.topk_fn is not None:
+            raise ValueError(f"{type(self).__name__} ranks what it drops and grows by sparsity_type; drop topk_fn.")
+
+    def is_refresh_due(self, step: Any) -> Any:
+        """When the schedule says so."""
+        return self.scheduler.is_mask_update_iter(step)
+
+    def describe_schedule(self) -> str:
+        """The schedule, in words."""
+        return self.scheduler.describe()
+
+    def grow_scores(self, params: PyTree, sparse_state: SparseState, grads: PyTree) -> PyTree:
+        """Scores by which weights are grown: random."""
+        return random_scores(params, sparse_state.rng, sparse_state.count)
+
+    def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+        """Drops the smallest active weights and grows as many others."""
+        drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
+
+        def regrown(param: jax.Array, mask: jax.Array, target: float, grow: jax.Array) -> jax.Array:
+            kept = int(kept_units(self.sparsity_type, param.shape, target))
+            survivors = keep_count(kept, drop_fraction)
+            active = unpack(mask, param.shape)
+            return regrow_mask(active, jnp.abs(param), grow, self.sparsity_type, kept, survivors)
+
+        targets = self.target_sparsities(params)
+        grow = self.grow_scores(params, sparse_state, grads)
+        masks = map_pruned(regrown, params, sparse_state.masks, targets, grow, otherwise=lambda *_: NOT_PRUNED)
+        return self._with_masks(sparse_state, params, masks)
+
+    def _inner_state(self, inner: Any, inner_state: Any, params: PyTree, masks: PyTree) -> Any:
+        return reset_pruned(inner_state, inner.init(params), params, masks)
+
+
+@dataclasses.dataclass(eq=False)
+class RigL(SET):
+    """Replaces the smallest weights by those with the largest gradients at every mask change.
+
+    Source: Evci et al., Rigging the Lottery: Making All Tickets Winners (2020).
+    """
+
+    def grow_scores(self, params: PyTree, sparse_state: SparseState, grads: PyTree) -> PyTree:
+        """|dL/dw|.
+
+        Raises:
+            ValueError: Without gradients.
+        """
+        if grads is None:
+            raise ValueError(f"{type(self).__name__} grows by |gradient|: pass grads.")
+        return jax.tree.map(jnp.abs, grads)

@@ -1,0 +1,351 @@
+"""The updater: what every algorithm inherits, and how it becomes an optax transformation."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.distributions import uniform
+from sparse_plugins.core.guard import fresh_if
+from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, pack_masks, unpack
+from sparse_plugins.core.schedules import NoUpdateSchedule, at_refresh
+from sparse_plugins.core.seeds import key_words
+from sparse_plugins.core.state import SparseState, find_sparse_state, holds_sparse_state, map_sparse_states
+from sparse_plugins.core.structured import create_mask, rank_active_first
+from sparse_plugins.core.structures import Structure, Unstructured
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+
+__all__ = ["BaseUpdater"]
+
+
+@dataclasses.dataclass(eq=False)
+class BaseUpdater:
+    """Keeps masks beside an optimizer and confines its parameters to them.
+
+    A new algorithm overrides `calculate_scores`; everything else has a default. `wrap_optax` gives an ordinary optax
+    transformation after whose updates `optax.apply_updates` lands exactly on the mask, so a training loop needs no
+    hook. It must be the outermost or the last link: `chain(clip, updater.wrap_optax(adam))` is sparse,
+    `chain(updater.wrap_optax(adam), scale(0.5))` is not, because what follows changes the updates again.
+
+    Attributes:
+        scheduler: When masks change and how sparse; see `sparse_plugins.core.schedules`.
+        skip_gradients: Zero the update of every step that changes masks. The optimizer's state still advances.
+        is_sparse_gradients: Zero the gradients of pruned weights before the optimizer sees them.
+        sparsity_type: Structure of the masks.
+        sparsity_distribution_fn: From parameters to target sparsities, e.g. `partial(erk, sparsity=0.8)`.
+        rng_seed: int or JAX key from which all random scores derive; it is kept in the state.
+        use_packed_masks: Store eight mask entries to a byte; else one.
+        topk_fn: Own rule (scores, sparsity) -> uint8 mask in place of the structure's.
+
+    Raises:
+        TypeError: If a field has the wrong type.
+        ValueError: If a field has a value that is not allowed.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> updater = core.MagnitudePruning(
+        ...     sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
+        ...     scheduler=core.OneShotSchedule(target_step=0))
+        >>> tx = updater.wrap_optax(optax.sgd(0.0))
+        >>> params = {"w": jnp.array([[1.0, -4.0], [3.0, 2.0]])}
+        >>> updates, state = tx.update({"w": jnp.ones((2, 2))}, tx.init(params), params)
+        >>> optax.apply_updates(params, updates)["w"].tolist()
+        [[0.0, -4.0], [3.0, 0.0]]
+
+    Source: Lee et al., JaxPruner (2023).
+    """
+
+    scheduler: Any = NoUpdateSchedule()
+    skip_gradients: bool = False
+    is_sparse_gradients: bool = False
+    sparsity_type: Structure = Unstructured()
+    sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = functools.partial(uniform, sparsity=0.0)
+    rng_seed: int | jax.Array = 0
+    use_packed_masks: bool = True
+    topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
+
+    prunes_for_good: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sparsity_type, Structure):
+            raise TypeError(
+                f"sparsity_type is {self.sparsity_type!r}; give Unstructured(), NByM(2, 4), Block((4, 4)) or "
+                "Channel(), an instance and not the class."
+            )
+        if not (hasattr(self.scheduler, "is_mask_update_iter") and hasattr(self.scheduler, "get_sparsity_at_step")):
+            raise TypeError(f"scheduler is {self.scheduler!r}; give a schedule such as PolynomialSchedule(...).")
+        for name in ("sparsity_distribution_fn", "topk_fn"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; give a function, e.g. partial(erk, sparsity=0.8).")
+        if "sparsity" in (keywords := getattr(self.sparsity_distribution_fn, "keywords", {})):
+            check_fraction("sparsity", keywords["sparsity"])
+        key_words(self.rng_seed)
+
+    # What an algorithm may override.
+
+    def calculate_scores(
+        self,
+        params: PyTree,
+        sparse_state: SparseState | None = None,
+        grads: PyTree | None = None,
+        **kwargs: Any,
+    ) -> PyTree:
+        """Scores by which weights are kept; higher is kept.
+
+        Args:
+            params: Parameter tree.
+            sparse_state: The state before the mask change; None in `instant_sparsify`.
+            grads: Gradients of the same structure, or None.
+            **kwargs: Extra arguments given to `update`.
+
+        Returns:
+            Tree of real arrays with the structure of `params`; leaves that stay dense are not read.
+        """
+        raise TypeError(f"{type(self).__name__} ranks nothing: override calculate_scores(params, sparse_state, grads).")
+
+    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """Masks before the first change: everything kept."""
+        ones = lambda p, target: jnp.ones(p.shape, jnp.uint8)  # noqa: E731
+        return map_pruned(ones, params, target_sparsities, otherwise=lambda p: NOT_PRUNED)
+
+    def is_refresh_due(self, step: Any) -> Any:
+        """Whether masks change at a step: bool for a host step, bool[] for a traced one."""
+        return self.scheduler.is_mask_update_iter(step)
+
+    def describe_schedule(self) -> str:
+        """When masks change, in words; part of the plan printed before a run."""
+        return self.scheduler.describe() if hasattr(self.scheduler, "describe") else repr(self.scheduler)
+
+    def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+        """The state with new masks, from parameters and gradients of this step.
+
+        Args:
+            sparse_state: State before the change.
+            params: Parameters the optimizer works on.
+            grads: Gradients, or None.
+            **kwargs: Extra arguments of `update`.
+
+        Returns:
+            State that differs in its masks only.
+        """
+        scores = self.calculate_scores(params, sparse_state=sparse_state, grads=grads, **kwargs)
+        if self.prunes_for_good and self.topk_fn is None:
+            # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
+            behind = lambda p, m, s: rank_active_first(s, unpack(m, p.shape), self.sparsity_type)  # noqa: E731
+            scores = map_pruned(behind, params, sparse_state.masks, scores, otherwise=lambda p, s: s)
+        return self._with_masks(sparse_state, params, self.create_masks(scores, self._sparsities(params, sparse_state)))
+
+    def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
+        """Masks of the best scores.
+
+        Args:
+            scores: Tree of real arrays.
+            sparsities: Tree of fractions; `NOT_PRUNED` (or None) where a leaf stays dense.
+
+        Returns:
+            Tree of uint8 masks of the scores' shapes, `NOT_PRUNED` where a leaf stays dense.
+        """
+        best = self.topk_fn or (lambda score, sparsity: create_mask(score, self.sparsity_type, sparsity))
+        return map_pruned(best, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
+
+    # What users call.
+
+    def target_sparsities(self, params: PyTree) -> PyTree:
+        """Target sparsity of every leaf as a Python float, `NOT_PRUNED` where it stays dense.
+
+        Raises:
+            ValueError: If there is no distribution or it gives a number outside [0, 1].
+        """
+        if self.sparsity_distribution_fn is None:
+            raise ValueError(
+                f"{type(self).__name__} has no sparsity_distribution_fn; give one, e.g. partial(erk, sparsity=0.8)."
+            )
+        targets = aligned(params, self.sparsity_distribution_fn(params), "target sparsities")
+        names = leaf_names(params)
+        checked = [
+            check_fraction(f"target sparsity of {name!r}", target) if is_pruned(target) else NOT_PRUNED
+            for name, target in zip(names, targets, strict=True)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params), checked)
+
+    def init_state(self, params: PyTree) -> SparseState:
+        """The sparse state of fresh parameters, without an inner state.
+
+        Raises:
+            ValueError: If there are no parameters or the structure does not fit one of them.
+        """
+        if not jax.tree.leaves(params):
+            raise ValueError("the parameter tree has no leaves; pass the model's parameters.")
+        targets = self.target_sparsities(params)
+        flat_targets = aligned(params, targets, "target sparsities")
+        for name, leaf, target in zip(leaf_names(params), jax.tree.leaves(params), flat_targets, strict=True):
+            if is_pruned(target) and self.topk_fn is None:
+                self.sparsity_type.check(tuple(leaf.shape), f"parameter {name!r}")
+        record = map_pruned(lambda p, t: jnp.float32(t), params, targets, otherwise=lambda p: NOT_PRUNED)
+        state = SparseState((), (), record, jnp.zeros((), jnp.int32), key_words(self.rng_seed))
+        return self._with_masks(state, params, self.get_initial_masks(params, targets))
+
+    def wrap_optax(
+        self, inner: optax.GradientTransformation, refresh_in_graph: bool = True
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer, confined to masks.
+
+        Args:
+            inner: Any optax transformation.
+            refresh_in_graph: True changes masks inside `update` when the schedule says so. False leaves that to
+                explicit calls of `refresh`, in loops that know the step on the host; both give the same run.
+
+        Returns:
+            A transformation whose state is a `SparseState`. Its `update` needs `params` and passes extra arguments
+            on to `calculate_scores` and to `inner`.
+
+        Raises:
+            TypeError: If `inner` is no optax transformation.
+        """
+        if not isinstance(inner, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
+            raise TypeError(
+                f"wrap_optax got {inner!r}; give an optax transformation such as optax.adam(1e-3). For a "
+                "fedjax.Optimizer use sparse_plugins.fed.sparse_server_optimizer."
+            )
+        inner = optax.with_extra_args_support(inner)
+
+        def init(params: PyTree) -> SparseState:
+            inner_state = inner.init(params)
+            if holds_sparse_state(inner_state):
+                raise TypeError("wrap_optax got an optimizer that is sparse already; wrap it once, with one updater.")
+            return self.init_state(params)._replace(inner_state=inner_state)
+
+        def update(
+            updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
+        ) -> tuple[PyTree, SparseState]:
+            _check_update(updates, state, params)
+            due = self.is_refresh_due(state.count) if refresh_in_graph or self.skip_gradients else False
+            masks = state.masks
+            if refresh_in_graph:
+                # The latent parameters are made inside the branch: as its operand they would be written out first.
+                fresh = lambda: self._refreshed(state, params, updates, **extra).masks  # noqa: E731
+                masks = fresh_if(due, fresh, masks)
+            latent = self._latent_params(params, state)
+            if self.is_sparse_gradients:
+                updates = apply_masks(updates, masks)
+            inner_state = self._inner_state(inner, state.inner_state, latent, masks)
+            updates, inner_state = inner.update(updates, inner_state, latent, **extra)
+            if self.skip_gradients and due is not False:
+                updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
+            updates, pruned_values = self._land(updates, params, latent, state, masks)
+            count = optax.safe_increment(state.count)
+            return updates, state._replace(
+                masks=masks, inner_state=inner_state, count=count, pruned_values=pruned_values
+            )
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    def refresh(self, opt_state: PyTree, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> PyTree:
+        """Changes the masks now; call it before `update` of the same step, with `refresh_in_graph=False`.
+
+        Args:
+            opt_state: Optimizer state that holds the sparse state.
+            params: Parameters of this step.
+            grads: Gradients of this step.
+            **kwargs: Extra arguments for `calculate_scores`.
+
+        Returns:
+            The optimizer state with new masks.
+        """
+
+        return map_sparse_states(lambda state: self._refreshed(state, params, grads, **kwargs), opt_state)
+
+    def instant_sparsify(self, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> tuple[PyTree, PyTree]:
+        """Prunes parameters at once to their target sparsities.
+
+        Args:
+            params: Parameter tree.
+            grads: Gradients, for scores that need them.
+            **kwargs: Extra arguments for `calculate_scores`.
+
+        Returns:
+            The pruned parameters, and the masks as uint8 arrays of their shapes.
+        """
+        scores = self.calculate_scores(params, grads=grads, **kwargs)
+        masks = self.create_masks(scores, self.target_sparsities(params))
+        return apply_masks(params, masks), masks
+
+    def apply_masks(self, params: PyTree, masks: PyTree) -> PyTree:
+        """Parameters that are exactly 0 outside the masks, packed or not."""
+        return apply_masks(params, masks)
+
+    def pre_forward_update(self, params: PyTree, opt_state: PyTree) -> PyTree:
+        """The forward view: the parameters to act, evaluate, broadcast, export and report with.
+
+        Call it once on initial parameters to have step 0 sparse too; after an update it changes nothing.
+
+        Args:
+            params: Parameter tree.
+            opt_state: Optimizer state that holds the sparse state.
+
+        Returns:
+            Parameters on the mask; gradients pass straight through.
+        """
+        return apply_masks(params, find_sparse_state(opt_state).masks)
+
+    def post_gradient_update(self, params: PyTree, sparse_state: PyTree) -> PyTree:
+        """The same projection, for loops written for JaxPruner; idempotent and not needed after `wrap_optax`."""
+        return self.pre_forward_update(params, sparse_state)
+
+    def _refreshed(self, state: SparseState, params: PyTree, grads: PyTree | None, **kwargs: Any) -> SparseState:
+        _check_update(grads, state, params)
+        return self.update_state(state, self._latent_params(params, state), grads, **kwargs)
+
+    # Seams between the update above and families of algorithms.
+
+    def _latent_params(self, params: PyTree, state: SparseState) -> PyTree:
+        """The parameters the inner optimizer works on."""
+        return params
+
+    def _inner_state(self, inner: Any, inner_state: Any, params: PyTree, masks: PyTree) -> Any:
+        """The inner optimizer's state, as it enters the update."""
+        return inner_state
+
+    def _land(
+        self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """Updates that take `params` onto the masks, and the pruned values to keep."""
+
+        def onto_mask(param: jax.Array, mask: jax.Array, update: jax.Array) -> jax.Array:
+            dtype = jnp.promote_types(update.dtype, param.dtype)
+            return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))
+
+        return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u), state.pruned_values
+
+    def _sparsities(self, params: PyTree, state: SparseState) -> PyTree:
+        """Sparsity of every leaf at the state's step, exact where the schedule allows."""
+
+        def at_step(param: Any, target: float) -> Any:
+            return at_refresh(
+                lambda step: self.scheduler.get_sparsity_at_step(target, step), self.scheduler, state.count
+            )
+
+        return map_pruned(at_step, params, self.target_sparsities(params), otherwise=lambda p: NOT_PRUNED)
+
+    def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
+        return state._replace(masks=pack_masks(params, masks) if self.use_packed_masks else masks)
+
+
+def _check_update(updates: PyTree, state: Any, params: PyTree | None) -> None:
+    if params is None:
+        raise ValueError(
+            "params is None; masks are computed from the parameters, so call update(grads, state, params)."
+        )
+    if not isinstance(state, SparseState):
+        raise TypeError(
+            f"the optimizer state is a {type(state).__name__} and not a SparseState: it has no masks. A dense "
+            "checkpoint cannot continue a sparse run; start from tx.init(params), or restore a sparse checkpoint."
+        )
+    aligned(params, state.masks, "masks")
+    if updates is not None:
+        aligned(params, updates, "gradients")

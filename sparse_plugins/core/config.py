@@ -1,0 +1,225 @@
+"""From a configuration to an updater: a dataclass, a mapping, a ConfigDict or keywords."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sparse_plugins.core import schedules
+from sparse_plugins.core.algorithms import global_pruning, pruning, regrowth, straight_through
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
+from sparse_plugins.core.structures import Block, Channel, NByM, Structure, Unstructured
+
+__all__ = ["SparsityConfig", "all_algorithm_names", "create_updater_from_config", "parse_structure"]
+
+ALGORITHMS: Mapping[str, type[BaseUpdater]] = {
+    "no_prune": pruning.NoPruning,
+    "magnitude": pruning.MagnitudePruning,
+    "random": pruning.RandomPruning,
+    "saliency": pruning.SaliencyPruning,
+    "magnitude_ste": straight_through.SteMagnitudePruning,
+    "random_ste": straight_through.SteRandomPruning,
+    "global_magnitude": global_pruning.GlobalMagnitudePruning,
+    "global_saliency": global_pruning.GlobalSaliencyPruning,
+    "static_sparse": regrowth.StaticRandomSparse,
+    "set": regrowth.SET,
+    "rigl": regrowth.RigL,
+}
+DISTRIBUTIONS: Mapping[str, Callable] = {"uniform": uniform, "erk": erk}
+DROP_SCHEDULES: Mapping[str, Callable[..., schedules.ConstantDrop]] = {
+    "constant": schedules.ConstantDrop,
+    "cosine": schedules.CosineDrop,
+    "linear": schedules.LinearDrop,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparsityConfig:
+    """Everything a run needs to say about sparsity; None means the algorithm's own default.
+
+    Attributes:
+        algorithm: One of `all_algorithm_names()`.
+        sparsity: Fraction of zeros in [0, 1]; with an 'n:m' structure it defaults to 1 - n / m.
+        dist_type: 'uniform' or 'erk'; not read by the global algorithms.
+        sparsity_type: A structure, or 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel_-1'.
+        update_start_step: First step at which masks change; None for no changes.
+        update_end_step: Last step at which they do; equal to the start for a one-shot change.
+        update_freq: Steps between changes.
+        step_unit: What a step is; printed with the plan.
+        drop_fraction: SET and RigL: fraction of kept weights replaced at step 0.
+        drop_schedule: SET and RigL: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
+        filter_fn: Which leaves are pruned; see `uniform`.
+        custom_sparsity_map: Sparsity by path; see `uniform`.
+        rules: Sparsity by regular expression; see `uniform`.
+        rng_seed: Seed of random masks and scores.
+        use_packed_masks: Eight mask entries to a byte.
+        skip_gradients: See `BaseUpdater`.
+        is_sparse_gradients: See `BaseUpdater`.
+        use_normalization: See `GlobalMagnitudePruning`.
+    """
+
+    algorithm: str
+    sparsity: float | None = None
+    dist_type: str = "uniform"
+    sparsity_type: str | Structure = "unstructured"
+    update_start_step: int | None = None
+    update_end_step: int | None = None
+    update_freq: int | None = None
+    step_unit: schedules.StepUnit = "optimizer step"
+    drop_fraction: float = 0.1
+    drop_schedule: str = "cosine"
+    filter_fn: FilterFn | None = None
+    custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None
+    rules: Rules = ()
+    rng_seed: Any = None
+    use_packed_masks: bool | None = None
+    skip_gradients: bool | None = None
+    is_sparse_gradients: bool | None = None
+    use_normalization: bool | None = None
+
+
+def all_algorithm_names() -> tuple[str, ...]:
+    """Names that `create_updater_from_config` knows.
+
+    Example:
+        >>> "rigl" in all_algorithm_names()
+        True
+    """
+    return tuple(ALGORITHMS)
+
+
+def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdater:
+    """Builds an updater.
+
+    Args:
+        config: `SparsityConfig`, mapping or ml_collections ConfigDict with its keys; None for keywords alone.
+        **keywords: Single keys, which take precedence. Keys given as None count as not given.
+
+    Returns:
+        The updater.
+
+    Raises:
+        ValueError: For an unknown key, algorithm, distribution or structure, or a value that is not allowed.
+
+    Example:
+        >>> updater = create_updater_from_config(
+        ...     algorithm="magnitude", dist_type="erk", sparsity=0.8,
+        ...     update_freq=10, update_start_step=200, update_end_step=1000)
+        >>> updater.scheduler.update_end_step
+        1000
+    """
+    settings = _read(config, keywords)
+    algorithm = ALGORITHMS[_known("algorithm", settings.algorithm, ALGORITHMS)]
+    if algorithm is pruning.NoPruning:
+        return pruning.NoPruning()
+    structure = parse_structure(settings.sparsity_type)
+    sparsity = settings.sparsity
+    if sparsity is None:
+        if not isinstance(structure, NByM):
+            raise ValueError("sparsity is missing; give the fraction of zeros, e.g. sparsity=0.8.")
+        sparsity = 1.0 - structure.n / structure.m
+    options: dict[str, Any] = {"sparsity_type": structure, "scheduler": _scheduler(settings, algorithm)}
+    layers = {name: getattr(settings, name) for name in ("filter_fn", "custom_sparsity_map", "rules")}
+    layers = {name: value for name, value in layers.items() if value is not None}
+    if issubclass(algorithm, global_pruning.GlobalPruningMixin):
+        options |= {"sparsity": sparsity, "use_normalization": settings.use_normalization, **layers}
+    else:
+        distribution = DISTRIBUTIONS[_known("dist_type", settings.dist_type, DISTRIBUTIONS)]
+        options["sparsity_distribution_fn"] = functools.partial(distribution, sparsity=sparsity, **layers)
+    if issubclass(algorithm, regrowth.SET):
+        options["drop_fraction_fn"] = _drop_fraction(settings)
+    for name in ("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients"):
+        options[name] = getattr(settings, name)
+    return algorithm(**{key: value for key, value in options.items() if value is not None})
+
+
+def parse_structure(structure: str | Structure) -> Structure:
+    """A structure from its short name.
+
+    Args:
+        structure: A structure, or 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel_-1'.
+
+    Returns:
+        The structure.
+
+    Raises:
+        ValueError: For any other name.
+
+    Example:
+        >>> parse_structure("2:4")
+        NByM(n=2, m=4, axis=-2)
+    """
+    if isinstance(structure, Structure):
+        return structure
+    name, _, numbers = str(structure).partition("_")
+    try:
+        if structure == "unstructured":
+            return Unstructured()
+        if name == "channel":
+            return Channel(int(numbers))
+        if name == "nm" or ":" in name:
+            return NByM(*map(int, (numbers or name).replace(":", ",").split(",")))
+        if name == "block" or "x" in name:
+            return Block(tuple(map(int, (numbers or name).replace("x", ",").split(","))))
+    except (ValueError, TypeError) as error:
+        if "NByM" in str(error) or "Block" in str(error):
+            raise
+    raise ValueError(
+        f"sparsity_type {structure!r} is unknown; allowed are a structure such as NByM(2, 4), or 'unstructured', "
+        "'nm_2,4' ('2:4'), 'block_4,4' ('4x4'), 'channel_-1'."
+    )
+
+
+def _read(config: Any, keywords: dict[str, Any]) -> SparsityConfig:
+    if isinstance(config, SparsityConfig):
+        given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    elif config is None or hasattr(config, "keys"):
+        given = {key: config[key] for key in config.keys()} if config is not None else {}  # noqa: SIM118
+    else:
+        raise TypeError(f"config is {config!r}; give a SparsityConfig, a mapping or a ConfigDict.")
+    given = {key: value for key, value in {**given, **keywords}.items() if value is not None}
+    names = [field.name for field in dataclasses.fields(SparsityConfig)]
+    for key in given:
+        _known("sparsity configuration key", key, names)
+    if "algorithm" not in given:
+        raise ValueError(f"algorithm is missing; allowed are {', '.join(ALGORITHMS)}.")
+    return SparsityConfig(**given)
+
+
+def _known(what: str, name: Any, allowed: Any) -> Any:
+    if name in allowed:
+        return name
+    near = difflib.get_close_matches(str(name), list(allowed), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what} {name!r} is unknown; allowed are {', '.join(allowed)}.{hint}")
+
+
+def _scheduler(settings: SparsityConfig, algorithm: type[BaseUpdater]) -> schedules.NoUpdateSchedule:
+    start, end, freq, unit = (
+        settings.update_start_step,
+        settings.update_end_step,
+        settings.update_freq,
+        settings.step_unit,
+    )
+    if start is None:
+        if end is not None or freq is not None:
+            raise ValueError("update_end_step or update_freq is given without update_start_step; give that too.")
+        return schedules.NoUpdateSchedule(step_unit=unit)
+    if start == end:
+        return schedules.OneShotSchedule(target_step=start, step_unit=unit)
+    if freq is None:
+        raise ValueError("update_freq is missing; give the number of steps between mask changes.")
+    if issubclass(algorithm, regrowth.SET):
+        return schedules.PeriodicSchedule(freq, start, end, step_unit=unit)
+    if end is None:
+        raise ValueError("update_end_step is missing; give the step at which the target sparsity is reached.")
+    return schedules.PolynomialSchedule(freq, start, end, step_unit=unit)
+
+
+def _drop_fraction(settings: SparsityConfig) -> schedules.ConstantDrop:
+    kind = DROP_SCHEDULES[_known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
+    if settings.update_end_step is None or kind is schedules.ConstantDrop:
+        return schedules.ConstantDrop(settings.drop_fraction)
+    return kind(settings.drop_fraction, end_step=max(settings.update_end_step, 1))

@@ -1,0 +1,215 @@
+"""How sparse each layer is: parameters in, one target sparsity per leaf out.
+
+Only names, shapes and dtypes are read, so a distribution gives the same plan inside and outside jit.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.masks import NOT_PRUNED
+from sparse_plugins.core.trees import PyTree, leaf_names, prunable_dtype
+
+__all__ = ["SHARED", "erk", "kernels_only", "not_dim_one", "resolve", "uniform"]
+
+FilterFn = Callable[[tuple[str, ...], Any], bool]
+Rules = Sequence[tuple[str, float | Literal["default"] | None]]
+SHARED = "default"
+
+
+def not_dim_one(key: tuple[str, ...], param: Any) -> bool:
+    """The default filter: floating-point leaves with two or more axes are pruned."""
+    return len(param.shape) > 1 and prunable_dtype(param)
+
+
+def kernels_only(key: tuple[str, ...], param: Any) -> bool:
+    """A filter that prunes weights of layers by name: Flax 'kernel', Haiku 'w', Equinox 'weight'."""
+    return bool(key) and key[-1] in ("kernel", "w", "weight") and not_dim_one(key, param)
+
+
+def uniform(
+    params: PyTree,
+    sparsity: float,
+    filter_fn: FilterFn = not_dim_one,
+    custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None,
+    rules: Rules = (),
+) -> PyTree:
+    """The same sparsity for every pruned layer.
+
+    Args:
+        params: Parameter tree; arrays or anything with shape and dtype.
+        sparsity: Fraction of zeros in [0, 1].
+        filter_fn: Called with the path of a leaf as a tuple of names, and the leaf; True = prune.
+        custom_sparsity_map: Sparsity by path, for layers that differ.
+        rules: Pairs (regular expression, sparsity) matched against the whole path 'a/b/kernel'; the first match wins
+            and comes before the filter. A sparsity of None leaves the layer dense, 'default' prunes it like others.
+
+    Returns:
+        Tree of Python floats with the structure of `params`; `NOT_PRUNED` where a leaf stays dense.
+
+    Raises:
+        ValueError: For a sparsity outside [0, 1] or a rule that matches no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"body": {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}, "head": {"w": jnp.ones((4, 2))}}
+        >>> plan = uniform(params, 0.8, rules=[("head/w", 0.5)])
+        >>> plan["body"]["w"], plan["head"]["w"]
+        (0.8, 0.5)
+    """
+    sparsity = check_fraction("sparsity", sparsity)
+    treedef = jax.tree.structure(params)
+    plan = resolve(params, filter_fn, custom_sparsity_map, rules)
+    return jax.tree.unflatten(treedef, [sparsity if target == SHARED else target for target in plan])
+
+
+def erk(
+    params: PyTree,
+    sparsity: float,
+    filter_fn: FilterFn = not_dim_one,
+    custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None,
+    rules: Rules = (),
+) -> PyTree:
+    """Erdos-Renyi-Kernel: density in proportion to (sum of axes) / (product of axes), so small layers stay denser.
+
+    A layer that would exceed density 1 is kept dense and its share goes to the others, until the layers together
+    keep exactly `round((1 - sparsity) * entries)` entries. Layers with a fixed sparsity of their own are outside
+    this budget, as in the paper.
+
+    Args:
+        params: Parameter tree; arrays or anything with shape and dtype.
+        sparsity: Fraction of zeros in [0, 1] over all layers without a sparsity of their own.
+        filter_fn: As in `uniform`.
+        custom_sparsity_map: As in `uniform`.
+        rules: As in `uniform`.
+
+    Returns:
+        Tree of Python floats with the structure of `params`; `NOT_PRUNED` where a leaf stays dense.
+
+    Raises:
+        ValueError: For a sparsity outside [0, 1], a rule that matches no leaf, or a budget of fewer entries than
+            layers (the message gives the highest sparsity that works).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> plan = erk({"small": jnp.ones((2, 2)), "large": jnp.ones((100, 100))}, 0.9)
+        >>> plan["small"], round(plan["large"], 4)
+        (0.0, 0.9004)
+
+    Source: Evci et al., Rigging the Lottery (2020); Mocanu et al. (2018).
+    """
+    sparsity = check_fraction("sparsity", sparsity)
+    leaves, treedef = jax.tree.flatten(params)
+    plan = resolve(params, filter_fn, custom_sparsity_map, rules)
+    shared = [i for i, target in enumerate(plan) if target == SHARED and math.prod(leaves[i].shape)]
+    kept = _erk_counts([tuple(leaves[i].shape) for i in shared], sparsity)
+    for i, count in zip(shared, kept, strict=True):
+        plan[i] = 1.0 - count / math.prod(leaves[i].shape)
+    return jax.tree.unflatten(treedef, [sparsity if target == SHARED else target for target in plan])
+
+
+def _erk_counts(shapes: list[tuple[int, ...]], sparsity: float) -> list[int]:
+    """Kept entries per layer, adding up to the budget exactly."""
+    sizes = np.array([math.prod(shape) for shape in shapes], np.int64)
+    budget = round((1.0 - sparsity) * int(sizes.sum()))
+    weight = np.array([sum(shape) for shape in shapes], np.float64)  # density factor * size
+    dense = np.zeros(len(shapes), bool)
+    share = np.zeros(len(shapes))
+    while not dense.all():
+        left = budget - sizes[dense].sum()
+        share = np.where(dense, sizes, weight * (left / weight[~dense].sum()))
+        too_dense = ~dense & (share > sizes)
+        if not too_dense.any():
+            break
+        dense |= too_dense
+    if 0 < budget < len(shapes):
+        raise ValueError(
+            f"ERK at sparsity {sparsity} may keep {budget} entries in all, fewer than there are layers ({len(shapes)})"
+            f"; the highest sparsity without an empty layer is {1 - len(shapes) / int(sizes.sum()):.6g}. Lower the "
+            "sparsity, use `uniform`, or give small layers a rule."
+        )
+    kept = np.clip(np.floor(np.where(dense, sizes, share)).astype(np.int64), min(budget, 1), sizes)
+    missing = budget - int(kept.sum())
+    if missing < 0:  # layers lifted to one entry: the largest pay
+        for i in np.argsort(-kept, kind="stable")[:-missing]:
+            kept[i] -= 1
+    else:  # what rounding left goes to the largest remainders
+        by_remainder = np.argsort(-(share - kept), kind="stable")
+        for i in [i for i in by_remainder if kept[i] < sizes[i]][:missing]:
+            kept[i] += 1
+    return [int(count) for count in kept]
+
+
+def resolve(
+    params: PyTree,
+    filter_fn: FilterFn = not_dim_one,
+    custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None,
+    rules: Rules = (),
+) -> list[Any]:
+    """What is decided about each leaf before a distribution divides the rest.
+
+    Args:
+        params: Parameter tree.
+        filter_fn: As in `uniform`.
+        custom_sparsity_map: As in `uniform`.
+        rules: As in `uniform`.
+
+    Returns:
+        One entry per leaf: a float (its own sparsity), `SHARED` (the distribution decides) or `NOT_PRUNED`.
+
+    Raises:
+        ValueError: If a rule matches no leaf, or prunes a leaf that is not floating-point.
+    """
+    names, leaves = leaf_names(params), jax.tree.leaves(params)
+    own = [(re.escape("/".join(_key(key))), value) for key, value in (custom_sparsity_map or {}).items()]
+    compiled = [_compiled_rule(rule) for rule in [*own, *rules]]
+    used: set[int] = set()
+
+    def decide(name: str, leaf: Any) -> Any:
+        matches = [i for i, (pattern, _) in enumerate(compiled) if pattern.fullmatch(name)]
+        used.update(matches[:1])
+        target = compiled[matches[0]][1] if matches else SHARED
+        if not matches and not (prunable_dtype(leaf) and filter_fn(tuple(name.split("/")), leaf)):
+            return NOT_PRUNED
+        if target is not NOT_PRUNED and not prunable_dtype(leaf):
+            raise ValueError(f"rule {compiled[matches[0]][0].pattern!r} prunes {name!r}, which is no floating array.")
+        return target
+
+    plan = [decide(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+    for i, (pattern, _) in enumerate(compiled):
+        if i not in used:
+            _unused_rule(pattern, names)
+    return plan
+
+
+def _key(key: Sequence[str] | str) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else tuple(map(str, key))
+
+
+def _compiled_rule(rule: Any) -> tuple[re.Pattern, Any]:
+    try:
+        pattern, value = rule
+        compiled = re.compile(pattern)
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(
+            f"rule {rule!r} is not a pair (regular expression, sparsity), e.g. ('head/.*', 0.5)."
+        ) from error
+    if value is None:
+        return compiled, NOT_PRUNED
+    return compiled, SHARED if value == SHARED else check_fraction(f"sparsity of rule {pattern!r}", value)
+
+
+def _unused_rule(pattern: re.Pattern, names: list[str]) -> None:
+    shadowed = any(pattern.fullmatch(name) for name in names)
+    near = difflib.get_close_matches(pattern.pattern.replace("\\", ""), names, n=3)
+    reason = "is never used: earlier rules match all its leaves" if shadowed else "matches no leaf"
+    raise ValueError(
+        f"rule {pattern.pattern!r} {reason}. Rules are regular expressions for a whole path; "
+        f"{'close: ' if near else 'the paths are '}{near or names}."
+    )

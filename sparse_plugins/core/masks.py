@@ -1,0 +1,191 @@
+"""Masks at rest and in use: the only file that knows how they are stored and what marks a leaf as not pruned.
+
+In use a mask is an array of its parameter's shape, 1 = kept. At rest it is that array as uint8, or eight entries to a
+byte. Eight neighbours along one axis share a byte, so the packed array has the parameter's rank and all its other
+axes, unpacking is a shift and a compare that fuses into whatever reads it, and a sharding carries over. Which of the
+two a stored mask is follows from its shape alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from sparse_plugins.core.trees import PyTree, aligned
+
+__all__ = [
+    "NOT_PRUNED",
+    "apply_masks",
+    "is_pruned",
+    "map_pruned",
+    "pack",
+    "pack_masks",
+    "unpack",
+    "unpack_masks",
+]
+
+NOT_PRUNED = optax.MaskedNode()
+
+
+def is_pruned(node: Any) -> bool:
+    """Whether a node of a mask tree is a mask, not the marker of a leaf that stays dense.
+
+    Example:
+        >>> is_pruned(NOT_PRUNED), is_pruned(jnp.ones(3, jnp.uint8))
+        (False, True)
+    """
+    return node is not None and not isinstance(node, optax.MaskedNode)
+
+
+def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree, otherwise: Callable) -> PyTree:
+    """Maps over parameters and masks.
+
+    Args:
+        function: Called as `function(param, mask, *rest)` where the leaf is pruned.
+        params: Parameter tree.
+        masks: Mask tree (or any tree with markers) of the same structure.
+        *rest: Further trees of the same structure.
+        otherwise: Called as `otherwise(param, *rest)` where it is not.
+
+    Returns:
+        A tree with the structure of `params`.
+
+    Raises:
+        ValueError: If a tree has another structure.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    columns = [aligned(params, tree, what) for tree, what in zip((masks, *rest), _names(len(rest)), strict=True)]
+    mapped = [
+        function(param, mask, *others) if is_pruned(mask) else otherwise(param, *others)
+        for param, mask, *others in zip(leaves, *columns, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, mapped)
+
+
+def _names(others: int) -> list[str]:
+    return ["masks", *["the other tree"] * others]
+
+
+def pack(mask: jax.Array) -> jax.Array:
+    """Stores a mask as bits.
+
+    Args:
+        mask: Array of any shape, nonzero = kept.
+
+    Returns:
+        uint8 array of the same rank; bit j of the entry i along the packed axis is entry 8 i + j.
+
+    Example:
+        >>> pack(jnp.array([1, 0, 1, 1])).tolist()
+        [13]
+    """
+    mask = (mask != 0).astype(jnp.uint8)
+    if mask.ndim == 0:
+        return mask
+    axis = _packed_axis(mask.shape)
+    padding = [(0, -length % 8 if a == axis else 0) for a, length in enumerate(mask.shape)]
+    octets = jnp.pad(mask, padding).reshape(*mask.shape[:axis], -1, 8, *mask.shape[axis + 1 :])
+    return jnp.sum(octets << _bit(octets.ndim, axis + 1), axis=axis + 1, dtype=jnp.uint8)
+
+
+def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Reads a stored mask, packed or not.
+
+    Args:
+        stored: uint8 array as `pack` returns it, or of shape `shape`.
+        shape: Shape of the parameter.
+
+    Returns:
+        bool array of `shape`, True = kept.
+
+    Raises:
+        ValueError: If `stored` is no mask for that shape.
+
+    Example:
+        >>> unpack(jnp.array([13], jnp.uint8), (4,)).tolist()
+        [True, False, True, True]
+    """
+    if stored.shape == shape:
+        return stored != 0
+    if stored.shape != packed_shape(shape):
+        raise ValueError(
+            f"a mask of shape {stored.shape} does not belong to a parameter of shape {shape}: expected {shape}, or "
+            f"{packed_shape(shape)} packed. Masks of another model, or a parameter that changed shape after init?"
+        )
+    axis = _packed_axis(shape)
+    octets = jnp.expand_dims(stored, axis + 1)
+    bits = (octets >> _bit(octets.ndim, axis + 1)) & jnp.uint8(1)
+    return lax.slice_in_dim(bits.reshape(*shape[:axis], -1, *shape[axis + 1 :]), 0, shape[axis], axis=axis) != 0
+
+
+def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the packed mask of a parameter of `shape`."""
+    if not shape:
+        return shape
+    axis = _packed_axis(shape)
+    return (*shape[:axis], -(-shape[axis] // 8), *shape[axis + 1 :])
+
+
+def _packed_axis(shape: tuple[int, ...]) -> int:
+    """The axis that wastes least on padding; not the fastest-varying one if another does as well."""
+    waste = lambda axis: -(-shape[axis] // 8) * 8 / max(shape[axis], 1)  # noqa: E731
+    return min(range(len(shape)), key=lambda axis: (waste(axis), axis == len(shape) - 1, -axis))
+
+
+def _bit(ndim: int, axis: int) -> jax.Array:
+    return lax.broadcasted_iota(jnp.uint8, tuple(8 if a == axis else 1 for a in range(ndim)), axis)
+
+
+def pack_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """Packs every mask of a tree; markers stay."""
+    return map_pruned(lambda p, m: pack(unpack(m, p.shape)), params, masks, otherwise=lambda p: NOT_PRUNED)
+
+
+def unpack_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """Masks as arrays of the parameters' shapes.
+
+    Args:
+        params: Parameter tree (shapes are read only).
+        masks: Mask tree at rest, packed or not.
+
+    Returns:
+        uint8 masks, 1 = kept; `NOT_PRUNED` where a leaf stays dense.
+
+    Example:
+        >>> unpack_masks({"w": jnp.zeros(4)}, {"w": jnp.array([13], jnp.uint8)})["w"].tolist()
+        [1, 0, 1, 1]
+    """
+    read = lambda p, m: unpack(m, p.shape).astype(jnp.uint8)  # noqa: E731
+    return map_pruned(read, params, masks, otherwise=lambda p: NOT_PRUNED)
+
+
+def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+    """Parameters with every pruned entry exactly 0, whatever was there (NaN and infinities too).
+
+    The gradient passes straight through: growth and straight-through estimation need it at pruned entries.
+
+    Args:
+        params: Parameter tree.
+        masks: Mask tree, packed or not.
+
+    Returns:
+        Tree of the same structure, shapes and dtypes.
+
+    Example:
+        >>> apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([1, 0], jnp.uint8)})["w"].tolist()
+        [1.0, 0.0]
+    """
+    return map_pruned(lambda p, m: _zero_outside(p, unpack(m, p.shape)), params, masks, otherwise=lambda p: p)
+
+
+@jax.custom_jvp
+def _zero_outside(param: jax.Array, kept: jax.Array) -> jax.Array:
+    return jnp.where(kept, param, jnp.zeros((), param.dtype))
+
+
+@_zero_outside.defjvp
+def _straight_through(primals: tuple, tangents: tuple) -> tuple:
+    return _zero_outside(*primals), tangents[0]

@@ -1,0 +1,121 @@
+"""The state that an updater keeps beside the optimizer's, and how to find it again."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_plugins.core.masks import is_pruned, unpack
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+
+__all__ = ["SparseState", "check_state", "find_sparse_state", "holds_sparse_state", "map_sparse_states"]
+
+
+class SparseState(NamedTuple):
+    """Masks and everything needed to change them, around the state of the wrapped optimizer.
+
+    Invariants (checked by `check_state`): every mask belongs to its parameter's shape; a target exists exactly where
+    a mask does; pruned values are zero wherever the mask keeps.
+
+    Attributes:
+        masks: One uint8 mask per pruned parameter, packed eight to a byte or of the parameter's shape, 1 = kept;
+            `NOT_PRUNED` for parameters that stay dense. Read them with `unpack_masks`.
+        inner_state: State of the wrapped optimizer.
+        target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with.
+        count: int32[], calls of `update` so far; the schedule's step.
+        rng: uint32[2], the key all random scores of this run derive from.
+        pruned_values: Straight-through updaters: the dense value of every pruned weight, 0 where kept. Else ().
+    """
+
+    masks: PyTree
+    inner_state: Any = None
+    target_sparsities: PyTree = None
+    count: Any = None
+    rng: Any = None
+    pruned_values: PyTree = ()
+
+
+_NO_MASKS = (
+    "no SparseState in this optimizer state ({}): it holds no masks. Was it made by a dense optimizer, or restored "
+    "from a dense checkpoint? Build it with updater.wrap_optax(tx).init(params)."
+)
+
+
+def _is_sparse_state(node: Any) -> bool:
+    return isinstance(node, SparseState)
+
+
+def holds_sparse_state(opt_state: PyTree) -> bool:
+    """Whether there is a sparse state anywhere in an optimizer state."""
+    return any(map(_is_sparse_state, jax.tree.leaves(opt_state, is_leaf=_is_sparse_state)))
+
+
+def find_sparse_state(opt_state: PyTree) -> SparseState:
+    """The one sparse state inside an optimizer state, however deep it is nested.
+
+    Args:
+        opt_state: State of `wrap_optax`, or of `chain`, `MultiSteps`, `masked`, ... around it.
+
+    Returns:
+        The `SparseState`.
+
+    Raises:
+        ValueError: If there is none (a dense checkpoint?) or more than one.
+
+    Example:
+        >>> find_sparse_state(((), (SparseState(masks={}),))).masks
+        {}
+    """
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_sparse_state) if _is_sparse_state(node)]
+    if not found:
+        raise ValueError(_NO_MASKS.format(type(opt_state).__name__))
+    if len(found) > 1:
+        raise ValueError(
+            f"{len(found)} SparseStates in this optimizer state; say which one is meant by passing that state alone."
+        )
+    return found[0]
+
+
+def map_sparse_states(function: Callable[[SparseState], SparseState], opt_state: PyTree) -> PyTree:
+    """The optimizer state with `function` applied to each sparse state in it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not holds_sparse_state(opt_state):
+        raise ValueError(_NO_MASKS.format(type(opt_state).__name__))
+    apply = lambda node: function(node) if _is_sparse_state(node) else node  # noqa: E731
+    return jax.tree.map(apply, opt_state, is_leaf=_is_sparse_state)
+
+
+def check_state(params: PyTree, opt_state: PyTree) -> None:
+    """Checks the invariants of a concrete sparse state, for example after a restore.
+
+    Args:
+        params: The parameters it belongs to.
+        opt_state: Optimizer state that holds it.
+
+    Raises:
+        ValueError: At the first parameter whose mask, target or pruned values do not fit.
+
+    Example:
+        >>> check_state({"w": jnp.ones(4)}, SparseState({"w": jnp.ones(4, jnp.uint8)}, (), {"w": 0.0}, 0))
+    """
+    state = find_sparse_state(opt_state)
+    masks = aligned(params, state.masks, "masks")
+    targets = aligned(params, state.target_sparsities, "target sparsities")
+    for name, param, mask, target in zip(leaf_names(params), jax.tree.leaves(params), masks, targets, strict=True):
+        if is_pruned(mask) != is_pruned(target):
+            raise ValueError(f"{name!r} has a {'mask' if is_pruned(mask) else 'target'} but not both mask and target.")
+        if is_pruned(mask):
+            try:
+                unpack(mask, np.shape(param))
+            except ValueError as error:
+                raise ValueError(f"{name!r}: {error}") from None
+    if state.pruned_values != ():
+        values = aligned(params, state.pruned_values, "pruned values")
+        for name, param, mask, value in zip(leaf_names(params), jax.tree.leaves(params), masks, values, strict=True):
+            if is_pruned(mask) and bool(jnp.any(jnp.where(unpack(mask, param.shape), value, 0) != 0)):
+                raise ValueError(f"{name!r} has pruned values under entries that its mask keeps.")

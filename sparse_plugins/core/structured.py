@@ -1,0 +1,179 @@
+"""From scores, a structure and a count to an exact mask, for one array.
+
+The units of a structure (entries, blocks, channels; for N:M the entries of each group) are scored, ranked as
+integers, and spread back over the array.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparse_plugins.core.counts import Fraction, keep_count
+from sparse_plugins.core.structures import Block, Channel, NByM, Structure
+from sparse_plugins.core.topk import exact_topk, order_keys
+
+__all__ = ["create_mask", "kept_units", "rank_active_first", "regrow_mask"]
+
+Count = int | jax.Array
+
+
+def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> jax.Array:
+    """The mask that keeps the best-scored units of one array.
+
+    Args:
+        scores: Real array; higher is kept.
+        structure: What competes with what.
+        sparsity: Fraction of zeros in [0, 1].
+
+    Returns:
+        uint8 mask of the shape of `scores`, 1 = kept. Exactly `kept_units` units are kept; ties go to the lower
+        index, NaN loses.
+
+    Raises:
+        ValueError: If the structure does not fit the shape.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> create_mask(jnp.array([[1.0, 4.0], [3.0, 2.0]]), Unstructured(), 0.5).tolist()
+        [[0, 1], [1, 0]]
+    """
+    structure.check(scores.shape, "scores")
+    best = _best_units(_pool(scores, structure), structure, kept_units(structure, scores.shape, sparsity))
+    return _spread(best, structure, scores.shape)
+
+
+def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction) -> Count:
+    """How many units a sparsity keeps: of all entries, blocks or channels; for N:M, of each group, n at least.
+
+    Example:
+        >>> kept_units(NByM(2, 4), (8, 8), 0.25), kept_units(NByM(2, 4), (8, 8), 0.9)
+        (3, 2)
+    """
+    if not isinstance(structure, NByM):
+        return keep_count(structure.units(shape), sparsity)
+    kept = keep_count(structure.m, sparsity)
+    return max(kept, structure.n) if isinstance(kept, int) else jnp.maximum(kept, structure.n)
+
+
+def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure) -> jax.Array:
+    """Scores in which pruned entries come behind all active ones, NaN included.
+
+    Args:
+        scores: Real array; higher is kept.
+        active: bool of the same shape, True where an entry is in use.
+        structure: Blocks and channels are pooled later and only need a zero; entries get an integer rank.
+
+    Returns:
+        Array of the same shape, ordered like `scores` where active.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> rank_active_first(jnp.array([jnp.nan, 5.0]), jnp.array([True, False]), Unstructured()).tolist()
+        [1, 0]
+    """
+    if isinstance(structure, (Block, Channel)):
+        return jnp.where(active, scores, jnp.zeros((), scores.dtype))
+    return _ranks(scores, active)
+
+
+def regrow_mask(
+    mask: jax.Array,
+    drop_scores: jax.Array,
+    grow_scores: jax.Array,
+    structure: Structure,
+    kept: Count,
+    survivors: Count,
+) -> jax.Array:
+    """Drops the weakest active units and grows the most promising others; the number kept stays the same.
+
+    Args:
+        mask: bool of the parameter's shape, `kept` units active.
+        drop_scores: Real array; the lowest active units are dropped.
+        grow_scores: Real array; the highest of all units that did not survive are grown.
+        structure: What the units are.
+        kept: Units active before and after.
+        survivors: Units that are not dropped, at most `kept`.
+
+    Returns:
+        uint8 mask of the parameter's shape.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> mask, drop, grow = jnp.array([True, True, False]), jnp.array([1.0, 2.0, 0.0]), jnp.array([0.0, 0.0, 9.0])
+        >>> regrow_mask(mask, drop, grow, Unstructured(), kept=2, survivors=1).tolist()
+        [0, 1, 1]
+    """
+    active = _pool(mask.astype(jnp.float32), structure) > 0
+    alive = _best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0
+    grown = _best_units(_ranks(_pool(grow_scores, structure), ~alive), structure, kept - survivors) != 0
+    return _spread((alive | grown).astype(jnp.uint8), structure, mask.shape)
+
+
+def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:
+    keys = order_keys(scores)
+    return jnp.where(active, jnp.maximum(keys, 1), keys.dtype.type(0))
+
+
+def _best_units(units: jax.Array, structure: Structure, kept: Count) -> jax.Array:
+    return _best_of_groups(units, structure, kept) if isinstance(structure, NByM) else exact_topk([units], kept)[0]
+
+
+def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Array:
+    """An entry stays if fewer than `kept` of its group beat it: m comparisons, no sort."""
+    m, axis = structure.m, structure.axis % scores.ndim
+    length = scores.shape[axis]
+    # A short last group is filled with the lowest key in the last places, which beats nothing.
+    keys = jnp.pad(order_keys(scores), [(0, -length % m if a == axis else 0) for a in range(scores.ndim)])
+    groups = keys.reshape(*keys.shape[:axis], -(-length // m), m, *keys.shape[axis + 1 :])
+    place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
+    beaten_by = jnp.zeros(groups.shape, jnp.uint8 if m < 256 else jnp.int32)
+    for j in range(m):
+        rival = lax.slice_in_dim(groups, j, j + 1, axis=axis + 1)
+        beats = (rival > groups) | ((rival == groups) & (j < place))
+        beaten_by += beats.astype(beaten_by.dtype)
+    mask = (beaten_by < kept).astype(jnp.uint8).reshape(keys.shape)
+    return lax.slice_in_dim(mask, 0, length, axis=axis)
+
+
+def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
+    """Scores of the units, float32 where several entries make one."""
+    if isinstance(structure, Channel):
+        return jnp.sum(scores, axis=_other_axes(structure, scores.ndim), dtype=jnp.float32)
+    if not isinstance(structure, Block):
+        return scores
+    split, pooled_axes = _block_grid(structure, scores.shape)
+    padding = [(0, grid * block - length) for grid, block, length in zip(*split, scores.shape, strict=True)]
+
+    def blocks_of(values: jax.Array, filler: float) -> jax.Array:
+        padded = jnp.pad(values.astype(jnp.float32), padding, constant_values=filler)
+        return padded.reshape([part for pair in zip(*split, strict=True) for part in pair])
+
+    if structure.use_avg_pooling:
+        entries = jnp.sum(blocks_of(jnp.ones(scores.shape), 0.0), axis=pooled_axes)
+        return jnp.sum(blocks_of(scores, 0.0), axis=pooled_axes) / entries
+    return jnp.max(blocks_of(scores, -math.inf), axis=pooled_axes)
+
+
+def _spread(units: jax.Array, structure: Structure, shape: tuple[int, ...]) -> jax.Array:
+    """The array of `shape` whose entries carry the value of their unit."""
+    if isinstance(structure, Channel):
+        return jnp.broadcast_to(jnp.expand_dims(units, _other_axes(structure, len(shape))), shape)
+    if not isinstance(structure, Block):
+        return units
+    (grid, block), pooled_axes = _block_grid(structure, shape)
+    both = [part for pair in zip(grid, block, strict=True) for part in pair]
+    whole = [g * b for g, b in zip(grid, block, strict=True)]
+    return jnp.broadcast_to(jnp.expand_dims(units, pooled_axes), both).reshape(whole)[tuple(map(slice, shape))]
+
+
+def _other_axes(structure: Channel, ndim: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(ndim) if axis != structure.axis % ndim)
+
+
+def _block_grid(structure: Block, shape: tuple[int, ...]) -> tuple[tuple[list[int], list[int]], tuple[int, ...]]:
+    """Blocks along each axis, entries of a block along each axis, and the axes that entries get when split."""
+    block = [1] * (len(shape) - len(structure.block_shape)) + list(structure.block_shape)
+    grid = [-(-length // own) for length, own in zip(shape, block, strict=True)]
+    return (grid, block), tuple(range(1, 2 * len(shape), 2))

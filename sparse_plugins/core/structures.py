@@ -1,0 +1,160 @@
+"""Shapes of sparsity: what is kept or pruned together.
+
+A structure is pure data. It says which entries of an array compete with each other and is checked when built;
+`sparse_plugins.core.structured` turns scores into a mask of that structure.
+"""
+
+import dataclasses
+import math
+
+__all__ = ["Block", "Channel", "NByM", "Structure", "Unstructured"]
+
+
+def _integer(name: str, value: object, lowest: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; give an int.")
+    if lowest is not None and value < lowest:
+        raise ValueError(f"{name} is {value}; the smallest allowed value is {lowest}.")
+
+
+def _axis_of(shape: tuple[int, ...], axis: int, owner: object, where: str) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"{owner} needs axis {axis}, which {where} of shape {shape} does not have; "
+            "choose another axis or leave that layer dense with a rule."
+        )
+    return axis % len(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstructured:
+    """Every entry of an array competes with every other.
+
+    Example:
+        >>> Unstructured().units((4, 5))
+        20
+    """
+
+    def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
+        """Accepts any shape."""
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of entries ranked in an array of `shape`."""
+        return math.prod(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class NByM:
+    """At most `n` of every `m` consecutive entries along one axis are kept.
+
+    A sparsity below `1 - n / m` (a gradual schedule on its way) keeps proportionally more of each group, so the
+    pattern grows from m:m to n:m. A short last group of r entries keeps at most n of them.
+
+    Attributes:
+        n: Entries kept in a group, at least 1 and at most `m`.
+        m: Group length, at least 1.
+        axis: Axis along which the groups lie. The default is the reduction axis of Flax and Haiku kernels
+            (`[in, out]`, `[height, width, in, out]`), which is what sparse matrix units accept.
+
+    Raises:
+        ValueError: If n > m or either is below 1.
+
+    Example:
+        >>> NByM(2, 4).units((8, 3))
+        6
+
+    Source: Mishra et al., Accelerating Sparse Deep Neural Networks (2021).
+    """
+
+    n: int
+    m: int
+    axis: int = -2
+
+    def __post_init__(self) -> None:
+        _integer("NByM.n", self.n, 1)
+        _integer("NByM.m", self.m, 1)
+        _integer("NByM.axis", self.axis)
+        if self.n > self.m:
+            raise ValueError(f"NByM keeps n={self.n} of m={self.m}; n must not exceed m. Did you swap them?")
+
+    def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
+        """Raises ValueError if `shape` lacks the axis."""
+        _axis_of(shape, self.axis, self, where)
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of groups in an array of `shape`."""
+        length = shape[self.axis]
+        return math.prod(shape) // length * -(-length // self.m) if length else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Rectangular blocks over the last axes are kept or pruned as one.
+
+    The last block of an axis may be smaller when the length does not divide. Leading axes count as more blocks.
+
+    Attributes:
+        block_shape: Block length along each of the last `len(block_shape)` axes.
+        use_avg_pooling: True scores a block by the mean of its entries, False by their maximum.
+
+    Raises:
+        TypeError: If block_shape is not a sequence of ints.
+        ValueError: If block_shape is empty or has an entry below 1.
+
+    Example:
+        >>> Block((4, 4)).units((8, 10))
+        6
+    """
+
+    block_shape: tuple[int, ...]
+    use_avg_pooling: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.block_shape, (tuple, list)) or not self.block_shape:
+            raise TypeError(f"Block.block_shape is {self.block_shape!r}; give ints such as (4, 4).")
+        object.__setattr__(self, "block_shape", tuple(self.block_shape))
+        for length in self.block_shape:
+            _integer("Block.block_shape entry", length, 1)
+
+    def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
+        """Raises ValueError if a block is larger than an array of `shape`."""
+        own = shape[-len(self.block_shape) :]
+        if len(shape) < len(self.block_shape) or any(b > d for b, d in zip(self.block_shape, own, strict=True) if d):
+            raise ValueError(
+                f"{self} is larger than {where} of shape {shape}; "
+                "choose a smaller block or leave that layer dense with a rule."
+            )
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of blocks in an array of `shape`."""
+        lead, own = shape[: -len(self.block_shape)], shape[-len(self.block_shape) :]
+        return math.prod(lead) * math.prod(-(-d // b) for d, b in zip(own, self.block_shape, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """Whole slices along one axis are kept or pruned, ranked by the sum of their scores.
+
+    Attributes:
+        axis: Axis whose slices are the channels; -1 is the output axis of Flax and Haiku kernels.
+
+    Example:
+        >>> Channel().units((3, 3, 16, 32))
+        32
+    """
+
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        _integer("Channel.axis", self.axis)
+
+    def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
+        """Raises ValueError if `shape` lacks the axis."""
+        _axis_of(shape, self.axis, self, where)
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of channels in an array of `shape`."""
+        return shape[self.axis]
+
+
+Structure = Unstructured | NByM | Block | Channel

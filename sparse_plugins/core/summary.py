@@ -1,0 +1,150 @@
+"""What a model's sparsity is, how two masks compare, and what a run is going to do."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.masks import is_pruned
+from sparse_plugins.core.structured import kept_units
+from sparse_plugins.core.structures import NByM
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+
+__all__ = ["describe_plan", "summarize_intersection", "summarize_sparsity"]
+
+
+def summarize_sparsity(
+    params: PyTree, only_total_sparsity: bool = False, *, masks: PyTree | None = None
+) -> dict[str, jax.Array]:
+    """Fraction of zeros, per leaf and in total.
+
+    Totals count the leaves that can be pruned: those with a mask if masks are given, else those with two or more
+    axes. Biases that happen to be zero do not make a dense model look sparse.
+
+    Args:
+        params: Parameters in use (`updater.pre_forward_update(params, state)`), or a tree of masks.
+        only_total_sparsity: Leave out the single leaves.
+        masks: Mask tree, packed or not, that says which leaves count.
+
+    Returns:
+        float32[] by path, and '_total_sparsity', '_nparams' (entries that can be pruned), '_nparams_nnz' (of these
+        not zero).
+
+    Example:
+        >>> summary = summarize_sparsity({"w": jnp.array([[0.0, 2.0]]), "b": jnp.zeros(2)})
+        >>> float(summary["_total_sparsity"]), float(summary["b"])
+        (0.5, 1.0)
+    """
+    leaves = jax.tree.leaves(params)
+    counted = (
+        [leaf.ndim > 1 for leaf in leaves]
+        if masks is None
+        else [is_pruned(mask) for mask in aligned(params, masks, "masks")]
+    )
+    # Counted as integers; floats only for the ratio, which no model is too large for.
+    nonzero = [jnp.count_nonzero(leaf) for leaf in leaves]
+    summary = {}
+    if not only_total_sparsity:
+        for name, leaf, count in zip(leaf_names(params), leaves, nonzero, strict=True):
+            summary[name] = 1.0 - count.astype(jnp.float32) / max(leaf.size, 1)
+    total = sum(leaf.size for leaf, is_counted in zip(leaves, counted, strict=True) if is_counted)
+    kept = sum((count.astype(jnp.float32) for count, is_in in zip(nonzero, counted, strict=True) if is_in), 0.0)
+    summary["_total_sparsity"] = jnp.float32(1.0 - kept / max(total, 1)) if total else jnp.float32(0.0)
+    summary["_nparams"] = jnp.float32(total)
+    summary["_nparams_nnz"] = jnp.float32(kept)
+    return summary
+
+
+def summarize_intersection(
+    masks: PyTree, other_masks: PyTree, only_total_intersection: bool = False
+) -> dict[str, jax.Array]:
+    """How much of one mask another shares: kept by both / kept by the first.
+
+    Args:
+        masks: Mask tree, packed or not.
+        other_masks: Mask tree of the same structure and format.
+        only_total_intersection: Leave out the single leaves.
+
+    Returns:
+        float32[] by path, and '_total_intersection'.
+
+    Raises:
+        ValueError: If the trees have different structures or formats.
+
+    Example:
+        >>> a, b = {"w": jnp.array([1, 1, 0], jnp.uint8)}, {"w": jnp.array([0, 1, 1], jnp.uint8)}
+        >>> float(summarize_intersection(a, b)["_total_intersection"])
+        0.5
+    """
+    pairs = list(
+        zip(leaf_names(masks), jax.tree.leaves(masks), aligned(masks, other_masks, "other masks"), strict=True)
+    )
+    summary, shared, kept = {}, [], []
+    for name, one, other in pairs:
+        if not is_pruned(other) or one.shape != other.shape:
+            raise ValueError(f"masks of {name!r} differ in format or shape: {one.shape} and {jnp.shape(other)}.")
+        shared.append(_bits(one & other))
+        kept.append(_bits(one))
+        if not only_total_intersection:
+            summary[name] = shared[-1] / jnp.maximum(kept[-1], 1.0)
+    summary["_total_intersection"] = jnp.float32(sum(shared) / jnp.maximum(sum(kept), 1.0))
+    return summary
+
+
+def _bits(mask: jax.Array) -> jax.Array:
+    """float32[], number of ones; packed and plain masks alike, since padding bits are zero."""
+    return jnp.sum(jax.lax.population_count(mask), dtype=jnp.int32).astype(jnp.float32)
+
+
+def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
+    """What a run is going to do, to print before it starts.
+
+    Args:
+        updater: The updater.
+        params: Parameter tree; shapes are read only.
+
+    Returns:
+        Text: the steps at which masks change, in the schedule's unit, and per layer its shape, target sparsity and
+        number of entries kept.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = core.MagnitudePruning(
+        ...     sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75),
+        ...     scheduler=core.OneShotSchedule(target_step=10, step_unit="round"))
+        >>> print(describe_plan(updater, {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}))
+        MagnitudePruning: masks change once, at round 10
+        layer  shape   target sparsity  kept
+        b      (4,)    dense            4 of 4
+        w      (4, 4)  0.75             4 of 16
+        prunable: 4 of 16 kept (sparsity 0.75)
+    """
+    leaves, names = jax.tree.leaves(params), leaf_names(params)
+    targets = aligned(params, updater.target_sparsities(params), "target sparsities")
+    rows = [("layer", "shape", "target sparsity", "kept")]
+    kept_in_all = size_in_all = 0
+    for name, leaf, target in zip(names, leaves, targets, strict=True):
+        size = math.prod(leaf.shape)
+        if is_pruned(target):
+            kept = _planned_entries(updater, tuple(leaf.shape), target)
+            kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
+            rows.append((name, str(tuple(leaf.shape)), f"{target:.4g}", f"{kept} of {size}"))
+        else:
+            rows.append((name, str(tuple(leaf.shape)), "dense", f"{size} of {size}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    sparsity = 1 - kept_in_all / max(size_in_all, 1)
+    total = f"prunable: {kept_in_all} of {size_in_all} kept (sparsity {sparsity:.4g})"
+    return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total])
+
+
+def _planned_entries(updater: BaseUpdater, shape: tuple[int, ...], target: float) -> int:
+    structure = updater.sparsity_type
+    kept = int(kept_units(structure, shape, target))
+    if isinstance(structure, NByM):
+        length = shape[structure.axis]
+        of_axis = length // structure.m * kept + min(length % structure.m, kept)
+        return math.prod(shape) // max(length, 1) * of_axis
+    return round(kept * math.prod(shape) / max(structure.units(shape), 1))

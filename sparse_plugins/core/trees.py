@@ -1,0 +1,61 @@
+"""Parameter trees: names of leaves, and other trees laid beside them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["aligned", "leaf_names", "prunable_dtype"]
+
+PyTree = Any
+
+
+def leaf_names(params: PyTree) -> list[str]:
+    """Path of every leaf, in the order of `jax.tree.leaves`.
+
+    Args:
+        params: Any pytree.
+
+    Returns:
+        Names such as 'encoder/dense/kernel' or 'layers/0/w'; a bare array is ''.
+
+    Example:
+        >>> leaf_names({"dense": {"kernel": 1.0, "bias": 2.0}, "scales": (3.0,)})
+        ['dense/bias', 'dense/kernel', 'scales/0']
+    """
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
+    """The nodes of `tree` that stand where `params` has its leaves.
+
+    Args:
+        params: The tree that gives the structure.
+        tree: A tree of the same structure; in place of a leaf it may hold any node.
+        what: What `tree` is, for the message.
+
+    Returns:
+        One node per leaf of `params`, in order.
+
+    Raises:
+        ValueError: If the structures differ.
+
+    Example:
+        >>> aligned({"a": 1, "b": 2}, {"a": (3, 4), "b": None}, "masks")
+        [(3, 4), None]
+    """
+    try:
+        treedef: Any = jax.tree.structure(params)
+        return treedef.flatten_up_to(tree)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{what} and the parameters have different tree structures: parameters have the leaves "
+            f"{leaf_names(params)}, {what} {leaf_names(tree)}. If the model changed, call init again on the new "
+            "parameters; if this is a restored checkpoint, restore the one that belongs to this model."
+        ) from error
+
+
+def prunable_dtype(leaf: Any) -> bool:
+    """Whether a leaf is a real floating-point array."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
