@@ -23,6 +23,9 @@ from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 __all__ = ["BaseUpdater"]
 
 
+_SPARSE_ALREADY = "the optimizer to wrap is sparse already: wrap the dense one, once, with one updater."
+
+
 @dataclasses.dataclass(eq=False)
 class BaseUpdater:
     """Keeps masks beside an optimizer and confines its parameters to them.
@@ -212,12 +215,14 @@ class BaseUpdater:
                 f"wrap_optax got {inner!r}; give an optax transformation such as optax.adam(1e-3). For a "
                 "fedjax.Optimizer use sparse_plugins.fed.sparse_server_optimizer."
             )
+        if getattr(inner.init, "__qualname__", "").startswith(f"{BaseUpdater.__name__}."):
+            raise TypeError(_SPARSE_ALREADY)
         inner = optax.with_extra_args_support(inner)
 
         def init(params: PyTree) -> SparseState:
             inner_state = inner.init(params)
             if holds_sparse_state(inner_state):
-                raise TypeError("wrap_optax got an optimizer that is sparse already; wrap it once, with one updater.")
+                raise TypeError(_SPARSE_ALREADY)
             return self.init_state(params)._replace(inner_state=inner_state)
 
         def update(
@@ -231,13 +236,14 @@ class BaseUpdater:
                 fresh = lambda: self._refreshed(state, params, updates, **extra).masks  # noqa: E731
                 masks = fresh_if(due, fresh, masks)
             latent = self._latent_params(params, state)
+            in_force = self._in_force(params, masks)
             if self.is_sparse_gradients:
-                updates = apply_masks(updates, masks)
-            inner_state = self._inner_state(inner, state.inner_state, latent, masks)
+                updates = apply_masks(updates, in_force)
+            inner_state = self._inner_state(inner, state.inner_state, latent, in_force)
             updates, inner_state = inner.update(updates, inner_state, latent, **extra)
             if self.skip_gradients and due is not False:
                 updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
-            updates, pruned_values = self._land(updates, params, latent, state, masks)
+            updates, pruned_values = self._land(updates, params, latent, state, in_force)
             count = optax.safe_increment(state.count)
             return updates, state._replace(
                 masks=masks, inner_state=inner_state, count=count, pruned_values=pruned_values
@@ -257,7 +263,6 @@ class BaseUpdater:
         Returns:
             The optimizer state with new masks.
         """
-
         return map_sparse_states(lambda state: self._refreshed(state, params, grads, **kwargs), opt_state)
 
     def instant_sparsify(self, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> tuple[PyTree, PyTree]:
@@ -299,7 +304,19 @@ class BaseUpdater:
 
     def _refreshed(self, state: SparseState, params: PyTree, grads: PyTree | None, **kwargs: Any) -> SparseState:
         _check_update(grads, state, params)
+        self._check_plan(state, params)
         return self.update_state(state, self._latent_params(params, state), grads, **kwargs)
+
+    def _check_plan(self, state: SparseState, params: PyTree) -> None:
+        targets = aligned(params, self.target_sparsities(params), "target sparsities")
+        masks = aligned(params, state.masks, "masks")
+        for name, target, mask in zip(leaf_names(params), targets, masks, strict=True):
+            if is_pruned(target) != is_pruned(mask):
+                raise ValueError(
+                    f"this updater {'prunes' if is_pruned(target) else 'does not prune'} {name!r} but the state "
+                    f"{'has a' if is_pruned(mask) else 'has no'} mask for it. Use the updater that made the state; "
+                    "inside optax.masked or multi_transform, which hide parameters, use refresh_in_graph=True."
+                )
 
     # Seams between the update above and families of algorithms.
 
@@ -321,6 +338,12 @@ class BaseUpdater:
             return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))
 
         return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u), state.pruned_values
+
+    def _in_force(self, params: PyTree, masks: PyTree) -> PyTree:
+        """The masks that act: a layer of target 0 is left to the optimizer alone, bit for bit."""
+        acting = lambda p, mask, target: mask if target else NOT_PRUNED  # noqa: E731
+        targets = self.target_sparsities(params)
+        return map_pruned(acting, params, masks, targets, otherwise=lambda p, target: NOT_PRUNED)
 
     def _sparsities(self, params: PyTree, state: SparseState) -> PyTree:
         """Sparsity of every leaf at the state's step, exact where the schedule allows."""

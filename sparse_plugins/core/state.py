@@ -117,5 +117,5 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
     if state.pruned_values != ():
         values = aligned(params, state.pruned_values, "pruned values")
         for name, param, mask, value in zip(leaf_names(params), jax.tree.leaves(params), masks, values, strict=True):
-            if is_pruned(mask) and bool(jnp.any(jnp.where(unpack(mask, param.shape), value, 0) != 0)):
+            if is_pruned(value) and bool(jnp.any(jnp.where(unpack(mask, param.shape), value, 0) != 0)):
                 raise ValueError(f"{name!r} has pruned values under entries that its mask keeps.")

@@ -130,4 +130,4 @@ class RandomPruning(BaseUpdater):
         """Random integers of the run's key and step."""
         if sparse_state is None:
             return random_scores(params, key_words(self.rng_seed), 0)
-        return random_scores(params, sparse_state.rng, sparse_state.count)
+        return random_scores(params, sparse_state.rng, sparse_state.count + 1)

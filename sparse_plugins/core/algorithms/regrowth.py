@@ -94,7 +94,8 @@ class SET(StaticRandomSparse):
 
     def grow_scores(self, params: PyTree, sparse_state: SparseState, grads: PyTree) -> PyTree:
         """Scores by which weights are grown: random."""
-        return random_scores(params, sparse_state.rng, sparse_state.count)
+        # Draw 0 made the initial mask; growing by the same scores would undo every drop.
+        return random_scores(params, sparse_state.rng, sparse_state.count + 1)
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Drops the smallest active weights and grows as many others."""

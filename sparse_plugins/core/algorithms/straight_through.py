@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, RandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
+from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
@@ -40,8 +41,9 @@ class SteMixin(BaseUpdater):
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state, holding the dense values of initially pruned weights."""
         state = super().init_state(params)
+        masks = self._in_force(params, state.masks)
         hidden = lambda p, m: jnp.where(unpack(m, p.shape), jnp.zeros((), p.dtype), p)  # noqa: E731
-        return state._replace(pruned_values=map_pruned(hidden, params, state.masks, otherwise=lambda p: NOT_PRUNED))
+        return state._replace(pruned_values=map_pruned(hidden, params, masks, otherwise=lambda p: NOT_PRUNED))
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Masks of the first step, if the schedule starts there; else everything kept."""
@@ -57,16 +59,16 @@ class SteMixin(BaseUpdater):
 
     def describe_schedule(self) -> str:
         """The schedule, in words."""
-        unit = self.scheduler.step_unit
-        if not len(self.scheduler.refresh_steps()):
-            return f"masks follow the weights at every {unit}"
-        return f"{self.scheduler.describe()}; from then on masks keep following the weights"
+        if type(self.scheduler) is NoUpdateSchedule:
+            return f"masks follow the weights at every {self.scheduler.step_unit}"
+        return f"{super().describe_schedule()}, and go on following the weights"
 
     def _latent_params(self, params: PyTree, state: SparseState) -> PyTree:
         def dense(param: jax.Array, mask: jax.Array, hidden: jax.Array) -> jax.Array:
             return jnp.where(unpack(mask, param.shape), param, hidden)
 
-        return map_pruned(dense, params, state.masks, state.pruned_values, otherwise=lambda p, _: p)
+        masks = self._in_force(params, state.masks)
+        return map_pruned(dense, params, masks, state.pruned_values, otherwise=lambda p, _: p)
 
     def _land(
         self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree

@@ -1,0 +1,172 @@
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.testing as npt
+import optax
+import pytest
+
+from sparse_plugins import core, fed
+
+fedjax = fed.import_fedjax()
+algorithms = fedjax.algorithms
+
+SPARSITY = 0.75
+END_ROUND = 3
+ROUNDS = 5
+TRAIN = fedjax.ShuffleRepeatBatchHParams(batch_size=8, num_epochs=1, seed=0)
+EVALUATE = fedjax.PaddedBatchHParams(batch_size=8)
+
+
+def clients_of_a_round(num_round: int) -> list:
+    """Four clients in two groups, which label the same features differently."""
+    clients = []
+    for number in range(4):
+        x = np.random.default_rng(number).normal(size=(16, 8)).astype(np.float32)
+        y = (x @ np.random.default_rng(100 + number % 2).normal(size=(8, 4))).argmax(axis=1)
+        data = fedjax.ClientDataset({"x": x, "y": y, "domain_id": np.full(16, number % 2)})
+        clients.append((number, data, jax.random.fold_in(jax.random.PRNGKey(num_round), number)))
+    return clients
+
+
+def classify(batch: dict) -> jax.Array:
+    return hk.nets.MLP([8, 4], activation=jnp.tanh)(batch["x"])
+
+
+MODEL = fedjax.create_model_from_haiku(
+    transformed_forward_pass=hk.transform(classify),
+    sample_batch={"x": np.zeros((1, 8), np.float32)},
+    train_loss=lambda batch, logits: optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]),
+)
+GRADIENT = fedjax.model_grad(MODEL)
+LOSS = fedjax.model_per_example_loss(MODEL)
+CLIENT = fedjax.optimizers.sgd(0.1)
+
+# FedJAX's own algorithms, each from a server optimizer alone.
+ALGORITHMS = {
+    "fed_avg": lambda server: algorithms.fed_avg.federated_averaging(GRADIENT, CLIENT, server, TRAIN),
+    "fed_prox": lambda server: algorithms.fed_prox.fed_prox(LOSS, CLIENT, server, TRAIN, 0.1),
+    "agnostic_fed_avg": lambda server: algorithms.agnostic_fed_avg.agnostic_federated_averaging(
+        LOSS, CLIENT, server, TRAIN, EVALUATE, [0.5, 0.5], 0.1
+    ),
+    "hyp_cluster": lambda server: algorithms.hyp_cluster.hyp_cluster(LOSS, CLIENT, server, EVALUATE, TRAIN),
+    "apfl": lambda server: algorithms.apfl.adaptive_personalized_federated_learning(
+        GRADIENT, CLIENT, server, TRAIN, 0.5
+    ),
+}
+
+
+def run(algorithm: str, server, rounds: int = ROUNDS) -> list[list]:
+    """The parameter trees that the server broadcasts after each round: one, or one for each cluster."""
+    federated = ALGORITHMS[algorithm](server)
+    initial = MODEL.init(jax.random.PRNGKey(0))
+    clusters = [initial, MODEL.init(jax.random.PRNGKey(1))]
+    state = federated.init(clusters if algorithm == "hyp_cluster" else initial)
+    broadcasts = []
+    for num_round in range(rounds):
+        state, _ = federated.apply(state, clients_of_a_round(num_round))
+        broadcasts.append(state.cluster_params if algorithm == "hyp_cluster" else [state.params])
+    return broadcasts
+
+
+def updater_of(algorithm: str, sparsity: float = SPARSITY) -> core.BaseUpdater:
+    return core.create_updater_from_config(
+        algorithm=algorithm,
+        sparsity=sparsity,
+        dist_type="uniform",
+        update_freq=1,
+        update_start_step=1,
+        update_end_step=END_ROUND,
+    )
+
+
+def num_kept(params) -> dict[str, int]:
+    return {name: int(jnp.count_nonzero(layer["w"])) for name, layer in params.items()}
+
+
+KEPT = {"mlp/~/linear_0": 16, "mlp/~/linear_1": 8}  # a quarter of 8 × 8 and of 8 × 4
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")  # of the loss evaluator that hyp_cluster uses
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_fedjax_algorithms_end_at_the_exact_count(algorithm):
+    server = fed.sparse_server_optimizer(optax.adam(0.01), updater_of("magnitude"))
+    assert [num_kept(params) for params in run(algorithm, server)[-1]] == [KEPT] * (1 + (algorithm == "hyp_cluster"))
+
+
+@pytest.mark.parametrize("name", core.all_algorithm_names())
+def test_every_updater_broadcasts_sparse_parameters_from_the_end_of_its_schedule_on(name):
+    server = fed.sparse_server_optimizer(optax.adam(0.01), updater_of(name))
+    broadcasts = [params for (params,) in run("fed_avg", server)][END_ROUND:]
+    if name == "no_prune":
+        expected = {"mlp/~/linear_0": 64, "mlp/~/linear_1": 32}
+        assert [num_kept(params) for params in broadcasts] == [expected] * len(broadcasts)
+    elif name.startswith("global"):
+        assert [sum(num_kept(params).values()) for params in broadcasts] == [24] * len(broadcasts)
+    else:
+        assert [num_kept(params) for params in broadcasts] == [KEPT] * len(broadcasts)
+
+
+@pytest.mark.parametrize(
+    ("updater", "dense"),
+    [
+        (core.NoPruning(), optax.adam(0.01)),
+        # A rate that is no power of two rounds in another place where XLA fuses product and sum.
+        (updater_of("magnitude", sparsity=0.0), optax.sgd(0.5)),
+    ],
+)
+def test_without_sparsity_it_is_federated_averaging_bit_for_bit(updater, dense):
+    expected = run("fed_avg", fedjax.optimizers.create_optimizer_from_optax(dense), rounds=3)
+    sparse = run("fed_avg", fed.sparse_server_optimizer(dense, updater), rounds=3)
+    jax.tree.map(npt.assert_array_equal, sparse, expected)
+
+
+def test_a_fedjax_optimizer_serves_as_well_as_the_transformation_in_it():
+    servers = [
+        fed.sparse_server_optimizer(dense, updater_of("magnitude"))
+        for dense in (optax.adam(0.01, eps=1e-4), fedjax.optimizers.adam(0.01, eps=1e-4))
+    ]
+    jax.tree.map(npt.assert_array_equal, *(run("fed_avg", server, rounds=3) for server in servers))
+
+
+@pytest.mark.parametrize("updater_class", [core.SET, core.RigL])
+def test_the_delta_of_a_round_that_changes_masks_is_applied(updater_class):
+    updater = updater_class(
+        sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
+        scheduler=core.PeriodicSchedule(update_freq=1, update_start_step=1),
+    )
+    assert updater.skip_gradients
+    server = fed.sparse_server_optimizer(optax.sgd(1.0), updater)
+    params = {"w": jax.random.normal(jax.random.PRNGKey(0), (8, 8))}
+    delta = {"w": jax.random.normal(jax.random.PRNGKey(1), (8, 8))}
+    state, before = server.apply(delta, server.init(params), params)
+    _, after = server.apply(delta, state, before)
+    was_kept, is_kept = before["w"] != 0, after["w"] != 0
+    assert (was_kept != is_kept).any()
+    survivors = was_kept & is_kept
+    npt.assert_array_equal(after["w"][survivors], (before["w"] - delta["w"])[survivors])
+
+
+SGD, MAGNITUDE = optax.sgd(0.1), core.MagnitudePruning()
+FROZEN = fedjax.optimizers.ignore_grads_haiku(CLIENT, [("linear", "w")])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "updater", "message"),
+    [
+        (SGD, core.MagnitudePruning, "updater must be a core updater.* class MagnitudePruning itself"),
+        (SGD, "magnitude", "updater must be a core updater.*got a str"),
+        (MAGNITUDE, SGD, "updater must be a core updater.*got a GradientTransformation"),
+        (optax.sgd, MAGNITUDE, "optimizer must be an optax transformation.*function sgd itself"),
+        (0.1, MAGNITUDE, "optimizer must be an optax transformation.*got a float"),
+        (FROZEN, MAGNITUDE, "pass the optax transformation"),
+        (fedjax.Optimizer(SGD.init, SGD.update), MAGNITUDE, "pass the optax transformation"),
+        (MAGNITUDE.wrap_optax(SGD), MAGNITUDE, "sparse already"),
+        (fed.sparse_server_optimizer(SGD, MAGNITUDE), MAGNITUDE, "sparse already"),
+    ],
+)
+def test_wrong_arguments_are_type_errors(optimizer, updater, message):
+    with pytest.raises(TypeError, match=message):
+        fed.sparse_server_optimizer(optimizer, updater)
