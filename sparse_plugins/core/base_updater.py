@@ -12,7 +12,7 @@ import optax
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.guard import fresh_if
-from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, pack_masks, unpack
+from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, check_stored, is_pruned, map_pruned, pack_masks, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule, at_refresh
 from sparse_plugins.core.seeds import key_words
 from sparse_plugins.core.state import SparseState, find_sparse_state, holds_sparse_state, map_sparse_states
@@ -228,7 +228,7 @@ class BaseUpdater:
         def update(
             updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
         ) -> tuple[PyTree, SparseState]:
-            _check_update(updates, state, params)
+            _check_update(updates, state, params, self.use_packed_masks)
             due = self.is_refresh_due(state.count) if refresh_in_graph or self.skip_gradients else False
             masks = state.masks
             if refresh_in_graph:
@@ -303,7 +303,7 @@ class BaseUpdater:
         return self.pre_forward_update(params, sparse_state)
 
     def _refreshed(self, state: SparseState, params: PyTree, grads: PyTree | None, **kwargs: Any) -> SparseState:
-        _check_update(grads, state, params)
+        _check_update(grads, state, params, self.use_packed_masks)
         self._check_plan(state, params)
         return self.update_state(state, self._latent_params(params, state), grads, **kwargs)
 
@@ -359,7 +359,7 @@ class BaseUpdater:
         return state._replace(masks=pack_masks(params, masks) if self.use_packed_masks else masks)
 
 
-def _check_update(updates: PyTree, state: Any, params: PyTree | None) -> None:
+def _check_update(updates: PyTree, state: Any, params: PyTree | None, packed: bool) -> None:
     if params is None:
         raise ValueError(
             "params is None; masks are computed from the parameters, so call update(grads, state, params)."
@@ -369,6 +369,9 @@ def _check_update(updates: PyTree, state: Any, params: PyTree | None) -> None:
             f"the optimizer state is a {type(state).__name__} and not a SparseState: it has no masks. A dense "
             "checkpoint cannot continue a sparse run; start from tx.init(params), or restore a sparse checkpoint."
         )
-    aligned(params, state.masks, "masks")
+    masks = aligned(params, state.masks, "masks")
+    for name, param, mask in zip(leaf_names(params), jax.tree.leaves(params), masks, strict=True):
+        if is_pruned(mask):
+            check_stored(mask, param.shape, name, packed)
     if updates is not None:
         aligned(params, updates, "gradients")

@@ -39,6 +39,8 @@ DROP_SCHEDULES: Mapping[str, Callable[..., schedules.ConstantDrop]] = {
 class SparsityConfig:
     """Everything a run needs to say about sparsity; None means the algorithm's own default.
 
+    Keys that only some algorithms read are allowed for all, so that one configuration serves a table of algorithms.
+
     Attributes:
         algorithm: One of `all_algorithm_names()`.
         sparsity: Fraction of zeros in [0, 1]; with an 'n:m' structure it defaults to 1 - n / m.
@@ -49,6 +51,7 @@ class SparsityConfig:
         update_freq: Steps between changes.
         step_unit: What a step is; printed with the plan.
         drop_fraction: SET and RigL: fraction of kept weights replaced at step 0.
+        drop_fraction_fn: SET and RigL: own function of the step, in place of the two keys around it.
         drop_schedule: SET and RigL: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
         filter_fn: Which leaves are pruned; see `uniform`.
         custom_sparsity_map: Sparsity by path; see `uniform`.
@@ -70,6 +73,7 @@ class SparsityConfig:
     step_unit: schedules.StepUnit = "optimizer step"
     drop_fraction: float = 0.1
     drop_schedule: str = "cosine"
+    drop_fraction_fn: Callable[[Any], Any] | None = None
     filter_fn: FilterFn | None = None
     custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None
     rules: Rules = ()
@@ -129,7 +133,7 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
         distribution = DISTRIBUTIONS[_known("dist_type", settings.dist_type, DISTRIBUTIONS)]
         options["sparsity_distribution_fn"] = functools.partial(distribution, sparsity=sparsity, **layers)
     if issubclass(algorithm, regrowth.SET):
-        options["drop_fraction_fn"] = _drop_fraction(settings)
+        options["drop_fraction_fn"] = settings.drop_fraction_fn or _drop_fraction(settings)
     for name in ("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients"):
         options[name] = getattr(settings, name)
     return algorithm(**{key: value for key, value in options.items() if value is not None})
@@ -160,10 +164,11 @@ def parse_structure(structure: str | Structure) -> Structure:
         if name == "channel":
             return Channel(int(numbers))
         if name == "nm" or ":" in name:
-            return NByM(*map(int, (numbers or name).replace(":", ",").split(",")))
+            n, m = map(int, (numbers or name).replace(":", ",").split(","))
+            return NByM(n, m)
         if name == "block" or "x" in name:
             return Block(tuple(map(int, (numbers or name).replace("x", ",").split(","))))
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         if "NByM" in str(error) or "Block" in str(error):
             raise
     raise ValueError(

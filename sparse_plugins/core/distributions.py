@@ -129,16 +129,17 @@ def _erk_counts(shapes: list[tuple[int, ...]], sparsity: float) -> list[int]:
             break
         dense |= too_dense
     if 0 < budget < len(shapes):
+        highest = math.floor((1 - len(shapes) / int(sizes.sum())) * 1e9) / 1e9
         raise ValueError(
             f"ERK at sparsity {sparsity} may keep {budget} entries in all, fewer than there are layers ({len(shapes)})"
-            f"; the highest sparsity without an empty layer is {1 - len(shapes) / int(sizes.sum()):.6g}. Lower the "
-            "sparsity, use `uniform`, or give small layers a rule."
+            f"; the highest sparsity without an empty layer is {highest}. Lower the sparsity, use `uniform`, or give "
+            "small layers a rule."
         )
     kept = np.clip(np.floor(np.where(dense, sizes, share)).astype(np.int64), min(budget, 1), sizes)
     missing = budget - int(kept.sum())
     if missing < 0:  # layers lifted to one entry: the largest pay
-        for i in np.argsort(-kept, kind="stable")[:-missing]:
-            kept[i] -= 1
+        for _ in range(-missing):
+            kept[np.argmax(kept)] -= 1
     else:  # what rounding left goes to the largest remainders
         by_remainder = np.argsort(-(share - kept), kind="stable")
         for i in [i for i in by_remainder if kept[i] < sizes[i]][:missing]:

@@ -108,17 +108,31 @@ def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         >>> unpack(jnp.array([13], jnp.uint8), (4,)).tolist()
         [True, False, True, True]
     """
+    check_stored(stored, shape)
     if stored.shape == shape:
         return stored != 0
-    if stored.shape != packed_shape(shape):
-        raise ValueError(
-            f"a mask of shape {stored.shape} does not belong to a parameter of shape {shape}: expected {shape}, or "
-            f"{packed_shape(shape)} packed. Masks of another model, or a parameter that changed shape after init?"
-        )
     axis = _packed_axis(shape)
     octets = jnp.expand_dims(stored, axis + 1)
     bits = (octets >> _bit(octets.ndim, axis + 1)) & jnp.uint8(1)
     return lax.slice_in_dim(bits.reshape(*shape[:axis], -1, *shape[axis + 1 :]), 0, shape[axis], axis=axis) != 0
+
+
+def check_stored(stored: Any, shape: tuple[int, ...], name: str = "", packed: bool | None = None) -> None:
+    """Raises ValueError if a stored mask cannot be that of a parameter called `name`.
+
+    Args:
+        stored: The mask.
+        shape: Shape of the parameter.
+        name: Path of the parameter, for the message.
+        packed: Whether masks have to be packed, or must not be; None takes both.
+    """
+    allowed = {True: [packed_shape(shape)], False: [shape], None: [shape, packed_shape(shape)]}[packed]
+    if jnp.shape(stored) not in allowed:
+        raise ValueError(
+            f"the mask of parameter {name!r} has shape {jnp.shape(stored)}; for a parameter of shape {shape} it has to "
+            f"be {' or '.join(map(str, allowed))}. A mask of another model, a parameter that changed its shape after "
+            "init, or one that use_packed_masks stores otherwise (convert with pack_masks or unpack_masks)?"
+        )
 
 
 def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sparse_plugins.core.masks import is_pruned, unpack
+from sparse_plugins.core.masks import check_stored, is_pruned, unpack
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["SparseState", "check_state", "find_sparse_state", "holds_sparse_state", "map_sparse_states"]
@@ -110,10 +109,7 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
         if is_pruned(mask) != is_pruned(target):
             raise ValueError(f"{name!r} has a {'mask' if is_pruned(mask) else 'target'} but not both mask and target.")
         if is_pruned(mask):
-            try:
-                unpack(mask, np.shape(param))
-            except ValueError as error:
-                raise ValueError(f"{name!r}: {error}") from None
+            check_stored(mask, param.shape, name)
     if state.pruned_values != ():
         values = aligned(params, state.pruned_values, "pruned values")
         for name, param, mask, value in zip(leaf_names(params), jax.tree.leaves(params), masks, values, strict=True):

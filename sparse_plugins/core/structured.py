@@ -63,7 +63,7 @@ def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure
     Args:
         scores: Real array; higher is kept.
         active: bool of the same shape, True where an entry is in use.
-        structure: Blocks and channels are pooled later and only need a zero; entries get an integer rank.
+        structure: Blocks and channels are pooled later and only need a low score; entries get an integer rank.
 
     Returns:
         Array of the same shape, ordered like `scores` where active.
@@ -74,7 +74,7 @@ def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure
         [1, 0]
     """
     if isinstance(structure, (Block, Channel)):
-        return jnp.where(active, scores, jnp.zeros((), scores.dtype))
+        return jnp.where(active, scores.astype(jnp.float32), -jnp.inf)
     return _ranks(scores, active)
 
 
@@ -112,8 +112,9 @@ def regrow_mask(
 
 
 def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:
+    """Integer ranks from 1 where active (only the two largest of all may merge), 0 elsewhere."""
     keys = order_keys(scores)
-    return jnp.where(active, jnp.maximum(keys, 1), keys.dtype.type(0))
+    return jnp.where(active, keys + (~keys != 0).astype(keys.dtype), keys.dtype.type(0))
 
 
 def _best_units(units: jax.Array, structure: Structure, kept: Count) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.structured import kept_units
-from sparse_plugins.core.structures import NByM
+from sparse_plugins.core.structures import Block, NByM
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["describe_plan", "summarize_intersection", "summarize_sparsity"]
@@ -47,7 +47,7 @@ def summarize_sparsity(
     summary = {}
     if not only_total_sparsity:
         for name, leaf, count in zip(leaf_names(params), leaves, nonzero, strict=True):
-            summary[name] = 1.0 - count.astype(jnp.float32) / max(leaf.size, 1)
+            summary[name] = (leaf.size - count).astype(jnp.float32) / max(leaf.size, 1)
     total = sum(leaf.size for leaf, is_counted in zip(leaves, counted, strict=True) if is_counted)
     kept = sum((count.astype(jnp.float32) for count, is_in in zip(nonzero, counted, strict=True) if is_in), 0.0)
     summary["_total_sparsity"] = jnp.float32(1.0 - kept / max(total, 1)) if total else jnp.float32(0.0)
@@ -129,8 +129,11 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
         size = math.prod(leaf.shape)
         if is_pruned(target):
             kept = _planned_entries(updater, tuple(leaf.shape), target)
+            # Blocks at an edge may be smaller, and which ones will be kept is not known yet.
+            uneven = isinstance(updater.sparsity_type, Block) and size % updater.sparsity_type.units(tuple(leaf.shape))
+            about = "about " if uneven else ""
             kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
-            rows.append((name, str(tuple(leaf.shape)), f"{target:.4g}", f"{kept} of {size}"))
+            rows.append((name, str(tuple(leaf.shape)), f"{target:.4g}", f"{about}{kept} of {size}"))
         else:
             rows.append((name, str(tuple(leaf.shape)), "dense", f"{size} of {size}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -57,8 +57,10 @@ def order_keys(scores: jax.Array) -> jax.Array:
     scores = scores.astype(jnp.float64 if wide else jnp.float32)
     pattern = lax.bitcast_convert_type(scores, word)
     keys = jnp.where(pattern >= sign, ~pattern, pattern | sign)
-    keys = jnp.where(scores == 0, sign, keys)
-    return jnp.where(jnp.isnan(scores), word(0), keys)
+    # Zero and NaN are told from the bits: a comparison of floats may flush denormals, and not on every backend.
+    magnitude, infinity = pattern << 1, lax.bitcast_convert_type(jnp.asarray(jnp.inf, scores.dtype), word) << 1
+    keys = jnp.where(magnitude == 0, sign, keys)
+    return jnp.where(magnitude > infinity, word(0), keys)
 
 
 def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Array]:
@@ -76,16 +78,15 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
         >>> [mask.tolist() for mask in exact_topk([jnp.array([3.0, 1.0]), jnp.array([3.0])], 1)]
         [[1, 0], [0]]
     """
-    scores = [jnp.asarray(score) for score in scores]
+    scores = _of_one_type([jnp.asarray(score) for score in scores])
     total = sum(score.size for score in scores)
     if total == 0:
         return [jnp.zeros(score.shape, jnp.uint8) for score in scores]
     if total >= 1 << 31:
         raise ValueError(f"{total} scores are ranked together; at most 2**31 - 1 can be. Rank them per layer.")
-    key_type = jnp.result_type(*(order_keys(jnp.zeros((), score.dtype)).dtype for score in scores))
-    make_keys = lambda score: order_keys(score).astype(key_type)  # noqa: E731
+    key_type = order_keys(jnp.zeros((), scores[0].dtype)).dtype
     starts = [sum(score.size for score in scores[:i]) for i in range(len(scores))]
-    counters = [_counter(make_keys, score, start, total) for score, start in zip(scores, starts, strict=True)]
+    counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True)]
     k = jnp.asarray(k, jnp.int32)
     key, reverse = _kth_pair(
         lambda pivots: functools.reduce(jnp.add, [count(pivots) for count in counters]), k, total, key_type
@@ -93,9 +94,19 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
 
     def mask(score: jax.Array, start: int) -> jax.Array:
         position = _reversed_positions(score.shape, start, total)
-        return (_at_least(make_keys(score), position, (key, reverse)) & (k > 0)).astype(jnp.uint8)
+        return (_at_least(order_keys(score), position, (key, reverse)) & (k > 0)).astype(jnp.uint8)
 
     return [mask(score, start) for score, start in zip(scores, starts, strict=True)]
+
+
+def _of_one_type(scores: list[jax.Array]) -> list[jax.Array]:
+    """Scores whose keys can be compared: promoted to the widest dtype, all of one kind."""
+    dtypes = {score.dtype for score in scores}
+    kinds = (jnp.floating, jnp.signedinteger, jnp.unsignedinteger, jnp.bool_)
+    if not any(all(jnp.issubdtype(dtype, kind) for dtype in dtypes) for kind in (*kinds, jnp.complexfloating)):
+        raise TypeError(f"scores of {', '.join(sorted(map(str, dtypes)))} cannot be ranked together; give one dtype.")
+    widest = functools.reduce(jnp.promote_types, dtypes)
+    return [score.astype(widest) for score in scores]
 
 
 def _kth_pair(count: Counter, k: jax.Array, total: int, key_type: jnp.dtype) -> Pivot:
@@ -144,22 +155,20 @@ def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.A
     return position
 
 
-def _counter(make_keys: Callable, score: jax.Array, start: int, total: int) -> Counter:
+def _counter(score: jax.Array, start: int, total: int) -> Counter:
     """Counts the pairs of one array that reach each pivot, in the form that suits the machine."""
     if jax.default_backend() == "cpu" and jax.device_count() == 1 and score.size > 4 * _MIN_CHUNK:
-        return functools.partial(_count_in_chunks, make_keys, score.reshape(-1), start, total)
-    return functools.partial(_count_at_once, make_keys, score, start, total)
+        return functools.partial(_count_in_chunks, score.reshape(-1), start, total)
+    return functools.partial(_count_at_once, score, start, total)
 
 
-def _count_at_once(make_keys: Callable, score: jax.Array, start: int, total: int, pivots: Sequence[Pivot]) -> jax.Array:
+def _count_at_once(score: jax.Array, start: int, total: int, pivots: Sequence[Pivot]) -> jax.Array:
     """One reduction a pivot over the array as it lies: fused on accelerators, and local under sharding."""
-    keys, positions = make_keys(score), _reversed_positions(score.shape, start, total)
+    keys, positions = order_keys(score), _reversed_positions(score.shape, start, total)
     return jnp.stack([jnp.sum(_at_least(keys, positions, pivot), dtype=jnp.int32) for pivot in pivots])
 
 
-def _count_in_chunks(
-    make_keys: Callable, flat: jax.Array, start: int, total: int, pivots: Sequence[Pivot]
-) -> jax.Array:
+def _count_in_chunks(flat: jax.Array, start: int, total: int, pivots: Sequence[Pivot]) -> jax.Array:
     """The form for one CPU device, where XLA does not fuse a comparison into a reduction.
 
     An elementwise accumulation over chunks stays in cache; the hits of each pivot have 8 bits of a word.
@@ -170,7 +179,7 @@ def _count_in_chunks(
 
     def hits(i: jax.Array) -> jax.Array:
         first = i * chunk
-        keys = make_keys(lax.dynamic_slice(flat, (first,), (chunk,)))
+        keys = order_keys(lax.dynamic_slice(flat, (first,), (chunk,)))
         positions = jnp.uint32(total - 1 - start) - first.astype(jnp.uint32) - lane
         words = [
             jnp.where(_at_least(keys, positions, pivot), jnp.uint32(1 << 8 * j), jnp.uint32(0))
@@ -182,5 +191,5 @@ def _count_in_chunks(
     reach = jnp.stack([jnp.sum((sums >> 8 * j) & 255, dtype=jnp.int32) for j in range(len(pivots))])
     if chunks * chunk < flat.size:
         rest = flat[chunks * chunk :]
-        reach += _count_at_once(make_keys, rest, start + chunks * chunk, total, pivots)
+        reach += _count_at_once(rest, start + chunks * chunk, total, pivots)
     return reach

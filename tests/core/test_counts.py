@@ -1,0 +1,79 @@
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_plugins.core.counts import StepTable, check_fraction, keep_count, part_count
+from tests import reference
+
+bounded = settings(max_examples=100, deadline=None, derandomize=True)
+sizes = st.integers(0, 2**31 - 1)
+HALF = Fraction(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("n", "sparsity", "kept"),
+    [(0, 0.5, 0), (1, 1.0, 0), (1, 0.0, 1), (5, 0.5, 2), (7, 0.5, 4), (10, 0.8, 2), (2**31 - 1, 0.0, 2**31 - 1)],
+)
+def test_counts_by_hand_in_every_form(n: int, sparsity: float, kept: int) -> None:
+    table = StepTable(np.array([0.25, sparsity]), jnp.int32(1))
+    forms = [sparsity, np.float64(sparsity), table, jnp.float32(sparsity)]
+    assert [int(keep_count(n, form)) for form in forms] == [kept] * 4
+    assert int(part_count(n, 1.0 - sparsity)) == kept
+    assert float(jnp.asarray(table)) == np.float32(sparsity)
+
+
+def test_a_count_in_float32_is_off_by_one_and_ours_is_not() -> None:
+    n, sparsity = 25_165_824, 0.9
+    assert int(np.rint(np.float32(n) * np.float32(1 - np.float32(sparsity)))) != 2_516_582
+    assert keep_count(n, sparsity) == reference.keep_count(n, sparsity) == 2_516_582
+    traced = jnp.float32(sparsity)
+    assert int(keep_count(n, traced)) == reference.keep_count(n, float(traced))
+
+
+@bounded
+@given(sizes, st.floats(0, 1))
+def test_host_counts_are_exact_up_to_double_precision(n: int, sparsity: float) -> None:
+    rounding = n * Fraction(1, 2**52)
+    assert abs(keep_count(n, sparsity) - (1 - Fraction(sparsity)) * n) <= HALF + rounding
+    assert abs(part_count(n, sparsity) - Fraction(sparsity) * n) <= HALF + rounding
+    table = StepTable(np.array([sparsity]), jnp.int32(0))
+    assert int(keep_count(n, table)) == keep_count(n, sparsity)
+    assert int(part_count(n, table)) == part_count(n, sparsity)
+
+
+@bounded
+@given(sizes, st.floats(2**-8, 1, width=32))
+def test_traced_counts_equal_rational_arithmetic(n: int, fraction: float) -> None:
+    traced = jnp.float32(fraction)
+    assert int(keep_count(n, traced)) == reference.keep_count(n, fraction)
+    assert int(part_count(n, traced)) == round(Fraction(fraction) * n)
+
+
+@bounded
+@given(sizes, st.floats(0, 2**-8, width=32))
+def test_traced_counts_of_tiny_fractions_lose_less_than_half_an_entry(n: int, fraction: float) -> None:
+    exact = (1 - Fraction(fraction)) * n
+    assert abs(int(keep_count(n, jnp.float32(fraction))) - exact) <= HALF + n * Fraction(1, 2**32)
+
+
+def test_traced_counts_are_the_same_under_jit() -> None:
+    fractions = jnp.linspace(0, 1, 33)
+    one_by_one = [int(keep_count(24_000_001, fraction)) for fraction in fractions]
+    assert jax.jit(jax.vmap(lambda s: keep_count(24_000_001, s)))(fractions).tolist() == one_by_one
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.7, float("nan"), float("inf"), np.float32(-1), jnp.float32(2)])
+def test_a_number_outside_zero_to_one_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"density is {float(value)}; give a number in \[0, 1\]"):
+        check_fraction("density", value)
+
+
+@pytest.mark.parametrize("value", ["0.8", None, True, 1j, [0.5], np.array([0.5])])
+def test_what_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match=r"density is .*; give a number in \[0, 1\]"):
+        check_fraction("density", value)

@@ -1,0 +1,76 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_plugins import core
+
+PARAMS = {"a": {"w": jnp.eye(4), "b": jnp.zeros(4)}, "c": (jnp.ones((2, 3)),)}
+
+
+def test_zero_biases_do_not_make_a_dense_model_look_sparse() -> None:
+    summary = core.summarize_sparsity({"w": jnp.ones((3, 3)), "b": jnp.zeros(9)})
+    assert {name: float(value) for name, value in summary.items()} == {
+        "w": 0.0,
+        "b": 1.0,
+        "_total_sparsity": 0.0,
+        "_nparams": 9.0,
+        "_nparams_nnz": 9.0,
+    }
+
+
+def test_sparsity_by_leaf_and_in_total_under_jit() -> None:
+    summary = jax.jit(core.summarize_sparsity)(PARAMS)
+    assert set(summary) == {"a/w", "a/b", "c/0", "_total_sparsity", "_nparams", "_nparams_nnz"}
+    assert [float(summary[k]) for k in ("a/w", "c/0", "_nparams", "_nparams_nnz")] == [0.75, 0.0, 22.0, 10.0]
+    assert float(summary["_total_sparsity"]) == pytest.approx(12 / 22)
+    assert "a/w" not in core.summarize_sparsity(PARAMS, only_total_sparsity=True)
+
+
+def test_masks_say_which_leaves_count() -> None:
+    masks = {"a": {"w": core.NOT_PRUNED, "b": jnp.ones(4, jnp.uint8)}, "c": (None,)}
+    summary = core.summarize_sparsity(PARAMS, only_total_sparsity=True, masks=masks)
+    assert [float(value) for value in summary.values()] == [1.0, 4.0, 0.0]
+    assert float(core.summarize_sparsity({"b": jnp.zeros(3)})["_total_sparsity"]) == 0.0
+
+
+def test_packed_and_plain_masks_overlap_alike() -> None:
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.zeros((9, 5)), "b": jnp.zeros(3)}
+    one, other = ({"w": jnp.asarray(rng.integers(0, 2, (9, 5)), jnp.uint8), "b": core.NOT_PRUNED} for _ in range(2))
+    plain = core.summarize_intersection(one, other)
+    packed = core.summarize_intersection(core.pack_masks(params, one), core.pack_masks(params, other))
+    expected = float((one["w"] & other["w"]).sum() / one["w"].sum())
+    assert set(plain) == {"w", "_total_intersection"}
+    for summary in (plain, packed, core.summarize_intersection(one, other, only_total_intersection=True)):
+        assert float(summary["_total_intersection"]) == pytest.approx(expected)
+    assert float(core.summarize_intersection(one, one)["w"]) == 1.0
+
+
+def test_masks_that_cannot_be_compared_are_refused() -> None:
+    mask = {"w": jnp.ones((8, 2), jnp.uint8)}
+    with pytest.raises(ValueError, match=r"masks of 'w' differ in format or shape: \(8, 2\) and \(1, 2\)"):
+        core.summarize_intersection(mask, core.pack_masks({"w": jnp.ones((8, 2))}, mask))
+    with pytest.raises(ValueError, match=r"other masks and the parameters have different tree structures"):
+        core.summarize_intersection(mask, {"v": mask["w"]})
+
+
+@pytest.mark.parametrize("structure", [core.NByM(2, 4), core.Block((2, 4)), core.Channel()], ids=str)
+def test_plan_says_what_will_be_kept(structure: object) -> None:
+    params = {"w": jax.random.normal(jax.random.key(0), (10, 12)), "v": jnp.ones((4, 4)), "b": jnp.ones(3)}
+    updater = core.MagnitudePruning(
+        sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5, rules=[("v", 0.25)]),
+        sparsity_type=structure,
+        scheduler=core.PolynomialSchedule(10, 0, 50, step_unit="round"),
+    )
+    lines = core.describe_plan(updater, params).splitlines()
+    masks = jax.jit(updater.instant_sparsify)(params)[1]
+    kept = {name: int(mask.sum()) for name, mask in masks.items() if name != "b"}
+    assert lines[0] == "MagnitudePruning: masks change 6 times, every 10 rounds from round 0 to 50"
+    assert [line.split()[0] for line in lines[1:5]] == ["layer", "b", "v", "w"]
+    assert lines[2].endswith("dense            3 of 3")
+    assert lines[3].endswith(f"0.25             {kept['v']} of 16")
+    assert lines[4].endswith(f"0.5              {kept['w']} of 120")
+    assert f"{sum(kept.values())} of 136 kept" in lines[5]
