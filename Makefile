@@ -1,0 +1,68 @@
+# Every target works from a clean clone; the first call of demo or test makes the environment.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+IN_VENV := $(VENV)/bin/python
+INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check --constraint requirements.lock --editable
+CHECKED := sparse_plugins experiments tests
+PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(IN_VENV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python " + sys.version.split()[0] + \
+	  " is too old: sparse-plugins needs 3.11 or later. Name another one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp says that its packages are installed as the two files it depends on ask.
+$(VENV)/.demo: pyproject.toml requirements.lock | $(IN_VENV)
+	$(INSTALL) '.[fed,experiments]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(INSTALL) '.[fed,experiments,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
+	$(IN_VENV) -m experiments.fed_emnist --dataset=digits $(ARGS)
+
+test: lint types ## Lint, types, doctests, README code and the suite
+	$(PYTEST) --doctest-modules sparse_plugins tests
+
+lint: $(VENV)/.dev ## Style and layering rules
+	$(IN_VENV) -m ruff check $(CHECKED)
+	$(IN_VENV) -m ruff format --check $(CHECKED)
+
+types: $(VENV)/.dev ## Static types of the package and the experiments
+	$(IN_VENV) -m mypy
+
+doctests: $(VENV)/.dev ## Only the examples in docstrings
+	$(PYTEST) --doctest-modules sparse_plugins
+
+format: $(VENV)/.dev ## Rewrite the code in the house style
+	$(IN_VENV) -m ruff check --fix $(CHECKED)
+	$(IN_VENV) -m ruff format $(CHECKED)
+
+bench: $(VENV)/.demo ## Cost of a sparse step against a dense one
+	$(IN_VENV) -m experiments.benchmarks.step $(ARGS)
+
+# pip list, unlike pip freeze, never writes where a file came from.
+lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
+	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
+	$(PYTHON) -m venv "$$env"; \
+	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[fed,experiments,dev]'; \
+	{ sed '/^#/!d' requirements.lock; \
+	  "$$env/bin/python" -m pip list --disable-pip-version-check --format=freeze \
+	    --exclude pip --exclude sparse-plugins; } > "$$env/lock"; \
+	cp "$$env/lock" requirements.lock
+
+clean: ## Remove the environment, build output and caches; runs/ is kept
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help demo test lint types doctests format bench lock clean
