@@ -12,7 +12,16 @@ import optax
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.guard import fresh_if
-from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, check_stored, is_pruned, map_pruned, pack_masks, unpack
+from sparse_plugins.core.masks import (
+    NOT_PRUNED,
+    apply_masks,
+    check_stored,
+    is_pruned,
+    map_pruned,
+    own_leaves,
+    pack_masks,
+    unpack,
+)
 from sparse_plugins.core.schedules import NoUpdateSchedule, at_refresh
 from sparse_plugins.core.seeds import key_words
 from sparse_plugins.core.state import SparseState, find_sparse_state, holds_sparse_state, map_sparse_states
@@ -33,7 +42,8 @@ class BaseUpdater:
     A new algorithm overrides `calculate_scores`; everything else has a default. `wrap_optax` gives an ordinary optax
     transformation after whose updates `optax.apply_updates` lands exactly on the mask, so a training loop needs no
     hook. It must be the outermost or the last link: `chain(clip, updater.wrap_optax(adam))` is sparse,
-    `chain(updater.wrap_optax(adam), scale(0.5))` is not, because what follows changes the updates again.
+    `chain(updater.wrap_optax(adam), scale(0.5))` and `lookahead` around it are not, because what follows changes the
+    updates again.
 
     Attributes:
         scheduler: When masks change and how sparse; see `sparse_plugins.core.schedules`.
@@ -63,7 +73,7 @@ class BaseUpdater:
     Source: Lee et al., JaxPruner (2023).
     """
 
-    scheduler: Any = NoUpdateSchedule()
+    scheduler: NoUpdateSchedule = NoUpdateSchedule()
     skip_gradients: bool = False
     is_sparse_gradients: bool = False
     sparsity_type: Structure = Unstructured()
@@ -72,6 +82,7 @@ class BaseUpdater:
     use_packed_masks: bool = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
 
+    prunes: ClassVar[bool] = True
     prunes_for_good: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -80,8 +91,14 @@ class BaseUpdater:
                 f"sparsity_type is {self.sparsity_type!r}; give Unstructured(), NByM(2, 4), Block((4, 4)) or "
                 "Channel(), an instance and not the class."
             )
-        if not (hasattr(self.scheduler, "is_mask_update_iter") and hasattr(self.scheduler, "get_sparsity_at_step")):
-            raise TypeError(f"scheduler is {self.scheduler!r}; give a schedule such as PolynomialSchedule(...).")
+        if not isinstance(self.scheduler, NoUpdateSchedule):
+            raise TypeError(
+                f"scheduler is {self.scheduler!r}; give an instance of a schedule, such as PolynomialSchedule(...). "
+                "Own schedules extend NoUpdateSchedule."
+            )
+        for name in ("skip_gradients", "is_sparse_gradients", "use_packed_masks"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; give True or False.")
         for name in ("sparsity_distribution_fn", "topk_fn"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; give a function, e.g. partial(erk, sparsity=0.8).")
@@ -122,7 +139,7 @@ class BaseUpdater:
 
     def describe_schedule(self) -> str:
         """When masks change, in words; part of the plan printed before a run."""
-        return self.scheduler.describe() if hasattr(self.scheduler, "describe") else repr(self.scheduler)
+        return self.scheduler.describe()
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """The state with new masks, from parameters and gradients of this step.
@@ -180,12 +197,16 @@ class BaseUpdater:
         """The sparse state of fresh parameters, without an inner state.
 
         Raises:
-            ValueError: If there are no parameters or the structure does not fit one of them.
+            ValueError: If no parameter is pruned, or the structure does not fit one that is.
         """
-        if not jax.tree.leaves(params):
-            raise ValueError("the parameter tree has no leaves; pass the model's parameters.")
         targets = self.target_sparsities(params)
         flat_targets = aligned(params, targets, "target sparsities")
+        # An empty tree is fine: optax maps over states by calling init with a placeholder.
+        if flat_targets and not any(map(is_pruned, flat_targets)) and self.prunes:
+            raise ValueError(
+                f"{type(self).__name__} would prune nothing: none of {leaf_names(params)} is a floating-point array "
+                "with two or more axes, or what filter_fn and rules ask for. Change those, or use NoPruning."
+            )
         for name, leaf, target in zip(leaf_names(params), jax.tree.leaves(params), flat_targets, strict=True):
             if is_pruned(target) and self.topk_fn is None:
                 self.sparsity_type.check(tuple(leaf.shape), f"parameter {name!r}")
@@ -304,6 +325,7 @@ class BaseUpdater:
 
     def _refreshed(self, state: SparseState, params: PyTree, grads: PyTree | None, **kwargs: Any) -> SparseState:
         _check_update(grads, state, params, self.use_packed_masks)
+        params, grads = own_leaves(params, state.masks), None if grads is None else own_leaves(grads, state.masks)
         self._check_plan(state, params)
         return self.update_state(state, self._latent_params(params, state), grads, **kwargs)
 
@@ -314,8 +336,7 @@ class BaseUpdater:
             if is_pruned(target) != is_pruned(mask):
                 raise ValueError(
                     f"this updater {'prunes' if is_pruned(target) else 'does not prune'} {name!r} but the state "
-                    f"{'has a' if is_pruned(mask) else 'has no'} mask for it. Use the updater that made the state; "
-                    "inside optax.masked or multi_transform, which hide parameters, use refresh_in_graph=True."
+                    f"{'has a' if is_pruned(mask) else 'has no'} mask for it. Use the updater that made the state."
                 )
 
     # Seams between the update above and families of algorithms.

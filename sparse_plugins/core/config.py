@@ -9,6 +9,7 @@ from typing import Any
 from sparse_plugins.core import schedules
 from sparse_plugins.core.algorithms import global_pruning, pruning, regrowth, straight_through
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
 from sparse_plugins.core.structures import Block, Channel, NByM, Structure, Unstructured
 
@@ -82,6 +83,10 @@ class SparsityConfig:
     skip_gradients: bool | None = None
     is_sparse_gradients: bool | None = None
     use_normalization: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            check_fraction("sparsity", self.sparsity)
 
 
 def all_algorithm_names() -> tuple[str, ...]:

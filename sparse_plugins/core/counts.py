@@ -39,11 +39,12 @@ def check_fraction(name: str, value: Any) -> float:
     """
     if isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0:
         value = value.item()
+    hint = " (the fraction of zeros, e.g. 0.8)" if "sparsity" in name else ""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}; give a number in [0, 1] (the fraction of zeros, e.g. 0.8).")
+        raise TypeError(f"{name} is {value!r}; give a number in [0, 1]{hint}.")
     number = float(value)
     if math.isnan(number) or not 0.0 <= number <= 1.0:
-        raise ValueError(f"{name} is {number}; give a number in [0, 1] (the fraction of zeros, e.g. 0.8).")
+        raise ValueError(f"{name} is {number}; give a number in [0, 1]{hint}.")
     return number
 
 

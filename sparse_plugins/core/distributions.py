@@ -30,7 +30,8 @@ def not_dim_one(key: tuple[str, ...], param: Any) -> bool:
 
 def kernels_only(key: tuple[str, ...], param: Any) -> bool:
     """A filter that prunes weights of layers by name: Flax 'kernel', Haiku 'w', Equinox 'weight'."""
-    return bool(key) and key[-1] in ("kernel", "w", "weight") and not_dim_one(key, param)
+    own = key[:-1] if key[-1] == "value" else key  # Flax NNX and boxed Linen parameters end in 'kernel/value'
+    return bool(own) and own[-1] in ("kernel", "w", "weight") and not_dim_one(key, param)
 
 
 def uniform(

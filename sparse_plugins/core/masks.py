@@ -7,7 +7,7 @@ two a stored mask is follows from its shape alone.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,12 @@ __all__ = [
     "unpack_masks",
 ]
 
-NOT_PRUNED = optax.MaskedNode()
+
+class NotPruned(NamedTuple):
+    """Stands in a mask tree for a leaf that stays dense; an empty node, so that tree maps pass over it."""
+
+
+NOT_PRUNED = NotPruned()
 
 
 def is_pruned(node: Any) -> bool:
@@ -37,7 +42,7 @@ def is_pruned(node: Any) -> bool:
         >>> is_pruned(NOT_PRUNED), is_pruned(jnp.ones(3, jnp.uint8))
         (False, True)
     """
-    return node is not None and not isinstance(node, optax.MaskedNode)
+    return node is not None and not isinstance(node, (NotPruned, optax.MaskedNode))
 
 
 def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree, otherwise: Callable) -> PyTree:
@@ -82,7 +87,7 @@ def pack(mask: jax.Array) -> jax.Array:
         >>> pack(jnp.array([1, 0, 1, 1])).tolist()
         [13]
     """
-    mask = (mask != 0).astype(jnp.uint8)
+    mask = mask.astype(jnp.bool_).astype(jnp.uint8)
     if mask.ndim == 0:
         return mask
     axis = _packed_axis(mask.shape)
@@ -110,7 +115,7 @@ def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     check_stored(stored, shape)
     if stored.shape == shape:
-        return stored != 0
+        return stored.astype(jnp.bool_)
     axis = _packed_axis(shape)
     octets = jnp.expand_dims(stored, axis + 1)
     bits = (octets >> _bit(octets.ndim, axis + 1)) & jnp.uint8(1)
@@ -151,6 +156,21 @@ def _packed_axis(shape: tuple[int, ...]) -> int:
 
 def _bit(ndim: int, axis: int) -> jax.Array:
     return lax.broadcasted_iota(jnp.uint8, tuple(8 if a == axis else 1 for a in range(ndim)), axis)
+
+
+def own_leaves(params: PyTree, masks: PyTree) -> PyTree:
+    """The parameters that an optimizer inside `optax.masked` or `partition` was shown.
+
+    Args:
+        params: All parameters, or any tree of their structure.
+        masks: Mask tree of that optimizer, in which `optax.MaskedNode` stands for what it was not shown.
+
+    Returns:
+        `params` with `optax.MaskedNode` at the same places.
+    """
+    hidden = lambda mask: isinstance(mask, optax.MaskedNode)  # noqa: E731
+    stops = lambda node: hidden(node) or isinstance(node, NotPruned)  # noqa: E731
+    return jax.tree.map(lambda mask, node: mask if hidden(mask) else node, masks, params, is_leaf=stops)
 
 
 def pack_masks(params: PyTree, masks: PyTree) -> PyTree:

@@ -244,7 +244,7 @@ class PolynomialSchedule(PeriodicSchedule):
         return grid if grid[-1] == self.update_end_step else np.append(grid, cast(int, self.update_end_step))
 
 
-def at_refresh(value_at: Callable[[Step], Any], schedule: Any, step: Step) -> Any:
+def at_refresh(value_at: Callable[[Step], Any], schedule: NoUpdateSchedule, step: Step) -> Any:
     """A fraction at the latest refresh, exact if the schedule has an end.
 
     Args:
@@ -261,7 +261,7 @@ def at_refresh(value_at: Callable[[Step], Any], schedule: Any, step: Step) -> An
         >>> at_refresh(lambda step: 0.3, schedule, jnp.int32(5))
         0.3
     """
-    steps = getattr(schedule, "refresh_steps", lambda: None)()
+    steps = schedule.refresh_steps()
     if steps is None or len(steps) == 0:
         return value_at(step)
     with jax.ensure_compile_time_eval():

@@ -34,7 +34,7 @@ def key_words(seed: Any) -> jax.Array:
         if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) and seed.shape == ():
             return jax.random.bits(seed, (2,), jnp.uint32)
         if seed.dtype == jnp.uint32 and seed.shape == (2,):
-            return jnp.asarray(seed)
+            return jnp.array(seed)  # a copy: the state may be donated, the caller's key may not
     raise TypeError(f"rng_seed is {seed!r}; give an int or one JAX key.")
 
 

@@ -134,7 +134,7 @@ def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Arra
         rival = lax.slice_in_dim(groups, j, j + 1, axis=axis + 1)
         beats = (rival > groups) | ((rival == groups) & (j < place))
         beaten_by += beats.astype(beaten_by.dtype)
-    mask = (beaten_by < kept).astype(jnp.uint8).reshape(keys.shape)
+    mask = (beaten_by < jnp.asarray(kept, beaten_by.dtype)).astype(jnp.uint8).reshape(keys.shape)
     return lax.slice_in_dim(mask, 0, length, axis=axis)
 
 

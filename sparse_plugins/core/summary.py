@@ -138,7 +138,7 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
             rows.append((name, str(tuple(leaf.shape)), "dense", f"{size} of {size}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    sparsity = 1 - kept_in_all / max(size_in_all, 1)
+    sparsity = 1 - kept_in_all / size_in_all if size_in_all else 0.0
     total = f"prunable: {kept_in_all} of {size_in_all} kept (sparsity {sparsity:.4g})"
     return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total])
 

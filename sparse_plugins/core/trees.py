@@ -1,9 +1,11 @@
 """Parameter trees: names of leaves, and other trees laid beside them."""
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 __all__ = ["aligned", "leaf_names", "prunable_dtype"]
 
@@ -45,15 +47,31 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
         >>> aligned({"a": 1, "b": 2}, {"a": (3, 4), "b": None}, "masks")
         [(3, 4), None]
     """
+    treedef: Any = jax.tree.structure(params)
     try:
-        treedef: Any = jax.tree.structure(params)
-        return treedef.flatten_up_to(tree)
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return treedef.flatten_up_to(tree)
+        return treedef.flatten_up_to(_hidden_leaf_by_leaf(params, tree))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{what} and the parameters have different tree structures: parameters have the leaves "
             f"{leaf_names(params)}, {what} {leaf_names(tree)}. If the model changed, call init again on the new "
             "parameters; if this is a restored checkpoint, restore the one that belongs to this model."
         ) from error
+
+
+def _is_hidden(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _hidden_leaf_by_leaf(params: PyTree, tree: PyTree) -> PyTree:
+    """`optax.masked` may hide a whole subtree behind one node; here each of its leaves gets one."""
+
+    def spread(node: Any, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: node, part) if _is_hidden(node) else node
+
+    is_empty = lambda node: node is None or (isinstance(node, tuple) and not node)  # noqa: E731
+    return jax.tree.map(spread, tree, params, is_leaf=is_empty)
 
 
 def prunable_dtype(leaf: Any) -> bool:

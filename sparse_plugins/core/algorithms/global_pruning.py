@@ -11,6 +11,7 @@ from sparse_plugins.core.algorithms.pruning import MagnitudePruning, SaliencyPru
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.counts import check_fraction, keep_count
 from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve, uniform
+from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.topk import exact_topk
@@ -76,11 +77,14 @@ class GlobalPruningMixin(BaseUpdater):
         """Masks of the best scores of all layers together."""
         own = super().create_masks(scores, sparsities)
         leaves, treedef = jax.tree.flatten(scores)
-        plan = resolve(scores, self.filter_fn, self.custom_sparsity_map, self.rules)
-        common = [i for i, target in enumerate(plan) if target == SHARED]
+        # Scores may be integer ranks by now; it is the parameters they stand for that the rules are about.
+        stands_for = jax.tree.map(lambda score: jax.ShapeDtypeStruct(score.shape, jnp.float32), scores)
+        plan = resolve(stands_for, self.filter_fn, self.custom_sparsity_map, self.rules)
+        targets = aligned(scores, sparsities, "sparsities")
+        common = [i for i, target in enumerate(plan) if target == SHARED and is_pruned(targets[i])]
         masks = aligned(scores, own, "masks")
         if common:
-            sparsity = aligned(scores, sparsities, "sparsities")[common[0]]
+            sparsity = targets[common[0]]
             kept = keep_count(sum(leaves[i].size for i in common), sparsity)
             for i, mask in zip(common, exact_topk([leaves[i] for i in common], kept), strict=True):
                 masks[i] = mask

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class NoPruning(BaseUpdater):
     """
 
     sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = None
+
+    prunes: ClassVar[bool] = False
 
     def target_sparsities(self, params: PyTree) -> PyTree:
         """No leaf has a target."""
@@ -105,7 +107,12 @@ class SaliencyPruning(BaseUpdater):
         """
         if grads is None:
             raise ValueError(f"{type(self).__name__} ranks by |weight * gradient|: pass grads.")
-        return jax.tree.map(lambda p, g: jnp.abs(p * g.astype(p.dtype)), params, grads)
+
+        def saliency(param: jax.Array, grad: jax.Array) -> jax.Array:
+            wide = jnp.promote_types(param.dtype, jnp.float32)  # in float16 products of gradients vanish or overflow
+            return jnp.abs(param.astype(wide) * grad.astype(wide))
+
+        return jax.tree.map(saliency, params, grads)
 
 
 @dataclasses.dataclass(eq=False)

@@ -41,9 +41,7 @@ class SteMixin(BaseUpdater):
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state, holding the dense values of initially pruned weights."""
         state = super().init_state(params)
-        masks = self._in_force(params, state.masks)
-        hidden = lambda p, m: jnp.where(unpack(m, p.shape), jnp.zeros((), p.dtype), p)  # noqa: E731
-        return state._replace(pruned_values=map_pruned(hidden, params, masks, otherwise=lambda p: NOT_PRUNED))
+        return state._replace(pruned_values=self._hidden_values(params, self._in_force(params, state.masks), params))
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Masks of the first step, if the schedule starts there; else everything kept."""
@@ -64,11 +62,9 @@ class SteMixin(BaseUpdater):
         return f"{super().describe_schedule()}, and go on following the weights"
 
     def _latent_params(self, params: PyTree, state: SparseState) -> PyTree:
-        def dense(param: jax.Array, mask: jax.Array, hidden: jax.Array) -> jax.Array:
-            return jnp.where(unpack(mask, param.shape), param, hidden)
-
-        masks = self._in_force(params, state.masks)
-        return map_pruned(dense, params, masks, state.pruned_values, otherwise=lambda p, _: p)
+        # A weight is hidden where it has a hidden value; the mask may have been refreshed since.
+        dense = lambda p, hidden: jnp.where(hidden != 0, hidden, p)  # noqa: E731
+        return map_pruned(dense, params, state.pruned_values, otherwise=lambda p: p)
 
     def _land(
         self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
@@ -76,18 +72,19 @@ class SteMixin(BaseUpdater):
         moved = jax.tree.map(lambda dense, update: (dense + update).astype(dense.dtype), latent, updates)
 
         def visible(
-            param: jax.Array, mask: jax.Array, old: jax.Array, update: jax.Array, dense: jax.Array
+            param: jax.Array, mask: jax.Array, hidden: jax.Array, update: jax.Array, dense: jax.Array
         ) -> jax.Array:
             dtype = jnp.promote_types(update.dtype, param.dtype)
             # A weight that stays visible takes the plain update, so that a step rounds only once.
-            shown = jnp.where(unpack(old, param.shape), update.astype(dtype), dense.astype(dtype) - param)
+            shown = jnp.where(hidden == 0, update.astype(dtype), dense.astype(dtype) - param)
             return jnp.where(unpack(mask, param.shape), shown, -param.astype(dtype))
 
-        def hidden(param: jax.Array, mask: jax.Array, dense: jax.Array) -> jax.Array:
-            return jnp.where(unpack(mask, param.shape), jnp.zeros((), dense.dtype), dense)
+        landed = map_pruned(visible, params, masks, state.pruned_values, updates, moved, otherwise=lambda p, h, u, d: u)
+        return landed, self._hidden_values(params, masks, moved)
 
-        landed = map_pruned(visible, params, masks, state.masks, updates, moved, otherwise=lambda p, o, u, d: u)
-        return landed, map_pruned(hidden, params, masks, moved, otherwise=lambda p, d: NOT_PRUNED)
+    def _hidden_values(self, params: PyTree, masks: PyTree, dense: PyTree) -> PyTree:
+        hidden = lambda p, m, d: jnp.where(unpack(m, p.shape), jnp.zeros((), d.dtype), d)  # noqa: E731
+        return map_pruned(hidden, params, masks, dense, otherwise=lambda p, d: NOT_PRUNED)
 
 
 @dataclasses.dataclass(eq=False)

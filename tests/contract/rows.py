@@ -1,0 +1,191 @@
+"""The tables of the contract suite: a new algorithm, optimizer or parameter tree is one row here."""
+
+import collections
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox
+import flax.linen
+import flax.nnx
+import haiku
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparse_plugins import core
+
+# Masks change at steps 1, 3 and 4 of 6, so there are steps before, between and after.
+WINDOW = {"update_freq": 2, "update_start_step": 1, "update_end_step": 4}
+STEPS = 6
+
+# Entries kept of w (8, 6) and head (6, 4) in the end, by hand; one number where the layers share a budget.
+# "2:4" runs down the rows, so the last two rows of head are a short group; channels round half to even.
+UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "no_prune": ({}, (48, 24)),
+    **dict.fromkeys(("magnitude", "random", "saliency"), ({}, (12, 6))),
+    **dict.fromkeys(("magnitude_ste", "random_ste", "static_sparse", "set", "rigl"), ({}, (12, 6))),
+    **dict.fromkeys(("global_magnitude", "global_saliency"), ({}, (18,))),
+    "magnitude 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
+    "magnitude_ste 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
+    "rigl 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
+    "saliency 2x2": ({"sparsity_type": "2x2"}, (12, 8)),
+    "set 2x2": ({"sparsity_type": "2x2"}, (12, 8)),
+    "magnitude channel": ({"sparsity_type": "channel_-1"}, (16, 6)),
+    "rigl channel": ({"sparsity_type": "channel_-1"}, (16, 6)),
+    "magnitude erk": ({"dist_type": "erk"}, (18,)),
+}
+# One row for each way masks come about, for checks that cost a compilation of their own.
+FAMILIES = ["magnitude", "global_saliency", "random_ste", "rigl", "set 2x2", "magnitude 2:4"]
+
+
+def make_updater(row: str, **overrides: Any) -> core.BaseUpdater:
+    settings = {"algorithm": row.split()[0], "sparsity": 0.75, "drop_fraction": 0.5, **WINDOW}
+    return core.create_updater_from_config(settings, **(UPDATERS[row][0] | overrides))
+
+
+def record_extra() -> optax.GradientTransformationExtraArgs:
+    """Adds the extra argument `unknown` up: its state shows what reached the inner transformation."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, unknown: Any, **extra: Any) -> Any:
+        return updates, state + unknown
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), update)
+
+
+def reduce_on_plateau() -> optax.GradientTransformation:
+    """Not around Adam: whose first step moves all grown weights alike, to within rounding, and ties are fragile."""
+    return optax.chain(optax.sgd(0.1, momentum=0.9), optax.contrib.reduce_on_plateau(patience=1, factor=0.5))
+
+
+LABELS = {"w": "wrapped", "head": "plain", "b": "plain"}
+OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": lambda: optax.sgd(0.1),
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: optax.adam(0.1),
+    "adam in bfloat16": lambda: optax.adam(0.1, mu_dtype=jnp.bfloat16),
+    "adamw": lambda: optax.adamw(optax.cosine_decay_schedule(0.1, STEPS)),
+    "amsgrad": lambda: optax.amsgrad(0.1),
+    "rmsprop": lambda: optax.rmsprop(0.1, centered=True, momentum=0.9),
+    "lion": lambda: optax.lion(0.1),
+    "adagrad": lambda: optax.adagrad(0.1),
+    "adafactor": lambda: optax.adafactor(0.1, min_dim_size_to_factor=2),
+    "lbfgs": lambda: optax.lbfgs(0.1, memory_size=3, linesearch=None),
+    "schedule free": lambda: optax.contrib.schedule_free_sgd(0.1),
+    "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "masked": lambda: optax.masked(optax.adam(0.1), {"w": True, "head": False, "b": False}),
+    "partition": lambda: optax.partition({"wrapped": optax.adam(0.1), "plain": optax.sgd(0.1)}, LABELS),
+    "plateau": reduce_on_plateau,
+}
+# What may stand around a sparse optimizer.
+SURROUNDINGS: dict[str, Callable[[optax.GradientTransformation], optax.GradientTransformation]] = {
+    "last of a chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "masked": lambda tx: optax.masked(tx, {"w": True, "head": False, "b": False}),
+    "partition": lambda tx: optax.partition({"wrapped": tx, "plain": optax.sgd(0.1)}, LABELS),
+    "partition by a rule": lambda tx: optax.partition(
+        {"wrapped": tx, "plain": optax.sgd(0.1)},
+        lambda params: jax.tree.map(lambda p: "wrapped" if p.ndim == 2 else "plain", params),
+    ),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "inject_hyperparams": lambda tx: optax.inject_hyperparams(lambda scale: optax.chain(optax.scale(scale), tx))(1.0),
+}
+
+Layer = collections.namedtuple("Layer", ["kernel", "bias"])
+
+
+def haiku_tree() -> Any:
+    model = haiku.transform(lambda x: haiku.nets.MLP([6, 4])(x))
+    return model.init(jax.random.key(1), jnp.ones((1, 8)))
+
+
+def linen_tree() -> Any:
+    return flax.linen.Sequential([flax.linen.Dense(6), flax.linen.Dense(4)]).init(jax.random.key(1), jnp.ones((1, 8)))
+
+
+def nnx_tree() -> Any:
+    rngs = flax.nnx.Rngs(1)
+    model = flax.nnx.Sequential(flax.nnx.Linear(8, 6, rngs=rngs), flax.nnx.Linear(6, 4, rngs=rngs))
+    return flax.nnx.state(model, flax.nnx.Param)
+
+
+def equinox_tree() -> Any:
+    return equinox.filter(equinox.nn.MLP(8, 4, 6, 1, key=jax.random.key(1)), equinox.is_inexact_array)
+
+
+# Each holds the same two layers, 8 by 6 and 6 by 4, with biases.
+TREES: dict[str, Callable[[], Any]] = {
+    "dict": lambda: params_like({"w": (8, 6), "head": (6, 4), "b": (6,)}),
+    "tuples and lists": lambda: params_like(([(8, 6), (6,)], ([(6, 4)], {}))),
+    "named tuples": lambda: params_like([Layer((8, 6), (6,)), Layer((6, 4), None)]),
+    "haiku": haiku_tree,
+    "linen": linen_tree,
+    "nnx": nnx_tree,
+    "equinox": equinox_tree,
+}
+
+
+def params_like(shapes: Any) -> Any:
+    """Normal float32 parameters, other ones for each shape's position."""
+    is_shape = lambda node: isinstance(node, tuple) and all(isinstance(length, int) for length in node)  # noqa: E731
+    flat, treedef = jax.tree.flatten(shapes, is_leaf=is_shape)
+    draw = lambda i, shape: jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)  # noqa: E731
+    return jax.tree.unflatten(treedef, [draw(i, shape) for i, shape in enumerate(flat)])
+
+
+def gradient(params: Any) -> Any:
+    """Of the half squared distance to a point that is not sparse."""
+    aim = lambda p: jnp.asarray(np.random.default_rng(p.size).normal(size=p.shape), p.dtype)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf - aim(leaf), params)
+
+
+def quick_jit(function: Callable) -> Any:
+    """`jax.jit` that spends its time on these tiny programs' checks, not on making them fast."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def make_step(tx: optax.GradientTransformation) -> Callable:
+    """One step of a loop that knows nothing of sparsity; the extra arguments are a loss and one nobody knows."""
+
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        grads = gradient(params)
+        loss = optax.tree.sum(grads)
+        updates, state = optax.with_extra_args_support(tx).update(grads, state, params, value=loss, unknown=1.0)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def kept_counts(params: Any, opt_state: Any) -> tuple[int, ...]:
+    """Entries kept of w and of head."""
+    masks = core.unpack_masks(params, core.find_sparse_state(opt_state).masks)
+    count = lambda name: int(masks[name].sum()) if jax.tree.leaves(masks[name]) else params[name].size  # noqa: E731
+    return count("w"), count("head")
+
+
+def assert_on_mask(params: Any, opt_state: Any) -> None:
+    """Every pruned entry is +0, not just small or -0."""
+    masks = core.unpack_masks(params, core.find_sparse_state(opt_state).masks)
+    for param, mask in zip(jax.tree.leaves(params), jax.tree.structure(params).flatten_up_to(masks), strict=True):
+        if jax.tree.leaves(mask):
+            pruned = np.asarray(param)[np.asarray(mask) == 0]
+            assert not pruned.any()
+            assert not np.signbit(pruned).any()
+
+
+def assert_same(one: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@functools.cache
+def trajectory(row: str) -> tuple[Any, list[tuple[Any, Any]]]:
+    """The jitted step of a row, and parameters and state before each step and after the last."""
+    tx = make_updater(row).wrap_optax(optax.chain(record_extra(), reduce_on_plateau()))
+    step, params = quick_jit(make_step(tx)), TREES["dict"]()
+    states = [(params, quick_jit(tx.init)(params))]
+    for _ in range(STEPS):
+        states.append(step(*states[-1]))
+    return step, states

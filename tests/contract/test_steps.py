@@ -1,0 +1,172 @@
+"""Contracts 1, 2, 4, 5 and 9 over every updater."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from sparse_plugins import core
+from tests.contract.rows import (
+    FAMILIES,
+    STEPS,
+    TREES,
+    UPDATERS,
+    assert_on_mask,
+    assert_same,
+    gradient,
+    kept_counts,
+    make_step,
+    make_updater,
+    quick_jit,
+    record_extra,
+    reduce_on_plateau,
+    trajectory,
+)
+
+every_updater = pytest.mark.parametrize("row", UPDATERS)
+every_family = pytest.mark.parametrize("row", FAMILIES)
+
+
+def inner() -> optax.GradientTransformation:
+    return optax.chain(record_extra(), reduce_on_plateau())
+
+
+@every_updater
+def test_updates_land_on_the_mask_and_reach_the_target(row: str) -> None:
+    _, states = trajectory(row)
+    for params, state in states[1:]:
+        assert_on_mask(params, state)
+        assert all(leaf.any() for leaf in jax.tree.leaves(params))
+    kept, wanted = kept_counts(*states[-1]), UPDATERS[row][1]
+    assert (kept if len(wanted) == 2 else (sum(kept),)) == wanted
+
+
+@every_updater
+def test_one_program_serves_all_steps(row: str) -> None:
+    step, states = trajectory(row)
+    assert step._cache_size() == 1
+    describe = lambda pair: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), pair)  # noqa: E731
+    assert all(describe(pair) == describe(states[0]) for pair in states)
+    assert [int(state.count) for _, state in states] == list(range(STEPS + 1))
+    assert float(states[-1][1].inner_state[0]) == STEPS  # what the argument `unknown` adds up to
+
+
+@every_updater
+def test_parameters_are_their_own_forward_view(row: str) -> None:
+    updater, (_, states) = make_updater(row), trajectory(row)
+    for params, state in states[1:]:
+        core.check_state(params, state)
+        assert_same(params, updater.pre_forward_update(params, (state,)))
+        assert_same(params, updater.post_gradient_update(params, state))
+    first = updater.post_gradient_update(*states[0])
+    assert_same(first, updater.post_gradient_update(first, states[0][1]))
+    assert_on_mask(first, states[0][1])
+
+
+@every_updater
+def test_scan_and_plain_masks_give_the_same_run(row: str) -> None:
+    _, states = trajectory(row)
+    tx = make_updater(row, use_packed_masks=False).wrap_optax(inner())
+    step = make_step(tx)
+    run = quick_jit(lambda start: jax.lax.scan(lambda pair, _: (step(*pair), pair[0]), start, length=STEPS))
+    params = states[0][0]
+    (last, state), seen = run((params, quick_jit(tx.init)(params)))
+    assert_same(core.unpack_masks(last, state.masks), core.unpack_masks(last, states[-1][1].masks))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last, states[-1][0])
+    middle = jax.tree.map(lambda leaf: leaf[3], seen)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), middle, states[3][0])
+
+
+@every_family
+def test_explicit_refresh_gives_the_same_run(row: str) -> None:
+    updater, (_, states) = make_updater(row), trajectory(row)
+    tx = updater.wrap_optax(inner(), refresh_in_graph=False)
+    step = quick_jit(make_step(tx))
+    refresh = quick_jit(lambda params, state: updater.refresh(state, params, gradient(params)))
+    params, state = states[0]
+    for number in range(STEPS):
+        if updater.is_refresh_due(number):
+            state = refresh(params, state)
+        params, state = step(params, state)
+        assert_same(state.masks, states[number + 1][1].masks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, states[-1][0])
+
+
+@every_family
+def test_jit_and_eager_give_the_same_masks(row: str) -> None:
+    _, states = trajectory(row)
+    eager = make_step(make_updater(row).wrap_optax(inner()))(*states[1])[1]
+    assert_same(eager.masks, states[2][1].masks)
+
+
+def equations(jaxpr: Any, into_branches: bool) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        if into_branches or equation.primitive.name != "cond":
+            for inner_jaxpr in jaxprs_in_params(equation.params):
+                yield from equations(inner_jaxpr, into_branches)
+
+
+@every_updater
+def test_only_masks_pass_the_guard(row: str) -> None:
+    updater, params = make_updater(row), TREES["dict"]()
+    tx = updater.wrap_optax(optax.adam(0.1))
+    state = jax.eval_shape(tx.init, params)
+    jaxpr = jax.make_jaxpr(make_step(tx))(params, state).jaxpr
+    outside = list(equations(jaxpr, into_branches=False))
+    guards = [equation for equation in outside if equation.primitive.name == "cond"]
+    assert len(guards) == (row not in ("no_prune", "static_sparse"))
+    assert {str(out.aval.dtype) for guard in guards for out in guard.outvars} <= {"uint8"}
+    assert not {equation.primitive.name for equation in outside} & {"while", "scan"}
+    costly = {"sort", "top_k", "pure_callback", "io_callback", "debug_callback"}
+    assert not {equation.primitive.name for equation in equations(jaxpr, into_branches=True)} & costly
+
+
+@pytest.mark.parametrize("row", ["magnitude", "random_ste", "rigl"])
+def test_vmap_over_seeds_keeps_the_branch(row: str) -> None:
+    def start(seed: jax.Array) -> tuple[Any, Any]:
+        updater = dataclasses.replace(make_updater(row), rng_seed=jax.random.key(seed))
+        tx = updater.wrap_optax(optax.sgd(0.1, momentum=0.9))
+        params = jax.tree.map(lambda p: p + seed.astype(p.dtype) / 8, TREES["dict"]())
+        return params, tx.init(params)._replace(count=seed)  # so that lanes refresh at different steps
+
+    seeds = jnp.arange(4).reshape(2, 2)
+    step = make_step(make_updater(row).wrap_optax(optax.sgd(0.1, momentum=0.9)))
+    states = quick_jit(jax.vmap(jax.vmap(start)))(seeds)
+    lanes = quick_jit(jax.vmap(jax.vmap(step))).lower(*states).compile()
+    [predicate] = re.findall(r" conditional\((%[\w.-]+),", program := lanes.as_text())
+    assert re.search(rf"{re.escape(predicate)} = (pred|s32)\[\] ", program)
+    one_step = quick_jit(step)
+    lane = lambda tree, i: jax.tree.map(lambda leaf: leaf[i // 2, i % 2], tree)  # noqa: E731
+    singles = [lane(states, i) for i in range(4)]
+    for _ in range(STEPS):
+        states = lanes(*states)
+        singles = [one_step(*single) for single in singles]
+    for i, (params, state) in enumerate(singles):
+        assert_same(lane(states[1].masks, i), state.masks)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), lane(states[0], i), params)
+
+
+@pytest.mark.parametrize("row", ["magnitude", "magnitude_ste"])
+def test_meta_gradients_pass_through_updates(row: str) -> None:
+    updater, params = make_updater(row), TREES["dict"]()
+
+    def loss_after_three_steps(log_rate: jax.Array) -> jax.Array:
+        tx = updater.wrap_optax(optax.sgd(jnp.exp(log_rate)))
+        step = make_step(tx)
+        pair = (params, tx.init(params))
+        for _ in range(3):
+            pair = step(*pair)
+        return optax.tree.norm(gradient(pair[0]), squared=True)
+
+    value = quick_jit(loss_after_three_steps)
+    at, width = jnp.float32(-3.0), 1e-2
+    expected = (value(at + width) - value(at - width)) / (2 * width)
+    np.testing.assert_allclose(quick_jit(jax.grad(loss_after_three_steps))(at), expected, rtol=1e-2)
