@@ -1,0 +1,1 @@
+"""Speed and memory, always as a ratio of two sides measured in one process."""

@@ -1,0 +1,46 @@
+"""Parameter trees of well-known models, by shape only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+
+
+def resnet50_shapes(width: int = 64) -> Shapes:
+    """Convolutions, batch-norm scales and biases, and the classifier of ResNet-50 v1 (25.6 million parameters).
+
+    Args:
+        width: Channels of the first stage, 64 in the paper.
+
+    Returns:
+        Shapes by layer and parameter name; kernels are [height, width, in, out].
+
+    Source: He et al., Deep Residual Learning for Image Recognition (2015).
+    """
+    layers: Shapes = {}
+
+    def convolution(name: str, window: int, inputs: int, outputs: int) -> None:
+        layers[name] = {"kernel": (window, window, inputs, outputs), "scale": (outputs,), "bias": (outputs,)}
+
+    convolution("stem", 7, 3, width)
+    inputs = width
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        inner = width << stage
+        for block in range(blocks):
+            name = f"stage{stage}_block{block}"
+            convolution(f"{name}_reduce", 1, inputs, inner)
+            convolution(f"{name}_conv", 3, inner, inner)
+            convolution(f"{name}_expand", 1, inner, 4 * inner)
+            if block == 0:
+                convolution(f"{name}_shortcut", 1, inputs, 4 * inner)
+            inputs = 4 * inner
+    layers["head"] = {"kernel": (inputs, 1000), "bias": (1000,)}
+    return layers
+
+
+def random_tree(shapes: Shapes, seed: int, scale: float) -> dict:
+    """Normal float32 parameters of the given shapes."""
+    rng = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(rng.standard_normal(shape, np.float32) * scale)  # noqa: E731
+    return jax.tree.map(draw, shapes, is_leaf=lambda node: isinstance(node, tuple))

@@ -1,0 +1,1 @@
+"""Federated handwriting, dense and sparse: accuracy of FedAvg under each sparsity algorithm."""

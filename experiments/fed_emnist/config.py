@@ -1,0 +1,148 @@
+"""Settings of the federated study. A field carries its help text; `cli` makes the command line from them."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparse_plugins import core
+from sparse_plugins.fed import datasets
+
+DENSE = "no_prune"
+
+
+class Run(NamedTuple):
+    """One training run of the study."""
+
+    algorithm: str
+    sparsity: float
+    seed: int
+
+    def __str__(self) -> str:
+        if self.algorithm == DENSE:
+            return f"dense, seed {self.seed}"
+        return f"{self.algorithm} at {100 * self.sparsity:.4g} %, seed {self.seed}"
+
+    def seed_for(self, use: str) -> int:
+        """A seed for one use, such as `model`: other uses and other runs' seeds get unrelated numbers."""
+        words = np.random.SeedSequence([self.seed, zlib.crc32(use.encode())]).generate_state(1)
+        return int(words[0]) >> 1
+
+
+def flag_name(field: str) -> str:
+    """The command line's name of a field."""
+    return "--" + field.replace("_", "-")
+
+
+def _flag(text: str, kind: type = str, **options: Any) -> Any:
+    """A field that is also a flag; without a `default`, `cli.resolve` decides."""
+    default = options.pop("default", dataclasses.MISSING)
+    return dataclasses.field(default=default, metadata={"help": text, "type": kind, **options})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What is trained, how, and where the results go; checked when built.
+
+    Raises:
+        ValueError: a setting is out of its range, or an updater refuses it; the message says what is allowed.
+    """
+
+    dataset: str = _flag("handwriting to train on", choices=datasets.NAMES, default="digits")
+    cache_dir: str | None = _flag("folder of EMNIST's two sqlite files", default=None)
+    only_digits: bool = _flag("of EMNIST, only the 10 digit classes", bool, default=False)
+    model: str = _flag("dense: 784-200-200, conv: FedJAX's EMNIST network", choices=("dense", "conv"))
+    algorithms: tuple[str, ...] = _flag(
+        f"of: {', '.join(core.all_algorithm_names())}",
+        nargs="+",
+        default=(
+            DENSE,
+            "magnitude",
+            "global_magnitude",
+            "magnitude_ste",
+            "rigl",
+            "set",
+            "static_sparse",
+            "random",
+        ),
+    )
+    sparsities: tuple[float, ...] = _flag(
+        "target fraction of zeros in the weight matrices, 0 to 1; several train each algorithm at each",
+        float,
+        nargs="+",
+        default=(0.8,),
+    )
+    seeds: tuple[int, ...] = _flag("0 or more; several train everything once with each", int, nargs="+")
+    distribution: str = _flag("of the sparsity over the layers", choices=("erk", "uniform"), default="erk")
+    structure: str = _flag("unstructured, n:m such as 2:4, or a block such as 4x4", default="unstructured")
+    rounds: int = _flag("federated rounds, 1 or more", int)
+    clients_per_round: int = _flag("writers drawn per round, 1 up to all there are", int)
+    batch_size: int = _flag("images per client step, 1 or more", int, default=32)
+    local_epochs: int = _flag("passes of a client over its images per round, 1 or more", int, default=1)
+    client_learning_rate: float = _flag("of the clients' SGD, above 0", float)
+    server_learning_rate: float = _flag("of the server's Adam in the first round, above 0", float)
+    server_schedule: str = _flag(
+        "the server's learning rate stays constant, or falls to 0 in the last round as a cosine",
+        choices=("constant", "cosine"),
+    )
+    server_epsilon: float = _flag("of the server's Adam, above 0", float, default=1e-4)
+    update_start: int = _flag("round from which masks change, counted from 0", int)
+    update_end: int = _flag("round of the last mask change, counted from 0", int)
+    update_every: int = _flag("rounds from one mask change to the next, 1 or more", int)
+    drop_fraction: float = _flag(
+        "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
+        float,
+        default=0.3,
+    )
+    evaluate_every: int = _flag("rounds from one evaluation to the next, 1 or more", int)
+    output: str = _flag("folder that holds the results of every study", default="runs")
+    name: str = _flag("folder of this study in it; must not exist yet")
+
+    def __post_init__(self) -> None:
+        for field in (
+            *("rounds", "clients_per_round", "batch_size", "local_epochs"),
+            *("update_every", "evaluate_every"),
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{flag_name(field)} must be 1 or more, got {getattr(self, field)}.")
+        for field in ("client_learning_rate", "server_learning_rate", "server_epsilon"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{flag_name(field)} must be finite and above 0, got {getattr(self, field)}.")
+        for field in ("algorithms", "sparsities", "seeds"):
+            values = getattr(self, field)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{flag_name(field)} takes one value or more, each once, got {list(values)}.")
+        if min(self.seeds) < 0:
+            raise ValueError(f"--seeds must be 0 or more, got {min(self.seeds)}.")
+        if not 0 <= self.update_start <= self.update_end < self.rounds:
+            raise ValueError(
+                f"Masks can't change from round {self.update_start} to {self.update_end} of {self.rounds}, counted"
+                " from 0: choose 0 <= --update-start <= --update-end < --rounds."
+            )
+        for run in self.runs():
+            self.updater(run)
+
+    def runs(self) -> Iterator[Run]:
+        """Every run of the study. Dense training has no sparsity, so it comes once per seed."""
+        for algorithm in self.algorithms:
+            for sparsity in (0.0,) if algorithm == DENSE else self.sparsities:
+                for seed in self.seeds:
+                    yield Run(algorithm, sparsity, seed)
+
+    def updater(self, run: Run) -> core.BaseUpdater:
+        """The sparsity algorithm of one run, which counts in rounds."""
+        return core.create_updater_from_config(
+            algorithm=run.algorithm,
+            sparsity=run.sparsity,
+            dist_type=self.distribution,
+            sparsity_type=self.structure,
+            step_unit="round",
+            update_freq=self.update_every,
+            update_start_step=self.update_start,
+            update_end_step=self.update_end,
+            drop_fraction=self.drop_fraction,
+            rng_seed=run.seed_for("updater"),
+        )

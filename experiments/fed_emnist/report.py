@@ -1,0 +1,130 @@
+"""The rows of a study as a Markdown table: a line per algorithm and sparsity, mean and spread over seeds."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from experiments.fed_emnist.config import DENSE, StudyConfig
+from experiments.fed_emnist.record import Row
+
+
+class Outcome(NamedTuple):
+    """How the runs of one algorithm and sparsity ended.
+
+    Attributes:
+        algorithm: as given to the command line.
+        sparsity: target fraction of zeros.
+        finished: the last row of each run that finished.
+        failed: the last row of each run that failed.
+    """
+
+    algorithm: str
+    sparsity: float
+    finished: list[Row]
+    failed: list[Row]
+
+    @property
+    def label(self) -> str:
+        """The algorithm's name for readers."""
+        return "dense" if self.algorithm == DENSE else self.algorithm
+
+    def mean(self, field: str) -> float:
+        """Mean of a measurement over the finished runs; NaN if there are none."""
+        return statistics.fmean(self._values(field)) if self.finished else float("nan")
+
+    def spread(self, field: str) -> float | None:
+        """Sample standard deviation over the finished runs; None if there are fewer than two."""
+        return statistics.stdev(self._values(field)) if len(self.finished) > 1 else None
+
+    def _values(self, field: str) -> list[float]:
+        return [getattr(row, field) for row in self.finished]
+
+
+def outcomes(rows: Iterable[Row]) -> list[Outcome]:
+    """Groups rows by algorithm and sparsity, in order of first appearance."""
+    last = {(row.algorithm, row.sparsity, row.seed): row for row in rows}
+    grouped: dict[tuple[str, float], Outcome] = {}
+    for (algorithm, sparsity, _), row in last.items():
+        outcome = grouped.setdefault((algorithm, sparsity), Outcome(algorithm, sparsity, [], []))
+        (outcome.failed if row.failure else outcome.finished).append(row)
+    return list(grouped.values())
+
+
+def table(found: Sequence[Outcome]) -> str:
+    """A Markdown table of the outcomes, with the reasons of failed runs below it."""
+    header = (
+        "algorithm",
+        "target sparsity",
+        "measured",
+        "test accuracy",
+        "test loss",
+        "runs",
+        "failed",
+        "s/run",
+    )
+    cells = [header, *map(_cells, found)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:]))
+    lines = [_line(row, widths) for row in (header, rule, *cells[1:])]
+    reasons = [
+        f"- {outcome.label} at {percent(outcome.sparsity)}, seed {row.seed}, failed after"
+        f" round {row.round}: {row.failure}"
+        for outcome in found
+        for row in outcome.failed
+    ]
+    return "\n".join([*lines, "", *reasons] if reasons else lines)
+
+
+def _cells(outcome: Outcome) -> tuple[str, ...]:
+    measured = ["failed"] * 4
+    if outcome.finished:
+        spread = outcome.spread("test_accuracy")
+        accuracy = f"{100 * outcome.mean('test_accuracy'):.2f} %"
+        measured = [
+            percent(outcome.mean("measured_sparsity")),
+            accuracy if spread is None else f"{accuracy[:-2]} ± {100 * spread:.2f} %",
+            f"{outcome.mean('test_loss'):.4g}",
+            f"{outcome.mean('seconds'):.1f}",
+        ]
+    return (
+        outcome.label,
+        percent(outcome.sparsity),
+        *measured[:3],
+        str(len(outcome.finished)),
+        str(len(outcome.failed)),
+        measured[3],
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return " | ".join(["| " + first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]) + " |"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a percentage, with two decimals where they are needed."""
+    return f"{100 * fraction:.2f}".rstrip("0").removesuffix(".") + " %"
+
+
+def report(config: StudyConfig, rows: Iterable[Row]) -> str:
+    """The text of `results.md`: what was trained, the table, and how to read it."""
+    return f"""# FedAvg on {config.dataset}: accuracy and sparsity
+
+{describe(config)}.
+
+{table(outcomes(rows))}
+
+Test accuracy and loss are those of the model that the clients get after the last round, on all test images;
+measured is the fraction of zeros in its weight matrices, above the target where grown weights have not moved yet.
+Mean ± sample standard deviation over the seeds {", ".join(map(str, config.seeds))}. The settings are in
+`config.json`, every evaluation is in `results.csv`.
+"""
+
+
+def describe(config: StudyConfig) -> str:
+    """One line on what was trained."""
+    names = {"dense": "784-200-200 network", "conv": "convolutional network", "erk": "ERK", "uniform": "uniform"}
+    return (
+        f"{names[config.model]}, {config.rounds} rounds of {config.clients_per_round} writers,"
+        f" {names[config.distribution]} sparsity, masks change from round {config.update_start} to {config.update_end}"
+    )

@@ -1,0 +1,172 @@
+"""Federated handwriting with EMNIST's features, and client sampling that the experiment's seed decides.
+
+Every set comes as FedJAX's `FederatedData`; a batch holds
+
+- `x`: float32 [n, 28, 28, 1], ink in [0, 1], 0 = background;
+- `y`: int32 [n], the class;
+- `domain_id`: int32 [n], FedJAX's collection site of the writer (0 high school, 1 census).
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import fedjax
+import jax
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+Splits = tuple[fedjax.FederatedData, fedjax.FederatedData]
+
+NAMES = ("digits", "emnist")
+NUM_DIGITS_WRITERS = 13
+_HELD_OUT_EVERY = 4
+
+
+class DatasetUnavailableError(RuntimeError):
+    """A data set is neither on this machine nor to be had from the network; the message says what to do."""
+
+
+def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None = None) -> Splits:
+    """Loads federated handwriting.
+
+    Args:
+        name: `digits`: scikit-learn's 1,797 real digits in 13 blocks, always at hand, 10 classes. `emnist`:
+          federated EMNIST, 3,400 writers, 62 classes, from the cache folder or from FedJAX's server.
+        only_digits: of EMNIST, only the 10 digit classes (3,383 writers).
+        cache_dir: folder of EMNIST's sqlite files; FedJAX's own, `~/.cache/fedjax`, when None.
+
+    Returns:
+        Train and test `fedjax.FederatedData`, with the same writers and no image in common.
+
+    Raises:
+        ValueError: the name is not known.
+        DatasetUnavailableError: EMNIST is neither in the cache nor to be downloaded, or can't be read.
+
+    Example:
+        >>> train, test = load("digits")
+        >>> train.num_clients(), train.get_client(b"f0000_00").all_examples()["x"].shape
+        (13, (104, 28, 28, 1))
+    """
+    if name == "digits":
+        return _load_digits()
+    if name == "emnist":
+        return _load_emnist(only_digits, Path(cache_dir or fedjax.datasets.downloads.default_cache_dir()))
+    raise ValueError(f"Unknown dataset {name!r}. Known: {', '.join(NAMES)}.")
+
+
+def _load_digits() -> Splits:
+    """Real handwriting that ships with scikit-learn.
+
+    The images are those of 13 writers, one writer after the other, but the file does not say where a writer
+    ends. The borders here are 13 equal cuts: most of a client's images share a hand, but not all.
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = 1 - _enlarge(bunch.images.astype(np.float32) / 16)  # EMNIST's files store 1 for background.
+    labels = bunch.target.astype(np.int32)
+    splits: tuple[dict[bytes, Any], dict[bytes, Any]] = ({}, {})
+    for writer, block in enumerate(np.array_split(np.arange(len(labels)), NUM_DIGITS_WRITERS)):
+        by_class = block[np.argsort(labels[block], kind="stable")]
+        held_out = np.arange(len(block)) % _HELD_OUT_EVERY == writer % _HELD_OUT_EVERY
+        for split, rows in zip(splits, (by_class[~held_out], by_class[held_out]), strict=True):
+            split[b"f%04d_00" % writer] = {"pixels": pixels[rows], "label": labels[rows]}
+    train, test = (fedjax.datasets.emnist.preprocess_split(fedjax.InMemoryFederatedData(split)) for split in splits)
+    return train, test
+
+
+def _enlarge(images: Array) -> Array:
+    """Bilinear from [n, 8, 8] to [n, 20, 20], then a margin of 4 as in EMNIST: [n, 28, 28]."""
+    small, large = images.shape[1], 20
+    positions = np.linspace(0, small - 1, large)
+    weights = np.stack([np.interp(positions, np.arange(small), unit) for unit in np.eye(small)], axis=1)
+    enlarged = np.einsum("ip,npq,jq->nij", weights, images, weights).astype(np.float32)
+    return np.pad(enlarged, ((0, 0), (4, 4), (4, 4)))
+
+
+def _load_emnist(only_digits: bool, cache_dir: Path) -> Splits:
+    """Federated EMNIST through FedJAX's own loader, which downloads what the cache lacks."""
+    import urllib3
+
+    prefix = "federated_emnist_digitsonly_" if only_digits else "federated_emnist_"
+    files = " and ".join(f"{prefix}{split}.sqlite" for split in ("train", "test"))
+    advice = f"Put {files} into {cache_dir}, or use the dataset that needs no download: digits."
+    try:
+        train, test = fedjax.datasets.emnist.load_data(only_digits=only_digits, cache_dir=str(cache_dir))
+    except (OSError, urllib3.exceptions.HTTPError) as error:
+        raise DatasetUnavailableError(f"EMNIST can't be downloaded: {error}. {advice}") from error
+    try:
+        sizes = train.num_clients(), test.num_clients()
+    except sqlite3.DatabaseError as error:
+        raise DatasetUnavailableError(f"EMNIST in {cache_dir} can't be read: {error}. {advice}") from error
+    if 0 in sizes:
+        raise DatasetUnavailableError(f"EMNIST in {cache_dir} has no writers: {sizes} in train and test. {advice}")
+    return train, test
+
+
+class SeededClientDataset(fedjax.ClientDataset):
+    """A client's data with its own shuffle: a batching seed left open is filled in with this one.
+
+    A FedJAX algorithm holds one `ShuffleRepeatBatchHParams` for all rounds. With a seed in it, a client sees
+    the same order in every round; without one, no run can be repeated.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        super().__init__(dataset.raw_examples, dataset.preprocessor)
+        self.seed = seed
+
+    def __getitem__(self, index: slice) -> "SeededClientDataset":
+        return SeededClientDataset(super().__getitem__(index), self.seed)
+
+    def shuffle_repeat_batch(self, hparams: Any = None, **kwargs: Any) -> Any:
+        """As in FedJAX, but never seeded by the clock."""
+        if kwargs.get("seed", getattr(hparams, "seed", None)) is None:
+            kwargs["seed"] = self.seed
+        return super().shuffle_repeat_batch(hparams, **kwargs)
+
+
+class SeededClientSampler(fedjax.client_samplers.ClientSampler):
+    """Uniform sampling in which seed and round decide the clients, their keys and their shuffles.
+
+    FedJAX's `UniformGetClientSampler` draws the clients by the seed, but their keys by the round alone. Here
+    a round is a pure function of seed and number, so a resumed run goes on as if it had never stopped.
+
+    Args:
+        data: `fedjax.FederatedData`.
+        num_clients: clients per round, drawn without replacement, 1 to `data.num_clients()`.
+        seed: the experiment's seed, 0 or more.
+        start_round_num: number of the first round.
+
+    Raises:
+        ValueError: more clients are asked for than there are, or none.
+    """
+
+    def __init__(self, data: Any, num_clients: int, seed: int, start_round_num: int = 0) -> None:
+        self._client_ids = list(data.client_ids())
+        if not 1 <= num_clients <= len(self._client_ids):
+            raise ValueError(
+                f"{num_clients} clients per round are not to be had: the data has {len(self._client_ids)}."
+                f" Choose 1 to {len(self._client_ids)}."
+            )
+        self._data, self._num_clients, self._seed = data, num_clients, seed
+        self._round_num = start_round_num
+
+    def sample(self) -> list[tuple[bytes, SeededClientDataset, jax.Array]]:
+        """Draws the next round: client id, data and key for each of its clients."""
+        rng = np.random.default_rng([self._seed, self._round_num])
+        self._round_num += 1
+        chosen = rng.choice(len(self._client_ids), self._num_clients, replace=False)
+        shuffle_seeds = rng.integers(2**32, size=self._num_clients)
+        keys = jax.random.split(jax.random.PRNGKey(rng.integers(2**31)), self._num_clients)
+        clients = self._data.get_clients([self._client_ids[index] for index in chosen])
+        return [
+            (client_id, SeededClientDataset(dataset, int(seed)), key)
+            for (client_id, dataset), seed, key in zip(clients, shuffle_seeds, keys, strict=True)
+        ]
+
+    def set_round_num(self, round_num: int) -> None:
+        """Makes `round_num` the next round to be drawn."""
+        self._round_num = round_num

@@ -1,0 +1,253 @@
+"""The federated study end to end: what it leaves behind, that it repeats, and what it says when it can't."""
+
+import csv
+import json
+from pathlib import Path
+
+import fedjax
+import jax
+import optax
+import pytest
+from matplotlib.image import imread
+
+from experiments.fed_emnist import report, train
+from experiments.fed_emnist.__main__ import main
+from experiments.fed_emnist.cli import parse
+from experiments.fed_emnist.config import Run
+from experiments.fed_emnist.record import Row, read_rows, row_writer
+from sparse_plugins.fed.datasets import SeededClientSampler
+from tests.fed.emnist_files import write_emnist
+
+FILES = ["accuracy.png", "config.json", "results.csv", "results.md"]
+QUICK = ["--rounds=3", "--clients-per-round=2", "--evaluate-every=2"]
+TWO = ["--algorithms", "no_prune", "static_sparse"]
+
+
+def study(output: Path, name: str, *flags: str) -> tuple[int, list[Row]]:
+    status = main([*QUICK, f"--output={output}", f"--name={name}", *flags])
+    return status, read_rows(output / name)
+
+
+def untimed(rows: list[Row]) -> list[tuple[object, ...]]:
+    return [tuple(value for name, value in vars(row).items() if name != "seconds") for row in rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study: dense and static, two seeds."""
+    output = tmp_path_factory.mktemp("runs")
+    assert study(output, "first", *TWO, "--seeds", "0", "1")[0] == 0
+    return output / "first"
+
+
+def test_a_study_leaves_its_files(folder: Path) -> None:
+    assert sorted(file.name for file in folder.iterdir()) == FILES
+    height, width, _ = imread(folder / "accuracy.png").shape
+    assert min(height, width) > 600
+
+
+def test_there_is_a_row_for_every_evaluation_of_every_run(folder: Path) -> None:
+    rows = read_rows(folder)
+    runs = [("no_prune", 0.0, 0), ("no_prune", 0.0, 1), ("static_sparse", 0.8, 0), ("static_sparse", 0.8, 1)]
+    assert [(row.algorithm, row.sparsity, row.seed, row.round) for row in rows] == [
+        (*run, finished) for run in runs for finished in (0, 2, 3)
+    ]
+    assert not any(row.failure for row in rows)
+    for row in rows:
+        assert row.measured_sparsity == pytest.approx(row.sparsity, abs=1e-4), "sparse from round 0 on"
+        assert 0 <= row.test_accuracy <= 1
+        assert 0 < row.test_loss < 3
+        assert 0 < row.train_loss < 3
+    for first, last in zip(rows[::3], rows[2::3], strict=True):
+        assert last.train_loss < first.train_loss, "it learns"
+        assert last.seconds >= first.seconds
+    with (folder / "results.csv").open() as file:
+        assert next(csv.reader(file))[:4] == ["algorithm", "sparsity", "seed", "round"]
+
+
+def test_the_settings_and_their_surroundings_are_recorded(folder: Path) -> None:
+    record = json.loads((folder / "config.json").read_text())
+    assert record["command"].startswith("python -m experiments.fed_emnist --rounds=3 ")
+    assert record["settings"]["seeds"] == [0, 1]
+    assert record["settings"]["update_end"] == 2
+    assert {"jax", "optax", "fedjax"} <= {name for name, version in record["packages"].items() if version}
+    assert {"git", "python", "platform", "devices"} <= set(record)
+
+
+def test_the_table_shows_every_setting(folder: Path) -> None:
+    text = (folder / "results.md").read_text()
+    assert "| dense " in text
+    assert "| static_sparse |" in text
+    assert text.count(" ± ") >= 2
+    assert "no_prune" not in text
+
+
+def test_one_seed_repeats_exactly_and_two_differ(folder: Path, tmp_path: Path) -> None:
+    rows = untimed(read_rows(folder))
+    _, again = study(tmp_path, "again", *TWO, "--seeds", "1")
+    assert untimed(again) == rows[3:6] + rows[9:12]
+    for ours, theirs in ((rows[:3], rows[3:6]), (rows[6:9], rows[9:12])):
+        assert all(a[-4:-2] != b[-4:-2] for a, b in zip(ours, theirs, strict=True))
+    assert len({Run("set", 0.8, seed).seed_for(use) for seed in (0, 1) for use in ("model", "updater")}) == 4
+
+
+def test_dense_training_is_fedjaxs_own() -> None:
+    config = parse([*QUICK, "--algorithms", "no_prune"])
+    run = Run("no_prune", 0.0, seed=5)
+    task = train.prepare(config)
+    *_, ours = train.train(config, run, task, range(1, 4))
+
+    schedule = optax.cosine_decay_schedule(config.server_learning_rate, 3)
+    algorithm = fedjax.algorithms.fed_avg.federated_averaging(
+        task.gradient,
+        fedjax.optimizers.sgd(config.client_learning_rate),
+        fedjax.optimizers.create_optimizer_from_optax(optax.adam(schedule, eps=config.server_epsilon)),
+        fedjax.ShuffleRepeatBatchHParams(batch_size=32),
+    )
+    state = algorithm.init(task.model.init(jax.random.PRNGKey(run.seed_for("model"))))
+    sampler = SeededClientSampler(task.train, 2, run.seed_for("clients"))
+    for _ in range(3):
+        state, _ = algorithm.apply(state, sampler.sample())
+    theirs = fedjax.evaluate_model(task.model, state.params, task.test_batches)
+    assert ours.test_accuracy == pytest.approx(float(theirs["accuracy"]), abs=1e-6)
+    assert ours.test_loss == pytest.approx(float(theirs["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("algorithm", "at_first"), [("rigl", 0.8), ("magnitude_ste", 0.0), ("global_magnitude", 0.0)])
+def test_the_model_that_clients_get_is_sparse(algorithm: str, at_first: float) -> None:
+    config = parse([*QUICK, "--update-start=1", "--update-every=1", "--algorithms", algorithm])
+    evaluations = list(train.train(config, Run(algorithm, 0.8, 0), train.prepare(config), range(1, 4)))
+    assert evaluations[0].measured_sparsity == pytest.approx(at_first, abs=1e-4)
+    # A grown weight whose pixel is always background stays 0: never too few zeros, hardly too many.
+    assert 0.7999 < evaluations[-1].measured_sparsity < 0.83
+
+
+def test_rows_are_on_the_disk_at_once_and_come_back_as_they_were(tmp_path: Path) -> None:
+    start = Row(algorithm="set", sparsity=0.1, seed=3, round=0, test_accuracy=1 / 3, test_loss=1e-30, seconds=0.0)
+    end = Row(algorithm="set", sparsity=0.1, seed=3, round=0, failure='ValueError: "a, b"\nc')
+    with row_writer(tmp_path) as writer:
+        writer.write(start)
+        assert read_rows(tmp_path) == [start]
+        writer.write(end)
+        assert read_rows(tmp_path) == [start, end]
+
+
+def test_nothing_is_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    assert main([*QUICK, *TWO, f"--output={folder.parent}", "--name=first"]) == 2
+    assert "is never overwritten. Choose another --name" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_failed_run_is_recorded_and_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Steps this large overflow a dense network; without weights there is nothing to overflow.
+    status, rows = study(tmp_path, "a", *TWO, "--seeds=0", "--sparsities=1", "--server-learning-rate=1e20")
+    assert status == 1
+    dense, static = rows[:2], rows[2:]
+    assert dense[-1].failure.startswith("TrainingDivergedError: the loss after round 2 is ")
+    assert dense[-1].test_accuracy is None
+    assert [row.round for row in static] == [0, 2, 3]
+    assert not any(row.failure for row in static)
+    for text in ((tmp_path / "a" / "results.md").read_text(), capsys.readouterr().out):
+        assert "- dense at 0 %, seed 0, failed after round 0: TrainingDivergedError" in text
+    assert (tmp_path / "a" / "accuracy.png").exists()
+
+
+def test_real_emnist_takes_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--dataset=emnist", f"--cache-dir={tmp_path}", "--model=dense", "--seeds=0"]
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert main([*QUICK, *flags, f"--output={tmp_path}", "--name=none"]) == 2
+    assert not (tmp_path / "none").exists()
+    write_emnist(tmp_path)
+    sparsities = ("--sparsities", "0.5", "0.9")
+    status, rows = study(tmp_path, "a", *flags, "--algorithms", "magnitude", *sparsities)
+    assert status == 0
+    assert [row.measured_sparsity for row in rows if row.round == 3] == pytest.approx([0.5, 0.9], abs=1e-4)
+    assert [row.measured_sparsity for row in rows if row.round == 0] == [0.0, 0.0]
+
+
+def test_defaults_are_the_datasets_own() -> None:
+    digits, emnist = parse([]), parse(["--dataset=emnist"])
+    assert (digits.model, digits.clients_per_round, digits.rounds) == ("dense", 13, 100)
+    assert (emnist.model, emnist.clients_per_round, emnist.rounds) == ("conv", 50, 1000)
+    assert (emnist.update_start, emnist.update_end, emnist.update_every) == (250, 750, 10)
+    assert parse(["--rounds=40"]).update_end == 30
+    assert digits.name.startswith("digits-20")
+    runs = list(parse(["--sparsities", "0.5", "0.8", "--algorithms", "no_prune", "set", "--seeds", "3"]).runs())
+    assert runs == [("no_prune", 0.0, 3), ("set", 0.5, 3), ("set", 0.8, 3)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--algorithms", "magnitud"], "allowed are no_prune, magnitude,"),
+        (["--sparsities", "1.5"], "1.5"),
+        (["--algorithms", "magnitude", "--structure", "2:x"], "sparsity_type '2:x' is unknown"),
+        (["--rounds", "0"], "--rounds must be 1 or more, got 0."),
+        (["--rounds", "10", "--update-end", "10"], "choose 0 <= --update-start <= --update-end < --rounds."),
+        (["--update-start", "80"], "can't change from round 80 to 75 of 100"),
+        (["--seeds", "1", "1"], "--seeds takes one value or more, each once, got [1, 1]."),
+        (["--seeds", "-1"], "--seeds must be 0 or more, got -1."),
+        (["--client-learning-rate", "nan"], "--client-learning-rate must be finite and above 0, got nan."),
+        (["--drop-fraction", "2"], "2"),
+        (["--dataset", "mnist"], "choose from"),
+        (["--sparsity", "0.5"], "unrecognized arguments"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*flags, f"--output={tmp_path}"])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--clients-per-round=14"], "14 clients per round"),
+        (["--structure=300x300", "--algorithms", "magnitude"], "linear"),
+    ],
+)
+def test_settings_that_do_not_fit_data_or_model_are_refused(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, f"--output={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in vars(parse([])):
+        assert f"--{name.replace('_', '-')} " in text
+    assert text.count("(default: ") == len(vars(parse([])))
+    assert "(default: 100 for digits, 1000 for emnist)" in text
+
+
+def test_the_table_averages_over_finished_runs_and_counts_the_others() -> None:
+    def row(algorithm: str, seed: int, accuracy: float | None, failure: str = "") -> Row:
+        return Row(
+            algorithm=algorithm,
+            sparsity=0.5,
+            seed=seed,
+            round=4,
+            **dict.fromkeys(("test_accuracy", "test_loss", "measured_sparsity", "seconds"), accuracy),
+            failure=failure,
+        )
+
+    rows = [row("set", 0, 0.1), row("set", 0, 0.25), row("set", 1, 0.5), row("set", 2, None, "boom")]
+    found = report.outcomes([*rows, row("rigl", 0, 0.75)])
+    assert [(len(outcome.finished), len(outcome.failed)) for outcome in found] == [(2, 1), (1, 0)]
+    assert found[0].spread("test_accuracy") == pytest.approx(0.1767767)
+    lines = report.table(found).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+        *("set", "50 %", "37.5 %", "37.50 ± 17.68 %", "0.375", "2", "1", "0.4")
+    ]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]][3:7] == ["75.00 %", "0.75", "1", "0"]
+    assert lines[-1] == "- set at 50 %, seed 2, failed after round 4: boom"
+    assert len({len(line) for line in lines[:4]}) == 1, "columns line up"
