@@ -256,19 +256,17 @@ class BaseUpdater:
                 # The latent parameters are made inside the branch: as its operand they would be written out first.
                 fresh = lambda: self._refreshed(state, params, updates, **extra).masks  # noqa: E731
                 masks = fresh_if(due, fresh, masks)
-            latent = self._latent_params(params, state)
             in_force = self._in_force(params, masks)
+            latent = self._latent_params(params, in_force, state)
             if self.is_sparse_gradients:
                 updates = apply_masks(updates, in_force)
             inner_state = self._inner_state(inner, state.inner_state, latent, in_force)
             updates, inner_state = inner.update(updates, inner_state, latent, **extra)
             if self.skip_gradients and due is not False:
                 updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
-            updates, pruned_values = self._land(updates, params, latent, state, in_force)
+            updates, dense_params = self._land(updates, params, latent, state, in_force)
             count = optax.safe_increment(state.count)
-            return updates, state._replace(
-                masks=masks, inner_state=inner_state, count=count, pruned_values=pruned_values
-            )
+            return updates, state._replace(masks=masks, inner_state=inner_state, count=count, dense_params=dense_params)
 
         return optax.GradientTransformationExtraArgs(init, update)
 
@@ -327,7 +325,8 @@ class BaseUpdater:
         _check_update(grads, state, params, self.use_packed_masks)
         params, grads = own_leaves(params, state.masks), None if grads is None else own_leaves(grads, state.masks)
         self._check_plan(state, params)
-        return self.update_state(state, self._latent_params(params, state), grads, **kwargs)
+        latent = self._latent_params(params, self._in_force(params, state.masks), state)
+        return self.update_state(state, latent, grads, **kwargs)
 
     def _check_plan(self, state: SparseState, params: PyTree) -> None:
         targets = aligned(params, self.target_sparsities(params), "target sparsities")
@@ -341,7 +340,7 @@ class BaseUpdater:
 
     # Seams between the update above and families of algorithms.
 
-    def _latent_params(self, params: PyTree, state: SparseState) -> PyTree:
+    def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
         """The parameters the inner optimizer works on."""
         return params
 
@@ -352,13 +351,13 @@ class BaseUpdater:
     def _land(
         self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
     ) -> tuple[PyTree, PyTree]:
-        """Updates that take `params` onto the masks, and the pruned values to keep."""
+        """Updates that take `params` onto the masks, and the dense weights to keep."""
 
         def onto_mask(param: jax.Array, mask: jax.Array, update: jax.Array) -> jax.Array:
             dtype = jnp.promote_types(update.dtype, param.dtype)
             return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))
 
-        return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u), state.pruned_values
+        return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u), state.dense_params
 
     def _in_force(self, params: PyTree, masks: PyTree) -> PyTree:
         """The masks that act: a layer of target 0 is left to the optimizer alone, bit for bit."""

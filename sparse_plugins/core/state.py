@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from sparse_plugins.core.masks import check_stored, is_pruned, unpack
+from sparse_plugins.core.masks import check_stored, is_pruned
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["SparseState", "check_state", "find_sparse_state", "holds_sparse_state", "map_sparse_states"]
@@ -16,7 +15,7 @@ class SparseState(NamedTuple):
     """Masks and everything needed to change them, around the state of the wrapped optimizer.
 
     Invariants (checked by `check_state`): every mask belongs to its parameter's shape; a target exists exactly where
-    a mask does; pruned values are zero wherever the mask keeps.
+    a mask does; dense weights have their parameter's shape.
 
     Attributes:
         masks: One uint8 mask per pruned parameter, packed eight to a byte or of the parameter's shape, 1 = kept;
@@ -25,7 +24,8 @@ class SparseState(NamedTuple):
         target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with.
         count: int32[], calls of `update` so far; the schedule's step.
         rng: uint32[2], the key all random scores of this run derive from.
-        pruned_values: Straight-through updaters: the dense value of every pruned weight, 0 where kept. Else ().
+        dense_params: Straight-through updaters: the dense weights, of which the parameters are the masked view, per
+            pruned parameter. Else ().
     """
 
     masks: PyTree
@@ -33,7 +33,7 @@ class SparseState(NamedTuple):
     target_sparsities: PyTree = None
     count: Any = None
     rng: Any = None
-    pruned_values: PyTree = ()
+    dense_params: PyTree = ()
 
 
 _NO_MASKS = (
@@ -97,9 +97,10 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
         opt_state: Optimizer state that holds it.
 
     Raises:
-        ValueError: At the first parameter whose mask, target or pruned values do not fit.
+        ValueError: At the first parameter whose mask, target or dense weights do not fit.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> check_state({"w": jnp.ones(4)}, SparseState({"w": jnp.ones(4, jnp.uint8)}, (), {"w": 0.0}, 0))
     """
     state = find_sparse_state(opt_state)
@@ -110,8 +111,8 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
             raise ValueError(f"{name!r} has a {'mask' if is_pruned(mask) else 'target'} but not both mask and target.")
         if is_pruned(mask):
             check_stored(mask, param.shape, name)
-    if state.pruned_values != ():
-        values = aligned(params, state.pruned_values, "pruned values")
-        for name, param, mask, value in zip(leaf_names(params), jax.tree.leaves(params), masks, values, strict=True):
-            if is_pruned(value) and bool(jnp.any(jnp.where(unpack(mask, param.shape), value, 0) != 0)):
-                raise ValueError(f"{name!r} has pruned values under entries that its mask keeps.")
+    if state.dense_params != ():
+        dense = aligned(params, state.dense_params, "dense weights")
+        for name, param, own in zip(leaf_names(params), jax.tree.leaves(params), dense, strict=True):
+            if is_pruned(own) and own.shape != param.shape:
+                raise ValueError(f"the dense weights of {name!r} have shape {own.shape}, the parameter {param.shape}.")

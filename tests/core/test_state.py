@@ -19,7 +19,7 @@ def test_fields_of_a_fresh_state() -> None:
     assert STATE.masks["w"].nbytes == 4  # 16 entries, half a byte each row
     assert STATE.target_sparsities == {"w": 0.5, "b": core.NOT_PRUNED}
     assert (int(STATE.count), STATE.rng.tolist()) == (0, [0, 0])
-    assert STATE.pruned_values["w"].sum() == 8
+    assert STATE.dense_params["w"].tolist() == PARAMS["w"].tolist()
     assert {leaf.dtype.name for leaf in jax.tree.leaves(STATE)} == {"uint8", "float32", "int32", "uint32"}
 
 
@@ -42,7 +42,7 @@ def test_it_is_found_wherever_it_is() -> None:
         ({"masks": {"w": core.NOT_PRUNED, "b": core.NOT_PRUNED}}, "'w' has a target but not both"),
         ({"target_sparsities": {"w": 0.5, "b": 0.5}}, "'b' has a target but not both"),
         ({"masks": {"kernel": STATE.masks["w"], "b": core.NOT_PRUNED}}, "masks .* different tree structures"),
-        ({"pruned_values": {"w": jnp.ones((4, 4)), "b": core.NOT_PRUNED}}, "'w' has pruned values under"),
+        ({"dense_params": {"w": jnp.ones((4, 5)), "b": core.NOT_PRUNED}}, r"dense weights of 'w' .* \(4, 5\)"),
     ],
 )
 def test_broken_invariants_are_named(change: dict[str, Any], message: str) -> None:

@@ -1,7 +1,7 @@
 """Straight-through estimation: dense weights learn, their sparse view is used.
 
-The parameters a loop sees are the sparse view; the dense values of pruned weights live in the state. Gradients are
-taken at the sparse view and applied to the dense weights, so nothing but the wrapped optimizer needs to know.
+The parameters a loop sees are the sparse view; the dense weights live in the state. Gradients are taken at the sparse
+view and applied to the dense weights, so nothing but the wrapped optimizer needs to know.
 """
 
 import dataclasses
@@ -39,9 +39,10 @@ class SteMixin(BaseUpdater):
             raise ValueError(f"{type(self).__name__} needs the gradients of pruned weights: is_sparse_gradients=False.")
 
     def init_state(self, params: PyTree) -> SparseState:
-        """The sparse state, holding the dense values of initially pruned weights."""
+        """The sparse state, holding the dense weights."""
         state = super().init_state(params)
-        return state._replace(pruned_values=self._hidden_values(params, self._in_force(params, state.masks), params))
+        own = jax.tree.map(jnp.copy, params)  # parameters and state may both be donated
+        return state._replace(dense_params=self._dense_leaves(params, self._in_force(params, state.masks), own))
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Masks of the first step, if the schedule starts there; else everything kept."""
@@ -61,30 +62,30 @@ class SteMixin(BaseUpdater):
             return f"masks follow the weights at every {self.scheduler.step_unit}"
         return f"{super().describe_schedule()}, and go on following the weights"
 
-    def _latent_params(self, params: PyTree, state: SparseState) -> PyTree:
-        # A weight is hidden where it has a hidden value; the mask may have been refreshed since.
-        dense = lambda p, hidden: jnp.where(hidden != 0, hidden, p)  # noqa: E731
-        return map_pruned(dense, params, state.pruned_values, otherwise=lambda p: p)
+    def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
+        # Visible weights are read where the loop keeps them, so that a change made there (an average, a restore) is
+        # heard, and so that the compiler cannot start on the dense weights before the masks are settled: it would
+        # have to copy them first. A visible weight of 0 may just have come into view.
+        def dense(param: jax.Array, mask: jax.Array, kept_dense: jax.Array) -> jax.Array:
+            return jnp.where(unpack(mask, param.shape) & (param != 0), param, kept_dense)
+
+        return map_pruned(dense, params, masks, state.dense_params, otherwise=lambda p, _: p)
 
     def _land(
         self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
     ) -> tuple[PyTree, PyTree]:
         moved = jax.tree.map(lambda dense, update: (dense + update).astype(dense.dtype), latent, updates)
 
-        def visible(
-            param: jax.Array, mask: jax.Array, hidden: jax.Array, update: jax.Array, dense: jax.Array
-        ) -> jax.Array:
-            dtype = jnp.promote_types(update.dtype, param.dtype)
-            # A weight that stays visible takes the plain update, so that a step rounds only once.
-            shown = jnp.where(hidden == 0, update.astype(dtype), dense.astype(dtype) - param)
-            return jnp.where(unpack(mask, param.shape), shown, -param.astype(dtype))
+        def onto_view(param: jax.Array, mask: jax.Array, dense: jax.Array, update: jax.Array) -> jax.Array:
+            wide = jnp.promote_types(jnp.promote_types(update.dtype, param.dtype), jnp.float32)
+            own = param.astype(wide)
+            return jnp.where(unpack(mask, param.shape), dense.astype(wide) - own, -own)
 
-        landed = map_pruned(visible, params, masks, state.pruned_values, updates, moved, otherwise=lambda p, h, u, d: u)
-        return landed, self._hidden_values(params, masks, moved)
+        landed = map_pruned(onto_view, params, masks, moved, updates, otherwise=lambda p, dense, update: update)
+        return landed, self._dense_leaves(params, masks, moved)
 
-    def _hidden_values(self, params: PyTree, masks: PyTree, dense: PyTree) -> PyTree:
-        hidden = lambda p, m, d: jnp.where(unpack(m, p.shape), jnp.zeros((), d.dtype), d)  # noqa: E731
-        return map_pruned(hidden, params, masks, dense, otherwise=lambda p, d: NOT_PRUNED)
+    def _dense_leaves(self, params: PyTree, masks: PyTree, dense: PyTree) -> PyTree:
+        return map_pruned(lambda p, mask, d: d, params, masks, dense, otherwise=lambda p, d: NOT_PRUNED)
 
 
 @dataclasses.dataclass(eq=False)
@@ -101,8 +102,8 @@ class SteMagnitudePruning(SteMixin, MagnitudePruning):
         >>> for grad in [-3.0, 0.0]:
         ...     updates, state = tx.update({"w": jnp.array([[grad, 0.0]])}, state, params)
         ...     params = optax.apply_updates(params, updates)
-        >>> params["w"].tolist(), state.pruned_values["w"].tolist()
-        ([[4.0, 0.0]], [[0.0, 2.0]])
+        >>> params["w"].tolist(), state.dense_params["w"].tolist()
+        ([[4.0, 0.0]], [[4.0, 2.0]])
 
     Source: Bengio et al. (2013) for the estimator; Lee et al., JaxPruner (2023).
     """
