@@ -12,6 +12,7 @@ from experiments.fed_emnist.config import StudyConfig, flag_name
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "dense",
+        "distribution": "erk",
         "seeds": (0, 1, 2),
         "rounds": 100,
         "clients_per_round": 13,
@@ -23,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "emnist": {
         "model": "conv",
+        "distribution": "uniform",
         "seeds": (0,),
         "rounds": 1000,
         "clients_per_round": 50,

@@ -76,7 +76,7 @@ class StudyConfig:
         default=(0.8,),
     )
     seeds: tuple[int, ...] = _flag("0 or more; several train everything once with each", int, nargs="+")
-    distribution: str = _flag("of the sparsity over the layers", choices=("erk", "uniform"), default="erk")
+    distribution: str = _flag("of the sparsity over the layers", choices=("erk", "uniform"))
     structure: str = _flag("unstructured, n:m such as 2:4, or a block such as 4x4", default="unstructured")
     rounds: int = _flag("federated rounds, 1 or more", int)
     clients_per_round: int = _flag("writers drawn per round, 1 up to all there are", int)
