@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparse_plugins.core.checks import check_fields, check_targets, check_update
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.guard import fresh_if
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
     apply_masks,
-    check_stored,
     is_pruned,
     map_pruned,
     own_leaves,
@@ -82,29 +83,14 @@ class BaseUpdater:
     use_packed_masks: bool = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
 
+    # What kind of algorithm it is: whether anything is pruned at all, whether the first masks keep everything, and
+    # whether a pruned weight is gone for good.
     prunes: ClassVar[bool] = True
+    starts_dense: ClassVar[bool] = True
     prunes_for_good: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sparsity_type, Structure):
-            raise TypeError(
-                f"sparsity_type is {self.sparsity_type!r}; give Unstructured(), NByM(2, 4), Block((4, 4)) or "
-                "Channel(), an instance and not the class."
-            )
-        if not isinstance(self.scheduler, NoUpdateSchedule):
-            raise TypeError(
-                f"scheduler is {self.scheduler!r}; give an instance of a schedule, such as PolynomialSchedule(...). "
-                "Own schedules extend NoUpdateSchedule."
-            )
-        for name in ("skip_gradients", "is_sparse_gradients", "use_packed_masks"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; give True or False.")
-        for name in ("sparsity_distribution_fn", "topk_fn"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; give a function, e.g. partial(erk, sparsity=0.8).")
-        if "sparsity" in (keywords := getattr(self.sparsity_distribution_fn, "keywords", {})):
-            check_fraction("sparsity", keywords["sparsity"])
-        key_words(self.rng_seed)
+        check_fields(self)
 
     # What an algorithm may override.
 
@@ -200,16 +186,8 @@ class BaseUpdater:
             ValueError: If no parameter is pruned, or the structure does not fit one that is.
         """
         targets = self.target_sparsities(params)
-        flat_targets = aligned(params, targets, "target sparsities")
-        # An empty tree is fine: optax maps over states by calling init with a placeholder.
-        if flat_targets and not any(map(is_pruned, flat_targets)) and self.prunes:
-            raise ValueError(
-                f"{type(self).__name__} would prune nothing: none of {leaf_names(params)} is a floating-point array "
-                "with two or more axes, or what filter_fn and rules ask for. Change those, or use NoPruning."
-            )
-        for name, leaf, target in zip(leaf_names(params), jax.tree.leaves(params), flat_targets, strict=True):
-            if is_pruned(target) and self.topk_fn is None:
-                self.sparsity_type.check(tuple(leaf.shape), f"parameter {name!r}")
+        if self.prunes:
+            check_targets(self, params, targets)
         record = map_pruned(lambda p, t: jnp.float32(t), params, targets, otherwise=lambda p: NOT_PRUNED)
         state = SparseState((), (), record, jnp.zeros((), jnp.int32), key_words(self.rng_seed))
         return self._with_masks(state, params, self.get_initial_masks(params, targets))
@@ -244,12 +222,20 @@ class BaseUpdater:
             inner_state = inner.init(params)
             if holds_sparse_state(inner_state):
                 raise TypeError(_SPARSE_ALREADY)
-            return self.init_state(params)._replace(inner_state=inner_state)
+            state = self.init_state(params)._replace(inner_state=inner_state)
+            stays_dense = self.starts_dense and type(self.scheduler) is NoUpdateSchedule
+            if refresh_in_graph and stays_dense and any(jax.tree.leaves(self.target_sparsities(params))):
+                warnings.warn(
+                    f"{type(self).__name__} with {self.scheduler} keeps every weight: give a schedule that changes "
+                    "masks, or call refresh yourself with refresh_in_graph=False.",
+                    stacklevel=2,
+                )
+            return state
 
         def update(
             updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
         ) -> tuple[PyTree, SparseState]:
-            _check_update(updates, state, params, self.use_packed_masks)
+            check_update(self, updates, state, params)
             due = self.is_refresh_due(state.count) if refresh_in_graph or self.skip_gradients else False
             masks = state.masks
             if refresh_in_graph:
@@ -322,21 +308,10 @@ class BaseUpdater:
         return self.pre_forward_update(params, sparse_state)
 
     def _refreshed(self, state: SparseState, params: PyTree, grads: PyTree | None, **kwargs: Any) -> SparseState:
-        _check_update(grads, state, params, self.use_packed_masks)
         params, grads = own_leaves(params, state.masks), None if grads is None else own_leaves(grads, state.masks)
-        self._check_plan(state, params)
+        check_update(self, grads, state, params)
         latent = self._latent_params(params, self._in_force(params, state.masks), state)
         return self.update_state(state, latent, grads, **kwargs)
-
-    def _check_plan(self, state: SparseState, params: PyTree) -> None:
-        targets = aligned(params, self.target_sparsities(params), "target sparsities")
-        masks = aligned(params, state.masks, "masks")
-        for name, target, mask in zip(leaf_names(params), targets, masks, strict=True):
-            if is_pruned(target) != is_pruned(mask):
-                raise ValueError(
-                    f"this updater {'prunes' if is_pruned(target) else 'does not prune'} {name!r} but the state "
-                    f"{'has a' if is_pruned(mask) else 'has no'} mask for it. Use the updater that made the state."
-                )
 
     # Seams between the update above and families of algorithms.
 
@@ -377,21 +352,3 @@ class BaseUpdater:
 
     def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
         return state._replace(masks=pack_masks(params, masks) if self.use_packed_masks else masks)
-
-
-def _check_update(updates: PyTree, state: Any, params: PyTree | None, packed: bool) -> None:
-    if params is None:
-        raise ValueError(
-            "params is None; masks are computed from the parameters, so call update(grads, state, params)."
-        )
-    if not isinstance(state, SparseState):
-        raise TypeError(
-            f"the optimizer state is a {type(state).__name__} and not a SparseState: it has no masks. A dense "
-            "checkpoint cannot continue a sparse run; start from tx.init(params), or restore a sparse checkpoint."
-        )
-    masks = aligned(params, state.masks, "masks")
-    for name, param, mask in zip(leaf_names(params), jax.tree.leaves(params), masks, strict=True):
-        if is_pruned(mask):
-            check_stored(mask, param.shape, name, packed)
-    if updates is not None:
-        aligned(params, updates, "gradients")

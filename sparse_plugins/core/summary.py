@@ -23,7 +23,7 @@ def summarize_sparsity(
     axes. Biases that happen to be zero do not make a dense model look sparse.
 
     Args:
-        params: Parameters in use (`updater.pre_forward_update(params, state)`), or a tree of masks.
+        params: Parameters in use (`updater.pre_forward_update(params, state)`), or a tree of unpacked masks.
         only_total_sparsity: Leave out the single leaves.
         masks: Mask tree, packed or not, that says which leaves count.
 
@@ -31,12 +31,16 @@ def summarize_sparsity(
         float32[] by path, and '_total_sparsity', '_nparams' (entries that can be pruned), '_nparams_nnz' (of these
         not zero).
 
+    Raises:
+        ValueError: If `params` is a tree of packed masks.
+
     Example:
         >>> summary = summarize_sparsity({"w": jnp.array([[0.0, 2.0]]), "b": jnp.zeros(2)})
         >>> float(summary["_total_sparsity"]), float(summary["b"])
         (0.5, 1.0)
     """
     leaves = jax.tree.leaves(params)
+    _refuse_packed(params)
     counted = (
         [leaf.ndim > 1 for leaf in leaves]
         if masks is None
@@ -54,6 +58,13 @@ def summarize_sparsity(
     summary["_nparams"] = jnp.float32(total)
     summary["_nparams_nnz"] = jnp.float32(kept)
     return summary
+
+
+def _refuse_packed(masks: PyTree) -> None:
+    """A packed mask has zeros of its own; only its values tell it from a plain one, so traced ones pass."""
+    for name, leaf in zip(leaf_names(masks), jax.tree.leaves(masks), strict=True):
+        if leaf.dtype == jnp.uint8 and not isinstance(leaf, jax.core.Tracer) and leaf.size and leaf.max() > 1:
+            raise ValueError(f"{name!r} is a packed mask, whose zeros mean nothing; pass unpack_masks(params, masks).")
 
 
 def summarize_intersection(

@@ -13,7 +13,7 @@ from sparse_plugins import core
 
 PARAMS = {"w": jnp.ones((8, 6)), "b": jnp.ones(6)}
 HALF = functools.partial(core.uniform, sparsity=0.5)
-UPDATER = core.MagnitudePruning(sparsity_distribution_fn=HALF)
+UPDATER = core.MagnitudePruning(sparsity_distribution_fn=HALF, scheduler=core.OneShotSchedule(3))
 TX = UPDATER.wrap_optax(optax.adam(0.1))
 STATE = TX.init(PARAMS)
 
@@ -79,3 +79,20 @@ def test_a_wrong_value_is_explained(case: str) -> None:
     act, message = VALUE_ERRORS[case]
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_a_schedule_that_never_prunes_is_pointed_out() -> None:
+    idle = core.MagnitudePruning(sparsity_distribution_fn=HALF)
+    with pytest.warns(UserWarning, match="NoUpdateSchedule.* keeps every weight: give a schedule"):
+        idle.wrap_optax(optax.sgd(0.1)).init(PARAMS)
+    for quiet in (core.MagnitudePruning(), core.NoPruning(), core.SET(sparsity_distribution_fn=HALF)):
+        quiet.wrap_optax(optax.sgd(0.1)).init(PARAMS)
+    idle.wrap_optax(optax.sgd(0.1), refresh_in_graph=False).init(PARAMS)
+
+
+def test_a_state_of_another_plan_is_refused() -> None:
+    other = core.MagnitudePruning(
+        sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5, rules=[("w", None), ("b", 0.5)])
+    )
+    with pytest.raises(ValueError, match="this updater prunes 'b' but the state has no mask"):
+        other.refresh(STATE, PARAMS)

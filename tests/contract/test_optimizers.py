@@ -1,5 +1,6 @@
 """Contracts 2 and 3 over every optimizer inside and everything around."""
 
+import functools
 from typing import Any
 
 import jax
@@ -130,3 +131,12 @@ def test_what_changes_the_updates_again_is_not_sparse(after: str) -> None:
     updates, _ = tx.update(gradient(params), tx.init(model), model)
     moved = jax.tree.leaves(optax.apply_updates(model, updates))
     assert all(np.count_nonzero(leaf) == leaf.size for leaf in moved)
+
+
+def test_optax_maps_over_the_state() -> None:
+    """Sharding code asks optax which parts of a state lie like the parameters, by init with a placeholder."""
+    params = {"w": jnp.ones((8, 6)), "b": jnp.ones(6)}
+    tx = core.RigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5)).wrap_optax(optax.adam(0.1))
+    named = optax.tree.map_params(tx, lambda _: "like params", tx.init(params), transform_non_params=lambda _: "own")
+    assert named.inner_state[0].mu == {"w": "like params", "b": "like params"}
+    assert (named.masks["w"], named.count) == ("like params", "own")

@@ -74,3 +74,12 @@ def test_plan_says_what_will_be_kept(structure: object) -> None:
     assert lines[3].endswith(f"0.25             {kept['v']} of 16")
     assert lines[4].endswith(f"0.5              {kept['w']} of 120")
     assert f"{sum(kept.values())} of 136 kept" in lines[5]
+
+
+def test_packed_masks_are_not_taken_for_sparsity() -> None:
+    params = {"w": jax.random.normal(jax.random.key(0), (16, 8))}
+    updater = core.MagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.25))
+    masks = updater.instant_sparsify(params)[1]
+    assert float(core.summarize_sparsity(masks)["_total_sparsity"]) == 0.25
+    with pytest.raises(ValueError, match=r"'w' is a packed mask.* pass unpack_masks\(params, masks\)"):
+        core.summarize_sparsity(core.pack_masks(params, masks))

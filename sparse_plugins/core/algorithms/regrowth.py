@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ class StaticRandomSparse(RandomPruning):
     """
 
     is_sparse_gradients: bool = True
+
+    starts_dense: ClassVar[bool] = False
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at the target sparsities."""

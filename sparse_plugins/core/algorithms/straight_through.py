@@ -31,6 +31,7 @@ class SteMixin(BaseUpdater):
         ValueError: With is_sparse_gradients, which would take the estimator's gradients away.
     """
 
+    starts_dense: ClassVar[bool] = False
     prunes_for_good: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
