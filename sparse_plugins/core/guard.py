@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from sparse_plugins.core.trees import PyTree
@@ -17,8 +16,8 @@ def fresh_if(due: Any, fresh: Callable[[], PyTree], stale: PyTree) -> PyTree:
     """`fresh()` where due, else `stale`.
 
     Args:
-        due: bool, or traced bool[]. Under `vmap` it may differ by lane; the branch is then taken for all lanes when
-            any is due, so that a guard shared by all lanes stays a branch and never becomes a select.
+        due: bool, concrete or traced bool[]. Under `vmap` it may differ by lane; the branch is then taken for all
+            lanes when any is due, so that a guard shared by all lanes stays a branch and never becomes a select.
         fresh: Makes the new tree.
         stale: The tree of the same structure, shapes and dtypes to keep otherwise.
 
@@ -29,7 +28,7 @@ def fresh_if(due: Any, fresh: Callable[[], PyTree], stale: PyTree) -> PyTree:
         >>> fresh_if(False, lambda: {"mask": 1}, {"mask": 0})
         {'mask': 0}
     """
-    if isinstance(due, (bool, np.bool_)):
+    if not isinstance(due, jax.core.Tracer):  # known already: an eager loop must not compile a branch at every step
         return fresh() if due else stale
 
     def chosen() -> PyTree:

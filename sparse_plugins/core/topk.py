@@ -84,10 +84,16 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
         return [jnp.zeros(score.shape, jnp.uint8) for score in scores]
     if total >= 1 << 31:
         raise ValueError(f"{total} scores are ranked together; at most 2**31 - 1 can be. Rank them per layer.")
+    return _masks_of_best(scores, jnp.asarray(k, jnp.int32))
+
+
+@jax.jit
+def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
+    """Jitted on its own so that an eager caller compiles the search once per set of shapes, not at every call."""
+    total = sum(score.size for score in scores)
     key_type = order_keys(jnp.zeros((), scores[0].dtype)).dtype
     starts = [sum(score.size for score in scores[:i]) for i in range(len(scores))]
     counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True)]
-    k = jnp.asarray(k, jnp.int32)
     key, reverse = _kth_pair(
         lambda pivots: functools.reduce(jnp.add, [count(pivots) for count in counters]), k, total, key_type
     )

@@ -170,3 +170,24 @@ def test_meta_gradients_pass_through_updates(row: str) -> None:
     at, width = jnp.float32(-3.0), 1e-2
     expected = (value(at + width) - value(at - width)) / (2 * width)
     np.testing.assert_allclose(quick_jit(jax.grad(loss_after_three_steps))(at), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "global_magnitude", "magnitude_ste", "rigl"])
+def test_a_loop_without_jit_compiles_nothing_twice(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An eager branch or search would be compiled anew at every call, and in the end exhaust the process."""
+    updater = core.create_updater_from_config(
+        algorithm=name, sparsity=0.5, update_freq=2, update_start_step=0, update_end_step=8
+    )
+    tx, params = updater.wrap_optax(optax.sgd(0.1)), {"w": jnp.arange(1.0, 49.0).reshape(8, 6)}
+    state = tx.init(params)
+
+    def two_steps(params: Any, state: Any) -> tuple[Any, Any]:
+        for _ in range(2):  # one changes masks, one does not
+            updates, state = tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params, state = two_steps(params, state)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        two_steps(params, state)
+    assert [record.message for record in caplog.records if "ompil" in record.message] == []
