@@ -184,3 +184,23 @@ def test_own_topk_and_own_scores_are_used() -> None:
     updates, _ = tx.update(params, tx.init(params), params, importance=row(9, 0, 0, 0))
     assert optax.apply_updates(params, updates)["w"][0].tolist() == [1, 0, 0, 0]
     assert updater.instant_sparsify(params, importance=row(0, 9, 9, 0))[0]["w"][0].tolist() == [0, 2, 3, 0]
+
+
+@pytest.mark.parametrize("cls", [core.MagnitudePruning, core.GlobalMagnitudePruning, core.SteMagnitudePruning])
+def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit(cls: Any) -> None:
+    """A select between update and addition keeps the compiler from fusing them, which would show in the last bit."""
+    params = {"w": jax.random.normal(jax.random.key(0), (64, 48))}
+    grads = [{"w": jax.random.normal(jax.random.key(i), (64, 48))} for i in range(1, 21)]
+    finals = []
+    for tx in (optax.adam(0.01), cls(scheduler=core.PolynomialSchedule(2, 0, 8)).wrap_optax(optax.adam(0.01))):
+
+        @jax.jit
+        def step(params: Any, state: Any, grad: Any, tx: Any = tx) -> tuple[Any, Any]:
+            updates, state = tx.update(grad, state, params)
+            return optax.apply_updates(params, updates), state
+
+        carry = params, tx.init(params)
+        for grad in grads:
+            carry = step(*carry, grad)
+        finals.append(np.asarray(carry[0]["w"]))
+    np.testing.assert_array_equal(*finals)
