@@ -113,4 +113,12 @@ class GlobalMagnitudePruning(GlobalPruningMixin, MagnitudePruning):
 
 @dataclasses.dataclass(eq=False)
 class GlobalSaliencyPruning(GlobalPruningMixin, SaliencyPruning):
-    """Saliency pruning with one ranking across layers."""
+    """Saliency pruning with one ranking across layers.
+
+    Example:
+        >>> updater = GlobalSaliencyPruning(sparsity=0.5, use_normalization=False)
+        >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((1, 2))}
+        >>> grads = {"a": jnp.zeros((1, 2)), "b": jnp.ones((1, 2))}
+        >>> {name: mask.tolist() for name, mask in updater.instant_sparsify(params, grads)[1].items()}
+        {'a': [[0, 0]], 'b': [[1, 1]]}
+    """

@@ -122,6 +122,16 @@ class SET(StaticRandomSparse):
 class RigL(SET):
     """Replaces the smallest weights by those with the largest gradients at every mask change.
 
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = RigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
+        ...                drop_fraction_fn=core.ConstantDrop(0.5), use_packed_masks=False)
+        >>> params, grads = {"w": jnp.array([[1.0, 2.0, 0.0, 0.0]])}, {"w": jnp.array([[0.0, 0.0, 5.0, 9.0]])}
+        >>> state = updater.init_state(params)._replace(masks={"w": jnp.array([[1, 1, 0, 0]], jnp.uint8)})
+        >>> updater.refresh(state, params, grads).masks["w"].tolist()
+        [[0, 1, 0, 1]]
+
     Source: Evci et al., Rigging the Lottery: Making All Tickets Winners (2020).
     """
 

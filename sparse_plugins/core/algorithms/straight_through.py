@@ -112,4 +112,14 @@ class SteMagnitudePruning(SteMixin, MagnitudePruning):
 
 @dataclasses.dataclass(eq=False)
 class SteRandomPruning(SteMixin, RandomPruning):
-    """Uses random weights, other ones at every mask change, and trains all of them."""
+    """Uses random weights, other ones at every mask change, and trains all of them.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = SteRandomPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> params = {"w": jnp.ones((4, 4))}
+        >>> state = updater.init_state(params)
+        >>> float(updater.pre_forward_update(params, state)["w"].sum()), float(state.dense_params["w"].sum())
+        (4.0, 16.0)
+    """
