@@ -72,6 +72,12 @@ def channel(scores: np.ndarray, axis: int, kept: int) -> np.ndarray:
     return np.moveaxis(mask, 0, axis)
 
 
+def constant_fan_in(scores: np.ndarray, axis: int, sparsity: float) -> np.ndarray:
+    slices = np.moveaxis(scores, axis, 0)
+    kept = keep_count(int(np.prod(slices.shape[1:])), sparsity)
+    return np.moveaxis(np.stack([top_k(one, kept) for one in slices]), 0, axis)
+
+
 def drop_and_grow(mask: np.ndarray, drop: np.ndarray, grow: np.ndarray, survivors: int) -> np.ndarray:
     """Keeps the best active entries, then fills up from all others, the dropped ones included."""
     active = [i for i in best_first(drop) if mask.flat[i]]

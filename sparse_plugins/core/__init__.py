@@ -1,36 +1,49 @@
 """Sparsity as an optimizer: mask updaters for any optax transformation and any pytree."""
 
+from sparse_plugins.core.algorithms.alternating import ACDC
+from sparse_plugins.core.algorithms.at_init import GraspPruning, SnipPruning, hessian_gradient_product
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning, GlobalSaliencyPruning
+from sparse_plugins.core.algorithms.gradual_regrowth import GradualRigL, GradualSET, GraNet
+from sparse_plugins.core.algorithms.informed import FisherPruning, WandaPruning
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, NoPruning, RandomPruning, SaliencyPruning
-from sparse_plugins.core.algorithms.regrowth import SET, RigL, StaticRandomSparse
-from sparse_plugins.core.algorithms.straight_through import SteMagnitudePruning, SteRandomPruning
+from sparse_plugins.core.algorithms.regrowth import SET, RigL, SRigL, StaticRandomSparse
+from sparse_plugins.core.algorithms.straight_through import SoftTopKSte, SrSte, SteMagnitudePruning, SteRandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.config import SparsityConfig, all_algorithm_names, create_updater_from_config
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
+from sparse_plugins.core.drops import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.schedules import (
-    ConstantDrop,
-    CosineDrop,
-    LinearDrop,
+    AlternatingSchedule,
     NoUpdateSchedule,
     OneShotSchedule,
     PeriodicSchedule,
     PolynomialSchedule,
 )
+from sparse_plugins.core.sparse_init import rescale_to_fan_in
 from sparse_plugins.core.state import SparseState, check_state, find_sparse_state
-from sparse_plugins.core.structures import Block, Channel, NByM, Unstructured
+from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Unstructured
 from sparse_plugins.core.summary import describe_plan, summarize_intersection, summarize_sparsity
 
 __all__ = [
+    "ACDC",
     "NOT_PRUNED",
     "SET",
+    "AlternatingSchedule",
     "BaseUpdater",
     "Block",
+    "ByPath",
     "Channel",
     "ConstantDrop",
+    "ConstantFanIn",
     "CosineDrop",
+    "FisherPruning",
     "GlobalMagnitudePruning",
     "GlobalSaliencyPruning",
+    "GraNet",
+    "GradualRigL",
+    "GradualSET",
+    "GraspPruning",
     "LinearDrop",
     "MagnitudePruning",
     "NByM",
@@ -41,13 +54,18 @@ __all__ = [
     "PolynomialSchedule",
     "RandomPruning",
     "RigL",
+    "SRigL",
     "SaliencyPruning",
+    "SnipPruning",
+    "SoftTopKSte",
     "SparseState",
     "SparsityConfig",
+    "SrSte",
     "StaticRandomSparse",
     "SteMagnitudePruning",
     "SteRandomPruning",
     "Unstructured",
+    "WandaPruning",
     "all_algorithm_names",
     "apply_masks",
     "check_state",
@@ -55,9 +73,11 @@ __all__ = [
     "describe_plan",
     "erk",
     "find_sparse_state",
+    "hessian_gradient_product",
     "kernels_only",
     "not_dim_one",
     "pack_masks",
+    "rescale_to_fan_in",
     "summarize_intersection",
     "summarize_sparsity",
     "uniform",

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ import optax
 from sparse_plugins.core.checks import check_fields, check_targets, check_update
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.distributions import uniform
-from sparse_plugins.core.guard import fresh_if
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
     apply_masks,
@@ -22,18 +20,18 @@ from sparse_plugins.core.masks import (
     own_leaves,
     pack_masks,
     unpack,
+    unpack_masks,
 )
-from sparse_plugins.core.schedules import NoUpdateSchedule, at_refresh
+from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
 from sparse_plugins.core.seeds import key_words
-from sparse_plugins.core.state import SparseState, find_sparse_state, holds_sparse_state, map_sparse_states
+from sparse_plugins.core.state import SparseState, find_sparse_state, map_sparse_states
 from sparse_plugins.core.structured import create_mask, rank_active_first
-from sparse_plugins.core.structures import Structure, Unstructured
+from sparse_plugins.core.structures import ByPath, Structure, Unstructured, structure_per_leaf
+from sparse_plugins.core.transformation import ZEROS_NEED_GRAPH, sparse_transformation
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.zero_masks import masks_of_step
 
 __all__ = ["BaseUpdater"]
-
-
-_SPARSE_ALREADY = "the optimizer to wrap is sparse already: wrap the dense one, once, with one updater."
 
 
 @dataclasses.dataclass(eq=False)
@@ -50,10 +48,12 @@ class BaseUpdater:
         scheduler: When masks change and how sparse; see `sparse_plugins.core.schedules`.
         skip_gradients: Zero the update of every step that changes masks. The optimizer's state still advances.
         is_sparse_gradients: Zero the gradients of pruned weights before the optimizer sees them.
-        sparsity_type: Structure of the masks.
+        sparsity_type: Structure of the masks, or `ByPath` for one per layer.
         sparsity_distribution_fn: From parameters to target sparsities, e.g. `partial(erk, sparsity=0.8)`.
         rng_seed: int or JAX key from which all random scores derive; it is kept in the state.
-        use_packed_masks: Store eight mask entries to a byte; else one.
+        use_packed_masks: True stores eight mask entries to a byte, False one. 'zeros' stores none: what is pruned is
+            read from the zeros of the parameters, and weights in use stop beside 0 instead of landing on it. It needs
+            masks to change inside `update`, and parameters that nothing else sets to 0.
         topk_fn: Own rule (scores, sparsity) -> uint8 mask in place of the structure's.
 
     Raises:
@@ -77,10 +77,10 @@ class BaseUpdater:
     scheduler: NoUpdateSchedule = NoUpdateSchedule()
     skip_gradients: bool = False
     is_sparse_gradients: bool = False
-    sparsity_type: Structure = Unstructured()
+    sparsity_type: Structure | ByPath = Unstructured()
     sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = functools.partial(uniform, sparsity=0.0)
     rng_seed: int | jax.Array = 0
-    use_packed_masks: bool = True
+    use_packed_masks: bool | Literal["zeros"] = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
 
     # What kind of algorithm it is: whether anything is pruned at all, whether the first masks keep everything, and
@@ -88,6 +88,10 @@ class BaseUpdater:
     prunes: ClassVar[bool] = True
     starts_dense: ClassVar[bool] = True
     prunes_for_good: ClassVar[bool] = True
+    # The schedule that start, end and period in a configuration mean.
+    schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
+    # Whether a weight that comes back starts from fresh optimizer moments.
+    restarts_moments: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -142,8 +146,9 @@ class BaseUpdater:
         scores = self.calculate_scores(params, sparse_state=sparse_state, grads=grads, **kwargs)
         if self.prunes_for_good and self.topk_fn is None:
             # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
-            behind = lambda p, m, s: rank_active_first(s, unpack(m, p.shape), self.sparsity_type)  # noqa: E731
-            scores = map_pruned(behind, params, sparse_state.masks, scores, otherwise=lambda p, s: s)
+            behind = lambda p, m, s, kind: rank_active_first(s, unpack(m, p.shape), kind)  # noqa: E731
+            kinds = self._structures(params)
+            scores = map_pruned(behind, params, sparse_state.masks, scores, kinds, otherwise=lambda p, s, kind: s)
         return self._with_masks(sparse_state, params, self.create_masks(scores, self._sparsities(params, sparse_state)))
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
@@ -156,8 +161,10 @@ class BaseUpdater:
         Returns:
             Tree of uint8 masks of the scores' shapes, `NOT_PRUNED` where a leaf stays dense.
         """
-        best = self.topk_fn or (lambda score, sparsity: create_mask(score, self.sparsity_type, sparsity))
-        return map_pruned(best, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
+        if self.topk_fn is not None:
+            return map_pruned(self.topk_fn, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
+        best = lambda score, sparsity, kind: create_mask(score, kind, sparsity)  # noqa: E731
+        return map_pruned(best, scores, sparsities, self._structures(scores), otherwise=lambda s, kind: NOT_PRUNED)
 
     # What users call.
 
@@ -207,54 +214,10 @@ class BaseUpdater:
             on to `calculate_scores` and to `inner`.
 
         Raises:
-            TypeError: If `inner` is no optax transformation.
+            TypeError: If `inner` is no optax transformation, or one that works on something else than parameters.
+            ValueError: If what is asked for cannot be done with `inner`; when built or from its `init`.
         """
-        if not isinstance(inner, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
-            raise TypeError(
-                f"wrap_optax got {inner!r}; give an optax transformation such as optax.adam(1e-3). For a "
-                "fedjax.Optimizer use sparse_plugins.fed.sparse_server_optimizer."
-            )
-        if getattr(inner.init, "__qualname__", "").startswith(f"{BaseUpdater.__name__}."):
-            raise TypeError(_SPARSE_ALREADY)
-        inner = optax.with_extra_args_support(inner)
-
-        def init(params: PyTree) -> SparseState:
-            inner_state = inner.init(params)
-            if holds_sparse_state(inner_state):
-                raise TypeError(_SPARSE_ALREADY)
-            state = self.init_state(params)._replace(inner_state=inner_state)
-            stays_dense = self.starts_dense and type(self.scheduler) is NoUpdateSchedule
-            if refresh_in_graph and stays_dense and any(jax.tree.leaves(self.target_sparsities(params))):
-                warnings.warn(
-                    f"{type(self).__name__} with {self.scheduler} keeps every weight: give a schedule that changes "
-                    "masks, or call refresh yourself with refresh_in_graph=False.",
-                    stacklevel=2,
-                )
-            return state
-
-        def update(
-            updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
-        ) -> tuple[PyTree, SparseState]:
-            check_update(self, updates, state, params)
-            due = self.is_refresh_due(state.count) if refresh_in_graph or self.skip_gradients else False
-            masks = state.masks
-            if refresh_in_graph:
-                # The latent parameters are made inside the branch: as its operand they would be written out first.
-                fresh = lambda: self._refreshed(state, params, updates, **extra).masks  # noqa: E731
-                masks = fresh_if(due, fresh, masks)
-            in_force = self._in_force(params, masks)
-            latent = self._latent_params(params, in_force, state)
-            if self.is_sparse_gradients:
-                updates = apply_masks(updates, in_force)
-            inner_state = self._inner_state(inner, state.inner_state, latent, in_force)
-            updates, inner_state = inner.update(updates, inner_state, latent, **extra)
-            if self.skip_gradients and due is not False:
-                updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
-            updates, dense_params = self._land(updates, params, latent, state, in_force)
-            count = optax.safe_increment(state.count)
-            return updates, state._replace(masks=masks, inner_state=inner_state, count=count, dense_params=dense_params)
-
-        return optax.GradientTransformationExtraArgs(init, update)
+        return sparse_transformation(self, inner, refresh_in_graph)
 
     def refresh(self, opt_state: PyTree, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> PyTree:
         """Changes the masks now; call it before `update` of the same step, with `refresh_in_graph=False`.
@@ -267,8 +230,43 @@ class BaseUpdater:
 
         Returns:
             The optimizer state with new masks.
+
+        Raises:
+            ValueError: If the updater keeps its masks in the zeros of the parameters.
         """
+        if self.use_packed_masks == "zeros":
+            raise ValueError(ZEROS_NEED_GRAPH)
         return map_sparse_states(lambda state: self._refreshed(state, params, grads, **kwargs), opt_state)
+
+    def with_masks(self, opt_state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+        """The optimizer state with masks from elsewhere, such as those of a checkpoint that is sparse already.
+
+        Args:
+            opt_state: Optimizer state that holds the sparse state.
+            params: Parameters; shapes are read only.
+            masks: Mask tree, packed or not; `NOT_PRUNED` where the updater leaves a layer dense.
+
+        Returns:
+            The optimizer state, its masks stored as `use_packed_masks` says. Go on with
+            `pre_forward_update(params, state)`.
+
+        Raises:
+            ValueError: If the masks do not fit the parameters or what the updater prunes, or if it keeps its masks in
+                the zeros of the parameters.
+        """
+        if self.use_packed_masks == "zeros":
+            raise ValueError(
+                "use_packed_masks='zeros' reads masks from the parameters from the first step on; store given masks "
+                "with use_packed_masks=True."
+            )
+        masks = unpack_masks(params, masks)
+
+        def stored(state: SparseState) -> SparseState:
+            new = self._with_masks(state, params, own_leaves(masks, state.masks))
+            check_update(self, None, new, own_leaves(params, state.masks))
+            return new
+
+        return map_sparse_states(stored, opt_state)
 
     def instant_sparsify(self, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """Prunes parameters at once to their target sparsities.
@@ -301,7 +299,10 @@ class BaseUpdater:
         Returns:
             Parameters on the mask; gradients pass straight through.
         """
-        return apply_masks(params, find_sparse_state(opt_state).masks)
+        state = find_sparse_state(opt_state)
+        if self.use_packed_masks != "zeros":
+            return apply_masks(params, state.masks)
+        return apply_masks(params, masks_of_step(self, state, own_leaves(params, state.masks)))
 
     def post_gradient_update(self, params: PyTree, sparse_state: PyTree) -> PyTree:
         """The same projection, for loops written for JaxPruner; idempotent and not needed after `wrap_optax`."""
@@ -313,15 +314,18 @@ class BaseUpdater:
         latent = self._latent_params(params, self._in_force(params, state.masks), state)
         return self.update_state(state, latent, grads, **kwargs)
 
-    # Seams between the update above and families of algorithms.
+    # Seams between the update and families of algorithms.
+
+    def _check_inner_state(self, inner_state: PyTree) -> None:
+        """Refuses an optimizer that lacks what the scores are made of."""
+
+    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        """The gradients the inner optimizer gets."""
+        return apply_masks(grads, masks) if self.is_sparse_gradients else grads
 
     def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
         """The parameters the inner optimizer works on."""
         return params
-
-    def _inner_state(self, inner: Any, inner_state: Any, params: PyTree, masks: PyTree) -> Any:
-        """The inner optimizer's state, as it enters the update."""
-        return inner_state
 
     def _land(
         self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
@@ -349,6 +353,12 @@ class BaseUpdater:
             )
 
         return map_pruned(at_step, params, self.target_sparsities(params), otherwise=lambda p: NOT_PRUNED)
+
+    def _structures(self, params: PyTree) -> PyTree:
+        """The structure of every leaf."""
+        return jax.tree.unflatten(
+            jax.tree.structure(params), structure_per_leaf(self.sparsity_type, leaf_names(params))
+        )
 
     def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
         return state._replace(masks=pack_masks(params, masks) if self.use_packed_masks else masks)

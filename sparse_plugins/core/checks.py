@@ -9,7 +9,7 @@ from sparse_plugins.core.masks import check_stored, is_pruned
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.seeds import key_words
 from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.structures import Structure
+from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["check_fields", "check_targets", "check_update"]
@@ -22,19 +22,21 @@ def check_fields(updater: Any) -> None:
         TypeError: If a field has the wrong type.
         ValueError: If the sparsity of a partial distribution is outside [0, 1].
     """
-    if not isinstance(updater.sparsity_type, Structure):
+    if not isinstance(updater.sparsity_type, Structure | ByPath):
         raise TypeError(
-            f"sparsity_type is {updater.sparsity_type!r}; give Unstructured(), NByM(2, 4), Block((4, 4)) or Channel(), "
-            "an instance and not the class."
+            f"sparsity_type is {updater.sparsity_type!r}; give Unstructured(), NByM(2, 4), Block((4, 4)), Channel(), "
+            "ConstantFanIn() or ByPath([...]), an instance and not the class."
         )
     if not isinstance(updater.scheduler, NoUpdateSchedule):
         raise TypeError(
             f"scheduler is {updater.scheduler!r}; give an instance of a schedule, such as PolynomialSchedule(...). "
             "Own schedules extend NoUpdateSchedule."
         )
-    for name in ("skip_gradients", "is_sparse_gradients", "use_packed_masks"):
+    for name in ("skip_gradients", "is_sparse_gradients"):
         if not isinstance(getattr(updater, name), bool):
             raise TypeError(f"{name} is {getattr(updater, name)!r}; give True or False.")
+    if updater.use_packed_masks not in (True, False, "zeros"):
+        raise TypeError(f"use_packed_masks is {updater.use_packed_masks!r}; give True, False or 'zeros'.")
     for name in ("sparsity_distribution_fn", "topk_fn"):
         value = getattr(updater, name)
         if value is not None and not callable(value):
@@ -59,9 +61,10 @@ def check_targets(updater: Any, params: PyTree, targets: PyTree) -> None:
             f"{type(updater).__name__} would prune nothing: none of {names} is a floating-point array with two or more "
             "axes, or what filter_fn and rules ask for. Change those, or use NoPruning."
         )
-    for name, leaf, target in zip(names, leaves, nodes, strict=True):
+    kinds = structure_per_leaf(updater.sparsity_type, names)
+    for name, leaf, target, kind in zip(names, leaves, nodes, kinds, strict=True):
         if is_pruned(target) and updater.topk_fn is None:
-            updater.sparsity_type.check(tuple(leaf.shape), f"parameter {name!r}")
+            kind.check(tuple(leaf.shape), f"parameter {name!r}")
 
 
 def check_update(updater: Any, updates: PyTree | None, state: Any, params: PyTree | None) -> None:

@@ -4,14 +4,24 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from sparse_plugins.core import schedules
-from sparse_plugins.core.algorithms import global_pruning, pruning, regrowth, straight_through
+from sparse_plugins.core import drops, schedules
+from sparse_plugins.core.algorithms import (
+    alternating,
+    at_init,
+    global_pruning,
+    gradual_regrowth,
+    informed,
+    pruning,
+    regrowth,
+    straight_through,
+)
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
-from sparse_plugins.core.structures import Block, Channel, NByM, Structure, Unstructured
+from sparse_plugins.core.rules import read_rule
+from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure, Unstructured
 
 __all__ = ["SparsityConfig", "all_algorithm_names", "create_updater_from_config", "parse_structure"]
 
@@ -27,12 +37,23 @@ ALGORITHMS: Mapping[str, type[BaseUpdater]] = {
     "static_sparse": regrowth.StaticRandomSparse,
     "set": regrowth.SET,
     "rigl": regrowth.RigL,
+    "srigl": regrowth.SRigL,
+    "gradual_set": gradual_regrowth.GradualSET,
+    "gradual_rigl": gradual_regrowth.GradualRigL,
+    "granet": gradual_regrowth.GraNet,
+    "acdc": alternating.ACDC,
+    "fisher": informed.FisherPruning,
+    "wanda": informed.WandaPruning,
+    "snip": at_init.SnipPruning,
+    "grasp": at_init.GraspPruning,
+    "sr_ste": straight_through.SrSte,
+    "soft_topk_ste": straight_through.SoftTopKSte,
 }
 DISTRIBUTIONS: Mapping[str, Callable] = {"uniform": uniform, "erk": erk}
-DROP_SCHEDULES: Mapping[str, Callable[..., schedules.ConstantDrop]] = {
-    "constant": schedules.ConstantDrop,
-    "cosine": schedules.CosineDrop,
-    "linear": schedules.LinearDrop,
+DROP_SCHEDULES: Mapping[str, Callable[..., drops.ConstantDrop]] = {
+    "constant": drops.ConstantDrop,
+    "cosine": drops.CosineDrop,
+    "linear": drops.LinearDrop,
 }
 
 
@@ -46,19 +67,21 @@ class SparsityConfig:
         algorithm: One of `all_algorithm_names()`.
         sparsity: Fraction of zeros in [0, 1]; with an 'n:m' structure it defaults to 1 - n / m.
         dist_type: 'uniform' or 'erk'; not read by the global algorithms.
-        sparsity_type: A structure, or 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel_-1'.
+        sparsity_type: None for the algorithm's own; a structure or its name: 'unstructured', 'nm_2,4' or '2:4',
+            'block_4,4' or '4x4', 'channel_-1', 'fan_in_-1'; or pairs (regular expression for a path, one of these) for
+            a structure per layer.
         update_start_step: First step at which masks change; None for no changes.
         update_end_step: Last step at which they do; equal to the start for a one-shot change.
         update_freq: Steps between changes.
         step_unit: What a step is; printed with the plan.
-        drop_fraction: SET and RigL: fraction of kept weights replaced at step 0.
-        drop_fraction_fn: SET and RigL: own function of the step, in place of the two keys around it.
-        drop_schedule: SET and RigL: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
+        drop_fraction: SET, RigL and their kin: fraction of kept weights replaced at step 0.
+        drop_fraction_fn: The same as a function of the step, in place of the two keys around it.
+        drop_schedule: Of the same: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
         filter_fn: Which leaves are pruned; see `uniform`.
         custom_sparsity_map: Sparsity by path; see `uniform`.
         rules: Sparsity by regular expression; see `uniform`.
         rng_seed: Seed of random masks and scores.
-        use_packed_masks: Eight mask entries to a byte.
+        use_packed_masks: How masks are stored; see `BaseUpdater`.
         skip_gradients: See `BaseUpdater`.
         is_sparse_gradients: See `BaseUpdater`.
         use_normalization: See `GlobalMagnitudePruning`.
@@ -67,7 +90,7 @@ class SparsityConfig:
     algorithm: str
     sparsity: float | None = None
     dist_type: str = "uniform"
-    sparsity_type: str | Structure = "unstructured"
+    sparsity_type: str | Structure | ByPath | Sequence[tuple[str, str | Structure]] | None = None
     update_start_step: int | None = None
     update_end_step: int | None = None
     update_freq: int | None = None
@@ -79,7 +102,7 @@ class SparsityConfig:
     custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None
     rules: Rules = ()
     rng_seed: Any = None
-    use_packed_masks: bool | None = None
+    use_packed_masks: bool | Literal["zeros"] | None = None
     skip_gradients: bool | None = None
     is_sparse_gradients: bool | None = None
     use_normalization: bool | None = None
@@ -123,7 +146,7 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
     algorithm = ALGORITHMS[_known("algorithm", settings.algorithm, ALGORITHMS)]
     if algorithm is pruning.NoPruning:
         return pruning.NoPruning()
-    structure = parse_structure(settings.sparsity_type)
+    structure = algorithm.sparsity_type if settings.sparsity_type is None else parse_structure(settings.sparsity_type)
     sparsity = settings.sparsity
     if sparsity is None:
         if not isinstance(structure, NByM):
@@ -144,11 +167,12 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
     return algorithm(**{key: value for key, value in options.items() if value is not None})
 
 
-def parse_structure(structure: str | Structure) -> Structure:
-    """A structure from its short name.
+def parse_structure(structure: Any) -> Structure | ByPath:
+    """A structure from its short name, or structures by path.
 
     Args:
-        structure: A structure, or 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel_-1'.
+        structure: A structure or `ByPath`; 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel_-1',
+            'fan_in_-1'; or a sequence of pairs (regular expression, one of these).
 
     Returns:
         The structure.
@@ -157,28 +181,39 @@ def parse_structure(structure: str | Structure) -> Structure:
         ValueError: For any other name.
 
     Example:
-        >>> parse_structure("2:4")
-        NByM(n=2, m=4, axis=-2)
+        >>> parse_structure("2:4"), parse_structure([("head/.*", "4x4")]).rules
+        (NByM(n=2, m=4, axis=-2), (('head/.*', Block(block_shape=(4, 4), use_avg_pooling=True)),))
     """
+    if isinstance(structure, Structure | ByPath):
+        return structure
+    if isinstance(structure, (list, tuple)):
+        rules = [read_rule(rule, "structure", "('head/.*', '2:4')") for rule in structure]
+        return ByPath([(pattern, _one_structure(kind)) for pattern, kind in rules])
+    return _one_structure(structure)
+
+
+def _one_structure(structure: str | Structure) -> Structure:
     if isinstance(structure, Structure):
         return structure
-    name, _, numbers = str(structure).partition("_")
+    name, _, numbers = str(structure).rpartition("_")
     try:
         if structure == "unstructured":
             return Unstructured()
         if name == "channel":
             return Channel(int(numbers))
-        if name == "nm" or ":" in name:
-            n, m = map(int, (numbers or name).replace(":", ",").split(","))
+        if name == "fan_in":
+            return ConstantFanIn(int(numbers))
+        if name == "nm" or (not name and ":" in numbers):
+            n, m = map(int, numbers.replace(":", ",").split(","))
             return NByM(n, m)
-        if name == "block" or "x" in name:
-            return Block(tuple(map(int, (numbers or name).replace("x", ",").split(","))))
+        if name == "block" or (not name and "x" in numbers):
+            return Block(tuple(map(int, numbers.replace("x", ",").split(","))))
     except ValueError as error:
         if "NByM" in str(error) or "Block" in str(error):
             raise
     raise ValueError(
         f"sparsity_type {structure!r} is unknown; allowed are a structure such as NByM(2, 4), or 'unstructured', "
-        "'nm_2,4' ('2:4'), 'block_4,4' ('4x4'), 'channel_-1'."
+        "'nm_2,4' ('2:4'), 'block_4,4' ('4x4'), 'channel_-1', 'fan_in_-1'."
     )
 
 
@@ -216,20 +251,18 @@ def _scheduler(settings: SparsityConfig, algorithm: type[BaseUpdater]) -> schedu
     if start is None:
         if end is not None or freq is not None:
             raise ValueError("update_end_step or update_freq is given without update_start_step; give that too.")
-        return schedules.NoUpdateSchedule(step_unit=unit)
+        return dataclasses.replace(algorithm.scheduler, step_unit=unit)
     if start == end:
         return schedules.OneShotSchedule(target_step=start, step_unit=unit)
     if freq is None:
         raise ValueError("update_freq is missing; give the number of steps between mask changes.")
-    if issubclass(algorithm, regrowth.SET):
-        return schedules.PeriodicSchedule(freq, start, end, step_unit=unit)
-    if end is None:
+    if end is None and algorithm.schedule_type is not schedules.PeriodicSchedule:
         raise ValueError("update_end_step is missing; give the step at which the target sparsity is reached.")
-    return schedules.PolynomialSchedule(freq, start, end, step_unit=unit)
+    return algorithm.schedule_type(freq, start, end, step_unit=unit)
 
 
-def _drop_fraction(settings: SparsityConfig) -> schedules.ConstantDrop:
+def _drop_fraction(settings: SparsityConfig) -> drops.ConstantDrop:
     kind = DROP_SCHEDULES[_known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
-    if settings.update_end_step is None or kind is schedules.ConstantDrop:
-        return schedules.ConstantDrop(settings.drop_fraction)
+    if settings.update_end_step is None or kind is drops.ConstantDrop:
+        return drops.ConstantDrop(settings.drop_fraction)
     return kind(settings.drop_fraction, end_step=max(settings.update_end_step, 1))

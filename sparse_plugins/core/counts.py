@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["StepTable", "check_fraction", "keep_count", "part_count"]
+__all__ = ["StepTable", "check_fraction", "check_positive", "keep_count", "part_count"]
 
 Fraction = Any  # float | StepTable | scalar jax.Array
 
@@ -48,6 +48,22 @@ def check_fraction(name: str, value: Any) -> float:
     return number
 
 
+def check_positive(name: str, value: Any, or_zero: bool = False) -> float:
+    """Returns `value` as a float if it is a finite positive number.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+        >>> check_positive("temperature", 1)
+        1.0
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf or (value == 0 and not or_zero):
+        raise ValueError(f"{name} is {value!r}; give a {'number of at least 0' if or_zero else 'positive number'}.")
+    return float(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class StepTable:
     """A fraction that is known on the host for each of a fixed list of steps, one of them chosen by a traced index.
@@ -69,15 +85,15 @@ class StepTable:
         return jnp.asarray(counts, jnp.int32)[self.index]
 
 
-def keep_count(n: int, sparsity: Fraction) -> int | jax.Array:
+def keep_count(n: int | jax.Array, sparsity: Fraction) -> int | jax.Array:
     """`round((1 - sparsity) * n)`: how many of `n` entries a sparsity keeps.
 
     Args:
-        n: Number of entries, below 2**31.
+        n: Number of entries, below 2**31; int or int32[].
         sparsity: Fraction of zeros in [0, 1]: a number, a `StepTable`, or a traced float32 scalar.
 
     Returns:
-        An int if the sparsity is known on the host, else int32[].
+        An int if both are known on the host, else int32[].
 
     Example:
         >>> keep_count(10, 0.8)
@@ -85,11 +101,12 @@ def keep_count(n: int, sparsity: Fraction) -> int | jax.Array:
         >>> int(keep_count(25_000_001, jnp.float32(0.5)))
         12500000
     """
+    if isinstance(n, jax.Array):
+        return _round_product(n, _density(sparsity))
     if isinstance(sparsity, StepTable):
         return sparsity.count(np.rint((1.0 - sparsity.values) * n))
     if isinstance(sparsity, jax.Array):
-        density = jnp.uint32(1 << 31) - _fixed_point(sparsity)
-        return _round_product(n, density)
+        return _round_product(n, _density(sparsity))
     return round((1.0 - float(sparsity)) * n)
 
 
@@ -120,10 +137,20 @@ def _fixed_point(fraction: jax.Array) -> jax.Array:
     return jnp.rint(bounded * jnp.float32(1 << 31)).astype(jnp.uint32)
 
 
-def _round_product(n: int, part: jax.Array) -> jax.Array:
+def _density(sparsity: Fraction) -> jax.Array:
+    """(1 - sparsity) * 2**31 as uint32[]."""
+    if isinstance(sparsity, jax.Array):
+        return jnp.uint32(1 << 31) - _fixed_point(sparsity)
+    on_host = lambda fraction: np.rint((1.0 - fraction) * (1 << 31)).astype(np.uint32)  # noqa: E731
+    if isinstance(sparsity, StepTable):
+        return jnp.asarray(on_host(sparsity.values))[sparsity.index]
+    return jnp.asarray(on_host(np.float64(sparsity)))
+
+
+def _round_product(n: int | jax.Array, part: jax.Array) -> jax.Array:
     """round_half_even(n * part / 2**31) in 32-bit arithmetic: a 16-bit long multiplication, then a shift."""
     low_half = jnp.uint32(0xFFFF)
-    n_high, n_low = jnp.uint32(n >> 16), jnp.uint32(n & 0xFFFF)
+    n_high, n_low = jnp.asarray(n >> 16, jnp.uint32), jnp.asarray(n & 0xFFFF, jnp.uint32)
     p_high, p_low = part >> 16, part & low_half
     cross_a, cross_b = n_high * p_low, n_low * p_high
     low = n_low * p_low

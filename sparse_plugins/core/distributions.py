@@ -3,7 +3,6 @@
 Only names, shapes and dtypes are read, so a distribution gives the same plan inside and outside jit.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.masks import NOT_PRUNED
+from sparse_plugins.core.rules import first_match, read_rule
 from sparse_plugins.core.trees import PyTree, leaf_names, prunable_dtype
 
 __all__ = ["SHARED", "erk", "kernels_only", "not_dim_one", "resolve", "uniform"]
@@ -170,48 +170,26 @@ def resolve(
     """
     names, leaves = leaf_names(params), jax.tree.leaves(params)
     own = [(re.escape("/".join(_key(key))), value) for key, value in (custom_sparsity_map or {}).items()]
-    compiled = [_compiled_rule(rule) for rule in [*own, *rules]]
-    used: set[int] = set()
+    checked = [_checked_rule(rule) for rule in [*own, *rules]]
+    decided_by = first_match([pattern for pattern, _ in checked], names)
 
-    def decide(name: str, leaf: Any) -> Any:
-        matches = [i for i, (pattern, _) in enumerate(compiled) if pattern.fullmatch(name)]
-        used.update(matches[:1])
-        target = compiled[matches[0]][1] if matches else SHARED
-        if not matches and not (prunable_dtype(leaf) and filter_fn(tuple(name.split("/")), leaf)):
-            return NOT_PRUNED
+    def decide(name: str, leaf: Any, rule: int | None) -> Any:
+        if rule is None:
+            return SHARED if prunable_dtype(leaf) and filter_fn(tuple(name.split("/")), leaf) else NOT_PRUNED
+        pattern, target = checked[rule]
         if target is not NOT_PRUNED and not prunable_dtype(leaf):
-            raise ValueError(f"rule {compiled[matches[0]][0].pattern!r} prunes {name!r}, which is no floating array.")
+            raise ValueError(f"rule {pattern!r} prunes {name!r}, which is no floating array.")
         return target
 
-    plan = [decide(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
-    for i, (pattern, _) in enumerate(compiled):
-        if i not in used:
-            _unused_rule(pattern, names)
-    return plan
+    return [decide(*column) for column in zip(names, leaves, decided_by, strict=True)]
 
 
 def _key(key: Sequence[str] | str) -> tuple[str, ...]:
     return (key,) if isinstance(key, str) else tuple(map(str, key))
 
 
-def _compiled_rule(rule: Any) -> tuple[re.Pattern, Any]:
-    try:
-        pattern, value = rule
-        compiled = re.compile(pattern)
-    except (TypeError, ValueError, re.error) as error:
-        raise ValueError(
-            f"rule {rule!r} is not a pair (regular expression, sparsity), e.g. ('head/.*', 0.5)."
-        ) from error
+def _checked_rule(rule: Any) -> tuple[str, Any]:
+    pattern, value = read_rule(rule, "sparsity", "('head/.*', 0.5)")
     if value is None:
-        return compiled, NOT_PRUNED
-    return compiled, SHARED if value == SHARED else check_fraction(f"sparsity of rule {pattern!r}", value)
-
-
-def _unused_rule(pattern: re.Pattern, names: list[str]) -> None:
-    shadowed = any(pattern.fullmatch(name) for name in names)
-    near = difflib.get_close_matches(pattern.pattern.replace("\\", ""), names, n=3)
-    reason = "is never used: earlier rules match all its leaves" if shadowed else "matches no leaf"
-    raise ValueError(
-        f"rule {pattern.pattern!r} {reason}. Rules are regular expressions for a whole path; "
-        f"{'close: ' if near else 'the paths are '}{near or names}."
-    )
+        return pattern, NOT_PRUNED
+    return pattern, SHARED if value == SHARED else check_fraction(f"sparsity of rule {pattern!r}", value)

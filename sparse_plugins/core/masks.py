@@ -3,7 +3,7 @@
 In use a mask is an array of its parameter's shape, 1 = kept. At rest it is that array as uint8, or eight entries to a
 byte. Eight neighbours along one axis share a byte, so the packed array has the parameter's rank and all its other
 axes, unpacking is a shift and a compare that fuses into whatever reads it, and a sharding carries over. Which of the
-two a stored mask is follows from its shape alone.
+two a stored mask is follows from its shape alone. A third way stores nothing: the zeros of the parameter are the mask.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,11 @@ from jax import lax
 from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = [
+    "IN_ZEROS",
     "NOT_PRUNED",
     "apply_masks",
     "is_pruned",
+    "kept",
     "map_pruned",
     "pack",
     "pack_masks",
@@ -33,6 +35,13 @@ class NotPruned(NamedTuple):
 
 
 NOT_PRUNED = NotPruned()
+
+
+class InZeros(NamedTuple):
+    """Stands in a mask tree for a mask that is not stored: a weight is kept where it is not 0."""
+
+
+IN_ZEROS = InZeros()
 
 
 def is_pruned(node: Any) -> bool:
@@ -122,20 +131,47 @@ def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return lax.slice_in_dim(bits.reshape(*shape[:axis], -1, *shape[axis + 1 :]), 0, shape[axis], axis=axis) != 0
 
 
-def check_stored(stored: Any, shape: tuple[int, ...], name: str = "", packed: bool | None = None) -> None:
+def kept(param: jax.Array, stored: Any) -> jax.Array:
+    """Reads the mask of a parameter, however it is stored.
+
+    Args:
+        param: The parameter, on its mask.
+        stored: Its mask at rest.
+
+    Returns:
+        bool array of the parameter's shape, True = kept.
+
+    Raises:
+        ValueError: If `stored` is no mask for that shape.
+
+    Example:
+        >>> kept(jnp.array([0.5, 0.0]), IN_ZEROS).tolist()
+        [True, False]
+    """
+    return param != 0 if isinstance(stored, InZeros) else unpack(stored, param.shape)
+
+
+def check_stored(stored: Any, shape: tuple[int, ...], name: str = "", how: bool | str | None = None) -> None:
     """Raises ValueError if a stored mask cannot be that of a parameter called `name`.
 
     Args:
         stored: The mask.
         shape: Shape of the parameter.
         name: Path of the parameter, for the message.
-        packed: Whether masks have to be packed, or must not be; None takes both.
+        how: What `use_packed_masks` asks for: True, False or 'zeros'; None takes any.
     """
-    allowed = {True: [packed_shape(shape)], False: [shape], None: [shape, packed_shape(shape)]}[packed]
-    if jnp.shape(stored) not in allowed:
+    nothing, packed = "no mask at all", packed_shape(shape)
+    own = nothing if isinstance(stored, InZeros) else jnp.shape(stored)
+    allowed: dict[Any, list] = {
+        True: [packed],
+        False: [shape],
+        "zeros": [nothing, packed],
+        None: [nothing, shape, packed],
+    }
+    if own not in allowed[how]:
         raise ValueError(
-            f"the mask of parameter {name!r} has shape {jnp.shape(stored)}; for a parameter of shape {shape} it has to "
-            f"be {' or '.join(map(str, allowed))}. A mask of another model, a parameter that changed its shape after "
+            f"the mask of parameter {name!r} has shape {own}; for a parameter of shape {shape} it has to be "
+            f"{' or '.join(map(str, allowed[how]))}. A mask of another model, a parameter that changed its shape after "
             "init, or one that use_packed_masks stores otherwise (convert with pack_masks or unpack_masks)?"
         )
 
@@ -169,21 +205,21 @@ def own_leaves(params: PyTree, masks: PyTree) -> PyTree:
         `params` with `optax.MaskedNode` at the same places.
     """
     hidden = lambda mask: isinstance(mask, optax.MaskedNode)  # noqa: E731
-    stops = lambda node: hidden(node) or isinstance(node, NotPruned)  # noqa: E731
+    stops = lambda node: hidden(node) or isinstance(node, (NotPruned, InZeros))  # noqa: E731
     return jax.tree.map(lambda mask, node: mask if hidden(mask) else node, masks, params, is_leaf=stops)
 
 
 def pack_masks(params: PyTree, masks: PyTree) -> PyTree:
     """Packs every mask of a tree; markers stay."""
-    return map_pruned(lambda p, m: pack(unpack(m, p.shape)), params, masks, otherwise=lambda p: NOT_PRUNED)
+    return map_pruned(lambda p, m: pack(kept(p, m)), params, masks, otherwise=lambda p: NOT_PRUNED)
 
 
 def unpack_masks(params: PyTree, masks: PyTree) -> PyTree:
     """Masks as arrays of the parameters' shapes.
 
     Args:
-        params: Parameter tree (shapes are read only).
-        masks: Mask tree at rest, packed or not.
+        params: Parameter tree; only shapes are read, except of parameters whose zeros are their mask.
+        masks: Mask tree at rest.
 
     Returns:
         uint8 masks, 1 = kept; `NOT_PRUNED` where a leaf stays dense.
@@ -192,8 +228,7 @@ def unpack_masks(params: PyTree, masks: PyTree) -> PyTree:
         >>> unpack_masks({"w": jnp.zeros(4)}, {"w": jnp.array([13], jnp.uint8)})["w"].tolist()
         [1, 0, 1, 1]
     """
-    read = lambda p, m: unpack(m, p.shape).astype(jnp.uint8)  # noqa: E731
-    return map_pruned(read, params, masks, otherwise=lambda p: NOT_PRUNED)
+    return map_pruned(lambda p, m: kept(p, m).astype(jnp.uint8), params, masks, otherwise=lambda p: NOT_PRUNED)
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
@@ -203,7 +238,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
     Args:
         params: Parameter tree.
-        masks: Mask tree, packed or not.
+        masks: Mask tree at rest.
 
     Returns:
         Tree of the same structure, shapes and dtypes.
@@ -212,7 +247,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
         >>> apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([1, 0], jnp.uint8)})["w"].tolist()
         [1.0, 0.0]
     """
-    return map_pruned(lambda p, m: _zero_outside(p, unpack(m, p.shape)), params, masks, otherwise=lambda p: p)
+    return map_pruned(lambda p, m: _zero_outside(p, kept(p, m)), params, masks, otherwise=lambda p: p)
 
 
 @jax.custom_jvp

@@ -1,18 +1,23 @@
 """Fresh optimizer moments for re-grown weights, for any optax state.
 
 An optimizer state is searched by structure, never by type: any part of it that is laid out like the parameters (first
-and second moments, traces, slow weights, accumulated gradients, ...) is parameter-shaped state.
+and second moments, traces, slow weights, accumulated gradients, ...) is parameter-shaped state. In the place of a
+parameter may stand an array of its shape, one with leading axes (a history of updates), or several of them. Statistics
+that a parameter's weights share (factored moments, one number per layer) go on when a weight is re-grown.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sparse_plugins.core.masks import is_pruned, unpack
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, aligned
 
-__all__ = ["reset_pruned"]
+__all__ = ["check_inner", "check_restartable", "reset_pruned"]
 
 
 def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) -> PyTree:
@@ -28,42 +33,151 @@ def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) ->
         masks: Mask tree, packed or not.
 
     Returns:
-        A state of the same structure. Parts that are not parameter-shaped (counts, factored moments of Adafactor)
-        are returned as they are.
+        A state of the same structure, shapes and dtypes. Parts that are not parameter-shaped (counts, factored moments
+        of Adafactor) and parts that are not there after init (measurements) are returned as they are.
 
     Example:
-        >>> import optax
         >>> params, masks = {"w": jnp.ones(2)}, {"w": jnp.array([1, 0], jnp.uint8)}
         >>> state = optax.TraceState(trace={"w": jnp.array([3.0, 4.0])})
         >>> reset_pruned(state, optax.trace(0.9).init(params), params, masks).trace["w"].tolist()
         [3.0, 0.0]
     """
-    treedef: Any = jax.tree.structure(params)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    mask_leaves = treedef.flatten_up_to(masks)
+    mask_leaves = aligned(params, masks, "masks")
+    start = dict(jax.tree_util.tree_flatten_with_path(fresh)[0])
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
 
-    def like_params(node: Any) -> bool:
-        try:
-            parts = treedef.flatten_up_to(node)
-        except (ValueError, TypeError, KeyError):
-            return False
-        return any(
-            is_pruned(mask) and jnp.shape(part)[-len(shape) :] == shape
-            for part, mask, shape in zip(parts, mask_leaves, shapes, strict=True)
-            if isinstance(part, jax.Array)
+    def reset(path: Any, leaf: Any, owner: int | None) -> Any:
+        if owner is None or path not in start or not is_pruned(mask_leaves[owner]):
+            return leaf
+        if not _has_entry_per_weight(jnp.shape(leaf), shapes[owner]):
+            return leaf
+        kept = unpack(mask_leaves[owner], shapes[owner]).reshape(_without_history(jnp.shape(leaf), shapes[owner]))
+        return jnp.where(kept, leaf, jnp.asarray(start[path], jnp.result_type(leaf)))
+
+    owners = _owners(state, params)
+    return treedef.unflatten([reset(path, leaf, owner) for (path, leaf), owner in zip(leaves, owners, strict=True)])
+
+
+def check_inner(restarts: bool, init: Callable[[PyTree], PyTree], state: PyTree, params: PyTree, masks: PyTree) -> None:
+    """Checks, when a sparse state is made, that the optimizer inside can be served.
+
+    Args:
+        restarts: Whether re-grown weights are to start from fresh moments.
+        init: The optimizer's init.
+        state: What it gave for `params`.
+        params: Parameter tree.
+        masks: Mask tree, packed or not.
+
+    Raises:
+        TypeError: If the optimizer works on pairs of parameters.
+        ValueError: If moments of re-grown weights cannot be restarted.
+    """
+    is_pair = lambda node: isinstance(node, optax.LookaheadState)  # noqa: E731
+    if any(map(is_pair, jax.tree.leaves(state, is_leaf=is_pair))):
+        raise TypeError(
+            "optax.lookahead works on pairs of fast and slow parameters, an updater on parameters: it can stand "
+            "neither inside wrap_optax nor around it. Give the fast optimizer alone; optax.contrib.schedule_free "
+            "averages parameters too and can stand inside."
         )
-
-    def reset(node: Any, fresh_node: Any) -> Any:
-        if not like_params(node):
-            return node
-        columns = (treedef.flatten_up_to(node), treedef.flatten_up_to(fresh_node), mask_leaves, shapes)
-        return treedef.unflatten([_reset_leaf(*column) for column in zip(*columns, strict=True)])
-
-    return jax.tree.map(reset, state, fresh, is_leaf=like_params)
+    if restarts:
+        check_restartable(init, state, params, masks)
 
 
-def _reset_leaf(value: Any, fresh: Any, mask: Any, shape: tuple[int, ...]) -> Any:
-    """A leaf may have leading axes of its own (a history of updates); other shapes are left alone."""
-    if not (is_pruned(mask) and isinstance(value, jax.Array) and value.shape[-len(shape) :] == shape):
-        return value
-    return jnp.where(unpack(mask, shape), value, fresh)
+def check_restartable(init: Callable[[PyTree], PyTree], state: PyTree, params: PyTree, masks: PyTree) -> None:
+    """Checks that all state which an optimizer keeps for pruned weights is found by `reset_pruned`.
+
+    Only structures and sizes are looked at: a part of the state that gets larger when pruned parameters do has to hold
+    one entry per weight, in the parameters' layout, or fewer that are shared along whole axes.
+
+    Args:
+        init: The optimizer's init.
+        state: What it gave for `params`.
+        params: Parameter tree.
+        masks: Mask tree, packed or not.
+
+    Raises:
+        ValueError: If a part of the state is neither.
+
+    Example:
+        >>> params, masks = {"w": jnp.ones((2, 3))}, {"w": jnp.ones((2, 3), jnp.uint8)}
+        >>> tx = optax.flatten(optax.trace(0.9))
+        >>> check_restartable(tx.init, tx.init(params), params, masks)
+        Traceback (most recent call last):
+        ValueError: the optimizer keeps state 'trace' of shape (6,) for pruned weights, ...
+    """
+    weights, treedef = jax.tree.flatten(params)
+    pruned = [is_pruned(mask) for mask in aligned(params, masks, "masks")]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+
+    def is_odd(shape: tuple[int, ...], owner: int | None) -> bool:
+        if owner is None:
+            return shape != ()
+        own = jnp.shape(weights[owner])
+        return pruned[owner] and not _has_entry_per_weight(shape, own) and not _is_shared(shape, own)
+
+    owners = _owners(state, params)
+    odd = [i for i, (_, leaf) in enumerate(leaves) if is_odd(jnp.shape(leaf), owners[i])]
+    if not odd:
+        return
+
+    def init_wider(wider: dict[int, jax.Array]) -> PyTree:
+        return init(treedef.unflatten([wider.get(i, weight) for i, weight in enumerate(weights)]))
+
+    double = lambda p: jax.ShapeDtypeStruct([2 * length for length in p.shape], p.dtype)  # noqa: E731
+    grown = jax.tree.leaves(jax.eval_shape(init_wider, {i: double(p) for i, p in enumerate(weights) if pruned[i]}))
+    for i in odd:
+        path, leaf = leaves[i]
+        if grown[i].shape != jnp.shape(leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"the optimizer keeps state {name!r} of shape {jnp.shape(leaf)} for pruned weights, so those that are "
+                "re-grown could not start from fresh moments: it has to hold one entry per weight, laid out like the "
+                "parameters, or entries shared along whole axes. Take out what lays parameters out anew "
+                "(optax.flatten) or mixes weights (optax.contrib.galore), or choose an updater that never brings "
+                "weights back, such as MagnitudePruning."
+            )
+
+
+def _owners(node: PyTree, params: PyTree) -> list[int | None]:
+    """Per leaf of `node`, which parameter it stands for; the smallest part laid out like all parameters says."""
+    children = jax.tree.leaves(node, is_leaf=lambda child: child is not node)
+    if len(children) == 1 and children[0] is node:
+        return [0 if jax.tree_util.all_leaves([params]) else None]
+    below = [owner for child in children for owner in _owners(child, params)]
+    if type(node) is not type(params) or any(owner is not None for owner in below):
+        return below
+    parts = _parts(node, params)
+    return below if parts is None else [i for i, part in enumerate(parts) for _ in jax.tree.leaves(part)]
+
+
+def _parts(node: PyTree, params: PyTree) -> list[Any] | None:
+    """What stands in `node` for each parameter, or None if it is laid out otherwise."""
+    treedef: Any = jax.tree.structure(params)
+    try:
+        return treedef.flatten_up_to(node)
+    except (ValueError, TypeError, KeyError):
+        is_hidden = lambda part: isinstance(part, optax.MaskedNode)  # noqa: E731
+        if not any(map(is_hidden, jax.tree.leaves(node, is_leaf=is_hidden))):
+            return None
+    try:
+        return aligned(params, node, "the optimizer's state")  # whole branches may be hidden behind one node
+    except ValueError:
+        return None
+
+
+def _without_history(shape: tuple[int, ...], own: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a leaf that belong to the weights of a parameter of shape `own`; any before are its own."""
+    return shape[-len(own) :] if shape[-len(own) :] == own else shape
+
+
+def _has_entry_per_weight(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Axes of length 1 do not count: where a parameter is a column, its factored moments are its moments."""
+    long_axes = lambda axes: [length for length in axes if length != 1]  # noqa: E731
+    return long_axes(_without_history(shape, own)) == long_axes(own)
+
+
+def _is_shared(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Whether axes of the parameter are left out, in order, or shrunk to one entry."""
+    axes = iter(own)
+    return math.prod(shape) < math.prod(own) and all(length in axes for length in shape if length != 1)

@@ -14,25 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.counts import StepTable, check_fraction
+from sparse_plugins.core.counts import StepTable
 from sparse_plugins.core.trees import PyTree
 
 __all__ = [
-    "ConstantDrop",
-    "CosineDrop",
-    "LinearDrop",
+    "AlternatingSchedule",
     "NoUpdateSchedule",
     "OneShotSchedule",
     "PeriodicSchedule",
     "PolynomialSchedule",
     "at_refresh",
+    "count_at_refresh",
 ]
 
 StepUnit = Literal["optimizer step", "round", "environment step", "frame"]
 Step = Any  # int | np.ndarray | int32[] jax.Array
 
 
-def _step(name: str, value: Any, lowest: int) -> int:
+def whole_number(name: str, value: Any, lowest: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
@@ -42,7 +41,7 @@ def _step(name: str, value: Any, lowest: int) -> int:
     return number
 
 
-def _array_module(step: Step) -> Any:
+def array_module(step: Step) -> Any:
     return jnp if isinstance(step, jax.Array) else np
 
 
@@ -105,7 +104,7 @@ class OneShotSchedule(NoUpdateSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _step("target_step", self.target_step, 0)
+        whole_number("target_step", self.target_step, 0)
 
     def is_mask_update_iter(self, step: Step | None) -> Any:
         """True at `target_step` only."""
@@ -148,9 +147,9 @@ class PeriodicSchedule(NoUpdateSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _step("update_freq", self.update_freq, 1)
-        _step("update_start_step", self.update_start_step, 0)
-        if self.update_end_step is not None and _step("update_end_step", self.update_end_step, 0) < (
+        whole_number("update_freq", self.update_freq, 1)
+        whole_number("update_start_step", self.update_start_step, 0)
+        if self.update_end_step is not None and whole_number("update_end_step", self.update_end_step, 0) < (
             self.update_start_step
         ):
             raise ValueError(
@@ -228,20 +227,68 @@ class PolynomialSchedule(PeriodicSchedule):
 
     def get_sparsity_at_step(self, target_sparsities: PyTree, step: Step) -> PyTree:
         """The targets scaled by the polynomial; floats for a host step, float32[] for a traced one."""
-        xp = _array_module(step)
+        xp = array_module(step)
         if self.update_end_step == self.update_start_step:
             part = xp.where(step >= self.update_start_step, 1.0, 0.0)
         else:
             length = cast(int, self.update_end_step) - self.update_start_step
             progress = (step + 1 - self.update_start_step) / length
             part = 1.0 - (1.0 - xp.clip(progress, 0.0, 1.0)) ** self.power
-        scaled = lambda target: target * part if np.ndim(part) or xp is jnp else float(target * part)  # noqa: E731
-        return jax.tree.map(scaled, target_sparsities)
+        return _scaled(target_sparsities, part)
 
     def refresh_steps(self) -> np.ndarray | None:
         """The grid and the end step."""
-        grid = cast(np.ndarray, super().refresh_steps())
-        return grid if grid[-1] == self.update_end_step else np.append(grid, cast(int, self.update_end_step))
+        return _with_end(cast(np.ndarray, super().refresh_steps()), cast(int, self.update_end_step))
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternatingSchedule(PeriodicSchedule):
+    """Phases of `update_freq` steps, sparse and dense in turn; sparse first, and sparse for good at the end.
+
+    Attributes:
+        update_end_step: First step of the last sparse phase; must be given.
+
+    Example:
+        >>> schedule = AlternatingSchedule(update_freq=5, update_start_step=5, update_end_step=17)
+        >>> [schedule.get_sparsity_at_step(0.8, step) for step in (0, 5, 10, 15, 16, 17)]
+        [0.0, 0.8, 0.0, 0.8, 0.8, 0.8]
+
+    Source: Peste et al., AC/DC: Alternating Compressed/DeCompressed Training (2021).
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.update_end_step is None:
+            raise ValueError("update_end_step is None; an AlternatingSchedule is sparse from there on, so give a step.")
+
+    def is_mask_update_iter(self, step: Step | None) -> Any:
+        """True at the start of every phase and at the end step."""
+        return False if step is None else super().is_mask_update_iter(step) | (step == self.update_end_step)
+
+    def is_open_ended_iter(self, step: Step) -> Any:
+        """True on the grid, at the end step, and on the grid after it."""
+        return super().is_open_ended_iter(step) | (step == self.update_end_step)
+
+    def get_sparsity_at_step(self, target_sparsities: PyTree, step: Step) -> PyTree:
+        """The targets in sparse phases, 0 in dense ones."""
+        xp = array_module(step)
+        sparse = ((step - self.update_start_step) // self.update_freq) % 2 == 0
+        part = xp.where((step >= self.update_start_step) & (sparse | (step >= self.update_end_step)), 1.0, 0.0)
+        return _scaled(target_sparsities, part)
+
+    def refresh_steps(self) -> np.ndarray | None:
+        """The starts of all phases and the end step."""
+        return _with_end(cast(np.ndarray, super().refresh_steps()), cast(int, self.update_end_step))
+
+
+def _scaled(targets: PyTree, part: Any) -> PyTree:
+    """Targets times a part that depends on the step: floats for a host step."""
+    on_host = np.ndim(part) == 0 and not isinstance(part, jax.Array)
+    return jax.tree.map(lambda target: float(target * part) if on_host else target * part, targets)
+
+
+def _with_end(grid: np.ndarray, end: int) -> np.ndarray:
+    return grid if grid[-1] == end else np.append(grid, end)
 
 
 def at_refresh(value_at: Callable[[Step], Any], schedule: NoUpdateSchedule, step: Step) -> Any:
@@ -271,65 +318,24 @@ def at_refresh(value_at: Callable[[Step], Any], schedule: NoUpdateSchedule, step
     return StepTable(values, schedule.refresh_index(step))
 
 
-@dataclasses.dataclass(frozen=True)
-class ConstantDrop:
-    """The same fraction of kept weights is replaced at every mask change.
+def count_at_refresh(count_at: Callable[[Step], Any], schedule: NoUpdateSchedule, step: Step) -> int | jax.Array:
+    """A whole number at the latest refresh.
 
-    Attributes:
-        fraction: In [0, 1].
+    Args:
+        count_at: From a step, or an array of steps, to numbers that are whole, or are to be rounded half to even.
+        schedule: As in `at_refresh`.
+        step: As in `at_refresh`.
 
-    Example:
-        >>> float(ConstantDrop(0.3)(100))
-        0.3
-    """
-
-    fraction: float = 0.3
-
-    def __post_init__(self) -> None:
-        check_fraction("drop fraction", self.fraction)
-
-    def __call__(self, step: Step) -> Any:
-        """The fraction at a step or an array of steps."""
-        return self._scale(step) * self.fraction
-
-    def _scale(self, step: Step) -> Any:
-        return 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class CosineDrop(ConstantDrop):
-    """The fraction falls to 0 at `end_step` along a half cosine.
-
-    Attributes:
-        fraction: At step 0, in [0, 1].
-        end_step: Where it reaches 0, at least 1.
+    Returns:
+        An int, or int32[]; exact if the schedule has an end.
 
     Example:
-        >>> float(CosineDrop(0.3, end_step=100)(50))
-        0.15
-
-    Source: Evci et al., Rigging the Lottery (2020).
+        >>> schedule = PolynomialSchedule(update_freq=5, update_start_step=0, update_end_step=20)
+        >>> kept = lambda step: 11 * (1 - schedule.get_sparsity_at_step(1.0, step))
+        >>> [int(count_at_refresh(kept, schedule, jnp.int32(step))) for step in (0, 10, 20)]
+        [9, 1, 0]
     """
-
-    end_step: int = dataclasses.field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _step("end_step", self.end_step, 1)
-
-    def _scale(self, step: Step) -> Any:
-        xp = _array_module(step)
-        return 0.5 * (1.0 + xp.cos(xp.pi * xp.clip(step / self.end_step, 0.0, 1.0)))
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearDrop(CosineDrop):
-    """The fraction falls to 0 at `end_step` along a line.
-
-    Example:
-        >>> float(LinearDrop(0.3, end_step=100)(50))
-        0.15
-    """
-
-    def _scale(self, step: Step) -> Any:
-        return 1.0 - _array_module(step).clip(step / self.end_step, 0.0, 1.0)
+    count = at_refresh(count_at, schedule, step)
+    if isinstance(count, StepTable):
+        return count.count(np.rint(count.values))
+    return round(count) if isinstance(count, (int, float)) else jnp.rint(count).astype(jnp.int32)

@@ -18,8 +18,9 @@ class SparseState(NamedTuple):
     a mask does; dense weights have their parameter's shape.
 
     Attributes:
-        masks: One uint8 mask per pruned parameter, packed eight to a byte or of the parameter's shape, 1 = kept;
-            `NOT_PRUNED` for parameters that stay dense. Read them with `unpack_masks`.
+        masks: One uint8 mask per pruned parameter, packed eight to a byte or of the parameter's shape, 1 = kept; an
+            empty marker if the parameter's zeros are its mask; `NOT_PRUNED` for parameters that stay dense. Read them
+            with `unpack_masks`.
         inner_state: State of the wrapped optimizer.
         target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with.
         count: int32[], calls of `update` so far; the schedule's step.

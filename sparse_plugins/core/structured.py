@@ -1,7 +1,7 @@
 """From scores, a structure and a count to an exact mask, for one array.
 
-The units of a structure (entries, blocks, channels; for N:M the entries of each group) are scored, ranked as
-integers, and spread back over the array.
+The units of a structure (entries, blocks, channels; for N:M and constant fan-in the entries of each group) are
+scored, ranked as integers, and spread back over the array.
 """
 
 import math
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparse_plugins.core.counts import Fraction, keep_count
-from sparse_plugins.core.structures import Block, Channel, NByM, Structure
+from sparse_plugins.core.structures import Block, Channel, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.topk import exact_topk, order_keys
 
-__all__ = ["create_mask", "kept_units", "rank_active_first", "regrow_mask"]
+__all__ = ["competitors", "create_mask", "kept_units", "rank_active_first", "regrow_mask"]
 
 Count = int | jax.Array
 
@@ -45,16 +45,27 @@ def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> 
 
 
 def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction) -> Count:
-    """How many units a sparsity keeps: of all entries, blocks or channels; for N:M, of each group, n at least.
+    """How many units a sparsity keeps: of all entries, blocks or channels; else of each group, for N:M n at least.
 
     Example:
         >>> kept_units(NByM(2, 4), (8, 8), 0.25), kept_units(NByM(2, 4), (8, 8), 0.9)
         (3, 2)
     """
-    if not isinstance(structure, NByM):
-        return keep_count(structure.units(shape), sparsity)
-    kept = keep_count(structure.m, sparsity)
-    return max(kept, structure.n) if isinstance(kept, int) else jnp.maximum(kept, structure.n)
+    size, least = competitors(structure, shape)
+    kept = keep_count(size, sparsity)
+    return max(kept, least) if isinstance(kept, int) else jnp.maximum(kept, least)
+
+
+def competitors(structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many units are ranked against each other, and how many of them stay at any sparsity.
+
+    Example:
+        >>> competitors(NByM(2, 4), (8, 8)), competitors(ConstantFanIn(), (3, 5))
+        ((4, 2), (3, 0))
+    """
+    if isinstance(structure, ConstantFanIn):
+        return math.prod(shape) // max(shape[structure.axis], 1), 0
+    return (structure.m, structure.n) if isinstance(structure, NByM) else (structure.units(shape), 0)
 
 
 def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure) -> jax.Array:
@@ -86,15 +97,15 @@ def regrow_mask(
     kept: Count,
     survivors: Count,
 ) -> jax.Array:
-    """Drops the weakest active units and grows the most promising others; the number kept stays the same.
+    """Drops the weakest active units and grows the most promising others.
 
     Args:
-        mask: bool of the parameter's shape, `kept` units active.
+        mask: bool of the parameter's shape, at least `survivors` units active.
         drop_scores: Real array; the lowest active units are dropped.
         grow_scores: Real array; the highest of all units that did not survive are grown.
         structure: What the units are.
-        kept: Units active before and after.
-        survivors: Units that are not dropped, at most `kept`.
+        kept: Units active afterwards.
+        survivors: Active units that are not dropped, at most `kept`.
 
     Returns:
         uint8 mask of the parameter's shape.
@@ -118,7 +129,12 @@ def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:
 
 
 def _best_units(units: jax.Array, structure: Structure, kept: Count) -> jax.Array:
-    return _best_of_groups(units, structure, kept) if isinstance(structure, NByM) else exact_topk([units], kept)[0]
+    if isinstance(structure, NByM):
+        return _best_of_groups(units, structure, kept)
+    best = lambda ranked: exact_topk([ranked], kept)[0]  # noqa: E731
+    if isinstance(structure, ConstantFanIn) and units.size:
+        return jax.vmap(best, in_axes=structure.axis, out_axes=structure.axis)(units)
+    return best(units)
 
 
 def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Array:

@@ -6,8 +6,11 @@ A structure is pure data. It says which entries of an array compete with each ot
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-__all__ = ["Block", "Channel", "NByM", "Structure", "Unstructured"]
+from sparse_plugins.core.rules import first_match, read_rule
+
+__all__ = ["Block", "ByPath", "Channel", "ConstantFanIn", "NByM", "Structure", "Unstructured", "structure_per_leaf"]
 
 
 def _integer(name: str, value: object, lowest: int | None = None) -> None:
@@ -157,4 +160,84 @@ class Channel:
         return shape[self.axis]
 
 
-Structure = Unstructured | NByM | Block | Channel
+@dataclasses.dataclass(frozen=True)
+class ConstantFanIn:
+    """Every output keeps the same number of its incoming weights.
+
+    Attributes:
+        axis: Axis of the outputs; each slice along it is ranked on its own. -1 suits Flax and Haiku kernels.
+
+    Example:
+        >>> ConstantFanIn().units((3, 3, 16, 32))
+        32
+
+    Source: Lasby et al., Dynamic Sparse Training with Structured Sparsity (2024).
+    """
+
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        _integer("ConstantFanIn.axis", self.axis)
+
+    def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
+        """Raises ValueError if `shape` lacks the axis."""
+        _axis_of(shape, self.axis, self, where)
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of outputs of an array of `shape`."""
+        return shape[self.axis]
+
+
+Structure = Unstructured | NByM | Block | Channel | ConstantFanIn
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPath:
+    """A different structure for some layers.
+
+    Attributes:
+        rules: Pairs (regular expression for a whole path 'a/b/kernel', structure); the first match wins.
+        default: Structure of the layers that no rule matches.
+
+    Raises:
+        TypeError: If a structure is none.
+        ValueError: If a rule is no such pair.
+
+    Example:
+        >>> kinds = ByPath([("head/.*", Channel()), (".*/conv/.*", NByM(2, 4))])
+        >>> structure_per_leaf(kinds, ["body/conv/kernel", "body/dense/kernel", "head/kernel"])
+        [NByM(n=2, m=4, axis=-2), Unstructured(), Channel(axis=-1)]
+    """
+
+    rules: Sequence[tuple[str, Structure]]
+    default: Structure = Unstructured()
+
+    def __post_init__(self) -> None:
+        example = "('head/.*', NByM(2, 4))"
+        object.__setattr__(self, "rules", tuple(read_rule(rule, "structure", example) for rule in self.rules))
+        for pattern, structure in (*self.rules, ("default", self.default)):
+            if not isinstance(structure, Structure):
+                raise TypeError(f"the structure of {pattern!r} is {structure!r}; give an instance such as NByM(2, 4).")
+
+
+def structure_per_leaf(sparsity_type: Structure | ByPath, names: Sequence[str]) -> list[Structure]:
+    """The structure of every leaf.
+
+    Args:
+        sparsity_type: One structure for all, or rules.
+        names: Paths of all leaves.
+
+    Returns:
+        One structure per name.
+
+    Raises:
+        ValueError: If a rule matches no leaf.
+
+    Example:
+        >>> structure_per_leaf(Channel(), ["a", "b"])
+        [Channel(axis=-1), Channel(axis=-1)]
+    """
+    if not isinstance(sparsity_type, ByPath):
+        return [sparsity_type] * len(names)
+    chosen = first_match([pattern for pattern, _ in sparsity_type.rules], names)
+    return [sparsity_type.default if rule is None else sparsity_type.rules[rule][1] for rule in chosen]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.structured import kept_units
-from sparse_plugins.core.structures import Block, NByM
+from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure, structure_per_leaf
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["describe_plan", "summarize_intersection", "summarize_sparsity"]
@@ -136,12 +136,13 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     targets = aligned(params, updater.target_sparsities(params), "target sparsities")
     rows = [("layer", "shape", "target sparsity", "kept")]
     kept_in_all = size_in_all = 0
-    for name, leaf, target in zip(names, leaves, targets, strict=True):
+    kinds = structure_per_leaf(updater.sparsity_type, names)
+    for name, leaf, target, kind in zip(names, leaves, targets, kinds, strict=True):
         size = math.prod(leaf.shape)
         if is_pruned(target):
-            kept = _planned_entries(updater, tuple(leaf.shape), target)
+            kept = _planned_entries(kind, tuple(leaf.shape), target)
             # Blocks at an edge may be smaller, and which ones will be kept is not known yet.
-            uneven = isinstance(updater.sparsity_type, Block) and size % updater.sparsity_type.units(tuple(leaf.shape))
+            uneven = isinstance(kind, Block) and size % kind.units(tuple(leaf.shape))
             about = "about " if uneven else ""
             kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
             rows.append((name, str(tuple(leaf.shape)), f"{target:.4g}", f"{about}{kept} of {size}"))
@@ -154,11 +155,12 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total])
 
 
-def _planned_entries(updater: BaseUpdater, shape: tuple[int, ...], target: float) -> int:
-    structure = updater.sparsity_type
+def _planned_entries(structure: Structure, shape: tuple[int, ...], target: float) -> int:
     kept = int(kept_units(structure, shape, target))
     if isinstance(structure, NByM):
         length = shape[structure.axis]
         of_axis = length // structure.m * kept + min(length % structure.m, kept)
         return math.prod(shape) // max(length, 1) * of_axis
+    if isinstance(structure, ConstantFanIn):
+        return kept * structure.units(shape)
     return round(kept * math.prod(shape) / max(structure.units(shape), 1))

@@ -26,7 +26,9 @@ UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "no_prune": ({}, (48, 24)),
     **dict.fromkeys(("magnitude", "random", "saliency"), ({}, (12, 6))),
     **dict.fromkeys(("magnitude_ste", "random_ste", "static_sparse", "set", "rigl"), ({}, (12, 6))),
-    **dict.fromkeys(("global_magnitude", "global_saliency"), ({}, (18,))),
+    **dict.fromkeys(("global_magnitude", "global_saliency", "snip", "grasp", "granet"), ({}, (18,))),
+    **dict.fromkeys(("gradual_set", "gradual_rigl", "acdc", "fisher", "sr_ste", "soft_topk_ste"), ({}, (12, 6))),
+    **dict.fromkeys(("wanda", "srigl"), ({}, (12, 8))),
     "magnitude 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
     "magnitude_ste 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
     "rigl 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
@@ -35,9 +37,16 @@ UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "magnitude channel": ({"sparsity_type": "channel_-1"}, (16, 6)),
     "rigl channel": ({"sparsity_type": "channel_-1"}, (16, 6)),
     "magnitude erk": ({"dist_type": "erk"}, (18,)),
+    "gradual_set 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
+    "gradual_rigl 2x2": ({"sparsity_type": "2x2"}, (12, 8)),
+    "rigl by path": ({"sparsity_type": [("w", "2:4"), ("head", "channel_-1")]}, (24, 6)),
+    "magnitude by path": ({"sparsity_type": [("head", core.ConstantFanIn())]}, (12, 8)),
 }
 # One row for each way masks come about, for checks that cost a compilation of their own.
-FAMILIES = ["magnitude", "global_saliency", "random_ste", "rigl", "set 2x2", "magnitude 2:4"]
+FAMILIES = [
+    *("magnitude", "global_saliency", "random_ste", "rigl", "set 2x2", "magnitude 2:4"),
+    *("granet", "gradual_set", "acdc", "fisher", "wanda", "grasp", "soft_topk_ste"),
+]
 
 
 def make_updater(row: str, **overrides: Any) -> core.BaseUpdater:
@@ -54,32 +63,28 @@ def record_extra() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), update)
 
 
+def watch_squares() -> optax.GradientTransformation:
+    """Leaves updates alone and keeps what Adam calls nu."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return updates, state._replace(nu=jax.tree.map(lambda nu, g: 0.9 * nu + 0.1 * g**2, state.nu, updates))
+
+    return optax.GradientTransformation(
+        lambda params: optax.ScaleByRmsState(jax.tree.map(jnp.zeros_like, params)), update
+    )
+
+
+def inner() -> optax.GradientTransformationExtraArgs:
+    """What the updaters wrap: its first state says which extra arguments reached it."""
+    return optax.chain(record_extra(), watch_squares(), reduce_on_plateau())
+
+
 def reduce_on_plateau() -> optax.GradientTransformation:
     """Not around Adam: whose first step moves all grown weights alike, to within rounding, and ties are fragile."""
     return optax.chain(optax.sgd(0.1, momentum=0.9), optax.contrib.reduce_on_plateau(patience=1, factor=0.5))
 
 
 LABELS = {"w": "wrapped", "head": "plain", "b": "plain"}
-OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "sgd": lambda: optax.sgd(0.1),
-    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "adam": lambda: optax.adam(0.1),
-    "adam in bfloat16": lambda: optax.adam(0.1, mu_dtype=jnp.bfloat16),
-    "adamw": lambda: optax.adamw(optax.cosine_decay_schedule(0.1, STEPS)),
-    "amsgrad": lambda: optax.amsgrad(0.1),
-    "rmsprop": lambda: optax.rmsprop(0.1, centered=True, momentum=0.9),
-    "lion": lambda: optax.lion(0.1),
-    "adagrad": lambda: optax.adagrad(0.1),
-    "adafactor": lambda: optax.adafactor(0.1, min_dim_size_to_factor=2),
-    "lbfgs": lambda: optax.lbfgs(0.1, memory_size=3, linesearch=None),
-    "schedule free": lambda: optax.contrib.schedule_free_sgd(0.1),
-    "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
-    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
-    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
-    "masked": lambda: optax.masked(optax.adam(0.1), {"w": True, "head": False, "b": False}),
-    "partition": lambda: optax.partition({"wrapped": optax.adam(0.1), "plain": optax.sgd(0.1)}, LABELS),
-    "plateau": reduce_on_plateau,
-}
 # What may stand around a sparse optimizer.
 SURROUNDINGS: dict[str, Callable[[optax.GradientTransformation], optax.GradientTransformation]] = {
     "last of a chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
@@ -136,10 +141,15 @@ def params_like(shapes: Any) -> Any:
     return jax.tree.unflatten(treedef, [draw(i, shape) for i, shape in enumerate(flat)])
 
 
-def gradient(params: Any) -> Any:
-    """Of the half squared distance to a point that is not sparse."""
+def loss(params: Any) -> jax.Array:
+    """Half the squared distance to a point that is not sparse."""
     aim = lambda p: jnp.asarray(np.random.default_rng(p.size).normal(size=p.shape), p.dtype)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf - aim(leaf), params)
+    return sum(jnp.sum((leaf - aim(leaf)) ** 2) / 2 for leaf in jax.tree.leaves(params))
+
+
+def gradient(params: Any) -> Any:
+    """Of the loss."""
+    return jax.grad(loss)(params)
 
 
 def quick_jit(function: Callable) -> Any:
@@ -147,13 +157,20 @@ def quick_jit(function: Callable) -> Any:
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def score_arguments(params: Any) -> dict[str, Any]:
+    """What some updaters need beside gradients: norms of the layers' inputs, and the Hessian times the gradient."""
+    norms = lambda p: jnp.arange(1.0, p.shape[-2] + 1) if p.ndim > 1 else None  # noqa: E731
+    return {"activations": jax.tree.map(norms, params), "hessian_gradient": gradient(params)}
+
+
 def make_step(tx: optax.GradientTransformation) -> Callable:
-    """One step of a loop that knows nothing of sparsity; the extra arguments are a loss and one nobody knows."""
+    """One step of a loop that knows nothing of sparsity; the extra arguments are all that any optimizer asks for."""
 
     def step(params: Any, state: Any) -> tuple[Any, Any]:
-        grads = gradient(params)
-        loss = optax.tree.sum(grads)
-        updates, state = optax.with_extra_args_support(tx).update(grads, state, params, value=loss, unknown=1.0)
+        value, grads = jax.value_and_grad(loss)(params)
+        extra = {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss, "unknown": 1.0}
+        extra |= score_arguments(params)
+        updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     return step
@@ -183,7 +200,7 @@ def assert_same(one: Any, other: Any) -> None:
 @functools.cache
 def trajectory(row: str) -> tuple[Any, list[tuple[Any, Any]]]:
     """The jitted step of a row, and parameters and state before each step and after the last."""
-    tx = make_updater(row).wrap_optax(optax.chain(record_extra(), reduce_on_plateau()))
+    tx = make_updater(row).wrap_optax(inner())
     step, params = quick_jit(make_step(tx)), TREES["dict"]()
     states = [(params, quick_jit(tx.init)(params))]
     for _ in range(STEPS):

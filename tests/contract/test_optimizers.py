@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from tests.contract.optimizer_rows import LOOKAHEAD, NO_MOMENTS, OPTIMIZERS, UNSUPPORTED, covered, factories
 from tests.contract.rows import (
-    OPTIMIZERS,
     STEPS,
     SURROUNDINGS,
     TREES,
@@ -26,34 +26,71 @@ from tests.contract.rows import (
 )
 
 
-def with_garbage_under_masks(state: core.SparseState) -> core.SparseState:
-    """Every array of the inner state that is laid out like a pruned parameter gets 7 where that is pruned."""
+def with_garbage_under_masks(state: core.SparseState) -> tuple[core.SparseState, int]:
+    """Every array of the inner state that could be laid out like a pruned parameter gets 7 where that is pruned.
+
+    Wherever it stands in the state: this knows nothing of how the moments are found. Also says how many there were.
+    """
     params = TREES["dict"]()
-    masks = {p.shape: m for p, m in ((params[k], core.unpack_masks(params, state.masks)[k]) for k in ("w", "head"))}
+    masks = {params[name].shape: core.unpack_masks(params, state.masks)[name] for name in ("w", "head")}
+    leaves, treedef = jax.tree.flatten(state.inner_state)
+    under = [masks.get(jnp.shape(leaf)[-2:]) for leaf in leaves]
 
-    def spoil(leaf: Any) -> Any:
-        mask = masks.get(jnp.shape(leaf)[-2:])
-        return leaf if mask is None else jnp.where(jnp.broadcast_to(mask, leaf.shape), leaf, jnp.asarray(7, leaf.dtype))
+    def spoil(leaf: Any, mask: Any) -> Any:
+        return leaf if mask is None else jnp.asarray(np.where(mask, leaf, np.asarray(7, leaf.dtype)))
 
-    return state._replace(inner_state=jax.tree.map(spoil, state.inner_state))
+    spoiled = treedef.unflatten(map(spoil, leaves, under))
+    return state._replace(inner_state=spoiled), sum(mask is not None for mask in under)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_stays_on_the_mask_and_restarts_moments(name: str) -> None:
-    tx = make_updater("rigl").wrap_optax(OPTIMIZERS[name]())
+    updater = make_updater("rigl")
+    tx = updater.wrap_optax(OPTIMIZERS[name]())
     step, params = quick_jit(make_step(tx)), TREES["dict"]()
-    state = quick_jit(tx.init)(params)
-    params = make_updater("rigl").pre_forward_update(params, state)
+    state = tx.init(params)
+    params = updater.pre_forward_update(params, state)
     first = state.masks
-    for _ in range(STEPS):
-        spoiled = step(params, with_garbage_under_masks(state))
+    for number in range(STEPS):
+        garbage, places = with_garbage_under_masks(state)
+        assert (places > 0) == (name not in NO_MOMENTS), "NO_MOMENTS lists what keeps no number per weight"
+        spoiled = step(params, garbage)
         params, state = step(params, state)
         assert_same((params, state.masks), (spoiled[0], spoiled[1].masks))
+        if not updater.is_refresh_due(number):  # there weights come back, which are not pruned where garbage was
+            assert_same(*(jax.tree.map(comparable, each.inner_state) for each in (state, spoiled[1])))
         assert_on_mask(params, state)
     assert kept_counts(params, state) == UPDATERS["rigl"][1]
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(state.masks), strict=True))
-    assert step._cache_size() == 1
+    assert step._cache_size() == 1, "a leaf of the state changed its shape or dtype"
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def comparable(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def test_every_optimizer_of_optax_is_a_row() -> None:
+    assert len(OPTIMIZERS) >= 24
+    missing = sorted(factories() - covered())
+    assert not missing, f"add a row to OPTIMIZERS for {missing}, or list it in UNSUPPORTED or LEFT_OUT"
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_moments_that_cannot_be_restarted_are_an_error_when_built(name: str) -> None:
+    make, message = UNSUPPORTED[name]
+    params = TREES["dict"]()
+    with pytest.raises(ValueError, match=message):
+        make_updater("rigl").wrap_optax(make()).init(params)
+    make_updater("magnitude").wrap_optax(make()).init(params)
+
+
+@pytest.mark.parametrize("row", ["magnitude", "rigl"])
+def test_lookahead_inside_is_an_error_when_built(row: str) -> None:
+    tx, params = make_updater(row).wrap_optax(LOOKAHEAD()), TREES["dict"]()
+    for model in (params, optax.LookaheadParams.init_synced(params)):
+        with pytest.raises(TypeError, match=r"pairs of fast and slow parameters.* Give the fast optimizer alone"):
+            tx.init(model)
 
 
 @pytest.mark.parametrize("row", ["magnitude_ste", "rigl"])

@@ -21,21 +21,17 @@ from tests.contract.rows import (
     assert_on_mask,
     assert_same,
     gradient,
+    inner,
     kept_counts,
     make_step,
     make_updater,
     quick_jit,
-    record_extra,
-    reduce_on_plateau,
+    score_arguments,
     trajectory,
 )
 
 every_updater = pytest.mark.parametrize("row", UPDATERS)
 every_family = pytest.mark.parametrize("row", FAMILIES)
-
-
-def inner() -> optax.GradientTransformation:
-    return optax.chain(record_extra(), reduce_on_plateau())
 
 
 @every_updater
@@ -70,10 +66,11 @@ def test_parameters_are_their_own_forward_view(row: str) -> None:
     assert_on_mask(first, states[0][1])
 
 
+@pytest.mark.parametrize("stored", [False, "zeros"])
 @every_updater
-def test_scan_and_plain_masks_give_the_same_run(row: str) -> None:
+def test_scan_and_any_storage_of_masks_give_the_same_run(row: str, stored: bool | str) -> None:
     _, states = trajectory(row)
-    tx = make_updater(row, use_packed_masks=False).wrap_optax(inner())
+    tx = make_updater(row, use_packed_masks=stored).wrap_optax(inner())
     step = make_step(tx)
     run = quick_jit(lambda start: jax.lax.scan(lambda pair, _: (step(*pair), pair[0]), start, length=STEPS))
     params = states[0][0]
@@ -89,7 +86,9 @@ def test_explicit_refresh_gives_the_same_run(row: str) -> None:
     updater, (_, states) = make_updater(row), trajectory(row)
     tx = updater.wrap_optax(inner(), refresh_in_graph=False)
     step = quick_jit(make_step(tx))
-    refresh = quick_jit(lambda params, state: updater.refresh(state, params, gradient(params)))
+    refresh = quick_jit(
+        lambda params, state: updater.refresh(state, params, gradient(params), **score_arguments(params))
+    )
     params, state = states[0]
     for number in range(STEPS):
         if updater.is_refresh_due(number):

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from sparse_plugins.core.counts import keep_count
 from sparse_plugins.core.seeds import key_words, random_scores
 from sparse_plugins.core.structured import create_mask, kept_units, rank_active_first, regrow_mask
-from sparse_plugins.core.structures import Block, Channel, NByM, Structure, Unstructured
+from sparse_plugins.core.structures import (
+    Block,
+    ByPath,
+    Channel,
+    ConstantFanIn,
+    NByM,
+    Structure,
+    Unstructured,
+    structure_per_leaf,
+)
 from tests import reference
 
 bounded = settings(max_examples=25, deadline=None, derandomize=True)
@@ -32,6 +41,8 @@ def slow_mask(scores: np.ndarray, structure: Structure, sparsity: float) -> np.n
         return reference.block(scores, structure.block_shape, kept, structure.use_avg_pooling)
     if isinstance(structure, Channel):
         return reference.channel(scores, structure.axis, kept)
+    if isinstance(structure, ConstantFanIn):
+        return reference.constant_fan_in(scores, structure.axis, sparsity)
     return reference.top_k(scores, kept)
 
 
@@ -51,6 +62,10 @@ def slow_mask(scores: np.ndarray, structure: Structure, sparsity: float) -> np.n
         (Channel(), (3, 3, 4, 8)),
         (Channel(axis=-2), (5, 6)),
         (Channel(axis=0), (9,)),
+        (ConstantFanIn(), (7, 5)),
+        (ConstantFanIn(axis=0), (5, 6)),
+        (ConstantFanIn(axis=-1), (3, 3, 4, 5)),
+        (ConstantFanIn(axis=0), (4,)),
     ],
     ids=str,
 )
@@ -70,6 +85,8 @@ def test_masks_equal_the_slow_ones(structure: Structure, shape: tuple, dtype: np
         (NByM(2, 4), (0, 3), 0),
         (Block((4, 4)), (2, 8, 10), 12),
         (Channel(1), (3, 5, 7), 5),
+        (ConstantFanIn(), (3, 0), 0),
+        (ConstantFanIn(), (0, 3), 3),
     ],
 )
 def test_units(structure: Structure, shape: tuple, units: int) -> None:
@@ -88,7 +105,8 @@ def test_nm_follows_a_gradual_schedule_instead_of_jumping_to_the_full_pattern() 
 
 
 def test_structures_can_be_pickled_and_hashed() -> None:
-    for structure in (Unstructured(), NByM(2, 4), Block([4, 4]), Channel()):
+    by_path = ByPath([["a", NByM(2, 4)]])
+    for structure in (Unstructured(), NByM(2, 4), Block([4, 4]), Channel(), ConstantFanIn(), by_path):
         assert pickle.loads(pickle.dumps(structure)) == structure
         assert hash(structure) == hash(pickle.loads(pickle.dumps(structure)))
 
@@ -126,7 +144,9 @@ def test_random_scores_of_bf16_parameters_do_not_favour_low_indices() -> None:
     assert 200 < mask[:500].sum() < 300
 
 
-@pytest.mark.parametrize("structure", [Unstructured(), NByM(2, 4, axis=0), NByM(3, 5, axis=1)], ids=str)
+@pytest.mark.parametrize(
+    "structure", [Unstructured(), NByM(2, 4, axis=0), NByM(3, 5, axis=1), ConstantFanIn()], ids=str
+)
 @pytest.mark.parametrize("drop_fraction", [0.0, 0.3, 0.5, 1.0])
 def test_regrown_masks_equal_the_slow_ones(structure: Structure, drop_fraction: float) -> None:
     shape = (12, 10)
@@ -138,6 +158,10 @@ def test_regrown_masks_equal_the_slow_ones(structure: Structure, drop_fraction: 
     new = np.asarray(regrown(mask != 0, drop, grow, structure, kept, survivors))
     if isinstance(structure, NByM):
         slow = reference.n_by_m_drop_and_grow(mask, drop, grow, survivors, structure.m, structure.axis)
+    elif isinstance(structure, ConstantFanIn):
+        slow = np.stack(
+            [reference.drop_and_grow(*one, survivors) for one in zip(mask.T, drop.T, grow.T, strict=True)]
+        ).T
     else:
         slow = reference.drop_and_grow(mask, drop, grow, survivors)
     np.testing.assert_array_equal(new, slow)
@@ -205,6 +229,15 @@ def test_group_counts_of_nm_and_subsets(seed: int, shape: tuple, a: float, b: fl
         (lambda: Block(4), TypeError, r"block_shape is 4; give ints"),
         (lambda: Block((0, 4)), ValueError, "entry is 0; the smallest allowed value is 1"),
         (lambda: Channel(None), TypeError, "Channel.axis is None; give an int"),
+        (lambda: ConstantFanIn("out"), TypeError, "ConstantFanIn.axis is 'out'; give an int"),
+        (
+            lambda: ByPath([("a", "2:4")]),
+            TypeError,
+            r"structure of 'a' is '2:4'; give an instance such as NByM\(2, 4\)",
+        ),
+        (lambda: ByPath([], default=Channel), TypeError, "structure of 'default' is"),
+        (lambda: ByPath(["a"]), ValueError, r"'a' is not a pair \(regular expression, structure\)"),
+        (lambda: ByPath([("(", Channel())]), ValueError, "is not a pair"),
     ],
 )
 def test_bad_structures_are_refused_when_built(build: object, error: type, message: str) -> None:
@@ -216,6 +249,7 @@ def test_bad_structures_are_refused_when_built(build: object, error: type, messa
     ("structure", "shape", "message"),
     [
         (NByM(2, 4), (8,), r"NByM.* needs axis -2, which scores of shape \(8,\) does not have; choose another axis"),
+        (ConstantFanIn(2), (4, 4), r"ConstantFanIn.* needs axis 2"),
         (Channel(2), (4, 4), r"Channel.* needs axis 2, which scores of shape \(4, 4\)"),
         (Channel(-2), (4,), r"needs axis -2, .* leave that layer dense with a rule"),
         (Block((4, 4)), (8, 3), r"Block.* is larger than scores of shape \(8, 3\); choose a smaller block"),
@@ -225,3 +259,13 @@ def test_bad_structures_are_refused_when_built(build: object, error: type, messa
 def test_structures_that_do_not_fit_are_refused(structure: Structure, shape: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_mask(jnp.ones(shape), structure, 0.5)
+
+
+def test_the_first_rule_decides_about_the_structure_and_every_rule_is_used() -> None:
+    kinds = ByPath([("head/.*", Channel()), (".*/w", NByM(2, 4))], default=Block((2, 2)))
+    names = ["body/w", "body/v", "head/w"]
+    assert structure_per_leaf(kinds, names) == [NByM(2, 4), Block((2, 2)), Channel()]
+    with pytest.raises(ValueError, match=r"rule 'haed/\.\*' matches no leaf"):
+        structure_per_leaf(ByPath([("haed/.*", Channel())]), names)
+    with pytest.raises(ValueError, match="rule 'head/w' is never used: earlier rules match all its leaves"):
+        structure_per_leaf(ByPath([("head/.*", Channel()), ("head/w", Block((2, 2)))]), names)

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import RandomPruning
 from sparse_plugins.core.counts import keep_count
+from sparse_plugins.core.drops import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
-from sparse_plugins.core.moments import reset_pruned
-from sparse_plugins.core.schedules import ConstantDrop, at_refresh
+from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
 from sparse_plugins.core.seeds import random_scores
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structured import kept_units, regrow_mask
+from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.trees import PyTree
 
-__all__ = ["SET", "RigL", "StaticRandomSparse"]
+__all__ = ["SET", "RigL", "SRigL", "StaticRandomSparse"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,6 +76,9 @@ class SET(StaticRandomSparse):
     skip_gradients: bool = True
     drop_fraction_fn: Callable[[Any], Any] = ConstantDrop(0.3)
 
+    restarts_moments: ClassVar[bool] = True
+    schedule_type: ClassVar[type[PeriodicSchedule]] = PeriodicSchedule
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.drop_fraction_fn):
@@ -101,21 +105,23 @@ class SET(StaticRandomSparse):
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Drops the smallest active weights and grows as many others."""
-        drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
 
-        def regrown(param: jax.Array, mask: jax.Array, target: float, grow: jax.Array) -> jax.Array:
-            kept = int(kept_units(self.sparsity_type, param.shape, target))
-            survivors = keep_count(kept, drop_fraction)
-            active = unpack(mask, param.shape)
-            return regrow_mask(active, jnp.abs(param), grow, self.sparsity_type, kept, survivors)
+        def regrown(param: jax.Array, mask: jax.Array, target: float, grow: jax.Array, kind: Structure) -> jax.Array:
+            kept, survivors = self._counts(kind, param.shape, target, sparse_state.count)
+            return regrow_mask(unpack(mask, param.shape), jnp.abs(param), grow, kind, kept, survivors)
 
-        targets = self.target_sparsities(params)
-        grow = self.grow_scores(params, sparse_state, grads)
-        masks = map_pruned(regrown, params, sparse_state.masks, targets, grow, otherwise=lambda *_: NOT_PRUNED)
+        beside = (
+            self.target_sparsities(params),
+            self.grow_scores(params, sparse_state, grads),
+            self._structures(params),
+        )
+        masks = map_pruned(regrown, params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
         return self._with_masks(sparse_state, params, masks)
 
-    def _inner_state(self, inner: Any, inner_state: Any, params: PyTree, masks: PyTree) -> Any:
-        return reset_pruned(inner_state, inner.init(params), params, masks)
+    def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+        """Units kept after the mask change, and those of them that were active before."""
+        kept = int(kept_units(kind, shape, target))
+        return kept, keep_count(kept, at_refresh(self.drop_fraction_fn, self.scheduler, step))
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,3 +150,23 @@ class RigL(SET):
         if grads is None:
             raise ValueError(f"{type(self).__name__} grows by |gradient|: pass grads.")
         return jax.tree.map(jnp.abs, grads)
+
+
+@dataclasses.dataclass(eq=False)
+class SRigL(RigL):
+    """RigL in which every output keeps the same number of inputs, a form that condensed layers can compute with.
+
+    Outputs are not ablated.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = SRigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> params = {"w": jnp.ones((8, 3))}
+        >>> updater.pre_forward_update(params, updater.init_state(params))["w"].sum(axis=0).tolist()
+        [2.0, 2.0, 2.0]
+
+    Source: Lasby et al., Dynamic Sparse Training with Structured Sparsity (2024).
+    """
+
+    sparsity_type: Structure | ByPath = ConstantFanIn()

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, RandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.counts import check_positive
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
-__all__ = ["SteMagnitudePruning", "SteMixin", "SteRandomPruning"]
+__all__ = ["SoftTopKSte", "SrSte", "SteMagnitudePruning", "SteMixin", "SteRandomPruning"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -123,3 +124,82 @@ class SteRandomPruning(SteMixin, RandomPruning):
         >>> float(updater.pre_forward_update(params, state)["w"].sum()), float(state.dense_params["w"].sum())
         (4.0, 16.0)
     """
+
+
+@dataclasses.dataclass(eq=False)
+class SrSte(SteMagnitudePruning):
+    """Straight-through estimation in which the weights that are not used decay, so that masks settle.
+
+    Attributes:
+        decay: Added to the gradient of a weight out of use, times its dense value; at least 0.
+
+    Raises:
+        ValueError: If decay is negative or no number.
+
+    Example:
+        >>> import functools, optax
+        >>> from sparse_plugins import core
+        >>> updater = SrSte(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5), decay=0.25)
+        >>> tx, params = updater.wrap_optax(optax.sgd(1.0)), {"w": jnp.array([[4.0, 2.0]])}
+        >>> updates, state = tx.update({"w": jnp.zeros((1, 2))}, tx.init(params), params)
+        >>> state.dense_params["w"].tolist()
+        [[4.0, 1.5]]
+
+    Source: Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch (2021).
+    """
+
+    decay: float = 2e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.decay = check_positive("decay", self.decay, or_zero=True)
+
+    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        def decayed(dense: jax.Array, mask: jax.Array, grad: jax.Array) -> jax.Array:
+            pull = jnp.where(unpack(mask, dense.shape), 0.0, self.decay).astype(grad.dtype)
+            return grad + pull * dense.astype(grad.dtype)
+
+        return map_pruned(decayed, latent, masks, grads, otherwise=lambda dense, grad: grad)
+
+
+@dataclasses.dataclass(eq=False)
+class SoftTopKSte(SteMagnitudePruning):
+    """Straight-through estimation whose gradients pass a soft mask: the farther below the threshold, the less.
+
+    What is used stays exactly sparse. A dense weight of r times the smallest magnitude in use gets its gradient times
+    sigmoid((r - 1) / temperature) if it is out of use, and all of it if it is in use.
+
+    Attributes:
+        temperature: Width of the soft edge, relative to the threshold; above 0. Small values freeze weights that are
+            out of use, large ones give half the gradient.
+
+    Raises:
+        ValueError: If temperature is not positive.
+
+    Example:
+        >>> import functools, optax
+        >>> from sparse_plugins import core
+        >>> updater = SoftTopKSte(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
+        >>> tx, params = updater.wrap_optax(optax.sgd(1.0)), {"w": jnp.array([[4.0, 3.999, 0.0, 4.0]])}
+        >>> updates, state = tx.update({"w": jnp.ones((1, 4))}, tx.init(params), params)
+        >>> [round(value, 2) for value in state.dense_params["w"][0].tolist()]
+        [3.0, 3.5, -0.01, 3.0]
+
+    Source: after Tai et al., Spartan: Differentiable Sparsity via Regularized Transportation (2022).
+    """
+
+    temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.temperature = check_positive("temperature", self.temperature)
+
+    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        def softened(dense: jax.Array, mask: jax.Array, grad: jax.Array) -> jax.Array:
+            used, size = unpack(mask, dense.shape), jnp.abs(dense.astype(jnp.float32))
+            threshold = jnp.min(jnp.where(used, size, jnp.inf), initial=jnp.inf)
+            ratio = size / jnp.maximum(threshold, jnp.finfo(jnp.float32).tiny)
+            soft = jax.nn.sigmoid((ratio - 1.0) / self.temperature)
+            return grad * jnp.where(used, 1.0, soft).astype(grad.dtype)
+
+        return map_pruned(softened, latent, masks, grads, otherwise=lambda dense, grad: grad)

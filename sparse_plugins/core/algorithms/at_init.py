@@ -1,0 +1,98 @@
+"""Pruning at initialisation: one ranking of all weights before the first step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.algorithms.global_pruning import GlobalPruningMixin, GlobalSaliencyPruning
+from sparse_plugins.core.schedules import NoUpdateSchedule, OneShotSchedule
+from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.trees import PyTree, aligned
+
+__all__ = ["GraspPruning", "SnipPruning", "hessian_gradient_product"]
+
+
+@dataclasses.dataclass(eq=False)
+class SnipPruning(GlobalSaliencyPruning):
+    """Keeps the weights to which the loss of the first batch is most sensitive, in all layers together.
+
+    Example:
+        >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((1, 2))}
+        >>> grads = {"a": jnp.zeros((1, 2)), "b": jnp.ones((1, 2))}
+        >>> SnipPruning(sparsity=0.5).instant_sparsify(params, grads)[0]["a"].tolist()
+        [[0.0, 0.0]]
+
+    Source: Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019).
+    """
+
+    scheduler: NoUpdateSchedule = OneShotSchedule(0)
+    use_normalization: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class GraspPruning(GlobalPruningMixin):
+    """Keeps the weights without which the gradient of the first batch would shrink most, in all layers together.
+
+    It needs the product of Hessian and gradient (`hessian_gradient_product`) as the extra argument
+    `hessian_gradient`, which is costly in every step: prune once, outside the training step.
+
+    Example:
+        >>> import optax
+        >>> updater = GraspPruning(sparsity=0.5)
+        >>> tx = updater.wrap_optax(optax.adam(1e-3), refresh_in_graph=False)
+        >>> params = {"w": jnp.array([[1.0, -2.0]])}
+        >>> loss = lambda p: jnp.sum(p["w"] ** 4)
+        >>> grads, product = hessian_gradient_product(loss, params)
+        >>> state = updater.refresh(tx.init(params), params, grads, hessian_gradient=product)
+        >>> updater.pre_forward_update(params, state)["w"].tolist()
+        [[0.0, -2.0]]
+
+    Source: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020).
+    """
+
+    scheduler: NoUpdateSchedule = OneShotSchedule(0)
+    use_normalization: bool = False
+
+    def calculate_scores(
+        self,
+        params: PyTree,
+        sparse_state: SparseState | None = None,
+        grads: PyTree | None = None,
+        hessian_gradient: PyTree | None = None,
+        **kwargs: Any,
+    ) -> PyTree:
+        """W * (H g): to first order what the squared norm of the gradient loses without the weight, halved.
+
+        Raises:
+            ValueError: Without hessian_gradient.
+        """
+        if hessian_gradient is None:
+            raise ValueError(
+                "GraspPruning ranks by weight * (Hessian @ gradient): pass hessian_gradient=, as "
+                "core.hessian_gradient_product(loss, params) gives it."
+            )
+        aligned(params, hessian_gradient, "hessian_gradient")
+        scores = jax.tree.map(lambda p, hg: p.astype(jnp.float32) * hg.astype(jnp.float32), params, hessian_gradient)
+        return jax.tree.map(self._normalized, scores) if self.use_normalization else scores
+
+
+def hessian_gradient_product(loss: Callable[[PyTree], jax.Array], params: PyTree) -> tuple[PyTree, PyTree]:
+    """The gradient g of a loss, and its Hessian times g, at the cost of about two gradients.
+
+    Args:
+        loss: From parameters to a scalar.
+        params: Parameter tree of floating-point arrays.
+
+    Returns:
+        Two trees of the parameters' shapes and dtypes.
+
+    Example:
+        >>> grads, product = hessian_gradient_product(lambda w: jnp.sum(w**2), jnp.array([1.0, 3.0]))
+        >>> grads.tolist(), product.tolist()
+        ([2.0, 6.0], [4.0, 12.0])
+    """
+    gradient = jax.grad(loss)
+    return jax.jvp(gradient, (params,), (gradient(params),))

@@ -1,0 +1,139 @@
+"""Sparse training on the way from dense to sparse: fewer weights at every mask change, and some of them replaced."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning
+from sparse_plugins.core.algorithms.regrowth import SET, RigL
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.counts import check_fraction, keep_count
+from sparse_plugins.core.drops import ConstantDrop
+from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
+from sparse_plugins.core.schedules import (
+    PeriodicSchedule,
+    PolynomialSchedule,
+    Step,
+    array_module,
+    at_refresh,
+    count_at_refresh,
+)
+from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.structured import competitors, regrow_mask
+from sparse_plugins.core.structures import Structure, Unstructured
+from sparse_plugins.core.trees import PyTree
+
+__all__ = ["GraNet", "GradualRigL", "GradualSET"]
+
+
+@dataclasses.dataclass(eq=False)
+class GradualSET(SET):
+    """SET whose sparsity follows a schedule: at every mask change fewer weights, and some of those random new ones.
+
+    Attributes:
+        start_part: Part of each layer's target sparsity at which training starts, with random masks; 0 starts dense.
+
+    Raises:
+        ValueError: If start_part lies outside [0, 1].
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = GradualSET(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.9),
+        ...     scheduler=core.PolynomialSchedule(update_freq=100, update_start_step=0, update_end_step=7500),
+        ...     start_part=0.5)
+        >>> params = {"w": jnp.ones((10, 10))}
+        >>> int(jnp.count_nonzero(updater.pre_forward_update(params, updater.init_state(params))["w"]))
+        55
+
+    Source: Liu et al., Sparse Training via Boosting Pruning Plasticity with Neuroregeneration (2021).
+    """
+
+    start_part: float = 0.0
+
+    starts_dense: ClassVar[bool] = True
+    schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction("start_part", self.start_part)
+
+    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """Random masks at `start_part` of the target sparsities."""
+        begin = jax.tree.map(lambda target: self.start_part * target, target_sparsities)
+        return super().get_initial_masks(params, begin)
+
+    def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+        size, least = competitors(kind, shape)
+        begin = self.start_part * target
+
+        def kept_at(step: Step) -> Any:
+            xp = array_module(step)
+            sparsity = begin + self.scheduler.get_sparsity_at_step(target - begin, step)
+            return xp.maximum(xp.rint((1.0 - sparsity) * size), least)
+
+        survivors_at = lambda step: (1.0 - self.drop_fraction_fn(step)) * kept_at(step)  # noqa: E731
+        kept, survivors = (count_at_refresh(count_at, self.scheduler, step) for count_at in (kept_at, survivors_at))
+        return kept, survivors
+
+
+@dataclasses.dataclass(eq=False)
+class GradualRigL(GradualSET, RigL):
+    """RigL whose sparsity follows a schedule: at every mask change fewer weights, some grown by their gradients.
+
+    Example:
+        >>> import functools, optax
+        >>> from sparse_plugins import core
+        >>> updater = GradualRigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
+        ...     scheduler=core.OneShotSchedule(0), drop_fraction_fn=core.ConstantDrop(0.5))
+        >>> tx, params = updater.wrap_optax(optax.sgd(0.1)), {"w": jnp.array([[4.0, 3.0, 2.0, 1.0]])}
+        >>> state = tx.update({"w": jnp.array([[0.0, 0.0, 0.0, 9.0]])}, tx.init(params), params)[1]
+        >>> core.unpack_masks(params, state.masks)["w"].tolist()
+        [[1, 0, 0, 1]]
+
+    Source: Liu et al., Sparse Training via Boosting Pruning Plasticity with Neuroregeneration (2021).
+    """
+
+
+@dataclasses.dataclass(eq=False)
+class GraNet(GlobalMagnitudePruning, RigL):
+    """Gradual magnitude pruning across layers, and in each layer regeneration by gradients at every mask change.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> updater = GraNet(sparsity=0.9, drop_fraction_fn=core.CosineDrop(0.5, end_step=7500),
+        ...     scheduler=core.PolynomialSchedule(update_freq=100, update_start_step=0, update_end_step=7500))
+        >>> updater.is_refresh_due(100)
+        True
+
+    Source: Liu et al., Sparse Training via Boosting Pruning Plasticity with Neuroregeneration (2021).
+    """
+
+    skip_gradients: bool = True
+    is_sparse_gradients: bool = True
+    use_normalization: bool = False
+    drop_fraction_fn: Callable[[Any], Any] = ConstantDrop(0.5)
+
+    starts_dense: ClassVar[bool] = True
+    schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
+
+    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """Everything kept."""
+        return BaseUpdater.get_initial_masks(self, params, target_sparsities)
+
+    def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+        """Prunes across layers, then replaces the smallest weights of each layer."""
+        pruned = BaseUpdater.update_state(self, sparse_state, params, grads, **kwargs)
+        drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
+
+        def regenerated(param: jax.Array, mask: jax.Array, grow: jax.Array) -> jax.Array:
+            active = unpack(mask, param.shape)
+            kept = jnp.sum(active, dtype=jnp.int32)
+            return regrow_mask(active, jnp.abs(param), grow, Unstructured(), kept, keep_count(kept, drop_fraction))
+
+        grow = self.grow_scores(params, sparse_state, grads)
+        masks = map_pruned(regenerated, params, pruned.masks, grow, otherwise=lambda *_: NOT_PRUNED)
+        return self._with_masks(sparse_state, params, masks)

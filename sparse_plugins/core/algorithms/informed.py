@@ -1,0 +1,143 @@
+"""Pruning by more than weights and gradients: what the optimizer has seen, or what the layers are fed."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.masks import is_pruned
+from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+
+__all__ = ["FisherPruning", "WandaPruning"]
+
+
+@dataclasses.dataclass(eq=False)
+class FisherPruning(BaseUpdater):
+    """Keeps the weights whose removal raises the loss most, to second order, with Adam's second moment as curvature.
+
+    The first mask change must come after the first step: before it the optimizer has seen no gradient.
+
+    Raises:
+        ValueError: From `init`, if the optimizer keeps no second moment `nu` or masks change at step 0.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = FisherPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
+        ...                         scheduler=core.OneShotSchedule(1))
+        >>> tx, params = updater.wrap_optax(optax.adam(0.0)), {"w": jnp.array([[3.0, 2.0]])}
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": jnp.array([[0.1, 1.0]])}, state, params)
+        >>> optax.apply_updates(params, updates)["w"].tolist()
+        [[0.0, 2.0]]
+
+    Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018).
+    """
+
+    def calculate_scores(
+        self,
+        params: PyTree,
+        sparse_state: SparseState | None = None,
+        grads: PyTree | None = None,
+        **kwargs: Any,
+    ) -> PyTree:
+        """W ** 2 * nu.
+
+        Raises:
+            ValueError: Without a state that holds `nu`.
+        """
+        if sparse_state is None:
+            raise ValueError("FisherPruning ranks by the optimizer's second moment; use it through wrap_optax.")
+
+        def cost(param: jax.Array, second_moment: Any) -> jax.Array:
+            if not hasattr(second_moment, "shape"):  # a part that another optimizer looks after
+                raise ValueError(_NO_NU.format("optimizer for one of the layers"))
+            return jnp.square(param.astype(jnp.float32)) * second_moment.astype(jnp.float32)
+
+        nu = aligned(params, _second_moment(sparse_state.inner_state), "second moments")
+        leaves, treedef = jax.tree.flatten(params)
+        return treedef.unflatten([cost(*pair) for pair in zip(leaves, nu, strict=True)])
+
+    def _check_inner_state(self, inner_state: PyTree) -> None:
+        _second_moment(inner_state)
+        if self.is_refresh_due(0):
+            raise ValueError(
+                "FisherPruning would change masks at step 0, before the optimizer has seen a gradient: start the "
+                "schedule at step 1 or later."
+            )
+
+
+_NO_NU = "FisherPruning reads the second moment 'nu', which the {} lacks: wrap one that keeps it, such as optax.adam."
+
+
+def _second_moment(inner_state: PyTree) -> PyTree:
+    found = optax.tree.get_all_with_path(inner_state, "nu")
+    if len(found) != 1:
+        raise ValueError(_NO_NU.format("optimizer" if not found else f"optimizer (it has {len(found)})"))
+    return found[0][1]
+
+
+@dataclasses.dataclass(eq=False)
+class WandaPruning(BaseUpdater):
+    """Keeps the weights that matter most for what their layer is fed; every output keeps as many.
+
+    The inputs of the layers come as the extra argument `activations`: a tree of the parameters' structure that has,
+    for each pruned kernel, its inputs [..., in] or their norms [in]; None for other leaves.
+
+    Attributes:
+        input_axis: Axis of a kernel along which its inputs lie; -2 for Flax and Haiku, -1 for Equinox.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> updater = WandaPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
+        >>> params, inputs = {"w": jnp.array([[1.0], [3.0]])}, jnp.array([[10.0, 0.1], [10.0, 0.2]])
+        >>> updater.instant_sparsify(params, activations={"w": inputs})[0]["w"].tolist()
+        [[1.0], [0.0]]
+
+    Source: Sun et al., A Simple and Effective Pruning Approach for Large Language Models (2024).
+    """
+
+    sparsity_type: Structure | ByPath = ConstantFanIn()
+    input_axis: int = -2
+
+    def calculate_scores(
+        self,
+        params: PyTree,
+        sparse_state: SparseState | None = None,
+        grads: PyTree | None = None,
+        activations: PyTree | None = None,
+        **kwargs: Any,
+    ) -> PyTree:
+        """|w| * the Euclidean norm of the weight's input.
+
+        Raises:
+            ValueError: If activations are missing for a pruned layer or do not fit it.
+        """
+        none = jax.tree.map(lambda p: None, params)
+        inputs = aligned(params, none if activations is None else activations, "activations")
+        names = leaf_names(params)
+        targets = aligned(params, self.target_sparsities(params), "target sparsities")
+        leaves, treedef = jax.tree.flatten(params)
+        columns = zip(names, leaves, targets, inputs, strict=True)
+        return treedef.unflatten(
+            [self._score(name, leaf, own) if is_pruned(target) else leaf for name, leaf, target, own in columns]
+        )
+
+    def _score(self, name: str, param: jax.Array, inputs: Any) -> jax.Array:
+        wanted = param.shape[self.input_axis]
+        if not hasattr(inputs, "shape") or inputs.shape[-1:] != (wanted,):
+            raise ValueError(
+                f"WandaPruning got {getattr(inputs, 'shape', inputs)!r} as activations of {name!r}, whose shape is "
+                f"{param.shape}: pass activations= with its inputs [..., {wanted}] or their norms [{wanted}]."
+            )
+        wide = inputs.astype(jnp.float32)
+        norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=tuple(range(wide.ndim - 1))))
+        axis = self.input_axis % param.ndim
+        return jnp.abs(param.astype(jnp.float32)) * jnp.expand_dims(norm, [a for a in range(param.ndim) if a != axis])

@@ -1,0 +1,97 @@
+"""An updater and an optimizer as one optax transformation: the step."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins.core.checks import check_update
+from sparse_plugins.core.guard import fresh_if
+from sparse_plugins.core.masks import apply_masks, map_pruned, unpack
+from sparse_plugins.core.moments import check_inner, reset_pruned
+from sparse_plugins.core.schedules import NoUpdateSchedule
+from sparse_plugins.core.state import SparseState, holds_sparse_state
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.zero_masks import beside_zero, forget_masks, masks_of_step
+
+__all__ = ["ZEROS_NEED_GRAPH", "sparse_transformation"]
+
+ZEROS_NEED_GRAPH = (
+    "use_packed_masks='zeros' keeps masks in the parameters, which a refresh outside update does not change: keep "
+    "refresh_in_graph=True, or store the masks with use_packed_masks=True."
+)
+_SPARSE_ALREADY = "the optimizer to wrap is sparse already: wrap the dense one, once, with one updater."
+
+
+def sparse_transformation(
+    updater: Any, inner: optax.GradientTransformation, refresh_in_graph: bool
+) -> optax.GradientTransformationExtraArgs:
+    """What `BaseUpdater.wrap_optax` returns; see there."""
+    if not isinstance(inner, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
+        raise TypeError(
+            f"wrap_optax got {inner!r}; give an optax transformation such as optax.adam(1e-3). For a "
+            "fedjax.Optimizer use sparse_plugins.fed.sparse_server_optimizer."
+        )
+    if getattr(inner.init, "__qualname__", "").startswith(f"{sparse_transformation.__name__}."):
+        raise TypeError(_SPARSE_ALREADY)
+    in_zeros = updater.use_packed_masks == "zeros"
+    if in_zeros and not refresh_in_graph:
+        raise ValueError(ZEROS_NEED_GRAPH)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SparseState:
+        inner_state = inner.init(params)
+        if holds_sparse_state(inner_state):
+            raise TypeError(_SPARSE_ALREADY)
+        state = updater.init_state(params)._replace(inner_state=inner_state)
+        check_inner(updater.restarts_moments, inner.init, inner_state, params, state.masks)
+        updater._check_inner_state(inner_state)
+        stays_dense = updater.starts_dense and type(updater.scheduler) is NoUpdateSchedule
+        if refresh_in_graph and stays_dense and any(jax.tree.leaves(updater.target_sparsities(params))):
+            warnings.warn(
+                f"{type(updater).__name__} with {updater.scheduler} keeps every weight: give a schedule that changes "
+                "masks, or call refresh yourself with refresh_in_graph=False.",
+                stacklevel=2,
+            )
+        return state._replace(masks=forget_masks(params, state.masks)) if in_zeros else state
+
+    def masks_at(due: Any, updates: PyTree, state: SparseState, params: PyTree, **extra: Any) -> PyTree:
+        # The latent parameters are made inside the branch: as its operand they would be written out first.
+        def fresh(masks: PyTree) -> PyTree:
+            return updater._refreshed(state._replace(masks=masks), params, updates, **extra).masks
+
+        if in_zeros:
+            return masks_of_step(updater, state, params, due, fresh)
+        return fresh_if(due, lambda: fresh(state.masks), state.masks) if refresh_in_graph else state.masks
+
+    def update(
+        updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SparseState]:
+        check_update(updater, updates, state, params)
+        due = updater.is_refresh_due(state.count) if refresh_in_graph or updater.skip_gradients else False
+        masks = masks_at(due, updates, state, params, **extra)
+        in_force = updater._in_force(params, masks)
+        latent = updater._latent_params(params, in_force, state)
+        inner_state = state.inner_state
+        if updater.restarts_moments:
+            latent = apply_masks(latent, in_force)  # some optimizers keep parameters in their state
+            inner_state = reset_pruned(inner_state, inner.init(latent), latent, in_force)
+        updates, inner_state = inner.update(updater._gradients(updates, latent, in_force), inner_state, latent, **extra)
+        if updater.skip_gradients and due is not False:
+            updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
+        updates, dense_params = updater._land(updates, params, latent, state, in_force)
+        if in_zeros:
+            beside = lambda p, m, u: jnp.where(unpack(m, p.shape), beside_zero(p, u), u)  # noqa: E731
+            updates = map_pruned(beside, params, in_force, updates, otherwise=lambda p, u: u)
+        return updates, SparseState(
+            masks=state.masks if in_zeros else masks,
+            inner_state=inner_state,
+            target_sparsities=state.target_sparsities,
+            count=optax.safe_increment(state.count),
+            rng=state.rng,
+            dense_params=dense_params,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
