@@ -1,5 +1,6 @@
 """Sparsity as an optimizer: mask updaters for any optax transformation and any pytree."""
 
+from sparse_plugins.core import export as export
 from sparse_plugins.core.algorithms.alternating import ACDC
 from sparse_plugins.core.algorithms.at_init import GraspPruning, SnipPruning, hessian_gradient_product
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning, GlobalSaliencyPruning

@@ -1,0 +1,36 @@
+"""Benchmarks run at a size at which their numbers mean nothing, for what they print and leave behind."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from experiments.benchmarks import export
+
+TINY = ["--shapes", "32x16", "16x16", "--batches", "1", "4", "--sparsities", "0.5", "0.9", "--rounds=3"]
+
+
+def test_the_export_benchmark_leaves_a_table_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    export.main([*TINY, f"--out={tmp_path / 'new'}"])
+    table = (tmp_path / "new" / "export.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = [line.replace("*", "").strip("| ").split(" | ") for line in table.splitlines() if " x " in line]
+    speeds, sizes = rows[:8], rows[8:]
+    assert [row[:3] for row in speeds] == [
+        [shape, batch, sparsity] for shape in ("16 x 16", "32 x 16") for batch in "14" for sparsity in ("0.5", "0.9")
+    ]
+    assert all(float(cell) > 0 for row in speeds for cell in row[3:])
+    assert [row[2] for row in sizes] == ["2:4", "1:10"] * 2
+    nse, dense = round(32 * 16 * 0.1), 4 * 32 * 16
+    memory = [12 * nse, 8 * nse + 4 * 33, 8 * nse + 4 * 17, 5 * 4 * 16]  # 1:10 of 32 inputs: four groups
+    assert [float(cell) for cell in sizes[1][3:7]] == pytest.approx([size / dense for size in memory], rel=0.01)
+    height, width, _ = imread(tmp_path / "new" / "export.png").shape
+    assert min(height, width) > 600
+
+
+def test_the_export_benchmark_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "export.md").write_text("mine")
+    with pytest.raises(SystemExit):
+        export.main([*TINY, f"--out={tmp_path}"])
+    assert "export.md would be overwritten; remove them or choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "export.md").read_text() == "mine"
