@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 
 class Timing(NamedTuple):
@@ -25,20 +26,23 @@ class Timing(NamedTuple):
     high: float
 
 
-def interleave(contestants: Mapping[str, Callable], baseline: str, rounds: int, seed: int = 0) -> dict[str, Timing]:
+def interleave(
+    contestants: Mapping[str, Callable], baseline: str, rounds: int, seed: int = 0, warm: int = 2
+) -> dict[str, Timing]:
     """Runs every contestant once a round, in shuffled order.
 
     Args:
-        contestants: Functions without arguments that return arrays; called twice before counting.
+        contestants: Functions without arguments that return arrays.
         baseline: Name of the contestant that is 1.
         rounds: Counted rounds, at least 3.
         seed: Of the order.
+        warm: Calls of each before counting.
 
     Returns:
         A `Timing` per contestant.
     """
     for run in contestants.values():
-        for _ in range(2):
+        for _ in range(warm):
             jax.block_until_ready(run())
     order, shuffle = list(contestants), random.Random(seed).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -63,3 +67,30 @@ def table(timings: Mapping[str, Timing], notes: Mapping[str, str]) -> str:
     for name, (milliseconds, ratio, low, high) in timings.items():
         rows.append(f"| {name} | {ratio:.3f} | {low:.3f}-{high:.3f} | {milliseconds:.1f} | {notes.get(name, '')} |")
     return "\n".join(rows)
+
+
+def compare(title: str, sides: Mapping[str, Callable], arguments: tuple, rounds: int) -> None:
+    """Times jitted functions of the same arguments against the first of them and prints a table.
+
+    Args:
+        title: Its heading.
+        sides: Functions that must return the same values.
+        arguments: What all of them are called with.
+        rounds: Counted rounds, at least 3.
+
+    Raises:
+        AssertionError: If a side returns something else than the first.
+    """
+    runs: dict[str, Callable] = {}
+    notes, expected = {}, None
+    for name, function in sides.items():
+        start = time.perf_counter()
+        compiled = jax.jit(function).lower(*arguments).compile()
+        seconds = time.perf_counter() - start
+        temporary = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
+        notes[name] = f"temporary {temporary / 1e6:.1f} MB, compile {seconds:.1f} s"
+        runs[name] = lambda compiled=compiled: compiled(*arguments)
+        got = runs[name]()
+        expected = got if expected is None else expected
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    print(f"### {title}\n\n{table(interleave(runs, next(iter(runs)), rounds, warm=1), notes)}\n", flush=True)

@@ -1,9 +1,9 @@
 """Exact masks of the k largest scores, without sorting.
 
-Scores are mapped to unsigned integers that keep their order. A radix search over the pair (key, reversed position)
-finds the k-th pair by counting, two bits a pass; the mask is everything at or above it. Ties therefore go to the
-lower position with no second program, and only counts are ever combined, so several arrays can be ranked together
-without joining them and sharded arrays without moving them.
+Scores are mapped to unsigned integers that keep their order. The k-th largest pair (key, reversed position) is found
+by counting (`sparse_plugins.core.bracket`); the mask is everything at or above it. Ties therefore go to the lower
+position with no second program, and only counts are ever combined, so several arrays can be ranked together without
+joining them and sharded arrays without moving them.
 """
 
 import functools
@@ -12,18 +12,21 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from sparse_plugins.core.bracket import PIVOTS, Bracket, compared, find_kth
 
 __all__ = ["exact_topk", "order_keys"]
 
-_BITS_PER_PASS = 2
-_PIVOTS = (1 << _BITS_PER_PASS) - 1
 _MIN_CHUNK = 16384
 # A chunk's hits are summed in 8-bit lanes, so one accumulation may take at most 255 chunks.
-_MAX_CHUNKS = 64
+_MAX_CHUNKS = 128
+_LANES = np.arange(0, 8 * PIVOTS, 8, dtype=np.uint32)[:, None]
+_SAMPLE = 4096
+_MIN_STRIDE = 32  # to sort a larger part than that costs as much as the passes it saves
 
-Pivot = tuple[jax.Array, jax.Array]  # (key, reversed position)
-Counter = Callable[[Sequence[Pivot]], jax.Array]
+Counter = Callable[[Bracket, jax.Array], jax.Array]
 
 
 def order_keys(scores: jax.Array) -> jax.Array:
@@ -33,7 +36,8 @@ def order_keys(scores: jax.Array) -> jax.Array:
         scores: Real array of any shape: floating, integer or boolean.
 
     Returns:
-        uint32 (uint64 for 64-bit scores) of the same shape. NaN maps to 0, below everything; -0 equals +0.
+        uint32 (uint64 for 64-bit scores) of the same shape; 16-bit floats stay below 2**16. NaN maps to 0, below
+        everything; -0 equals +0.
 
     Raises:
         TypeError: For complex scores.
@@ -49,18 +53,20 @@ def order_keys(scores: jax.Array) -> jax.Array:
         raise TypeError(f"scores are {scores.dtype}; rank a real quantity, for example jnp.abs(scores).")
     if jnp.issubdtype(scores.dtype, jnp.unsignedinteger) or scores.dtype == jnp.bool_:
         return scores.astype(jnp.uint64 if scores.dtype == jnp.uint64 else jnp.uint32)
-    wide = jnp.dtype(scores.dtype).itemsize == 8
-    word, bits = (jnp.uint64, 64) if wide else (jnp.uint32, 32)
-    sign = word(1 << (bits - 1))
     if jnp.issubdtype(scores.dtype, jnp.signedinteger):
-        return lax.bitcast_convert_type(scores.astype(jnp.int64 if wide else jnp.int32), word) ^ sign
-    scores = scores.astype(jnp.float64 if wide else jnp.float32)
+        integer, word = (jnp.int64, jnp.uint64) if scores.dtype.itemsize == 8 else (jnp.int32, jnp.uint32)
+        return lax.bitcast_convert_type(scores.astype(integer), word) ^ word(1 << (jnp.iinfo(word).bits - 1))
+    if scores.dtype.itemsize == 1:
+        scores = scores.astype(jnp.float32)
+    word = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[scores.dtype.itemsize]
+    sign = word(1 << (jnp.iinfo(word).bits - 1))
     pattern = lax.bitcast_convert_type(scores, word)
     keys = jnp.where(pattern >= sign, ~pattern, pattern | sign)
     # Zero and NaN are told from the bits: a comparison of floats may flush denormals, and not on every backend.
     magnitude, infinity = pattern << 1, lax.bitcast_convert_type(jnp.asarray(jnp.inf, scores.dtype), word) << 1
     keys = jnp.where(magnitude == 0, sign, keys)
-    return jnp.where(magnitude > infinity, word(0), keys)
+    keys = jnp.where(magnitude > infinity, word(0), keys)
+    return keys.astype(jnp.uint32) if word is jnp.uint16 else keys
 
 
 def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Array]:
@@ -91,16 +97,20 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
 def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     """Jitted on its own so that an eager caller compiles the search once per set of shapes, not at every call."""
     total = sum(score.size for score in scores)
-    key_type = order_keys(jnp.zeros((), scores[0].dtype)).dtype
     starts = [sum(score.size for score in scores[:i]) for i in range(len(scores))]
-    counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True)]
-    key, reverse = _kth_pair(
-        lambda pivots: functools.reduce(jnp.add, [count(pivots) for count in counters]), k, total, key_type
+    counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True) if score.size]
+    wanted = jnp.clip(k, 1, total)
+    kth = find_kth(
+        lambda bracket, pivots: functools.reduce(jnp.add, [count(bracket, pivots) for count in counters]),
+        wanted,
+        total,
+        _highest_key(scores[0].dtype),
+        _pivots_of_sample(scores, wanted, total) if _one_cpu() else None,
     )
 
     def mask(score: jax.Array, start: int) -> jax.Array:
-        position = _reversed_positions(score.shape, start, total)
-        return (_at_least(order_keys(score), position, (key, reverse)) & (k > 0)).astype(jnp.uint8)
+        numbers = compared(kth, order_keys(score), _reversed_positions(score.shape, start, total))
+        return ((numbers >= kth.low) & (k > 0)).astype(jnp.uint8)
 
     return [mask(score, start) for score, start in zip(scores, starts, strict=True)]
 
@@ -115,40 +125,27 @@ def _of_one_type(scores: list[jax.Array]) -> list[jax.Array]:
     return [score.astype(widest) for score in scores]
 
 
-def _kth_pair(count: Counter, k: jax.Array, total: int, key_type: jnp.dtype) -> Pivot:
-    """The largest (key, reversed position) that at least k pairs reach, most significant bits first.
+def _highest_key(dtype: jnp.dtype) -> int:
+    half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
+    return (1 << (16 if half else 64 if dtype.itemsize == 8 else 32)) - 1
 
-    Passes over position bits run only if the keys alone do not split the scores at exactly k.
+
+def _one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def _pivots_of_sample(scores: list[jax.Array], k: jax.Array, total: int) -> jax.Array:
+    """Three standard deviations around the k-th key as a sample has it, and that key and the next.
+
+    The two in the middle settle a key that many entries share. A sharded array has no sample: it would be gathered.
     """
-    key_passes = jnp.iinfo(key_type).bits // _BITS_PER_PASS
-    position_passes = -(-max((total - 1).bit_length(), 1) // _BITS_PER_PASS)
-
-    def undecided(carry: tuple) -> jax.Array:
-        step, _, _, reached = carry
-        return (step < key_passes + position_passes) & (reached != k)
-
-    def narrow(carry: tuple) -> tuple:
-        step, key, position, reached = carry
-        in_key = step < key_passes
-        left = jnp.where(in_key, key_passes, key_passes + position_passes) - 1 - step
-        shift = (left * _BITS_PER_PASS).astype(jnp.uint32)
-
-        def pivot(digit: jax.Array) -> Pivot:
-            key_part = jnp.where(in_key, digit.astype(key_type) << shift.astype(key_type), key_type.type(0))
-            return key + key_part, position + jnp.where(in_key, jnp.uint32(0), digit << shift)
-
-        reach = count([pivot(jnp.uint32(digit)) for digit in range(1, _PIVOTS + 1)])
-        digit = jnp.sum(reach >= k, dtype=jnp.uint32)
-        reached = jnp.where(digit > 0, reach[jnp.maximum(digit, 1) - 1], reached)
-        return step + 1, *pivot(digit), reached
-
-    start = (jnp.int32(0), jnp.zeros((), key_type), jnp.uint32(0), jnp.int32(total))
-    _, key, position, _ = lax.while_loop(undecided, narrow, start)
-    return key, position
-
-
-def _at_least(keys: jax.Array, positions: jax.Array, pivot: Pivot) -> jax.Array:
-    return (keys > pivot[0]) | ((keys == pivot[0]) & (positions >= pivot[1]))
+    stride = max(total // _SAMPLE, _MIN_STRIDE) | 1  # odd, so that it does not fall on one column of an even number
+    sample = jnp.sort(jnp.concatenate([order_keys(score.reshape(-1)[::stride]) for score in scores]))
+    part = k.astype(jnp.float32) / total
+    deviation = jnp.sqrt(sample.size * part * (1 - part))
+    places = sample.size * (1 - part) + np.array([-3, 0, 0, 3], np.float32) * deviation
+    places = jnp.clip(jnp.rint(places).astype(jnp.int32), 0, sample.size - 1)
+    return sample[places] + np.array([0, 0, 1, 1], sample.dtype)
 
 
 def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.Array:
@@ -162,40 +159,46 @@ def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.A
 
 
 def _counter(score: jax.Array, start: int, total: int) -> Counter:
-    """Counts the pairs of one array that reach each pivot, in the form that suits the machine."""
-    if jax.default_backend() == "cpu" and jax.device_count() == 1 and score.size > 4 * _MIN_CHUNK:
-        return functools.partial(_count_in_chunks, score.reshape(-1), start, total)
-    return functools.partial(_count_at_once, score, start, total)
+    """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
+    if not _one_cpu():
+        return functools.partial(_count_at_once, score, start, total)
+    return functools.partial(_count_in_chunks, _sliceable(score.reshape(-1)), score.dtype, start, total)
 
 
-def _count_at_once(score: jax.Array, start: int, total: int, pivots: Sequence[Pivot]) -> jax.Array:
+def _count_at_once(score: jax.Array, start: int, total: int, bracket: Bracket, pivots: jax.Array) -> jax.Array:
     """One reduction a pivot over the array as it lies: fused on accelerators, and local under sharding."""
-    keys, positions = order_keys(score), _reversed_positions(score.shape, start, total)
-    return jnp.stack([jnp.sum(_at_least(keys, positions, pivot), dtype=jnp.int32) for pivot in pivots])
+    numbers = compared(bracket, order_keys(score), _reversed_positions(score.shape, start, total))
+    return jnp.stack([jnp.sum(numbers >= pivot, dtype=jnp.int32) for pivot in jnp.unstack(pivots)])
 
 
-def _count_in_chunks(flat: jax.Array, start: int, total: int, pivots: Sequence[Pivot]) -> jax.Array:
+def _sliceable(flat: jax.Array) -> jax.Array:
+    """XLA's CPU compiler would widen a bfloat16 array as a whole before it takes a slice; not so its bits."""
+    return lax.bitcast_convert_type(flat, jnp.uint16) if flat.dtype == jnp.bfloat16 else flat
+
+
+def _count_in_chunks(
+    flat: jax.Array, dtype: jnp.dtype, start: int, total: int, bracket: Bracket, pivots: jax.Array
+) -> jax.Array:
     """The form for one CPU device, where XLA does not fuse a comparison into a reduction.
 
     An elementwise accumulation over chunks stays in cache; the hits of each pivot have 8 bits of a word.
     """
-    chunk = max(_MIN_CHUNK, math.ceil(flat.size / _MAX_CHUNKS))
-    chunks = flat.size // chunk
+    chunk = min(flat.size, _MIN_CHUNK * math.ceil(flat.size / (_MIN_CHUNK * _MAX_CHUNKS)))
+    chunks = math.ceil(flat.size / chunk)
     lane = lax.iota(jnp.uint32, chunk)
 
     def hits(i: jax.Array) -> jax.Array:
-        first = i * chunk
-        keys = order_keys(lax.dynamic_slice(flat, (first,), (chunk,)))
-        positions = jnp.uint32(total - 1 - start) - first.astype(jnp.uint32) - lane
+        first = jnp.minimum(i * chunk, flat.size - chunk)
+        part = lax.dynamic_slice(flat, (first,), (chunk,))
+        keys = order_keys(part if part.dtype == dtype else lax.bitcast_convert_type(part, dtype))
+        numbers = compared(bracket, keys, jnp.uint32(total - 1 - start) - first.astype(jnp.uint32) - lane)
+        if flat.size % chunk:  # the last chunk begins early and repeats entries; no pivot is as low as 0
+            numbers = jnp.where(lane >= (i * chunk - first).astype(jnp.uint32), numbers, numbers.dtype.type(0))
         words = [
-            jnp.where(_at_least(keys, positions, pivot), jnp.uint32(1 << 8 * j), jnp.uint32(0))
-            for j, pivot in enumerate(pivots)
+            jnp.where(numbers >= pivot, jnp.uint32(1 << 8 * j), jnp.uint32(0))
+            for j, pivot in enumerate(jnp.unstack(pivots))
         ]
         return functools.reduce(jnp.add, words)
 
     sums = lax.fori_loop(0, chunks, lambda i, acc: acc + hits(i), jnp.zeros(chunk, jnp.uint32))
-    reach = jnp.stack([jnp.sum((sums >> 8 * j) & 255, dtype=jnp.int32) for j in range(len(pivots))])
-    if chunks * chunk < flat.size:
-        rest = flat[chunks * chunk :]
-        reach += _count_at_once(rest, start + chunks * chunk, total, pivots)
-    return reach
+    return jnp.sum((sums[None] >> _LANES) & 255, axis=1, dtype=jnp.int32)

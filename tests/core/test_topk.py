@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins.core import topk
+from sparse_plugins.core.bracket import Bracket
 from sparse_plugins.core.topk import exact_topk, order_keys
 from tests import reference
 
@@ -90,17 +91,22 @@ def test_arrays_whose_order_has_no_common_key_are_refused(other: np.dtype) -> No
         exact_topk([jnp.array([100], jnp.int32), jnp.array([1], other)], 1)
 
 
-@pytest.mark.parametrize("size", [65537, 64 * 16384 + 3])
-def test_both_counting_forms_agree_with_a_plain_count(size: int) -> None:
-    """On one CPU device only the chunked form ever sees arrays of this size."""
+@pytest.mark.parametrize("tied", [0, 1])
+@pytest.mark.parametrize("size", [1000, 16385, 128 * 16384 + 3])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+def test_both_counting_forms_agree_with_a_plain_count(dtype: np.dtype, size: int, tied: int) -> None:
     start, total = 11, size + 20
-    scores = draw(size, jnp.bfloat16, seed=1).astype(np.float32)
-    keys = np.asarray(order_keys(scores))
-    positions = total - 1 - start - np.arange(size, dtype=np.int64)
-    pivots = [(keys[i], np.uint32(positions[j])) for i, j in ((5, 40), (size - 1, 0), (size // 2, size - 1))]
-    plain = [int(((keys > key) | ((keys == key) & (positions >= position))).sum()) for key, position in pivots]
-    for form in (topk._count_at_once, topk._count_in_chunks):
-        assert jax.jit(lambda s, p, form=form: form(s, start, total, p))(scores, pivots).tolist() == plain
+    scores = draw(size, dtype, seed=1)
+    keys, positions = np.asarray(order_keys(scores)), (total - 1 - start - np.arange(size)).astype(np.uint32)
+    key = int(np.median(keys))
+    bracket = Bracket(*jnp.array([0, tied, key, 0, 0, 0, 0], jnp.uint32))
+    pivots = np.sort((positions if tied else keys)[[5, size // 2, size // 3, size - 1]])
+    reach = lambda p: (keys > key) | ((keys == key) & (positions >= p)) if tied else keys >= p  # noqa: E731
+    plain = [int(reach(max(pivot, 1)).sum()) for pivot in pivots]
+    at_once = jax.jit(lambda s, *rest: topk._count_at_once(s, start, total, *rest))
+    in_chunks = jax.jit(lambda s, *rest: topk._count_in_chunks(topk._sliceable(s), s.dtype, start, total, *rest))
+    for form in (at_once, in_chunks):
+        assert form(scores, bracket, jnp.maximum(jnp.asarray(pivots), 1)).tolist() == plain
 
 
 def test_counts_beyond_the_integers_of_float32() -> None:

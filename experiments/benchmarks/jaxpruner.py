@@ -1,0 +1,141 @@
+"""The same comparisons against JaxPruner itself, for those who have a checkout of it.
+
+Nothing of that library is in this repository: its folder is put on the path when asked for. Run it with
+`python -m experiments.benchmarks.masks --jaxpruner PATH`.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmarks.models import random_tree, resnet50_shapes
+from experiments.benchmarks.timing import compare, interleave, table
+from sparse_plugins import core
+from sparse_plugins.core.counts import keep_count
+from sparse_plugins.core.topk import exact_topk
+
+# Exact in float32, in which JaxPruner computes how many weights it keeps.
+SPARSITY = 0.875
+
+
+def load(path: str) -> ModuleType:
+    """JaxPruner from a checkout.
+
+    Args:
+        path: Folder that contains the package `jaxpruner`.
+
+    Returns:
+        The package.
+
+    Raises:
+        SystemExit: If there is none, or something it needs is not installed.
+    """
+    if not (Path(path) / "jaxpruner" / "__init__.py").is_file():
+        raise SystemExit(f"{path} has no package jaxpruner; give the top folder of a checkout of JaxPruner.")
+    sys.path.insert(0, str(Path(path).resolve()))
+    vars(jax)["tree_map"] = jax.tree.map  # what JaxPruner calls and current JAX lacks
+    try:
+        return importlib.import_module("jaxpruner")
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"JaxPruner needs {error.name}, which is not installed.") from error
+
+
+def report(path: str, size: int, width: int, rounds: int) -> None:
+    """Prints tables: one array, mask changes of a tree, and steps between them.
+
+    Args:
+        path: Folder that contains the package `jaxpruner`.
+        size: Scores of the single array.
+        width: Channels of the first stage of the ResNet-50.
+        rounds: Counted rounds, at least 3.
+    """
+    theirs = load(path)
+    calculator = importlib.import_module("jaxpruner.mask_calculator")
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal(size, np.float32))
+    sides = {
+        "this library": lambda scores, sparsity: exact_topk([scores], keep_count(size, sparsity))[0],
+        "JaxPruner": calculator.topk_mask_calculator,
+    }
+    compare(f"{size:,} float32 scores, sparsity {SPARSITY}", sides, (scores, jnp.float32(SPARSITY)), rounds)
+    del scores, sides
+    # Kernels only: JaxPruner's RigL fails on a tree with a leaf that stays dense.
+    shapes = {name: {"kernel": layer["kernel"]} for name, layer in resnet50_shapes(width).items()}
+    params, grads = random_tree(shapes, 0, 0.05), random_tree(shapes, 1, 0.001)
+    pruned_at_once(theirs, params, rounds)
+    regrown(theirs, params, grads, rounds)
+    for algorithm in ("magnitude", "rigl"):
+        steady_step(theirs, algorithm, params, grads, 8 * rounds)
+
+
+def pruned_at_once(theirs: ModuleType, params: dict, rounds: int) -> None:
+    """New masks of the whole tree by magnitude, per layer and over all layers."""
+    for algorithm in ("magnitude", "global_magnitude"):
+        sides = {}
+        for name, updater in _updaters(theirs, algorithm).items():
+            if algorithm == "global_magnitude":
+                updater.use_normalization = False  # norms may be rounded differently, and masks must be equal
+            sides[name] = lambda params, updater=updater: updater.instant_sparsify(params)[1]
+        compare(f"masks of the tree, {algorithm}", sides, (params,), rounds)
+
+
+def regrown(theirs: ModuleType, params: dict, grads: dict, rounds: int) -> None:
+    """A mask change of RigL, moments included; first masks are random, so only how many are kept can be compared."""
+    ours, reference = _updaters(theirs, "rigl").values()
+    adam = optax.adam(1e-3)
+    states = (ours.wrap_optax(adam, refresh_in_graph=False).init(params), reference.wrap_optax(adam).init(params))
+    changes = {
+        "this library": jax.jit(lambda: ours.refresh(states[0], params, grads)),
+        "JaxPruner": jax.jit(lambda: reference.update_state(states[1], params, grads)),
+    }
+    kept = [sum(int(jnp.sum(mask)) for mask in jax.tree.leaves(run().masks)) for run in changes.values()]
+    print(f"### a mask change of RigL; {kept[0]:,} and {kept[1]:,} weights kept\n")
+    print(table(interleave(changes, "this library", rounds, warm=1), {}) + "\n", flush=True)
+
+
+def steady_step(theirs: ModuleType, algorithm: str, params: dict, grads: dict, rounds: int) -> None:
+    """Steps between two mask changes, against dense Adam."""
+    adam = optax.adam(1e-3)
+    ours, reference = _updaters(theirs, algorithm).values()
+    contestants = {
+        "dense Adam": _stepper(adam, lambda params, state: params, params, grads),
+        "this library": _stepper(ours.wrap_optax(adam), lambda params, state: params, params, grads),
+        "JaxPruner": _stepper(reference.wrap_optax(adam), reference.post_gradient_update, params, grads),
+    }
+    print(f"### a step without a mask change, {algorithm}\n")
+    print(table(interleave(contestants, "dense Adam", rounds), {}) + "\n", flush=True)
+
+
+def _updaters(theirs: ModuleType, algorithm: str) -> dict[str, Any]:
+    """The same algorithm of both libraries; its masks do not change during a benchmark."""
+    settings = {"algorithm": algorithm, "sparsity": SPARSITY, "dist_type": "uniform"}
+    times = {"update_freq": 1_000_000, "update_start_step": 1, "update_end_step": 2_000_001}
+    config = importlib.import_module("ml_collections").ConfigDict({**settings, **times})
+    return {
+        "this library": core.create_updater_from_config({**settings, **times}, use_packed_masks=False),
+        "JaxPruner": theirs.create_updater_from_config(config),
+    }
+
+
+def _stepper(tx: optax.GradientTransformation, hook: Callable, params: dict, grads: dict) -> Callable[[], dict]:
+    """A function that makes one donated step."""
+
+    def step(params: dict, state: Any, grads: dict) -> tuple[dict, Any]:
+        updates, state = tx.update(grads, state, params)
+        return hook(optax.apply_updates(params, updates), state), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), grads).compile()
+    carried = [jax.tree.map(jnp.copy, params), tx.init(params)]
+
+    def run() -> dict:
+        carried[:] = compiled(*carried, grads)
+        return carried[0]
+
+    return run
