@@ -48,8 +48,10 @@ format: $(VENV)/.dev ## Rewrite the code in the house style
 	$(IN_VENV) -m ruff check --fix $(CHECKED)
 	$(IN_VENV) -m ruff format $(CHECKED)
 
-bench: $(VENV)/.demo ## Cost of a sparse step against a dense one
-	$(IN_VENV) -m experiments.benchmarks.step $(ARGS)
+bench: $(VENV)/.demo ## Steps against dense ones, mask changes against sorts, sparse products against dense: 15 minutes
+	$(IN_VENV) -m experiments.benchmarks.step
+	$(IN_VENV) -m experiments.benchmarks.masks
+	$(IN_VENV) -m experiments.benchmarks.export
 
 # pip list, unlike pip freeze, never writes where a file came from.
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows

@@ -33,6 +33,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "2:4": {"algorithm": "magnitude", "sparsity_type": "2:4"},
     "random": {"algorithm": "random", "sparsity": 0.9},
     "rigl": {"algorithm": "rigl", "sparsity": 0.9, "drop_fraction": 0.5},
+    "granet": {"algorithm": "granet", "sparsity": 0.9, "drop_fraction": 0.5},
+    "in zeros": {"algorithm": "set", "sparsity": 0.9, "drop_fraction": 0.5, "use_packed_masks": "zeros"},
+    "fan-in": {"algorithm": "magnitude", "sparsity": 0.9, "sparsity_type": "fan_in_-1"},
 }
 
 
@@ -84,8 +87,9 @@ def test_eight_devices_give_the_bits_of_one(tmp_path: Path) -> None:
             np.testing.assert_array_equal(one, other, err_msg=name)
         said = (tmp_path / f"{name}.txt").read_text()
         print(f"{name}: {said}")
-        # Counts, and bytes of a mask where eight rows lie on two devices; never parameters or scores.
-        assert re.fullmatch(r"(all-reduce (\(?s32\[\].*|u8\[1,48\].*)\n?)*", said), name
+        # Counts (for fan-in one per output), whether a search goes on, and bytes of a mask where eight rows lie on two
+        # devices; never parameters or scores.
+        assert re.fullmatch(r"(all-reduce (\(?s32\[\d*\].*|pred\[\]|u8\[1,48\].*)\n?)*", said), name
 
 
 if __name__ == "__main__":

@@ -123,11 +123,13 @@ def structures(size: int, rounds: int) -> None:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=24_000_000, help="scores of the single arrays, from 8000 up")
+    parser.add_argument("--size", type=int, default=24_000_000, help="scores of the single arrays, from 16000 up")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds, 3 at least; a sort takes seconds")
     parser.add_argument("--quick", action="store_true", help="a million scores, a narrow network, 3 rounds")
     parser.add_argument("--jaxpruner", metavar="PATH", help="a checkout of JaxPruner to compare with instead")
     options = parser.parse_args()
+    if options.size < 16_000:
+        parser.error(f"--size={options.size} is too small for a matrix of 4000 columns; give 16000 or more.")
     size, rounds, width = (1_000_000, 3, 16) if options.quick else (options.size, options.rounds, 64)
     print(f"{jax.default_backend()}, {jax.device_count()} device, jax {jax.__version__}\n")
     if options.jaxpruner is not None:

@@ -1,13 +1,15 @@
-"""What a step without a mask change costs: sparse Adam against dense Adam on a ResNet-50-sized tree.
+"""What a step without a mask change costs, in time and memory: sparse Adam against dense Adam, ResNet-50's size.
 
     python -m experiments.benchmarks.step --rounds 40
 
 Both sides run in one process, donated and jitted, in shuffled order; the second dense copy is a control. The state is
-in the middle of a schedule, between two mask changes.
+in the middle of a schedule, between two mask changes. Memory is what the compiler reports for the step: its arguments
+(parameters, gradients, state) and the temporary it needs beside them.
 """
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,14 @@ from experiments.benchmarks.models import random_tree, resnet50_shapes
 from experiments.benchmarks.timing import interleave, table
 from sparse_plugins import core
 
-ALGORITHMS = ("magnitude", "global_magnitude", "static_sparse", "set", "rigl", "magnitude_ste")
+ALGORITHMS = ("magnitude", "global_magnitude", "static_sparse", "set", "rigl", "granet", "acdc", "magnitude_ste")
+# What is varied for these algorithms: options of the updater, and whether masks are refreshed inside the step.
+VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "explicit refresh": ({}, False),
+    "uint8 masks": ({"use_packed_masks": False}, True),
+    "masks in zeros": ({"use_packed_masks": "zeros"}, True),
+}
+VARIED = ("magnitude", "rigl")
 
 
 def _contestant(tx: optax.GradientTransformation, params: dict, grads: dict) -> tuple[Callable, str]:
@@ -28,31 +37,29 @@ def _contestant(tx: optax.GradientTransformation, params: dict, grads: dict) -> 
         return optax.apply_updates(params, updates), state
 
     state = tx.init(params)
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads).compile()
-    temporary = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    memory = jitted.lower(params, state, grads).compile().memory_analysis()
+    arguments, temporary = (getattr(memory, f"{kind}_size_in_bytes", 0) / 1e6 for kind in ("argument", "temp"))
     carried = [jax.tree.map(jnp.copy, params), state]
 
     def run() -> dict:
-        carried[:] = compiled(*carried, grads)
+        carried[:] = jitted(*carried, grads)
         return carried[0]
 
-    return run, f"state {_megabytes(state)} MB, temporary {temporary / 1e6:.0f} MB"
+    return run, f"{arguments:.0f} + {temporary:.0f} MB"
 
 
-def _megabytes(tree: tuple) -> str:
-    return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.0f}"
-
-
-def _updater(algorithm: str, sparsity: float, packed: bool) -> core.BaseUpdater:
+def _wrapped(algorithm: str, sparsity: float, in_graph: bool = True, **options: Any) -> optax.GradientTransformation:
     # Warm-up steps lie before the schedule's start and the counted ones long before its second mask change.
-    return core.create_updater_from_config(
+    updater = core.create_updater_from_config(
         algorithm=algorithm,
         sparsity=sparsity,
-        use_packed_masks=packed,
         update_freq=1_000_000,
         update_start_step=1,
         update_end_step=2_000_001,
+        **options,
     )
+    return updater.wrap_optax(optax.adam(1e-3), refresh_in_graph=in_graph)
 
 
 def main() -> None:
@@ -65,18 +72,17 @@ def main() -> None:
     options = parser.parse_args()
     shapes = resnet50_shapes(options.width)
     params, grads = random_tree(shapes, 0, 0.05), random_tree(shapes, 1, 0.001)
-    adam = optax.adam(1e-3)
-    transformations = {"dense": adam, "dense, again": adam}
+    sides = {"dense": optax.adam(1e-3), "dense, again": optax.adam(1e-3)}
     for algorithm in options.algorithms:
-        updater = _updater(algorithm, options.sparsity, packed=True)
-        transformations[algorithm] = updater.wrap_optax(adam)
-        if algorithm in ("magnitude", "rigl"):
-            transformations[f"{algorithm}, explicit refresh"] = updater.wrap_optax(adam, refresh_in_graph=False)
-    transformations["magnitude, uint8"] = _updater("magnitude", options.sparsity, packed=False).wrap_optax(adam)
+        sides[algorithm] = _wrapped(algorithm, options.sparsity)
+        for variant, (settings, in_graph) in VARIANTS.items():
+            if algorithm in VARIED:
+                sides[f"{algorithm}, {variant}"] = _wrapped(algorithm, options.sparsity, in_graph, **settings)
     contestants, notes = {}, {}
-    for name, tx in transformations.items():
+    for name, tx in sides.items():
         contestants[name], notes[name] = _contestant(tx, params, grads)
     print(f"step without a mask change / dense Adam step; {jax.default_backend()}, jax {jax.__version__}")
+    print("last column: arguments + temporary\n")
     print(table(interleave(contestants, "dense", options.rounds), notes))
 
 

@@ -1,11 +1,13 @@
 """Benchmarks run at a size at which their numbers mean nothing, for what they print and leave behind."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
-from experiments.benchmarks import export
+from experiments.benchmarks import export, masks, step
 
 TINY = ["--shapes", "32x16", "16x16", "--batches", "1", "4", "--sparsities", "0.5", "0.9", "--rounds=3"]
 
@@ -34,3 +36,35 @@ def test_the_export_benchmark_overwrites_nothing(tmp_path: Path, capsys: pytest.
         export.main([*TINY, f"--out={tmp_path}"])
     assert "export.md would be overwritten; remove them or choose another --out" in capsys.readouterr().err
     assert (tmp_path / "export.md").read_text() == "mine"
+
+
+def run(main: Callable, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments.split()])
+    main()
+
+
+def test_the_mask_benchmark_checks_both_sides_and_prints_a_table_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(masks, "trees", lambda width, rounds: None)  # 54 layers take long to compile
+    run(masks.main, "--size=16000 --rounds=3", monkeypatch)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("bfloat16", "lax.top_k", "2:4", "4x4 blocks", "MB"))
+    assert printed.count("argsort, k traced") == 6
+
+
+def test_a_path_without_jaxpruner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="has no package jaxpruner; give the top folder of a checkout"):
+        run(masks.main, f"--jaxpruner={tmp_path} --size=16000 --rounds=3", monkeypatch)
+
+
+def test_the_step_benchmark_prints_time_and_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run(step.main, "--width=1 --rounds=3 --algorithms magnitude", monkeypatch)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| magnitude")]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| magnitude",
+        *(f"| magnitude, {variant}" for variant in ("explicit refresh", "uint8 masks", "masks in zeros")),
+    ]
+    assert all(" MB |" in row for row in rows)
