@@ -90,11 +90,13 @@ def regrown(theirs: ModuleType, params: dict, grads: dict, rounds: int) -> None:
     """A mask change of RigL, moments included; first masks are random, so only how many are kept can be compared."""
     ours, reference = _updaters(theirs, "rigl").values()
     adam = optax.adam(1e-3)
-    states = (ours.wrap_optax(adam, refresh_in_graph=False).init(params), reference.wrap_optax(adam).init(params))
-    changes = {
-        "this library": jax.jit(lambda: ours.refresh(states[0], params, grads)),
-        "JaxPruner": jax.jit(lambda: reference.update_state(states[1], params, grads)),
-    }
+    changes = {}
+    for name, function, state in (
+        ("this library", ours.refresh, ours.wrap_optax(adam, refresh_in_graph=False).init(params)),
+        ("JaxPruner", reference.update_state, reference.wrap_optax(adam).init(params)),
+    ):
+        compiled = jax.jit(function).lower(state, params, grads).compile()
+        changes[name] = lambda compiled=compiled, state=state: compiled(state, params, grads)
     kept = [sum(int(jnp.sum(mask)) for mask in jax.tree.leaves(run().masks)) for run in changes.values()]
     print(f"### a mask change of RigL; {kept[0]:,} and {kept[1]:,} weights kept\n")
     print(table(interleave(changes, "this library", rounds, warm=1), {}) + "\n", flush=True)

@@ -166,7 +166,7 @@ def check_stored(stored: Any, shape: tuple[int, ...], name: str = "", how: bool 
         True: [packed],
         False: [shape],
         "zeros": [nothing, packed],
-        None: [nothing, shape, packed],
+        None: [shape, packed, nothing],
     }
     if own not in allowed[how]:
         raise ValueError(

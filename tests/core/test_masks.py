@@ -92,7 +92,7 @@ def test_dtypes_that_can_be_pruned() -> None:
 
 @pytest.mark.parametrize("stored", [(16, 8), (8,), (8, 2), (1, 8)])
 def test_a_mask_of_another_parameter_is_refused(stored: tuple) -> None:
-    with pytest.raises(ValueError, match=r"be \(8, 16\) or \(1, 16\)\. A mask of another"):
+    with pytest.raises(ValueError, match=r"be \(8, 16\) or \(1, 16\) or no mask at all\. A mask of another"):
         unpack(jnp.ones(stored, jnp.uint8), (8, 16))
 
 
