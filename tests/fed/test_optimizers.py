@@ -96,14 +96,26 @@ def test_fedjax_algorithms_end_at_the_exact_count(algorithm):
     assert [num_kept(params) for params in run(algorithm, server)[-1]] == [KEPT] * (1 + (algorithm == "hyp_cluster"))
 
 
-@pytest.mark.parametrize("name", core.all_algorithm_names())
+# A server optimizer is given parameters and a delta, and nothing about inputs or curvature.
+NEED_MORE = {"wanda": "pass activations=", "grasp": "pass hessian_gradient="}
+ONE_RANKING = {"global_magnitude", "global_saliency", "snip", "granet"}
+
+
+@pytest.mark.parametrize("name", NEED_MORE)
+def test_updaters_that_need_more_than_a_delta_say_so(name):
+    server = fed.sparse_server_optimizer(optax.adam(0.01), updater_of(name))
+    with pytest.raises(ValueError, match=NEED_MORE[name]):
+        run("fed_avg", server)
+
+
+@pytest.mark.parametrize("name", sorted({*core.all_algorithm_names()} - {*NEED_MORE}))
 def test_every_updater_broadcasts_sparse_parameters_from_the_end_of_its_schedule_on(name):
     server = fed.sparse_server_optimizer(optax.adam(0.01), updater_of(name))
     broadcasts = [params for (params,) in run("fed_avg", server)][END_ROUND:]
     if name == "no_prune":
         expected = {"mlp/~/linear_0": 64, "mlp/~/linear_1": 32}
         assert [num_kept(params) for params in broadcasts] == [expected] * len(broadcasts)
-    elif name.startswith("global"):
+    elif name in ONE_RANKING:
         assert [sum(num_kept(params).values()) for params in broadcasts] == [24] * len(broadcasts)
     else:
         assert [num_kept(params) for params in broadcasts] == [KEPT] * len(broadcasts)
