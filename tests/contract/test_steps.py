@@ -124,8 +124,12 @@ def test_only_masks_pass_the_guard(row: str) -> None:
     assert len(guards) == (row not in ("no_prune", "static_sparse"))
     assert {str(out.aval.dtype) for guard in guards for out in guard.outvars} <= {"uint8"}
     assert not {equation.primitive.name for equation in outside} & {"while", "scan"}
-    costly = {"sort", "top_k", "pure_callback", "io_callback", "debug_callback"}
-    assert not {equation.primitive.name for equation in equations(jaxpr, into_branches=True)} & costly
+    costly = {"top_k", "pure_callback", "io_callback", "debug_callback"}
+    inside = list(equations(jaxpr, into_branches=True))
+    assert not {equation.primitive.name for equation in inside} & costly
+    # Nothing is sorted but a sample, at most every 32nd score.
+    sorts = [equation for equation in inside if equation.primitive.name == "sort"]
+    assert all(sort.invars[0].aval.shape[sort.params["dimension"]] <= 4 for sort in sorts)
 
 
 @pytest.mark.parametrize("row", ["magnitude", "random_ste", "rigl"])
