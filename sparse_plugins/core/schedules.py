@@ -190,7 +190,25 @@ class PeriodicSchedule(NoUpdateSchedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class PolynomialSchedule(PeriodicSchedule):
+class _ScheduleWithEnd(PeriodicSchedule):
+    """Masks change on the grid and, on it or off it, at the end step."""
+
+    def is_mask_update_iter(self, step: Step | None) -> Any:
+        """True on the grid of `update_freq` and at the end step."""
+        return False if step is None else super().is_mask_update_iter(step) | (step == self.update_end_step)
+
+    def is_open_ended_iter(self, step: Step) -> Any:
+        """True on the grid, at the end step, and on the grid after it."""
+        return super().is_open_ended_iter(step) | (step == self.update_end_step)
+
+    def refresh_steps(self) -> np.ndarray | None:
+        """The grid and the end step."""
+        grid, end = cast(np.ndarray, super().refresh_steps()), cast(int, self.update_end_step)
+        return grid if grid[-1] == end else np.append(grid, end)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialSchedule(_ScheduleWithEnd):
     """Sparsity rises from 0 to the target along a polynomial, in steps of `update_freq`.
 
     At step t it is target * (1 - (1 - progress) ** power) with progress = (t + 1 - start) / (end - start), the
@@ -217,14 +235,6 @@ class PolynomialSchedule(PeriodicSchedule):
         if not isinstance(self.power, (int, float)) or not 0 < self.power < math.inf:
             raise ValueError(f"power is {self.power!r}; give a positive number, 3 for the usual cubic schedule.")
 
-    def is_mask_update_iter(self, step: Step | None) -> Any:
-        """True on the grid of `update_freq` and at the end step."""
-        return False if step is None else super().is_mask_update_iter(step) | (step == self.update_end_step)
-
-    def is_open_ended_iter(self, step: Step) -> Any:
-        """True on the grid, at the end step, and on the grid after it."""
-        return super().is_open_ended_iter(step) | (step == self.update_end_step)
-
     def get_sparsity_at_step(self, target_sparsities: PyTree, step: Step) -> PyTree:
         """The targets scaled by the polynomial; floats for a host step, float32[] for a traced one."""
         xp = array_module(step)
@@ -236,13 +246,9 @@ class PolynomialSchedule(PeriodicSchedule):
             part = 1.0 - (1.0 - xp.clip(progress, 0.0, 1.0)) ** self.power
         return _scaled(target_sparsities, part)
 
-    def refresh_steps(self) -> np.ndarray | None:
-        """The grid and the end step."""
-        return _with_end(cast(np.ndarray, super().refresh_steps()), cast(int, self.update_end_step))
-
 
 @dataclasses.dataclass(frozen=True)
-class AlternatingSchedule(PeriodicSchedule):
+class AlternatingSchedule(_ScheduleWithEnd):
     """Phases of `update_freq` steps, sparse and dense in turn; sparse first, and sparse for good at the end.
 
     Attributes:
@@ -261,14 +267,6 @@ class AlternatingSchedule(PeriodicSchedule):
         if self.update_end_step is None:
             raise ValueError("update_end_step is None; an AlternatingSchedule is sparse from there on, so give a step.")
 
-    def is_mask_update_iter(self, step: Step | None) -> Any:
-        """True at the start of every phase and at the end step."""
-        return False if step is None else super().is_mask_update_iter(step) | (step == self.update_end_step)
-
-    def is_open_ended_iter(self, step: Step) -> Any:
-        """True on the grid, at the end step, and on the grid after it."""
-        return super().is_open_ended_iter(step) | (step == self.update_end_step)
-
     def get_sparsity_at_step(self, target_sparsities: PyTree, step: Step) -> PyTree:
         """The targets in sparse phases, 0 in dense ones."""
         xp = array_module(step)
@@ -276,19 +274,11 @@ class AlternatingSchedule(PeriodicSchedule):
         part = xp.where((step >= self.update_start_step) & (sparse | (step >= self.update_end_step)), 1.0, 0.0)
         return _scaled(target_sparsities, part)
 
-    def refresh_steps(self) -> np.ndarray | None:
-        """The starts of all phases and the end step."""
-        return _with_end(cast(np.ndarray, super().refresh_steps()), cast(int, self.update_end_step))
-
 
 def _scaled(targets: PyTree, part: Any) -> PyTree:
     """Targets times a part that depends on the step: floats for a host step."""
     on_host = np.ndim(part) == 0 and not isinstance(part, jax.Array)
     return jax.tree.map(lambda target: float(target * part) if on_host else target * part, targets)
-
-
-def _with_end(grid: np.ndarray, end: int) -> np.ndarray:
-    return grid if grid[-1] == end else np.append(grid, end)
 
 
 def at_refresh(value_at: Callable[[Step], Any], schedule: NoUpdateSchedule, step: Step) -> Any:
