@@ -29,6 +29,7 @@ from sparse_plugins.core.structured import create_mask, rank_active_first
 from sparse_plugins.core.structures import ByPath, Structure, Unstructured, structure_per_leaf
 from sparse_plugins.core.transformation import ZEROS_NEED_GRAPH, sparse_transformation
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.turns import in_turns
 from sparse_plugins.core.zero_masks import masks_of_step
 
 __all__ = ["BaseUpdater"]
@@ -163,7 +164,7 @@ class BaseUpdater:
         """
         if self.topk_fn is not None:
             return map_pruned(self.topk_fn, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
-        best = lambda score, sparsity, kind: create_mask(score, kind, sparsity)  # noqa: E731
+        best = in_turns(lambda score, sparsity, kind: create_mask(score, kind, sparsity))
         return map_pruned(best, scores, sparsities, self._structures(scores), otherwise=lambda s, kind: NOT_PRUNED)
 
     # What users call.

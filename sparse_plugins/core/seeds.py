@@ -9,7 +9,7 @@ import numpy as np
 
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["key_words", "random_scores"]
+__all__ = ["key_words", "leaf_keys", "random_score", "random_scores"]
 
 
 def key_words(seed: Any) -> jax.Array:
@@ -57,10 +57,17 @@ def random_scores(params: PyTree, words: jax.Array, step: Any) -> PyTree:
         >>> scores["w"].shape, str(scores["w"].dtype)
         ((2, 3), 'uint32')
     """
+    return jax.tree.map(random_score, params, leaf_keys(params, words, step))
+
+
+def leaf_keys(params: PyTree, words: jax.Array, step: Any) -> PyTree:
+    """The words of a key for every leaf, uint32[2], from which `random_score` makes its scores."""
     key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), step)
-    leaves, treedef = jax.tree.flatten(params)
     # A name, unlike a position, stays when a layer is added or another optimizer takes part of the tree.
-    keys = [jax.random.fold_in(key, zlib.crc32(name.encode())) for name in leaf_names(params)]
-    return jax.tree.unflatten(
-        treedef, [jax.random.bits(k, jnp.shape(leaf), jnp.uint32) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    keys = [jax.random.key_data(jax.random.fold_in(key, zlib.crc32(name.encode()))) for name in leaf_names(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), keys)
+
+
+def random_score(param: Any, words: jax.Array) -> jax.Array:
+    """uint32 of the parameter's shape."""
+    return jax.random.bits(jax.random.wrap_key_data(words, impl="threefry2x32"), jnp.shape(param), jnp.uint32)

@@ -105,7 +105,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
         wanted,
         total,
         _highest_key(scores[0].dtype),
-        _pivots_of_sample(scores, wanted, total) if _one_cpu() else None,
+        _pivots_of_sample(scores, wanted, total) if is_one_cpu() else None,
     )
 
     def mask(score: jax.Array, start: int) -> jax.Array:
@@ -130,7 +130,8 @@ def _highest_key(dtype: jnp.dtype) -> int:
     return (1 << (16 if half else 64 if dtype.itemsize == 8 else 32)) - 1
 
 
-def _one_cpu() -> bool:
+def is_one_cpu() -> bool:
+    """Whether all of this process runs on one CPU device, for which XLA compiles other programs well."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
@@ -160,7 +161,7 @@ def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.A
 
 def _counter(score: jax.Array, start: int, total: int) -> Counter:
     """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
-    if not _one_cpu():
+    if not is_one_cpu():
         return functools.partial(_count_at_once, score, start, total)
     return functools.partial(_count_in_chunks, _sliceable(score.reshape(-1)), score.dtype, start, total)
 

@@ -25,6 +25,7 @@ from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structured import competitors, regrow_mask
 from sparse_plugins.core.structures import Structure, Unstructured
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.turns import in_turns
 
 __all__ = ["GraNet", "GradualRigL", "GradualSET"]
 
@@ -129,11 +130,11 @@ class GraNet(GlobalMagnitudePruning, RigL):
         pruned = BaseUpdater.update_state(self, sparse_state, params, grads, **kwargs)
         drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
 
-        def regenerated(param: jax.Array, mask: jax.Array, grow: jax.Array) -> jax.Array:
-            active = unpack(mask, param.shape)
+        def regenerated(param: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
+            active, grow = unpack(mask, param.shape), self._grow_score(param, source)
             kept = jnp.sum(active, dtype=jnp.int32)
             return regrow_mask(active, jnp.abs(param), grow, Unstructured(), kept, keep_count(kept, drop_fraction))
 
-        grow = self.grow_scores(params, sparse_state, grads)
-        masks = map_pruned(regenerated, params, pruned.masks, grow, otherwise=lambda *_: NOT_PRUNED)
+        sources = self._grow_sources(params, sparse_state, grads)
+        masks = map_pruned(in_turns(regenerated), params, pruned.masks, sources, otherwise=lambda *_: NOT_PRUNED)
         return self._with_masks(sparse_state, params, masks)

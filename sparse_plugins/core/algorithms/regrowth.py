@@ -12,11 +12,12 @@ from sparse_plugins.core.counts import keep_count
 from sparse_plugins.core.drops import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
-from sparse_plugins.core.seeds import random_scores
+from sparse_plugins.core.seeds import leaf_keys, random_score
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structured import kept_units, regrow_mask
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.turns import in_turns
 
 __all__ = ["SET", "RigL", "SRigL", "StaticRandomSparse"]
 
@@ -98,24 +99,29 @@ class SET(StaticRandomSparse):
         """The schedule, in words."""
         return self.scheduler.describe()
 
-    def grow_scores(self, params: PyTree, sparse_state: SparseState, grads: PyTree) -> PyTree:
-        """Scores by which weights are grown: random."""
+    def _grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
+        """What the scores by which weights are grown are made of, leaf by leaf: a key."""
         # Draw 0 made the initial mask; growing by the same scores would undo every drop.
-        return random_scores(params, sparse_state.rng, sparse_state.count + 1)
+        return leaf_keys(params, state.rng, state.count + 1)
+
+    def _grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
+        """Scores by which weights of one leaf are grown, from its source: random."""
+        return random_score(param, source)
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Drops the smallest active weights and grows as many others."""
 
-        def regrown(param: jax.Array, mask: jax.Array, target: float, grow: jax.Array, kind: Structure) -> jax.Array:
+        def regrown(param: jax.Array, mask: jax.Array, target: float, source: jax.Array, kind: Structure) -> jax.Array:
             kept, survivors = self._counts(kind, param.shape, target, sparse_state.count)
+            grow = self._grow_score(param, source)
             return regrow_mask(unpack(mask, param.shape), jnp.abs(param), grow, kind, kept, survivors)
 
         beside = (
             self.target_sparsities(params),
-            self.grow_scores(params, sparse_state, grads),
+            self._grow_sources(params, sparse_state, grads),
             self._structures(params),
         )
-        masks = map_pruned(regrown, params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
+        masks = map_pruned(in_turns(regrown), params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
         return self._with_masks(sparse_state, params, masks)
 
     def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
@@ -141,15 +147,15 @@ class RigL(SET):
     Source: Evci et al., Rigging the Lottery: Making All Tickets Winners (2020).
     """
 
-    def grow_scores(self, params: PyTree, sparse_state: SparseState, grads: PyTree) -> PyTree:
-        """|dL/dw|.
-
-        Raises:
-            ValueError: Without gradients.
-        """
+    def _grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
+        """Gradients."""
         if grads is None:
             raise ValueError(f"{type(self).__name__} grows by |gradient|: pass grads.")
-        return jax.tree.map(jnp.abs, grads)
+        return grads
+
+    def _grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
+        """|dL/dw|."""
+        return jnp.abs(source)
 
 
 @dataclasses.dataclass(eq=False)
