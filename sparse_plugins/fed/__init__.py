@@ -8,6 +8,6 @@ from sparse_plugins.fed.compat import import_fedjax
 
 import_fedjax()  # before any other module of this package imports FedJAX
 
-from sparse_plugins.fed.optimizers import sparse_server_optimizer  # noqa: E402
+from sparse_plugins.fed.optimizers import sparse_client_optimizer, sparse_server_optimizer  # noqa: E402
 
-__all__ = ["import_fedjax", "sparse_server_optimizer"]
+__all__ = ["import_fedjax", "sparse_client_optimizer", "sparse_server_optimizer"]

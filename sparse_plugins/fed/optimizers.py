@@ -1,13 +1,21 @@
-"""Sparse server optimizers: any core updater as a drop-in `fedjax.Optimizer`."""
+"""Sparse server and client optimizers: drop-in `fedjax.Optimizer`s.
+
+What a server broadcasts says which weights are in use: one that is pruned is exactly 0, one in use never is. So a
+client needs nothing but the parameters to train inside the mask.
+"""
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import fedjax
+import jax
+import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
+from sparse_plugins.fed.broadcast import broadcast_masks, mark_in_use
+from sparse_plugins.fed.growth import check_signal
 
 
 def sparse_server_optimizer(
@@ -17,14 +25,16 @@ def sparse_server_optimizer(
 
     The result goes wherever a FedJAX algorithm asks for its server optimizer: `fed_avg`, `fed_prox`,
     `agnostic_fed_avg`, `hyp_cluster` and `apfl` run with it as they are. After each call the parameters are
-    zero outside the mask, so what the next round broadcasts is sparse.
+    zero outside the mask and not zero inside, so what the next round broadcasts is sparse and carries its mask:
+    a weight that would land on 0 stops at the smallest normal number beside it.
 
     These algorithms call their server optimizer once a round, so the steps of the updater's schedule are
     rounds (`hyp_cluster`: rounds in which a cluster had clients). A round's mean delta is applied in every
     round, also when masks change: it is the work of many clients, and `skip_gradients` would throw it away.
 
-    Clients train densely from the sparse parameters, and personal models such as those of `apfl` stay dense.
-    `mime` and `mime_lite` have no server optimizer: what they ask for runs on the clients.
+    Clients train densely from the sparse parameters unless they use `sparse_client_optimizer`, and personal
+    models such as those of `apfl` stay dense. `mime` and `mime_lite` have no server optimizer, what they ask
+    for runs on the clients: use `sparsify` for them.
 
     Args:
         optimizer: What turns a round's mean delta into an update: an optax transformation, or a
@@ -38,6 +48,8 @@ def sparse_server_optimizer(
 
     Raises:
         TypeError: If `optimizer` is neither of the two or is sparse already, or `updater` is no updater.
+        ValueError: From its `apply`, outside `jax.jit`, in a round that is to grow weights by their gradients when
+            no client sent any: deltas of clients that train inside the mask say nothing about the rest.
 
     Example:
         >>> import functools
@@ -66,8 +78,73 @@ def sparse_server_optimizer(
     if not isinstance(updater, core.BaseUpdater):
         raise TypeError(f"updater must be a core updater such as core.MagnitudePruning(...), got {_described(updater)}")
     dense = _optax_transformation(optimizer)
-    sparse = dataclasses.replace(updater, skip_gradients=False).wrap_optax(dense)
-    return fedjax.optimizers.create_optimizer_from_optax(sparse)
+    updater = dataclasses.replace(updater, skip_gradients=False)
+    compiled = fedjax.optimizers.create_optimizer_from_optax(updater.wrap_optax(dense))
+
+    def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+        check_signal(updater, opt_state, grads)
+        opt_state, params = compiled.apply(grads, opt_state, params)
+        return opt_state, mark_in_use(params, opt_state.masks)
+
+    return fedjax.Optimizer(compiled.init, apply)
+
+
+class ClientOptimizerState(NamedTuple):
+    """State of a sparse client optimizer.
+
+    Attributes:
+        masks: bool arrays of the parameters' shapes, True = in use.
+        inner_state: State of the wrapped optimizer.
+    """
+
+    masks: Any
+    inner_state: Any
+
+
+def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Optimizer) -> fedjax.Optimizer:
+    """Makes clients train inside the mask that comes with the parameters.
+
+    The result goes wherever a FedJAX algorithm asks for its client optimizer, together with
+    `sparse_server_optimizer` for its server. FedJAX calls its `init` for every client with the parameters of the
+    broadcast: a weight that is exactly 0 there is pruned, and neither a gradient nor an update reaches it. A
+    parameter that is 0 as a whole, such as a bias before the first round, is trained as usual. So the delta that a
+    client uploads is exactly 0 outside the mask.
+
+    Updaters that grow weights by gradients get no signal from such deltas: use SET, or
+    `sparse_federated_averaging`, whose clients send one.
+
+    Args:
+        optimizer: What trains the clients: an optax transformation, or a `fedjax.Optimizer` made from one.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        TypeError: If `optimizer` is neither of the two.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import fed
+        >>> client_optimizer = fed.sparse_client_optimizer(fed.import_fedjax().optimizers.sgd(1.0))
+        >>> params = {"w": jnp.array([3.0, 0.0]), "b": jnp.zeros(1)}
+        >>> grads = {"w": jnp.ones(2), "b": jnp.ones(1)}
+        >>> _, params = client_optimizer.apply(grads, client_optimizer.init(params), params)
+        >>> params["w"].tolist(), params["b"].tolist()
+        ([2.0, 0.0], [-1.0])
+    """
+    inner = optax.with_extra_args_support(_optax_transformation(optimizer))
+
+    def init(params: Any) -> ClientOptimizerState:
+        return ClientOptimizerState(broadcast_masks(params), inner.init(params))
+
+    def update(grads: Any, state: ClientOptimizerState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        inside = lambda mask, x: jnp.where(mask, x, jnp.zeros((), jnp.result_type(x)))  # noqa: E731
+        updates, inner_state = inner.update(
+            jax.tree.map(inside, state.masks, grads), state.inner_state, params, **extra
+        )
+        return jax.tree.map(inside, state.masks, updates), ClientOptimizerState(state.masks, inner_state)
+
+    return fedjax.optimizers.create_optimizer_from_optax(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _optax_transformation(optimizer: Any) -> optax.GradientTransformation:
@@ -78,6 +155,8 @@ def _optax_transformation(optimizer: Any) -> optax.GradientTransformation:
             "optimizer must be an optax transformation such as optax.adam(0.01), or a fedjax.Optimizer made "
             f"from one, got {_described(optimizer)}"
         )
+    if getattr(optimizer.apply, "__qualname__", "").startswith(f"{sparse_server_optimizer.__name__}."):
+        raise TypeError("optimizer is a sparse server optimizer, sparse already; pass the dense one")
     transformation = _closed_over_transformation(optimizer)
     if transformation is None:
         raise TypeError(

@@ -1,61 +1,14 @@
 import functools
 
-import haiku as hk
 import jax
-import jax.numpy as jnp
-import numpy as np
 import numpy.testing as npt
 import optax
 import pytest
 
 from sparse_plugins import core, fed
+from tests.fed.toy import ALGORITHMS, CLIENT, END_ROUND, KEPT, MODEL, ROUNDS, clients_of_a_round, num_kept, updater_of
 
 fedjax = fed.import_fedjax()
-algorithms = fedjax.algorithms
-
-SPARSITY = 0.75
-END_ROUND = 3
-ROUNDS = 5
-TRAIN = fedjax.ShuffleRepeatBatchHParams(batch_size=8, num_epochs=1, seed=0)
-EVALUATE = fedjax.PaddedBatchHParams(batch_size=8)
-
-
-def clients_of_a_round(num_round: int) -> list:
-    """Four clients in two groups, which label the same features differently."""
-    clients = []
-    for number in range(4):
-        x = np.random.default_rng(number).normal(size=(16, 8)).astype(np.float32)
-        y = (x @ np.random.default_rng(100 + number % 2).normal(size=(8, 4))).argmax(axis=1)
-        data = fedjax.ClientDataset({"x": x, "y": y, "domain_id": np.full(16, number % 2)})
-        clients.append((number, data, jax.random.fold_in(jax.random.PRNGKey(num_round), number)))
-    return clients
-
-
-def classify(batch: dict) -> jax.Array:
-    return hk.nets.MLP([8, 4], activation=jnp.tanh)(batch["x"])
-
-
-MODEL = fedjax.create_model_from_haiku(
-    transformed_forward_pass=hk.transform(classify),
-    sample_batch={"x": np.zeros((1, 8), np.float32)},
-    train_loss=lambda batch, logits: optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]),
-)
-GRADIENT = fedjax.model_grad(MODEL)
-LOSS = fedjax.model_per_example_loss(MODEL)
-CLIENT = fedjax.optimizers.sgd(0.1)
-
-# FedJAX's own algorithms, each from a server optimizer alone.
-ALGORITHMS = {
-    "fed_avg": lambda server: algorithms.fed_avg.federated_averaging(GRADIENT, CLIENT, server, TRAIN),
-    "fed_prox": lambda server: algorithms.fed_prox.fed_prox(LOSS, CLIENT, server, TRAIN, 0.1),
-    "agnostic_fed_avg": lambda server: algorithms.agnostic_fed_avg.agnostic_federated_averaging(
-        LOSS, CLIENT, server, TRAIN, EVALUATE, [0.5, 0.5], 0.1
-    ),
-    "hyp_cluster": lambda server: algorithms.hyp_cluster.hyp_cluster(LOSS, CLIENT, server, EVALUATE, TRAIN),
-    "apfl": lambda server: algorithms.apfl.adaptive_personalized_federated_learning(
-        GRADIENT, CLIENT, server, TRAIN, 0.5
-    ),
-}
 
 
 def run(algorithm: str, server, rounds: int = ROUNDS) -> list[list]:
@@ -69,24 +22,6 @@ def run(algorithm: str, server, rounds: int = ROUNDS) -> list[list]:
         state, _ = federated.apply(state, clients_of_a_round(num_round))
         broadcasts.append(state.cluster_params if algorithm == "hyp_cluster" else [state.params])
     return broadcasts
-
-
-def updater_of(algorithm: str, sparsity: float = SPARSITY) -> core.BaseUpdater:
-    return core.create_updater_from_config(
-        algorithm=algorithm,
-        sparsity=sparsity,
-        dist_type="uniform",
-        update_freq=1,
-        update_start_step=1,
-        update_end_step=END_ROUND,
-    )
-
-
-def num_kept(params) -> dict[str, int]:
-    return {name: int(jnp.count_nonzero(layer["w"])) for name, layer in params.items()}
-
-
-KEPT = {"mlp/~/linear_0": 16, "mlp/~/linear_1": 8}  # a quarter of 8 × 8 and of 8 × 4
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers")  # of the loss evaluator that hyp_cluster uses
