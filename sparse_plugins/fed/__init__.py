@@ -9,5 +9,6 @@ from sparse_plugins.fed.compat import import_fedjax
 import_fedjax()  # before any other module of this package imports FedJAX
 
 from sparse_plugins.fed.optimizers import sparse_client_optimizer, sparse_server_optimizer  # noqa: E402
+from sparse_plugins.fed.sparsified import SparsifiedState, sparsify  # noqa: E402
 
-__all__ = ["import_fedjax", "sparse_client_optimizer", "sparse_server_optimizer"]
+__all__ = ["SparsifiedState", "import_fedjax", "sparse_client_optimizer", "sparse_server_optimizer", "sparsify"]
