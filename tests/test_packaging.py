@@ -50,8 +50,10 @@ def test_wheel_has_one_top_level_name_all_modules_and_the_type_marker(wheel: Pat
         names = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         header = archive.read(metadata).decode().partition("\n\n")[0]
-    in_tree = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sparse_plugins").rglob("*.py")}
-    assert names == in_tree | {"sparse_plugins/py.typed"}
+    package = ROOT / "sparse_plugins"
+    beside = ["py.typed", "fed/strokes/strokes.npz", "fed/strokes/LICENSE.txt"]
+    sources = [*package.rglob("*.py"), *(package / name for name in beside)]
+    assert names == {path.relative_to(ROOT).as_posix() for path in sources}
     always = {line for line in header.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
     assert {line.split(":")[1].split(">")[0].strip() for line in always} == {"jax", "numpy", "optax"}
     assert "License-Expression: Apache-2.0" in header

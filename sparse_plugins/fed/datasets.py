@@ -15,11 +15,13 @@ import fedjax
 import jax
 import numpy as np
 
+from sparse_plugins.fed import strokes
+
 Array = np.ndarray[Any, Any]
 
 Splits = tuple[fedjax.FederatedData, fedjax.FederatedData]
 
-NAMES = ("digits", "emnist")
+NAMES = ("digits", "strokes", "emnist")
 NUM_DIGITS_WRITERS = 13
 _HELD_OUT_EVERY = 4
 
@@ -28,20 +30,23 @@ class DatasetUnavailableError(RuntimeError):
     """A data set is neither on this machine nor to be had from the network; the message says what to do."""
 
 
-def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None = None) -> Splits:
+def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None = None, **options: Any) -> Splits:
     """Loads federated handwriting.
 
     Args:
-        name: `digits`: scikit-learn's 1,797 real digits in 13 blocks, always at hand, 10 classes. `emnist`:
-          federated EMNIST, 3,400 writers, 62 classes, from the cache folder or from FedJAX's server.
-        only_digits: of EMNIST, only the 10 digit classes (3,383 writers).
+        name: `digits`: scikit-learn's 1,797 real digits in 13 blocks, always at hand, 10 classes. `strokes`:
+          3,400 synthetic writers, 62 classes, made on the fly. `emnist`: federated EMNIST, 3,400 writers,
+          62 classes, from the cache folder or from FedJAX's server.
+        only_digits: of EMNIST and strokes, only the 10 digit classes (EMNIST: 3,383 writers).
         cache_dir: folder of EMNIST's sqlite files; FedJAX's own, `~/.cache/fedjax`, when None.
+        **options: of strokes: num_writers, seed, difficulty and cached_writers, as in `strokes.load`.
 
     Returns:
         Train and test `fedjax.FederatedData`, with the same writers and no image in common.
 
     Raises:
-        ValueError: the name is not known.
+        ValueError: the name is not known, or an option is out of its range.
+        TypeError: an option that this data set does not have.
         DatasetUnavailableError: EMNIST is neither in the cache nor to be downloaded, or can't be read.
 
     Example:
@@ -49,6 +54,10 @@ def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None =
         >>> train.num_clients(), train.get_client(b"f0000_00").all_examples()["x"].shape
         (13, (104, 28, 28, 1))
     """
+    if name == "strokes":
+        return strokes.load(only_digits=only_digits, **options)
+    if name in NAMES and options:
+        raise TypeError(f"{name} has no option {', '.join(options)}: leave it out, or load strokes, which has options.")
     if name == "digits":
         return _load_digits()
     if name == "emnist":
@@ -93,7 +102,7 @@ def _load_emnist(only_digits: bool, cache_dir: Path) -> Splits:
 
     prefix = "federated_emnist_digitsonly_" if only_digits else "federated_emnist_"
     files = " and ".join(f"{prefix}{split}.sqlite" for split in ("train", "test"))
-    advice = f"Put {files} into {cache_dir}, or use the dataset that needs no download: digits."
+    advice = f"Put {files} into {cache_dir}, or use a dataset that needs no download: digits or strokes."
     try:
         train, test = fedjax.datasets.emnist.load_data(only_digits=only_digits, cache_dir=str(cache_dir))
     except (OSError, urllib3.exceptions.HTTPError) as error:

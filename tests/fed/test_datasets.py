@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from sparse_plugins.fed import datasets
+from sparse_plugins.fed import datasets, strokes
 from tests.fed.emnist_files import WRITERS, write_emnist
 
 
@@ -98,7 +98,7 @@ def test_emnist_that_can_not_be_had_says_what_to_do(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there: no network, at once
     with pytest.raises(datasets.DatasetUnavailableError) as caught:
         datasets.load("emnist", cache_dir=tmp_path / "cache")
-    for part in ("federated_emnist_train.sqlite", "federated_emnist_test.sqlite", str(tmp_path), "digits"):
+    for part in ("federated_emnist_train.sqlite", "federated_emnist_test.sqlite", str(tmp_path), "digits", "strokes"):
         assert part in str(caught.value)
 
 
@@ -116,8 +116,18 @@ def test_damaged_and_empty_emnist_files_are_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_dataset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"Unknown dataset 'mnist'. Known: digits, emnist."):
+    with pytest.raises(ValueError, match=r"Unknown dataset 'mnist'. Known: digits, strokes, emnist."):
         datasets.load("mnist")
+
+
+def test_options_reach_strokes_and_are_refused_elsewhere(tmp_path: Path) -> None:
+    train, _ = datasets.load("strokes", num_writers=2, seed=3, difficulty=0.5, only_digits=True, cached_writers=1)
+    expected, _ = strokes.load(2, seed=3, difficulty=0.5, only_digits=True)
+    for client_id, client in content(expected).items():
+        np.testing.assert_array_equal(client["x"], train.get_client(client_id).all_examples()["x"])
+    for name in ("digits", "emnist"):
+        with pytest.raises(TypeError, match=f"{name} has no option num_writers, seed: leave it out, or load strokes"):
+            datasets.load(name, cache_dir=tmp_path, num_writers=2, seed=3)
 
 
 def drawn(seed: int, rounds: int = 3, start: int = 0) -> list[tuple[Any, ...]]:
