@@ -52,6 +52,11 @@ bench: $(VENV)/.demo ## Steps against dense ones, mask changes against sorts, sp
 	$(IN_VENV) -m experiments.benchmarks.step
 	$(IN_VENV) -m experiments.benchmarks.masks
 	$(IN_VENV) -m experiments.benchmarks.export
+	$(IN_VENV) -m experiments.benchmarks.codec
+
+fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux): ARGS="--seconds=600"
+	$(INSTALL) '.[fuzz]'
+	$(IN_VENV) -m experiments.fuzz codec $(ARGS)
 
 # pip list, unlike pip freeze, never writes where a file came from.
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
@@ -67,4 +72,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint types doctests format bench lock clean
+.PHONY: help demo test lint types doctests format bench fuzz lock clean

@@ -1,0 +1,56 @@
+"""`python -m experiments.fuzz codec --seconds 60`: mutates payloads towards code not reached yet, and decodes them.
+
+Needs atheris (`pip install atheris`, on Linux). Stops at the first finding, which is written to the
+folder of the corpus; `python -m experiments.fuzz codec --replay FILE` runs it again.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+INSTRUMENTED = [
+    f"sparse_plugins.fed.codec{module}"
+    for module in ("", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fuzzes the target that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=["codec"], help="what to fuzz")
+    parser.add_argument("--seconds", type=int, default=60, help="how long, after loading")
+    parser.add_argument("--corpus", type=Path, default=Path("runs/fuzz/codec"), help="inputs kept between runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0: the clock's")
+    parser.add_argument("--replay", type=Path, help="run this one input instead, without atheris")
+    options = parser.parse_args(arguments)
+    if options.replay:
+        importlib.import_module("experiments.fuzz.codec").check(options.replay.read_bytes())
+        print(f"{options.replay} is read, or refused, as it should be")
+        return
+    try:
+        atheris = importlib.import_module("atheris")
+    except ModuleNotFoundError:
+        parser.error("this needs atheris: pip install atheris, on Linux.")
+    importlib.import_module("sparse_plugins.core")  # not instrumented: only what reads bytes should guide the mutations
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        target = importlib.import_module("experiments.fuzz.codec")
+    options.corpus.mkdir(parents=True, exist_ok=True)
+    for number, payload in enumerate(target.corpus()):
+        (options.corpus / f"valid_{number:02}").write_bytes(payload)
+    flags = [
+        f"-max_total_time={options.seconds}",
+        f"-seed={options.seed}",
+        f"-artifact_prefix={options.corpus}/",
+        "-max_len=4096",
+        "-timeout=20",
+        "-rss_limit_mb=2048",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *flags, str(options.corpus)], target.check)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

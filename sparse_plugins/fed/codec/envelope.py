@@ -1,0 +1,164 @@
+"""What stands around the content of a payload: a header, a checksum, optional compression.
+
+Layout, lowest byte first: magic, version, flags, dtype of values, version of the base masks (4 bytes), fingerprint of
+the model (8), digest of the base masks (4), number of leaves (4), length of the payload (8), content, CRC32 of all
+before it (4).
+"""
+
+import dataclasses
+import enum
+import importlib
+import struct
+import zlib
+from typing import Any
+
+from sparse_plugins.fed.codec.reader import Buffer, CodecError
+from sparse_plugins.fed.codec.value_codes import DTYPES
+
+__all__ = ["Flags", "Header", "open_payload", "read_header", "seal"]
+
+MAGIC, VERSION = b"SpFd", 1
+_HEADER = struct.Struct("<4sBBBI8sIIQ")
+_CRC = struct.Struct("<I")
+_SMALLEST_WINDOW_LOG = 10
+
+
+class Flags(enum.IntFlag):
+    """What a payload makes use of."""
+
+    ZSTD = 1
+    SEED = 2
+    BASE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a payload says about itself.
+
+    Attributes:
+        flags: What it makes use of.
+        dtype: Widest dtype of its floating values.
+        base_version: Version of the masks at the sender that it may refer to, below 2**32.
+        fingerprint: 8 bytes that name the model.
+        base_digest: Checksum of the masks it refers to, below 2**32.
+        num_leaves: Leaves of the model.
+    """
+
+    flags: Flags
+    dtype: str
+    base_version: int
+    fingerprint: bytes
+    base_digest: int
+    num_leaves: int
+
+
+def seal(header: Header, content: bytes) -> bytes:
+    """Puts header and checksum around the content, which is compressed first if the header says so.
+
+    Args:
+        header: What stands in front.
+        content: Everything else, not compressed.
+
+    Returns:
+        The payload.
+
+    Raises:
+        ModuleNotFoundError: If zstandard is asked for and not installed.
+
+    Example:
+        >>> header = Header(Flags(0), "float32", 7, bytes(8), 0, 1)
+        >>> payload = seal(header, b"content")
+        >>> len(payload), open_payload(payload, limit=7) == (header, b"content")
+        (46, True)
+    """
+    if Flags.ZSTD in header.flags:
+        content = _zstandard().ZstdCompressor().compress(content)
+    packed = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        header.flags,
+        DTYPES.index(header.dtype),
+        header.base_version,
+        header.fingerprint,
+        header.base_digest,
+        header.num_leaves,
+        _HEADER.size + len(content) + _CRC.size,
+    )
+    return b"".join([packed, content, _CRC.pack(zlib.crc32(content, zlib.crc32(packed)))])
+
+
+def read_header(payload: Buffer) -> Header:
+    """Checks a payload as far as that goes without knowing the model, and reads its header.
+
+    Raises:
+        CodecError: If it is cut off, damaged, no payload at all or of another version.
+    """
+    payload, least = memoryview(payload).cast("B"), _HEADER.size + _CRC.size
+    if len(payload) < least:
+        raise CodecError(f"a payload has at least {least} bytes, this has {len(payload)}: it was cut off or is none.")
+    magic, version, flags, dtype, *middle, length = _HEADER.unpack_from(payload)
+    if magic != MAGIC:
+        raise CodecError(f"a payload starts with {MAGIC!r}, this with {magic!r}: it was made by something else.")
+    if version != VERSION:
+        raise CodecError(f"this payload has version {version}, and version {VERSION} is read: update the older side.")
+    if length != len(payload):
+        state = "it was cut off" if length > len(payload) else "bytes were appended"
+        raise CodecError(f"this payload should have {length} bytes and has {len(payload)}: {state}.")
+    if zlib.crc32(payload[: -_CRC.size]) != _CRC.unpack_from(payload, length - _CRC.size)[0]:
+        raise CodecError("the checksum is wrong: the payload was damaged on its way; ask for it again.")
+    if flags >= 1 << len(Flags) or dtype >= len(DTYPES):
+        raise CodecError(f"flags {flags} and dtype {dtype} have no meaning in version {VERSION}.")
+    return Header(Flags(flags), DTYPES[dtype], *middle)
+
+
+def open_payload(payload: Buffer, limit: int) -> tuple[Header, Buffer]:
+    """The header and the content of a payload.
+
+    Args:
+        payload: What `seal` returned, or anything else.
+        limit: Bytes that the content of this model may have.
+
+    Returns:
+        The header, and the content, no longer compressed.
+
+    Raises:
+        CodecError: If it can't be read, or is larger than the limit, which is found out before memory is allocated.
+    """
+    header = read_header(payload)
+    content: Buffer = memoryview(payload).cast("B")[_HEADER.size : -_CRC.size]
+    size = _decompressed_size(content) if Flags.ZSTD in header.flags else len(content)
+    if not 0 <= size <= limit:
+        raise CodecError(f"the content has {size} bytes, but no message about this model needs more than {limit}.")
+    return header, _decompressed(content, size) if Flags.ZSTD in header.flags else content
+
+
+def _decompressed_size(content: Buffer) -> int:
+    zstandard = _zstandard_of_receiver()
+    try:
+        return zstandard.frame_content_size(content)
+    except zstandard.ZstdError as error:
+        raise CodecError(f"the content is no zstd frame: {error}.") from error
+
+
+def _decompressed(content: Buffer, size: int) -> bytes:
+    zstandard = _zstandard_of_receiver()
+    # A frame may ask for a window far larger than its content.
+    window = 1 << max(size.bit_length(), _SMALLEST_WINDOW_LOG)
+    try:
+        return zstandard.ZstdDecompressor(max_window_size=window).decompress(content, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CodecError(f"the content can't be decompressed: {error}.") from error
+
+
+def _zstandard() -> Any:
+    try:
+        return importlib.import_module("zstandard")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("zstd=True needs the library zstandard: pip install zstandard.") from error
+
+
+def _zstandard_of_receiver() -> Any:
+    try:
+        return _zstandard()
+    except ModuleNotFoundError as error:
+        raise CodecError("this payload is compressed, and zstandard is missing: pip install zstandard.") from error
