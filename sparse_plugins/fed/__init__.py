@@ -8,7 +8,37 @@ from sparse_plugins.fed.compat import import_fedjax
 
 import_fedjax()  # before any other module of this package imports FedJAX
 
+from sparse_plugins.fed.aggregation import Aggregation  # noqa: E402
+from sparse_plugins.fed.algorithms import SparseServerState, sparse_federated_averaging  # noqa: E402
+from sparse_plugins.fed.codec import CodecError, Decoded, SeededMasks, decode, encode, needed_base  # noqa: E402
+from sparse_plugins.fed.exchange import Wire  # noqa: E402
+from sparse_plugins.fed.faults import Faults  # noqa: E402
+from sparse_plugins.fed.ledger import Entry, Ledger, Total  # noqa: E402
+from sparse_plugins.fed.metered import MeteredBackend  # noqa: E402
 from sparse_plugins.fed.optimizers import sparse_client_optimizer, sparse_server_optimizer  # noqa: E402
+from sparse_plugins.fed.quantizers import survivors_only  # noqa: E402
 from sparse_plugins.fed.sparsified import SparsifiedState, sparsify  # noqa: E402
 
-__all__ = ["SparsifiedState", "import_fedjax", "sparse_client_optimizer", "sparse_server_optimizer", "sparsify"]
+__all__ = [
+    "Aggregation",
+    "CodecError",
+    "Decoded",
+    "Entry",
+    "Faults",
+    "Ledger",
+    "MeteredBackend",
+    "SeededMasks",
+    "SparseServerState",
+    "SparsifiedState",
+    "Total",
+    "Wire",
+    "decode",
+    "encode",
+    "import_fedjax",
+    "needed_base",
+    "sparse_client_optimizer",
+    "sparse_federated_averaging",
+    "sparse_server_optimizer",
+    "sparsify",
+    "survivors_only",
+]

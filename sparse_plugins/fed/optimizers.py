@@ -75,9 +75,8 @@ def sparse_server_optimizer(
         0.0
         0.75
     """
-    if not isinstance(updater, core.BaseUpdater):
-        raise TypeError(f"updater must be a core updater such as core.MagnitudePruning(...), got {_described(updater)}")
-    dense = _optax_transformation(optimizer)
+    check_updater(updater)
+    dense = optax_transformation(optimizer)
     updater = dataclasses.replace(updater, skip_gradients=False)
     compiled = fedjax.optimizers.create_optimizer_from_optax(updater.wrap_optax(dense))
 
@@ -132,7 +131,7 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
         >>> params["w"].tolist(), params["b"].tolist()
         ([2.0, 0.0], [-1.0])
     """
-    inner = optax.with_extra_args_support(_optax_transformation(optimizer))
+    inner = optax.with_extra_args_support(optax_transformation(optimizer))
 
     def init(params: Any) -> ClientOptimizerState:
         return ClientOptimizerState(broadcast_masks(params), inner.init(params))
@@ -147,7 +146,14 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
     return fedjax.optimizers.create_optimizer_from_optax(optax.GradientTransformationExtraArgs(init, update))
 
 
-def _optax_transformation(optimizer: Any) -> optax.GradientTransformation:
+def check_updater(updater: Any) -> None:
+    """Raises TypeError if `updater` is none."""
+    if not isinstance(updater, core.BaseUpdater):
+        raise TypeError(f"updater must be a core updater such as core.MagnitudePruning(...), got {_described(updater)}")
+
+
+def optax_transformation(optimizer: Any) -> optax.GradientTransformation:
+    """The optax transformation that an optimizer is or was made from; TypeError if there is none."""
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer
     if not isinstance(optimizer, fedjax.Optimizer):

@@ -16,7 +16,8 @@ from sparse_plugins.fed.growth import grows_by_gradient
 from sparse_plugins.fed.optimizers import sparse_server_optimizer
 
 
-@fedjax.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SparsifiedState:
     """State of a sparsified algorithm; fields of the algorithm's own state can be read from it, too.
 

@@ -1,0 +1,307 @@
+"""Federated averaging with masks as first-class citizens: broadcast, kept by clients, and paid for byte by byte."""
+
+import collections
+import dataclasses
+import functools
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import fedjax
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins import core
+from sparse_plugins.core.masks import map_pruned, unpack
+from sparse_plugins.core.trees import leaf_names
+from sparse_plugins.fed.aggregation import Aggregation, Sums, reprune
+from sparse_plugins.fed.broadcast import mark_in_use
+from sparse_plugins.fed.codec import SeededMasks
+from sparse_plugins.fed.exchange import Exchange, Wire
+from sparse_plugins.fed.faults import Faults
+from sparse_plugins.fed.growth import (
+    check_signal,
+    grows_by_gradient,
+    growth_protocol,
+    pruned_places,
+    random_signal,
+    replaced_per_layer,
+    strongest_pruned,
+)
+from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
+from sparse_plugins.fed.optimizers import check_updater, optax_transformation
+from sparse_plugins.fed.training import GradFn, masked_training, mean_gradient
+
+Client = tuple[Any, Any, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseServerState:
+    """State of `sparse_federated_averaging`.
+
+    Attributes:
+        params: The forward view: what is broadcast, evaluated and exported. 0 outside the masks and not 0 inside.
+        opt_state: `core.SparseState` of the server's optimizer; its count are rounds that had a valid client.
+        round: Rounds so far, int.
+    """
+
+    params: Any
+    opt_state: core.SparseState
+    round: int
+
+
+def sparse_federated_averaging(
+    grad_fn: GradFn,
+    client_optimizer: fedjax.Optimizer,
+    server_optimizer: optax.GradientTransformation | fedjax.Optimizer,
+    updater: core.BaseUpdater,
+    client_batch_hparams: fedjax.ShuffleRepeatBatchHParams,
+    *,
+    growth: str | None = None,
+    aggregation: Aggregation = Aggregation(),
+    personal_masks: bool = False,
+    max_norm: float | None = None,
+    wire: Wire = Wire(),
+    faults: Faults = Faults(),
+    ledger: Ledger | None = None,
+) -> fedjax.FederatedAlgorithm:
+    """Federated averaging that sends masks to the clients and survivors back.
+
+    In a round the server broadcasts masks and the weights inside them, clients train inside the masks and upload what
+    became of these weights. All of it travels as bytes of `fed.codec`, and what is decoded from them is what is used.
+    An update that can't be decoded, has NaN or infinities, or is too large is refused, named in the diagnostics and in
+    the ledger, and the round goes on with the others; a round without a valid update warns and leaves the model and
+    its schedule as they were.
+
+    Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`). The
+    round's mean delta is applied in every round.
+
+    Args:
+        grad_fn: From parameters, batch and key to gradients, such as `fedjax.model_grad(model)`.
+        client_optimizer: Trains the clients; an ordinary one.
+        server_optimizer: What turns a round's mean delta into an update; a dense one.
+        updater: Which weights to keep; its schedule counts rounds with valid updates.
+        client_batch_hparams: How clients batch their data.
+        growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients. Others make
+            no use of it.
+        aggregation: How updates become one.
+        personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
+            trains; the weights that enough clients hold compete by magnitude for the server's next mask. For SET and
+            RigL with unstructured masks.
+        max_norm: Refuse updates with a larger l2 norm; None takes any.
+        wire: Number formats and compression.
+        faults: Drop-out, lateness and damage to simulate.
+        ledger: Gets an entry for each client and round.
+
+    Returns:
+        The algorithm. Its state is a `SparseServerState`, its diagnostics are, by client id, `status` ('ok' or what
+        became of the update), `delta_l2_norm` (None if it was not decoded), and bytes `down`, `up` and `growth`.
+
+    Raises:
+        TypeError: If an optimizer or the updater is of another kind.
+        ValueError: If a value is not allowed; from `apply`, if weights are to be grown and all growth signals are 0.
+
+    Example:
+        >>> from sparse_plugins import core, fed
+        >>> fedjax = fed.import_fedjax()
+        >>> ledger = fed.Ledger()
+        >>> algorithm = fed.sparse_federated_averaging(
+        ...     lambda params, batch, rng: jax.grad(lambda p: jnp.mean((batch["x"] @ p["w"] - 1) ** 2))(params),
+        ...     client_optimizer=fedjax.optimizers.sgd(0.1),
+        ...     server_optimizer=optax.sgd(1.0),
+        ...     updater=core.create_updater_from_config(algorithm="static_sparse", sparsity=0.75),
+        ...     client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(batch_size=2, num_epochs=1, seed=0),
+        ...     ledger=ledger,
+        ... )
+        >>> state = algorithm.init({"w": jnp.ones((16, 16))})
+        >>> data = fedjax.ClientDataset({"x": jax.random.normal(jax.random.key(0), (4, 16))})
+        >>> state, diagnostics = algorithm.apply(state, [(b"anna", data, jax.random.key(0))])
+        >>> int((state.params["w"] != 0).sum()), diagnostics[b"anna"]["status"]
+        (64, 'ok')
+        >>> ledger.total().up < 0.3 * 4 * 16 * 16
+        True
+
+    Source: McMahan et al. (2017) for federated averaging; Bibikar et al. (2022) for masks that move; Huang et al.,
+    FedTiny (2023), for growth by the largest gradients of clients.
+    """
+    check_updater(updater)
+    if personal_masks and (type(updater) not in (core.SET, core.RigL) or updater.sparsity_type != core.Unstructured()):
+        raise ValueError(
+            f"personal_masks=True works with core.SET and core.RigL and unstructured masks, not with {updater}: every "
+            "client changes its mask by the updater's rule and keeps as many weights."
+        )
+    if max_norm is not None and not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm}; give a number above 0, or None to take updates of any size.")
+    updater = dataclasses.replace(updater, skip_gradients=False)
+    transformation = updater.wrap_optax(optax_transformation(server_optimizer), refresh_in_graph=False)
+    averaging = _Averaging(
+        updater=updater,
+        optimizer=fedjax.optimizers.create_optimizer_from_optax(transformation),
+        refresh=jax.jit(updater.refresh),
+        train=masked_training(grad_fn, client_optimizer),
+        probe=mean_gradient(grad_fn),
+        batch_hparams=client_batch_hparams,
+        protocol=growth_protocol(updater, growth),
+        aggregation=aggregation,
+        has_personal_masks=personal_masks,
+        exchange=functools.partial(Exchange, wire=wire, faults=faults, max_norm=max_norm),
+        ledger=Ledger() if ledger is None else ledger,
+    )
+    return fedjax.FederatedAlgorithm(averaging.init, averaging.apply)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Averaging:
+    """The parts of the algorithm, and how a round puts them together."""
+
+    updater: Any
+    optimizer: fedjax.Optimizer
+    refresh: Callable[..., core.SparseState]
+    train: Callable[..., Any]
+    probe: Callable[..., Any]
+    batch_hparams: fedjax.ShuffleRepeatBatchHParams
+    protocol: str
+    aggregation: Aggregation
+    has_personal_masks: bool
+    exchange: Callable[..., Exchange]
+    ledger: Ledger
+
+    def init(self, params: Any) -> SparseServerState:
+        """The first state; its parameters are on the first masks."""
+        opt_state = self.optimizer.init(params)
+        params = self.updater.pre_forward_update(params, opt_state)
+        return SparseServerState(mark_in_use(params, opt_state.masks), opt_state, 0)
+
+    def apply(self, state: SparseServerState, clients: Sequence[Client]) -> tuple[SparseServerState, dict[Any, Any]]:
+        """One round."""
+        masks = core.unpack_masks(state.params, state.opt_state.masks)
+        names = [client for client, _, _ in clients]
+        exchange = self.exchange(state.round, names, state.params, masks, seed=self._seed(state))
+        present = {place: clients[place] for place in exchange.present()}
+        is_due = bool(self.updater.is_refresh_due(state.opt_state.count))
+        votes = is_due and self.has_personal_masks
+        signal = self._growth_signal(state, exchange, present) if is_due and not votes else None
+        sums = Sums(state.params, masks if votes else None)
+        for place, output in self._outputs(state, exchange, present, is_due):
+            message = exchange.receive(place, output["delta"], output["masks"])
+            if message is not None:
+                sums.add(message.values, len(present[place][1]), message.masks if votes else None)
+        for entry in exchange.entries():
+            self.ledger.add(entry)
+        if sums.clients < self.aggregation.min_votes:
+            _warn_of_idle_round(exchange.entries(), sums.clients, self.aggregation.min_votes)
+            return dataclasses.replace(state, round=state.round + 1), exchange.diagnostics()
+        return self._step(state, sums, is_due, signal), exchange.diagnostics()
+
+    def _seed(self, state: SparseServerState) -> SeededMasks | None:
+        if type(self.updater) is not core.StaticRandomSparse:
+            return None
+        first, second = state.opt_state.rng.tolist()
+        return SeededMasks((first, second))
+
+    def _batches(self, data: Any) -> Any:
+        return data.shuffle_repeat_batch(self.batch_hparams)
+
+    def _inputs(self, present: dict[int, Client]) -> Iterator[tuple[int, Any, Any]]:
+        return ((place, self._batches(data), {"rng": rng}) for place, (_, data, rng) in present.items())
+
+    def _growth_signal(self, state: SparseServerState, exchange: Exchange, present: dict[int, Client]) -> Any:
+        """What weights are grown by; None for the mean delta."""
+        if not grows_by_gradient(self.updater) or self.protocol == "delta":
+            return None
+        if self.protocol == "random":
+            return random_signal(state.params, state.opt_state)
+        counts = replaced_per_layer(self.updater, int(state.opt_state.count), exchange.masks)
+        sums = Sums(state.params)
+        if any(jax.tree.leaves(counts)):
+            for place, grads in self.probe(exchange.params, self._inputs(present)):
+                strongest = strongest_pruned(grads, exchange.masks, counts)
+                places = strongest if self.protocol == "topk" else pruned_places(grads, exchange.masks)
+                message = exchange.receive(place, grads, places, "growth")
+                if message is not None:
+                    sums.add(message.values, len(present[place][1]))
+        return sums.aggregate(Aggregation())
+
+    def _outputs(
+        self, state: SparseServerState, exchange: Exchange, present: dict[int, Client], is_due: bool
+    ) -> Iterator[tuple[int, Any]]:
+        """Every client's delta and masks, one client at a time."""
+        inputs, masks = self._inputs(present), exchange.masks
+        if is_due and self.has_personal_masks:
+            inputs = self._inputs_with_masks(state, exchange, present)
+        elif is_due and self.protocol == "delta" and grows_by_gradient(self.updater):
+            masks = jax.tree.map(jnp.ones_like, masks)
+        return self.train({"params": exchange.params, "masks": masks}, inputs)
+
+    def _inputs_with_masks(
+        self, state: SparseServerState, exchange: Exchange, present: dict[int, Client]
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """Clients whose masks follow their own gradients, or their own draws."""
+        gradients: Iterable[tuple[int, Any]] = ((place, None) for place in present)
+        if grows_by_gradient(self.updater):
+            gradients = self.probe(exchange.params, self._inputs(present))
+        for place, grads in gradients:
+            client, data, rng = present[place]
+            key = jax.random.wrap_key_data(state.opt_state.rng, impl="threefry2x32")
+            words = jax.random.key_data(jax.random.fold_in(key, zlib.crc32(repr(client).encode())))
+            own = self.refresh(state.opt_state._replace(rng=words), exchange.params, grads)
+            yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
+
+    def _step(self, state: SparseServerState, sums: Sums, is_due: bool, signal: Any) -> SparseServerState:
+        mean, opt_state = sums.aggregate(self.aggregation), state.opt_state
+        if is_due and self.has_personal_masks:
+            opt_state, params = self._elect(state, sums, mean)
+        else:
+            if is_due:
+                signal = mean if signal is None else signal
+                check_signal(self.updater, opt_state, signal)
+                opt_state = self.refresh(opt_state, state.params, signal)
+            opt_state, params = self.optimizer.apply(mean, opt_state, state.params)
+        params = mark_in_use(params, opt_state.masks)
+        _check_density(params, opt_state.masks)
+        return SparseServerState(params, opt_state, state.round + 1)
+
+    def _elect(self, state: SparseServerState, sums: Sums, mean: Any) -> tuple[core.SparseState, Any]:
+        """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
+        masks = core.unpack_masks(state.params, state.opt_state.masks)
+        elected = sums.elected(self.aggregation)
+        union = self.updater.with_masks(state.opt_state, state.params, jax.tree.map(jnp.bitwise_or, masks, elected))
+        opt_state, params = self.optimizer.apply(mean, union, state.params)
+        opt_state = self.updater.with_masks(opt_state, params, reprune(params, masks, elected))
+        return opt_state, self.updater.pre_forward_update(params, opt_state)
+
+
+def _warn_of_idle_round(entries: list[Entry], valid: int, wanted: int) -> None:
+    reasons = collections.Counter(entry.status for entry in entries if entry.status != DELIVERED)
+    told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    warnings.warn(
+        f"round {entries[0].round if entries else '?'}: {valid} valid updates of {len(entries)} clients, {wanted} are "
+        f"needed; the model stays as it was ({told or 'no clients'}).",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _check_density(params: Any, masks: Any) -> None:
+    """Raises if the parameters in use are other than the masks say."""
+    for name, (kept, used) in zip(leaf_names(params), _kept_and_used(params, masks), strict=True):
+        if kept != used:
+            raise RuntimeError(
+                f"layer {name!r} has {used} parameters in use after aggregation, its mask keeps {kept}: the server's "
+                "optimizer or a rule of aggregation left the masks."
+            )
+
+
+@jax.jit
+def _counts_of(params: Any, masks: Any) -> tuple[list[Any], list[Any]]:
+    in_masks = map_pruned(lambda p, m: jnp.sum(unpack(m, p.shape)), params, masks, otherwise=lambda p: p.size)
+    in_use = map_pruned(lambda p, m: jnp.sum(p != 0), params, masks, otherwise=lambda p: p.size)
+    return jax.tree.leaves(in_masks), jax.tree.leaves(in_use)
+
+
+def _kept_and_used(params: Any, masks: Any) -> list[tuple[int, int]]:
+    kept, used = _counts_of(params, masks)
+    return [(int(k), int(u)) for k, u in zip(kept, used, strict=True)]

@@ -1,0 +1,159 @@
+"""One round's messages: what the server sends, what arrives of the answers, and how many bytes it took."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.fed import codec
+from sparse_plugins.fed.codec.value_codes import DTYPES
+from sparse_plugins.fed.faults import Faults
+from sparse_plugins.fed.ledger import DELIVERED, Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """Number formats of messages, as in `codec.encode`.
+
+    Attributes:
+        down: Widest dtype of broadcast parameters.
+        up: Widest dtype of updates and growth signals.
+        zstd: Whether payloads are compressed.
+
+    Raises:
+        ValueError: If a dtype is not known.
+    """
+
+    down: str = "float32"
+    up: str = "float32"
+    zstd: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("down", "up"):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(DTYPES)}.")
+
+
+class Message(NamedTuple):
+    """What the server made of a client's bytes.
+
+    Attributes:
+        values: Tree of the parameters' shapes, 0 where nothing was sent.
+        masks: uint8 masks of what was sent; `core.NOT_PRUNED` where a leaf was sent whole.
+    """
+
+    values: Any
+    masks: Any
+
+
+class Exchange:
+    """The messages of one round.
+
+    Args:
+        number: Number of the round, from 0.
+        clients: Names of the clients that were drawn, in order; one drawn twice stands there twice.
+        params: Parameters to broadcast.
+        masks: uint8 masks to broadcast.
+        wire: Number formats.
+        faults: What goes wrong.
+        max_norm: l2 norm above which updates are refused; None refuses none.
+        seed: What the masks were drawn from, if they were.
+
+    Attributes:
+        params: The parameters as clients decode them.
+        masks: The masks as clients decode them.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        clients: list[Any],
+        params: Any,
+        masks: Any,
+        wire: Wire,
+        faults: Faults,
+        max_norm: float | None = None,
+        seed: codec.SeededMasks | None = None,
+    ) -> None:
+        self._number, self._clients, self._wire, self._faults, self._max_norm = number, clients, wire, faults, max_norm
+        self._like = params
+        broadcast = codec.encode(masks, params, dtype=wire.down, base_version=number, seed=seed, zstd=wire.zstd)
+        received = codec.decode(broadcast, params)
+        self.params, self.masks = jax.tree.map(jnp.asarray, received.values), jax.tree.map(jnp.asarray, received.masks)
+        self._down = len(broadcast)
+        self._bytes = [{"up": 0, "growth": 0} for _ in clients]
+        self._norms: list[float | None] = [None for _ in clients]
+        self._status = ["dropped out" for _ in clients]
+
+    def present(self) -> list[int]:
+        """Places in the list of clients of those that answer."""
+        places = range(len(self._clients))
+        return [place for place in places if self._faults.takes_part(self._number, self._clients[place])]
+
+    def receive(self, place: int, values: Any, masks: Any, kind: Literal["up", "growth"] = "up") -> Message | None:
+        """Takes a client's message through the channel.
+
+        Args:
+            place: The client's place in the list.
+            values: An update or a growth signal.
+            masks: uint8 masks of what is to be sent of it.
+            kind: 'up' for the update, which decides on the client's status; 'growth' for a growth signal.
+
+        Returns:
+            The message as the server decodes it; None if it is refused or never arrives.
+        """
+        message, status = self._through_channel(place, values, masks, kind)
+        if kind == "up":
+            self._status[place] = status
+        return message
+
+    def _through_channel(self, place: int, values: Any, masks: Any, kind: str) -> tuple[Message | None, str]:
+        base = self.masks if kind == "up" else None
+        try:
+            payload = codec.encode(
+                masks, values, dtype=self._wire.up, base=base, base_version=self._number, zstd=self._wire.zstd
+            )
+        except ValueError as error:
+            return None, f"nothing to send: {error}"
+        self._bytes[place][kind] = len(payload)
+        arrived = self._faults.deliver(self._number, self._clients[place], payload)
+        if arrived is None:
+            return None, "too late"
+        try:
+            decoded = codec.decode(arrived, self._like, base=base)
+        except codec.CodecError as error:
+            return None, f"refused: {error}"
+        is_finite, norm = map(float, _finite_and_norm(decoded.values))
+        if kind == "up":
+            self._norms[place] = norm
+        if not is_finite:
+            return None, "refused: NaN or infinite values"
+        if self._max_norm is not None and norm > self._max_norm:
+            return None, f"refused: its norm of {norm:.6g} is above {self._max_norm:.6g}"
+        return Message(decoded.values, decoded.masks), DELIVERED
+
+    def entries(self) -> list[Entry]:
+        """What each client cost."""
+        return [
+            Entry(self._number, name_of(client), self._down, **self._bytes[place], status=self._status[place])
+            for place, client in enumerate(self._clients)
+        ]
+
+    def diagnostics(self) -> dict[Any, Any]:
+        """The same by client id, with the norms of updates."""
+        costs = [{"down": entry.down, "up": entry.up, "growth": entry.growth} for entry in self.entries()]
+        columns = zip(self._clients, self._status, self._norms, costs, strict=True)
+        return {client: {"status": status, "delta_l2_norm": norm, **cost} for client, status, norm, cost in columns}
+
+
+def name_of(client: Any) -> str:
+    """A client id as text."""
+    return client.decode(errors="backslashreplace") if isinstance(client, bytes) else str(client)
+
+
+@jax.jit
+def _finite_and_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
+    leaves = jax.tree.leaves(tree)
+    is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return is_finite, jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))

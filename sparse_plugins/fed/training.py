@@ -1,0 +1,71 @@
+"""What clients compute: training inside a mask, and gradients at the parameters of the broadcast."""
+
+from collections.abc import Callable
+from typing import Any
+
+import fedjax
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins import core
+
+GradFn = Callable[[Any, Any, Any], Any]
+
+
+def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer) -> Callable[..., Any]:
+    """A `for_each_client` function that trains each client inside a mask.
+
+    Its shared input is `{"params", "masks"}`; a client's input is `{"rng"}`, and `"masks"` if they are its own. Its
+    output is `{"delta", "masks"}`: parameters of the broadcast minus trained ones, exactly 0 outside the client's mask,
+    and that mask.
+
+    Args:
+        grad_fn: From parameters, batch and key to gradients.
+        optimizer: What trains; it sees masked gradients.
+    """
+
+    def client_init(shared: Any, client: Any) -> Any:
+        masks = client.get("masks", shared["masks"])
+        params = core.apply_masks(shared["params"], masks)
+        return {"params": params, "opt_state": optimizer.init(params), "masks": masks, "rng": client["rng"]}
+
+    def client_step(state: Any, batch: Any) -> Any:
+        rng, use_rng = jax.random.split(state["rng"])
+        grads = core.apply_masks(grad_fn(state["params"], batch, use_rng), state["masks"])
+        opt_state, params = optimizer.apply(grads, state["opt_state"], state["params"])
+        params = core.apply_masks(params, state["masks"])
+        return {**state, "params": params, "opt_state": opt_state, "rng": rng}
+
+    def client_final(shared: Any, state: Any) -> Any:
+        delta = jax.tree.map(jnp.subtract, shared["params"], state["params"])
+        return {"delta": core.apply_masks(delta, state["masks"]), "masks": state["masks"]}
+
+    return fedjax.for_each_client(client_init, client_step, client_final)
+
+
+def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
+    """A `for_each_client` function that averages each client's gradients without moving the parameters.
+
+    Its shared input are the parameters, a client's input is `{"rng"}`, its output a tree of the parameters' shapes: the
+    mean over the client's examples.
+
+    Args:
+        grad_fn: From parameters, batch and key to gradients that are means over the batch.
+    """
+
+    def client_init(params: Any, client: Any) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return {"params": params, "sum": zeros, "examples": jnp.zeros(()), "rng": client["rng"]}
+
+    def client_step(state: Any, batch: Any) -> Any:
+        rng, use_rng = jax.random.split(state["rng"])
+        grads = grad_fn(state["params"], batch, use_rng)
+        examples = len(jax.tree.leaves(batch)[0])
+        total = jax.tree.map(lambda s, g: s + g * jnp.asarray(examples, s.dtype), state["sum"], grads)
+        return {**state, "sum": total, "examples": state["examples"] + examples, "rng": rng}
+
+    def client_final(params: Any, state: Any) -> Any:
+        examples = jnp.maximum(state["examples"], 1)
+        return jax.tree.map(lambda s: s / examples.astype(s.dtype), state["sum"])
+
+    return fedjax.for_each_client(client_init, client_step, client_final)

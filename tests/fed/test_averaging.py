@@ -1,0 +1,270 @@
+"""Federated averaging with explicit masks: the same training as FedJAX's, exactly sparse, in every path."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.testing as npt
+import optax
+import pytest
+
+from sparse_plugins import core, fed
+from tests import reference
+from tests.fed.toy import (
+    ALGORITHMS,
+    CLIENT,
+    GRADIENT,
+    KEPT,
+    MODEL,
+    ROUNDS,
+    SPARSE_CLIENT,
+    TRAIN,
+    clients_of_a_round,
+    num_kept,
+    updater_of,
+)
+
+fedjax = fed.import_fedjax()
+ADAM = optax.adam(0.01)
+DENSE = {"mlp/~/linear_0": 64, "mlp/~/linear_1": 32}
+
+
+def averaging(updater, grad_fn=GRADIENT, server=ADAM, **options) -> fedjax.FederatedAlgorithm:
+    return fed.sparse_federated_averaging(grad_fn, CLIENT, server, updater, TRAIN, **options)
+
+
+def run(algorithm, rounds: int = ROUNDS) -> list:
+    """The states after init and after each round."""
+    states = [algorithm.init(MODEL.init(jax.random.PRNGKey(0)))]
+    for num_round in range(rounds):
+        states.append(algorithm.apply(states[-1], clients_of_a_round(num_round))[0])
+    return states
+
+
+def growing(name: str = "rigl") -> core.BaseUpdater:
+    """One that replaces half of its weights at every mask change."""
+    return dataclasses.replace(updater_of(name), drop_fraction_fn=core.ConstantDrop(0.5))
+
+
+def masks_of(state) -> dict:
+    return core.unpack_masks(state.params, state.opt_state.masks)
+
+
+@pytest.mark.parametrize(
+    "name", ["no_prune", "magnitude", "saliency", "random", "magnitude_ste", "static_sparse", "set"]
+)
+def test_it_trains_as_fedjax_does_with_sparse_optimizers(name):
+    """Masks in the message or in the zeros of the parameters, one after another or by FedJAX: the same run."""
+    updater = updater_of(name)
+    server = fed.sparse_server_optimizer(ADAM, updater)
+    states = run(averaging(updater))
+    plain = ALGORITHMS["fed_avg"](server, SPARSE_CLIENT)
+    state = plain.init(states[0].params)
+    for num_round, ours in enumerate(states[1:]):
+        state, _ = plain.apply(state, clients_of_a_round(num_round))
+        jax.tree.map(lambda a, b: npt.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours.params, state.params)
+        jax.tree.map(npt.assert_array_equal, ours.opt_state.masks, state.opt_state.masks)
+
+
+NEED_MORE = {"wanda", "grasp"}
+
+
+@pytest.mark.parametrize("name", sorted({*core.all_algorithm_names()} - NEED_MORE))
+def test_no_path_sees_other_weights_than_those_of_the_masks(name):
+    """Clients' gradients, their deltas, what is evaluated and exported: all of it is the sparse forward view."""
+    seen = []
+
+    def watching(params, batch, rng):
+        jax.debug.callback(lambda used: seen.append(jax.tree.map(int, used)), jax.tree.map(jnp.count_nonzero, params))
+        return GRADIENT(params, batch, rng)
+
+    states = run(averaging(updater_of(name), watching, growth="dense"))
+    jax.effects_barrier()
+    for state in states:
+        used = (
+            {layer: int(jnp.count_nonzero(mask["w"])) for layer, mask in masks_of(state).items()}
+            if name != "no_prune"
+            else DENSE
+        )
+        assert num_kept(state.params) == used
+        for layer, mask in masks_of(state).items():
+            if name != "no_prune":
+                npt.assert_array_equal(state.params[layer]["w"] != 0, mask["w"])
+    broadcast = [num_kept(state.params) for state in states[:-1]]
+    assert len(seen) >= 2 * 4 * ROUNDS
+    most = {layer: max(counts[layer] for counts in broadcast) for layer in KEPT}
+    assert all(counts[layer]["w"] <= most[layer] for counts in seen for layer in KEPT)
+    if name not in ("no_prune", "global_magnitude", "global_saliency", "snip", "granet"):
+        assert num_kept(states[-1].params) == KEPT
+        assert all(counts[layer]["w"] <= KEPT[layer] for counts in seen[-8:] for layer in KEPT)
+
+
+class Listening(fed.Faults):
+    """A channel without faults that keeps what it carries."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "payloads", [])
+
+    def deliver(self, round_num, client, payload):
+        self.payloads.append((round_num, client, payload))
+        return payload
+
+
+def test_uploads_are_exactly_the_survivors_and_state_no_positions():
+    channel = Listening()
+    updater = updater_of("magnitude")
+    states = run(averaging(updater, faults=channel))
+    for round_num, _, payload in channel.payloads:
+        state = states[round_num]
+        message = fed.codec.decode(payload, state.params, base=masks_of(state))
+        assert set(message.forms) <= {"same", "whole", "dense"}  # dense: nothing is pruned yet
+        for layer in KEPT:
+            assert not message.values[layer]["w"][state.params[layer]["w"] == 0].any()
+    sizes = [len(payload) for round_num, _, payload in channel.payloads if round_num == ROUNDS - 1]
+    assert max(sizes) <= 4 * (sum(KEPT.values()) + 12) + 60
+
+
+def test_growth_by_gradients_is_rigl_on_the_weighted_mean_of_the_clients():
+    """Slow: the gradient of every example at the parameters of the broadcast, dropped and grown by the NumPy rule."""
+    updater = growing()
+    states = run(averaging(updater, growth="dense"), 2)
+    before, clients = states[1], clients_of_a_round(1)
+    grads = [GRADIENT(before.params, data.all_examples(), jax.random.key(0)) for _, data, _ in clients]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *grads)
+    drop = updater.drop_fraction_fn(1)
+    for layer, kept in KEPT.items():
+        weights, mask = np.array(before.params[layer]["w"]), np.array(masks_of(before)[layer]["w"])
+        signal = np.where(mask, 0, np.abs(mean[layer]["w"]))
+        survivors = kept - (kept - round((1 - drop) * kept))
+        expected = reference.drop_and_grow(mask, np.abs(weights), signal, survivors)
+        npt.assert_array_equal(masks_of(states[2])[layer]["w"], expected)
+
+
+@pytest.mark.parametrize("protocol", ["random", "topk", "delta", "dense"])
+def test_growth_is_paid_for_only_in_rounds_that_change_masks(protocol):
+    ledger = fed.Ledger()
+    states = run(averaging(growing(), growth=protocol, ledger=ledger))
+    by_round = ledger.by_round()
+    changes = [growing().is_refresh_due(number) for number in range(ROUNDS)]
+    for number, changed in enumerate(changes):
+        moved = any(
+            (a["w"] != b["w"]).any()
+            for a, b in zip(masks_of(states[number]).values(), masks_of(states[number + 1]).values(), strict=True)
+        )
+        total = by_round[number]
+        assert bool(total.growth) == (changed and protocol in ("topk", "dense"))
+        if protocol == "delta":
+            assert (total.up > 4 * 4 * 96) == changed
+        else:
+            assert total.up < 4 * 4 * (24 + 12) + 4 * 60
+        assert moved == changed or protocol == "delta"  # a dropped weight may grow back by what its clients changed
+        assert num_kept(states[number + 1].params) == KEPT
+
+
+def test_topk_sends_as_many_gradients_as_weights_are_replaced():
+    channel = Listening()
+    updater = growing()
+    states = run(averaging(updater, growth="topk", faults=channel), 2)
+    signals = [payload for round_num, _, payload in channel.payloads if round_num == 1][:4]
+    masks = masks_of(states[1])
+    for payload in signals:
+        sent = fed.codec.decode(payload, states[1].params)
+        for layer, kept in KEPT.items():
+            replaced = kept - round((1 - updater.drop_fraction_fn(1)) * kept)
+            assert sent.masks[layer]["w"].sum() == replaced
+            assert not sent.masks[layer]["w"][np.asarray(masks[layer]["w"]) != 0].any()
+            assert not sent.masks[layer]["b"].any()
+
+
+def test_a_growth_signal_of_nothing_but_zeros_is_an_error():
+    blind = lambda params, batch, rng: core.apply_masks(  # noqa: E731
+        GRADIENT(params, batch, rng), jax.tree.map(lambda p: (p != 0).astype(jnp.uint8), params)
+    )
+    algorithm = averaging(growing(), blind, growth="topk")
+    state = run(algorithm, 1)[-1]
+    with pytest.raises(
+        ValueError, match=r"round 1 is to grow weights by gradients.*all gradients of pruned weights are 0"
+    ):
+        algorithm.apply(state, clients_of_a_round(1))
+
+
+@pytest.mark.parametrize("name", ["set", "rigl"])
+@pytest.mark.parametrize("aggregation", [fed.Aggregation(), fed.Aggregation("voters"), fed.Aggregation("voters", 3)])
+def test_personal_masks_move_and_stay_at_the_target(name, aggregation):
+    ledger = fed.Ledger()
+    states = run(averaging(growing(name), personal_masks=True, aggregation=aggregation, ledger=ledger))
+    assert [num_kept(state.params) for state in states] == [KEPT] * (ROUNDS + 1)
+    first, last = (masks_of(state)["mlp/~/linear_0"]["w"] for state in (states[0], states[-1]))
+    assert (first != last).any()
+    assert ledger.total().growth == 0
+    quiet, moving = ledger.by_round()[0], ledger.by_round()[1]
+    assert quiet.up < moving.up < quiet.up + 4 * 2 * 30
+
+
+@pytest.mark.parametrize("backend", ["debug", "jit"])
+def test_it_runs_through_for_each_client(backend):
+    with fedjax.for_each_client_backend(backend):
+        state = run(averaging(growing()), 2)[-1]
+    expected = run(averaging(growing()), 2)[-1]
+    jax.tree.map(lambda a, b: npt.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, expected.params)
+
+
+def test_one_clients_update_is_used_before_the_next_client_starts():
+    """Memory for one update, however many clients a round has."""
+    events = []
+
+    class Watched(fedjax.ClientDataset):
+        def shuffle_repeat_batch(self, hparams=None, **kwargs):
+            def batches():
+                events.append("trains")
+                yield from super(Watched, self).shuffle_repeat_batch(hparams, **kwargs)
+
+            return batches()
+
+    class Channel(fed.Faults):
+        def deliver(self, round_num, client, payload):
+            events.append("sends")
+            return payload
+
+    clients = [(cid, Watched(data.raw_examples, data.preprocessor), rng) for cid, data, rng in clients_of_a_round(0)]
+    algorithm = averaging(updater_of("magnitude"), faults=Channel())
+    algorithm.apply(algorithm.init(MODEL.init(jax.random.PRNGKey(0))), clients)
+    assert events == ["trains", "sends"] * 4
+
+
+@pytest.mark.parametrize("wire", [fed.Wire(up="int8"), fed.Wire(up="float16", down="float16"), fed.Wire(up="bfloat16")])
+def test_training_goes_on_from_what_was_decoded(wire):
+    exact, narrow = (run(averaging(updater_of("magnitude"), wire=wire))[-1] for wire in (fed.Wire(), wire))
+    differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), exact.params, narrow.params)
+    assert 0 < max(jax.tree.leaves(differences)) < 0.1
+    assert num_kept(narrow.params) == KEPT
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"growth": "top"}, "growth is 'top'; choose one of random, topk, delta, dense"),
+        ({"max_norm": 0.0}, "max_norm is 0.0; give a number above 0"),
+        ({"personal_masks": True}, "personal_masks=True works with core.SET and core.RigL"),
+    ],
+)
+def test_bad_arguments_say_what_to_change(options, message):
+    with pytest.raises(ValueError, match=message):
+        averaging(updater_of("magnitude"), **options)
+    with pytest.raises(TypeError, match="updater must be a core updater"):
+        averaging(optax.sgd(0.1))
+    with pytest.raises(TypeError, match="optimizer must be an optax transformation"):
+        averaging(updater_of("magnitude"), server=0.1)
+
+
+def test_a_state_is_a_pytree_that_goes_on_where_it_was():
+    algorithm = averaging(growing())
+    states = run(algorithm)
+    leaves, treedef = jax.tree.flatten(states[2])
+    again = jax.tree.unflatten(treedef, [np.asarray(leaf) for leaf in leaves])
+    again = dataclasses.replace(again, round=int(again.round))
+    for num_round in range(2, ROUNDS):
+        again, _ = algorithm.apply(again, clients_of_a_round(num_round))
+    jax.tree.map(npt.assert_array_equal, again.params, states[-1].params)

@@ -1,0 +1,245 @@
+"""What goes wrong between clients and server is refused, counted and told; the round goes on with the rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.testing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_plugins import core, fed
+from sparse_plugins.fed.aggregation import Sums, reprune
+from tests.fed.test_averaging import averaging, run
+from tests.fed.toy import KEPT, MODEL, ROUNDS, clients_of_a_round, num_kept, updater_of
+
+fedjax = fed.import_fedjax()
+
+
+def one_round(faults=fed.Faults(), clients=None, updater=None, **options):  # noqa: B008
+    ledger = fed.Ledger()
+    algorithm = averaging(updater or updater_of("static_sparse"), faults=faults, ledger=ledger, **options)
+    before = algorithm.init(MODEL.init(jax.random.PRNGKey(0)))
+    after, diagnostics = algorithm.apply(before, clients or clients_of_a_round(0))
+    return before, after, diagnostics, ledger
+
+
+class Spoiling(fed.Faults):
+    """Client 0's update is replaced."""
+
+    substitute = b""
+
+    def deliver(self, round_num, client, payload):
+        return self.substitute if client == 0 else payload
+
+
+def without_client_0() -> list:
+    return clients_of_a_round(0)[1:]
+
+
+def with_poisoned_client_0() -> list:
+    clients = clients_of_a_round(0)
+    data = clients[0][1].raw_examples
+    spoilt = fedjax.ClientDataset({**data, "x": np.full_like(data["x"], np.nan)})
+    return [(0, spoilt, clients[0][2]), *clients[1:]]
+
+
+def other_model() -> bytes:
+    values = {"w": np.ones(3, np.float32)}
+    return fed.codec.encode({"w": core.NOT_PRUNED}, values)
+
+
+def other_dtype() -> bytes:
+    params = MODEL.init(jax.random.PRNGKey(0))
+    values = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    return fed.codec.encode(jax.tree.map(lambda p: core.NOT_PRUNED, values), values)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "refused: a payload has at least"),
+        (b"x" * 500, "refused: "),
+        (other_model(), "refused: this payload is about another model"),
+        (other_dtype(), "refused: this payload is about another model"),
+    ],
+)
+def test_a_round_goes_on_without_an_update_that_cannot_be_read(payload, reason):
+    channel = type("Channel", (Spoiling,), {"substitute": payload})()
+    _, after, diagnostics, ledger = one_round(channel)
+    _, expected, _, _ = one_round(clients=without_client_0())
+    assert diagnostics[0]["status"].startswith(reason)
+    assert diagnostics[0]["delta_l2_norm"] is None
+    assert [diagnostics[client]["status"] for client in (1, 2, 3)] == ["ok"] * 3
+    jax.tree.map(npt.assert_array_equal, after.params, expected.params)
+    assert ledger.total().refused == 1
+    assert len({entry.up for entry in ledger}) == 1  # what was sent is paid for all the same
+
+
+@pytest.mark.parametrize("wire", [fed.Wire(), fed.Wire(up="int8")])
+def test_an_update_with_nan_is_refused(wire):
+    _, after, diagnostics, _ = one_round(clients=with_poisoned_client_0(), wire=wire)
+    _, expected, _, _ = one_round(clients=without_client_0(), wire=wire)
+    assert diagnostics[0]["status"].startswith(("refused: NaN", "nothing to send"))
+    jax.tree.map(npt.assert_array_equal, after.params, expected.params)
+
+
+def test_an_update_above_the_norm_is_refused():
+    norms = {client: told["delta_l2_norm"] for client, told in one_round()[2].items()}
+    largest = max(norms, key=norms.get)
+    limit = sorted(norms.values())[-2]
+    _, _, diagnostics, _ = one_round(max_norm=limit)
+    assert {client for client, told in diagnostics.items() if told["status"] != "ok"} == {largest}
+    assert "is above" in diagnostics[largest]["status"]
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        (fed.Faults(drop_out=1.0), "4 dropped out"),
+        (fed.Faults(late=1.0), "4 too late"),
+        (fed.Faults(damage=1.0), "refused"),
+    ],
+)
+def test_a_round_without_a_valid_client_changes_nothing_and_says_so(faults, reason):
+    with pytest.warns(RuntimeWarning, match=f"round 0: 0 valid updates of 4 clients.*{reason}"):
+        before, after, _, ledger = one_round(faults)
+    assert after.round == 1
+    jax.tree.map(npt.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
+    assert ledger.total().refused == 4
+    assert ledger.total().down > 0
+    assert bool(ledger.total().up) == (faults.drop_out == 0)
+
+
+def test_a_round_without_clients_changes_nothing():
+    algorithm = averaging(updater_of("static_sparse"))
+    before = algorithm.init(MODEL.init(jax.random.PRNGKey(0)))
+    with pytest.warns(RuntimeWarning, match="0 valid updates of 0 clients, 1 are needed.*no clients"):
+        after, diagnostics = algorithm.apply(before, [])
+    assert diagnostics == {}
+    jax.tree.map(npt.assert_array_equal, after.params, before.params)
+
+
+def test_too_few_votes_change_nothing():
+    with pytest.warns(RuntimeWarning, match="round 0: 4 valid updates of 4 clients, 5 are needed"):
+        before, after, _, _ = one_round(aggregation=fed.Aggregation(min_votes=5))
+    jax.tree.map(npt.assert_array_equal, after.params, before.params)
+
+
+def test_a_client_drawn_twice_counts_and_pays_twice():
+    clients = clients_of_a_round(0)
+    _, _, _, ledger = one_round(clients=[*clients, clients[0]])
+    assert [entry.client for entry in ledger] == ["0", "1", "2", "3", "0"]
+    assert all(entry.up and entry.down for entry in ledger)
+
+
+def test_faults_depend_on_seed_round_and_client_alone():
+    faults = fed.Faults(drop_out=0.3, late=0.3, damage=0.3, seed=3)
+    places = [(number, client) for number in range(20) for client in (b"a", b"b", 7)]
+    draw = lambda faults: [(faults.takes_part(*place), faults.deliver(*place, b"payload")) for place in places]  # noqa: E731
+    assert draw(faults) == draw(fed.Faults(drop_out=0.3, late=0.3, damage=0.3, seed=3))
+    assert draw(faults) != draw(fed.Faults(drop_out=0.3, late=0.3, damage=0.3, seed=4))
+    drops = [faults.takes_part(number, b"a") for number in range(2000)]
+    assert 0.66 < np.mean(drops) < 0.74
+    with pytest.raises(ValueError, match="late"):
+        fed.Faults(late=1.5)
+    with pytest.raises(ValueError, match="seed is -1"):
+        fed.Faults(seed=-1)
+
+
+def test_training_survives_a_bad_network():
+    ledger, faults = fed.Ledger(), fed.Faults(drop_out=0.2, late=0.2, damage=0.2, seed=1)
+    states = run(averaging(updater_of("magnitude"), faults=faults, ledger=ledger))
+    reasons = {entry.status.partition(":")[0] for entry in ledger}
+    assert reasons == {"ok", "dropped out", "too late", "refused"}
+    assert num_kept(states[-1].params) == KEPT
+    assert len(states) == ROUNDS + 1
+
+
+def test_the_ledger_is_the_length_of_every_payload():
+    lengths = []
+
+    class Weighing(fed.Faults):
+        def deliver(self, round_num, client, payload):
+            lengths.append((round_num, len(payload)))
+            return payload
+
+    ledger = fed.Ledger()
+    states = run(averaging(updater_of("rigl"), growth="dense", faults=Weighing(), ledger=ledger))
+    for number, total in ledger.by_round().items():
+        assert total.up + total.growth == sum(length for place, length in lengths if place == number)
+        state = states[number]
+        masks = core.unpack_masks(state.params, state.opt_state.masks)
+        broadcast = fed.codec.encode(masks, state.params, base_version=number)
+        assert total.down == 4 * len(broadcast)
+    assert fed.Ledger.from_csv(ledger.to_csv()).total() == ledger.total()
+
+
+def test_a_static_mask_travels_as_a_seed():
+    data = fedjax.ClientDataset({"x": np.ones((2, 64), np.float32)})
+    gradient = lambda params, batch, rng: jax.grad(lambda p: jnp.mean(batch["x"] @ p["w"]))(params)  # noqa: E731
+    down = {}
+    for name in ("static_sparse", "set"):
+        ledger = fed.Ledger()
+        algorithm = averaging(updater_of(name), gradient, ledger=ledger)
+        algorithm.apply(algorithm.init({"w": jnp.ones((64, 64))}), [("anna", data, jax.random.key(0))])
+        down[name] = ledger.total().down
+    assert down["static_sparse"] < 4 * 1024 + 80 < down["set"]
+
+
+def test_a_ledger_is_saved_whole_and_goes_on_from_a_round(tmp_path):
+    ledger = fed.Ledger(fed.Entry(number, f'client, "{number}"', 1, 2, 3) for number in range(4))
+    ledger.save(tmp_path / "ledger.csv")
+    again = fed.Ledger.from_csv((tmp_path / "ledger.csv").read_text())
+    assert list(again) == list(ledger)
+    again.truncate(before_round=2)
+    assert again.total() == ledger.total(before_round=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.csv"]
+    with pytest.raises(ValueError, match="line 2 of the ledger is damaged"):
+        fed.Ledger.from_csv("round,client,down,up,growth,status\n0,a,1,2\n")
+    with pytest.raises(ValueError, match="a ledger has the columns"):
+        fed.Ledger.from_csv("a,b\n")
+
+
+small = st.integers(1, 5)
+
+
+@given(st.data(), small, st.integers(1, 4))
+def test_aggregation_follows_the_slow_rule(data, num_clients, min_votes):
+    draw = lambda elements: np.array(data.draw(st.lists(elements, min_size=6, max_size=6)))  # noqa: E731
+    masks = [draw(st.integers(0, 1)).astype(np.uint8) for _ in range(num_clients)]
+    updates = [draw(st.integers(-8, 8)).astype(np.float32) * mask for mask in masks]
+    weights = [data.draw(st.integers(1, 9)) for _ in range(num_clients)]
+    sums = Sums({"w": jnp.zeros(6), "b": jnp.zeros(2)}, {"w": jnp.ones(6, jnp.uint8), "b": core.NOT_PRUNED})
+    for update, weight, mask in zip(updates, weights, masks, strict=True):
+        message = {"w": jnp.asarray(update), "b": jnp.full(2, update[0])}
+        sums.add(message, weight, {"w": jnp.asarray(mask), "b": core.NOT_PRUNED})
+    mean, voters = np.zeros(6), np.zeros(6)
+    for place in range(6):
+        held = [i for i in range(num_clients) if masks[i][place]]
+        total = sum(weights[i] * updates[i][place] for i in held)
+        mean[place] = total / sum(weights)
+        voters[place] = total / sum(weights[i] for i in held) if held else 0
+    bias = sum(w * u[0] for w, u in zip(weights, updates, strict=True)) / sum(weights)
+    for rule, expected in (("mean", mean), ("voters", voters)):
+        got = sums.aggregate(fed.Aggregation(rule))
+        npt.assert_allclose(got["w"], expected, rtol=1e-6)
+        npt.assert_allclose(got["b"], [bias] * 2, rtol=1e-6)
+    votes = np.sum(masks, axis=0)
+    elected = sums.elected(fed.Aggregation(min_votes=min_votes))
+    npt.assert_array_equal(elected["w"], votes >= min_votes)
+    before, params = masks[0], draw(st.integers(-4, 4)).astype(np.float32)
+    kept = reprune({"w": jnp.asarray(params)}, {"w": jnp.asarray(before)}, {"w": elected["w"]})["w"]
+    has_say = votes >= min_votes
+    rank = lambda i: (0, -abs(params[i]), i) if has_say[i] else (1, -int(before[i]), i)  # noqa: E731
+    order = sorted(range(6), key=rank)
+    npt.assert_array_equal(np.flatnonzero(kept), sorted(order[: before.sum()]))
+
+
+def test_aggregations_that_are_none_are_errors():
+    with pytest.raises(ValueError, match="rule is 'median'; choose 'mean' or 'voters'"):
+        fed.Aggregation("median")
+    with pytest.raises(ValueError, match="min_votes is 0"):
+        fed.Aggregation(min_votes=0)
+    with pytest.raises(ValueError, match="up is 'int4'; choose one of"):
+        fed.Wire(up="int4")
