@@ -8,6 +8,7 @@ Every set comes as FedJAX's `FederatedData`; a batch holds
 """
 
 import sqlite3
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,24 +118,69 @@ def _load_emnist(only_digits: bool, cache_dir: Path) -> Splits:
 
 
 class SeededClientDataset(fedjax.ClientDataset):
-    """A client's data with its own shuffle: a batching seed left open is filled in with this one.
+    """A client's data, read when it is needed, with its own shuffle.
 
-    A FedJAX algorithm holds one `ShuffleRepeatBatchHParams` for all rounds. With a seed in it, a client sees
-    the same order in every round; without one, no run can be repeated.
+    A round may have more clients than memory has room for their data. And a FedJAX algorithm holds one
+    `ShuffleRepeatBatchHParams` for all rounds: with a seed in it, a client sees the same order in every round; without
+    one, no run can be repeated. Here a batching seed left open is filled in with the client's.
+
+    Args:
+        read: gives the client's `fedjax.ClientDataset`.
+        size: how many examples that has.
+        seed: of its shuffles.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        super().__init__(dataset.raw_examples, dataset.preprocessor)
-        self.seed = seed
+    def __init__(self, read: Callable[[], fedjax.ClientDataset], size: int, seed: int) -> None:
+        self._read, self._size, self.seed = read, size, seed
+
+    def __len__(self) -> int:
+        return self._size
 
     def __getitem__(self, index: slice) -> "SeededClientDataset":
-        return SeededClientDataset(super().__getitem__(index), self.seed)
+        return SeededClientDataset(lambda: self._read()[index], len(range(self._size)[index]), self.seed)
 
-    def shuffle_repeat_batch(self, hparams: Any = None, **kwargs: Any) -> Any:
+    @property
+    def raw_examples(self) -> Any:
+        """All examples before the preprocessor, read anew."""
+        return self._read().raw_examples
+
+    @property
+    def preprocessor(self) -> Any:
+        """What makes batches of raw examples."""
+        return self._read().preprocessor
+
+    def shuffle_repeat_batch(self, hparams: Any = None, **kwargs: Any) -> Iterable[Any]:
         """As in FedJAX, but never seeded by the clock."""
         if kwargs.get("seed", getattr(hparams, "seed", None)) is None:
             kwargs["seed"] = self.seed
-        return super().shuffle_repeat_batch(hparams, **kwargs)
+        return _Batches(self, lambda dataset: dataset.shuffle_repeat_batch(hparams, **kwargs))
+
+    def padded_batch(self, hparams: Any = None, **kwargs: Any) -> Iterable[Any]:
+        """As in FedJAX."""
+        return _Batches(self, lambda dataset: dataset.padded_batch(hparams, **kwargs))
+
+    def batch(self, hparams: Any = None, **kwargs: Any) -> Iterable[Any]:
+        """As in FedJAX."""
+        return _Batches(self, lambda dataset: dataset.batch(hparams, **kwargs))
+
+    def _checked(self) -> fedjax.ClientDataset:
+        dataset = self._read()
+        if len(dataset) != self._size:
+            raise ValueError(
+                f"a client was announced with {self._size} examples and has {len(dataset)}: preprocess_client must not "
+                "change their number, by which clients are weighted. Filter the data set beforehand."
+            )
+        return dataset
+
+
+class _Batches:
+    """Batches of a client whose data is in memory only while they are iterated over."""
+
+    def __init__(self, dataset: SeededClientDataset, batches: Callable[[Any], Iterable[Any]]) -> None:
+        self._dataset, self._batches = dataset, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches(self._dataset._checked()))
 
 
 class SeededClientSampler(fedjax.client_samplers.ClientSampler):
@@ -170,11 +216,14 @@ class SeededClientSampler(fedjax.client_samplers.ClientSampler):
         chosen = rng.choice(len(self._client_ids), self._num_clients, replace=False)
         shuffle_seeds = rng.integers(2**32, size=self._num_clients)
         keys = jax.random.split(jax.random.PRNGKey(rng.integers(2**31)), self._num_clients)
-        clients = self._data.get_clients([self._client_ids[index] for index in chosen])
+        clients = [self._client_ids[index] for index in chosen]
         return [
-            (client_id, SeededClientDataset(dataset, int(seed)), key)
-            for (client_id, dataset), seed, key in zip(clients, shuffle_seeds, keys, strict=True)
+            (client, self._dataset(client, int(seed)), key)
+            for client, seed, key in zip(clients, shuffle_seeds, keys, strict=True)
         ]
+
+    def _dataset(self, client: bytes, seed: int) -> SeededClientDataset:
+        return SeededClientDataset(lambda: self._data.get_client(client), self._data.client_size(client), seed)
 
     def set_round_num(self, round_num: int) -> None:
         """Makes `round_num` the next round to be drawn."""

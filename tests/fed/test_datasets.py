@@ -180,3 +180,55 @@ def test_a_client_shuffles_anew_in_every_round_and_keeps_a_seed_it_is_given() ->
 def test_a_round_can_not_have_more_clients_than_there_are(num_clients: int) -> None:
     with pytest.raises(ValueError, match=rf"{num_clients} clients per round .* has 13\. Choose 1 to 13\."):
         datasets.SeededClientSampler(datasets.load("digits")[0], num_clients, seed=0)
+
+
+class Watched:
+    """The digits; notes which clients are read, and may announce another size."""
+
+    def __init__(self, off_by: int = 0) -> None:
+        self._data, self._off_by = datasets.load("digits")[0], off_by
+        self.read: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def client_size(self, client_id: bytes) -> int:
+        return self._data.client_size(client_id) + self._off_by
+
+    def get_client(self, client_id: bytes) -> Any:
+        self.read.append(client_id)
+        return self._data.get_client(client_id)
+
+
+def test_clients_are_read_one_at_a_time_and_only_when_they_train() -> None:
+    train = Watched()
+    clients = datasets.SeededClientSampler(train, 4, seed=0).sample()
+    batches = [data.shuffle_repeat_batch(batch_size=32) for _, data, _ in clients]
+    assert [len(data) for _, data, _ in clients] == [train.client_size(client) for client, _, _ in clients]
+    assert train.read == []
+    for position, own in enumerate(batches):
+        assert sum(len(batch["y"]) for batch in own) >= len(clients[position][1])
+        assert train.read == [client for client, _, _ in clients[: position + 1]]
+
+
+def test_lazy_data_batches_and_slices_as_fedjaxs() -> None:
+    train = datasets.load("digits")[0]
+    client, data, _ = datasets.SeededClientSampler(train, 1, seed=0).sample()[0]
+    plain = train.get_client(client)
+    pairs = [
+        (data.padded_batch(batch_size=8), plain.padded_batch(batch_size=8)),
+        (data.batch(batch_size=8), plain.batch(batch_size=8)),
+        ([data[:3].all_examples()], [plain[:3].all_examples()]),
+    ]
+    for ours, theirs in pairs:
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.keys() == other.keys()
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
+    assert len(data[:3]) == 3
+
+
+def test_a_client_of_another_size_than_announced_is_an_error_not_a_wrong_weight() -> None:
+    (_, data, _), *_ = datasets.SeededClientSampler(Watched(off_by=1), 2, seed=0).sample()
+    with pytest.raises(ValueError, match="preprocess_client must not change their number"):
+        next(iter(data.shuffle_repeat_batch(batch_size=4)))
