@@ -17,8 +17,7 @@ from hypothesis import given, settings
 
 from experiments.fuzz import codec as fuzz
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.fed.codec import envelope
-from sparse_plugins.fed.codec import CodecError, SeededMasks, decode, encode, needed_base
+from sparse_plugins.fed.codec import CodecError, SeededMasks, decode, encode, envelope, needed_base
 from sparse_plugins.fed.codec.envelope import Flags, Header
 from sparse_plugins.fed.codec.reader import varint
 from tests.fed.codec_cases import same_bits
