@@ -1,0 +1,237 @@
+"""Checkpoints from which a federated run goes on as if it had never stopped, bit for bit."""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_plugins.core.trees import leaf_names
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint is whole, but belongs to another model, optimizer or updater than the run that asks for it."""
+
+
+class Checkpoint(NamedTuple):
+    """What `Checkpoints.restore` found.
+
+    Attributes:
+        round: Number of finished rounds, as given to `save`.
+        state: Tree of the structure and types that were asked for.
+        extra: What was saved beside it, as JSON has it: tuples come back as lists.
+    """
+
+    round: int
+    state: Any
+    extra: Any
+
+
+class Checkpoints:
+    """A folder of the newest checkpoints of one run.
+
+    Each is written whole or not at all, carries checksums, and is never overwritten. Needs `orbax-checkpoint`.
+
+    Args:
+        folder: Where they are; made when it is needed.
+        keep: How many finished ones to keep, 1 or more. With 2, a damaged one costs the rounds since the one before.
+
+    Raises:
+        ValueError: If `keep` is less than 1.
+
+    Example:
+        >>> import tempfile
+        >>> state = {"w": jnp.arange(3.0), "round": 7}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints = Checkpoints(folder)
+        ...     checkpoints.save(7, state, extra={"bytes": 120})
+        ...     found = checkpoints.restore(like=state)
+        >>> found.round, found.state["w"].tolist(), found.state["round"], found.extra
+        (7, [0.0, 1.0, 2.0], 7, {'bytes': 120})
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; give the number of checkpoints to keep, 1 or more.")
+        self._folder, self._keep = Path(folder).absolute(), keep
+
+    def rounds(self) -> list[int]:
+        """Numbers of the checkpoints there are, ascending; some may turn out to be damaged."""
+        entries = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+
+    def save(self, round_number: int, state: Any, extra: Any = None) -> None:
+        """Writes a checkpoint, then removes the oldest of more than `keep`.
+
+        Args:
+            round_number: Finished rounds, 0 or more and above those of all earlier checkpoints.
+            state: Tree of arrays, random keys, and Python ints, floats and bools, such as a `SparseServerState`.
+            extra: Anything that JSON takes, such as the CSV of a ledger.
+
+        Raises:
+            FileExistsError: If there is one of this round or of a later one.
+            TypeError: If the state has leaves of other kinds, or JSON can't take `extra`.
+        """
+        if self.rounds() and round_number <= (newest := self.rounds()[-1]):
+            raise FileExistsError(
+                f"{self._folder} has a checkpoint of round {newest}, and round {round_number} was to be saved: "
+                "checkpoints are never overwritten. Call restore and go on from there, or choose another folder."
+            )
+        arrays = _arrays(state)
+        text = json.dumps({"leaves": _described(state), "digest": _digest(arrays), "extra": extra})
+        ocp = _orbax()
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            record=ocp.args.JsonSave({"text": text, "checksum": zlib.crc32(text.encode())}),
+        )
+        with self._manager(ocp) as manager:
+            manager.save(round_number, args=items)
+
+    def restore(self, like: Any) -> Checkpoint | None:
+        """Reads the newest checkpoint that can be read.
+
+        One that is damaged is renamed, not deleted, and a warning says what is lost with it.
+
+        Args:
+            like: A state of the structure, shapes and types to restore, such as that of the algorithm's `init`.
+
+        Returns:
+            The checkpoint, its arrays where those of `like` are; None if there is none.
+
+        Raises:
+            CheckpointMismatchError: If it is the checkpoint of another model or optimizer, or of a dense run.
+        """
+        numbers = self.rounds()
+        while numbers:
+            number = numbers.pop()
+            try:
+                record, arrays = self._read(number)
+            except (MemoryError, PermissionError):
+                raise
+            except Exception as error:  # Damaged files make the libraries below raise anything.
+                self._set_aside(number, error, numbers)
+                continue
+            _check_same(f"the checkpoint of round {number} in {self._folder}", record["leaves"], like)
+            leaves = [
+                _as(leaf, arrays[str(i)]) if str(i) in arrays else leaf for i, leaf in enumerate(jax.tree.leaves(like))
+            ]
+            return Checkpoint(number, jax.tree.unflatten(jax.tree.structure(like), leaves), record["extra"])
+        return None
+
+    def _manager(self, ocp: Any) -> Any:
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    def _read(self, number: int) -> tuple[Mapping[str, Any], Arrays]:
+        ocp = _orbax()
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+        with self._manager(ocp) as manager:
+            found = manager.restore(number, args=items)
+        if zlib.crc32(found["record"]["text"].encode()) != found["record"]["checksum"]:
+            raise ValueError("the record does not have its checksum")
+        record = json.loads(found["record"]["text"])
+        if _digest(found["state"]) != record["digest"]:
+            raise ValueError("the arrays do not have their checksum")
+        return record, found["state"]
+
+    def _set_aside(self, number: int, error: Exception, older: list[int]) -> None:
+        damaged = self._folder / f"{number}.damaged"
+        shutil.rmtree(damaged, ignore_errors=True)
+        os.rename(self._folder / str(number), damaged)
+        rest = f"the next is that of round {older[-1]}" if older else "there is no other, so the run starts again"
+        warnings.warn(
+            f"the checkpoint of round {number} in {self._folder} is damaged and now called {damaged.name}; {rest}, and "
+            f"rounds after it are lost ({type(error).__name__}: {str(error).partition(chr(10))[0]})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ImportError("checkpoints need orbax-checkpoint: pip install 'sparse-plugins[fed]'.") from error
+    return ocp
+
+
+def _kind(leaf: Any) -> str:
+    if isinstance(leaf, bool | int | float):
+        return type(leaf).__name__
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return str(leaf.dtype)
+    raise TypeError(f"a state has arrays, ints, floats and bools; this one has a {type(leaf).__name__}: {leaf!r}.")
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _described(state: Any) -> list[list[Any]]:
+    """Name, kind and shape of every leaf."""
+    leaves = jax.tree.leaves(state)
+    return [[name, _kind(leaf), [*np.shape(leaf)]] for name, leaf in zip(leaf_names(state), leaves, strict=True)]
+
+
+def _arrays(state: Any) -> Arrays:
+    """The leaves by their place; those without entries say all with their shape, and Orbax takes none."""
+    leaves = (jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state))
+    return {str(i): array for i, leaf in enumerate(leaves) if (array := np.asarray(leaf)).size}
+
+
+def _as(leaf: Any, array: np.ndarray[Any, Any]) -> Any:
+    """The array as the kind of leaf it was."""
+    if isinstance(leaf, bool | int | float):
+        return type(leaf)(array.item())
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, np.ndarray | np.generic):
+        return array if isinstance(leaf, np.ndarray) else array[()]
+    if leaf.weak_type and not array.shape:  # A Python number makes one again.
+        return jnp.asarray(array.item())
+    return jax.device_put(array, leaf.sharding)
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _check_same(what: str, stored: list[list[Any]], like: Any) -> None:
+    """Raises if the leaves of a checkpoint are others than those of a state."""
+    if stored == (wanted := _described(like)):
+        return
+    old, new = ({name: (kind, shape) for name, kind, shape in leaves} for leaves in (stored, wanted))
+    if _has_masks(new) and not _has_masks(old):
+        raise CheckpointMismatchError(
+            f"{what} is that of a dense run: it holds no masks, and a sparse run can't go on from it. Restore the "
+            "sparse run's own, or start one from the dense parameters with algorithm.init(params)."
+        )
+    names = dict.fromkeys([*new, *old])
+    name = next((name for name in names if old.get(name) != new.get(name)), next(iter(names), ""))
+    raise CheckpointMismatchError(
+        f"{what} belongs to another model, optimizer or updater: {name!r} is {_spelled(old.get(name))} there and "
+        f"{_spelled(new.get(name))} here. Build what it was saved from, or choose another folder."
+    )
+
+
+def _has_masks(names: Iterable[str]) -> bool:
+    return any("masks" in name.split("/") for name in names)
+
+
+def _spelled(leaf: tuple[str, list[int]] | None) -> str:
+    return "missing" if leaf is None else f"{leaf[0]}{leaf[1]}"
