@@ -1,48 +1,82 @@
 """`python -m experiments.fed_emnist`: trains every run of the study and reports what came of it."""
 
-import dataclasses
+import io
 import shlex
+import shutil
 import sys
-import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
-from experiments.fed_emnist.cli import parse
-from experiments.fed_emnist.config import DENSE, Run, StudyConfig
-from experiments.fed_emnist.plot import save_plot
-from experiments.fed_emnist.record import Row, RowWriter, create_folder, read_rows, row_writer, write_config
+from experiments.fed_emnist.cli import folder_to_resume, parse
+from experiments.fed_emnist.config import DENSE, StudyConfig
+from experiments.fed_emnist.plot import accuracy_figure
+from experiments.fed_emnist.plot_bytes import bytes_figure
+from experiments.fed_emnist.record import (
+    changed_packages,
+    create_folder,
+    locked,
+    read_config,
+    read_rows,
+    write_whole,
+)
 from experiments.fed_emnist.report import outcomes, report, table
-from experiments.fed_emnist.train import Task, prepare, train
+from experiments.fed_emnist.runs import CHECKPOINTS, RUNS, collect, execute_all, has_ended
+from experiments.fed_emnist.train import Task, prepare
 from sparse_plugins import core
 from sparse_plugins.fed.datasets import DatasetUnavailableError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the study of a command line, the process's own when None.
+    """Runs the study of a command line, the process's own when None, or goes on with one.
 
     Returns:
         Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = parse(arguments)
+    folder = folder_to_resume(arguments)
     try:
-        task = prepare(config)
-        folder = create_folder(config)
-    except (DatasetUnavailableError, FileExistsError, ValueError) as error:
+        if folder is None:
+            config = parse(arguments)
+            task = prepare(config)
+            folder = create_folder(config, shlex.join(["python", "-m", "experiments.fed_emnist", *arguments]))
+        else:
+            config = read_config(folder)
+            task = prepare(config)
+        with locked(folder):
+            return study(config, folder, task)
+    except (DatasetUnavailableError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_config(folder, config, shlex.join(["python", "-m", "experiments.fed_emnist", *arguments]))
+
+
+def study(config: StudyConfig, folder: Path, task: Task) -> int:
+    """Trains what is left of a study and writes its files, the report last.
+
+    Returns:
+        Exit status, as of `main`.
+    """
+    runs = list(config.runs())
+    if (folder / "results.md").exists() and all(has_ended(config, folder, run) for run in runs):
+        rows = read_rows(folder)
+        print(f"{folder} is finished and left alone.\n\n{table(outcomes(rows), config, task.dense_bytes)}")
+        return int(any(row.failure for row in rows))
+    for change in changed_packages(folder):
+        print(f"note: {change}; results may differ in their last bits from those of a study that never stopped.")
     print(plan(config, task))
-    with row_writer(folder) as writer:
-        for run in config.runs():
-            execute(config, run, task, writer)
-    rows = read_rows(folder)
-    (folder / "results.md").write_text(report(config, rows))
-    save_plot(folder / "accuracy.png", config, rows)
+    for line in execute_all(config, folder):
+        print(line, flush=True)
+        collect(config, folder)
+    rows = collect(config, folder)
+    for run in runs:
+        shutil.rmtree(folder / RUNS / run.folder / CHECKPOINTS, ignore_errors=True)
+    for name, figure in (("accuracy.png", accuracy_figure(config, rows)), ("bytes.png", bytes_figure(config, rows))):
+        figure.savefig(picture := io.BytesIO(), format="png")
+        write_whole(folder / name, picture.getvalue())
+    write_whole(folder / "results.md", report(config, rows, task.dense_bytes))
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
-    print(f"\n{table(outcomes(rows))}\n\nIn {folder}: {files}")
+    print(f"\n{table(outcomes(rows), config, task.dense_bytes)}\n\nIn {folder}: {files}")
     return int(any(row.failure for row in rows))
 
 
@@ -55,25 +89,6 @@ def plan(config: StudyConfig, task: Task) -> str:
         params = jax.eval_shape(task.model.init, jax.random.PRNGKey(0))
         text += f" Plan of {sparse[0]}:\n{core.describe_plan(config.updater(sparse[0]), params)}"
     return text
-
-
-def execute(config: StudyConfig, run: Run, task: Task, writer: RowWriter) -> None:
-    """Trains one run and records it, whatever happens to it: one bad run must not cost the others."""
-    started = time.perf_counter()
-    empty = row = Row(algorithm=run.algorithm, sparsity=run.sparsity, seed=run.seed, round=0)
-    with tqdm(range(1, config.rounds + 1), str(run), unit="round", leave=False, disable=None) as rounds:
-        try:
-            for evaluation in train(config, run, task, rounds):
-                seconds = round(time.perf_counter() - started, 2)
-                row = dataclasses.replace(row, **evaluation._asdict(), seconds=seconds)
-                writer.write(row)
-                summary = f"{evaluation.test_accuracy:.1%} right, {evaluation.measured_sparsity:.1%} zeros"
-                rounds.set_postfix_str(summary)
-        except Exception as error:
-            summary = " ".join(f"failed: {type(error).__name__}: {error}".split())
-            row = dataclasses.replace(empty, round=row.round, failure=summary.removeprefix("failed: "))
-            writer.write(row)
-    print(f"{run}: {summary}", flush=True)
 
 
 if __name__ == "__main__":

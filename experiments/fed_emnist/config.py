@@ -9,13 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_plugins import core
-from sparse_plugins.fed import datasets
+from sparse_plugins.fed import datasets, growth
+from sparse_plugins.fed.codec.value_codes import DTYPES
 
 DENSE = "no_prune"
 
 
 class Run(NamedTuple):
-    """One training run of the study."""
+    """One training run of the study.
+
+    Attributes:
+        algorithm: name of an updater; behind a colon there may be what says which weights grow, as in `rigl:dense`.
+        sparsity: target fraction of zeros.
+        seed: of everything in it.
+    """
 
     algorithm: str
     sparsity: float
@@ -25,6 +32,21 @@ class Run(NamedTuple):
         if self.algorithm == DENSE:
             return f"dense, seed {self.seed}"
         return f"{self.algorithm} at {100 * self.sparsity:.4g} %, seed {self.seed}"
+
+    @property
+    def updater(self) -> str:
+        """Name of the updater."""
+        return self.algorithm.partition(":")[0]
+
+    @property
+    def growth(self) -> str | None:
+        """Protocol of `fed.growth`; None if it is the updater's own."""
+        return self.algorithm.partition(":")[2] or None
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its files."""
+        return f"{self.algorithm.replace(':', '-')}-{self.sparsity}-seed{self.seed}"
 
     def seed_for(self, use: str) -> int:
         """A seed for one use, such as `model`: other uses and other runs' seeds get unrelated numbers."""
@@ -53,20 +75,23 @@ class StudyConfig:
 
     dataset: str = _flag("handwriting to train on", choices=datasets.NAMES, default="digits")
     cache_dir: str | None = _flag("folder of EMNIST's two sqlite files", default=None)
-    only_digits: bool = _flag("of EMNIST, only the 10 digit classes", bool, default=False)
+    only_digits: bool = _flag("of EMNIST and strokes, only the 10 digit classes", bool, default=False)
+    num_writers: int | None = _flag("of strokes, 1 to 10000; the other data sets have their own", int)
     model: str = _flag("dense: 784-200-200, conv: FedJAX's EMNIST network", choices=("dense", "conv"))
     algorithms: tuple[str, ...] = _flag(
-        f"of: {', '.join(core.all_algorithm_names())}",
+        f"of: {', '.join(core.all_algorithm_names())}; those that grow weights by gradients may be told how clients"
+        f" say them, as in rigl:dense, of: {', '.join(growth.PROTOCOLS)}",
         nargs="+",
         default=(
             DENSE,
+            "random",
             "magnitude",
+            "saliency",
             "global_magnitude",
             "magnitude_ste",
-            "rigl",
-            "set",
             "static_sparse",
-            "random",
+            "set",
+            "rigl",
         ),
     )
     sparsities: tuple[float, ...] = _flag(
@@ -97,17 +122,27 @@ class StudyConfig:
         float,
         default=0.3,
     )
+    wire: str = _flag("widest number format of parameters and updates in messages", choices=DTYPES, default="float32")
+    backend: str = _flag(
+        "jit: FedJAX's own, a call per batch; scan: a call per client", choices=("jit", "scan"), default="scan"
+    )
     evaluate_every: int = _flag("rounds from one evaluation to the next, 1 or more", int)
+    checkpoint_every: int = _flag("rounds from one checkpoint of a run to the next; 0 writes none", int)
+    jobs: int = _flag("runs that are trained at once, each in a process of its own", int, default=1)
     output: str = _flag("folder that holds the results of every study", default="runs")
     name: str = _flag("folder of this study in it; must not exist yet")
 
     def __post_init__(self) -> None:
         for field in (
             *("rounds", "clients_per_round", "batch_size", "local_epochs"),
-            *("update_every", "evaluate_every"),
+            *("update_every", "evaluate_every", "jobs"),
         ):
             if getattr(self, field) < 1:
                 raise ValueError(f"{flag_name(field)} must be 1 or more, got {getattr(self, field)}.")
+        if self.checkpoint_every < 0:
+            raise ValueError(f"--checkpoint-every must be 0 or more, got {self.checkpoint_every}.")
+        if (self.num_writers is not None) != (self.dataset == "strokes"):
+            raise ValueError(f"--num-writers is for --dataset=strokes only, got {self.num_writers} for {self.dataset}.")
         for field in ("client_learning_rate", "server_learning_rate", "server_epsilon"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(f"{flag_name(field)} must be finite and above 0, got {getattr(self, field)}.")
@@ -123,7 +158,13 @@ class StudyConfig:
                 " from 0: choose 0 <= --update-start <= --update-end < --rounds."
             )
         for run in self.runs():
-            self.updater(run)
+            updater = self.updater(run)
+            growth.growth_protocol(updater, run.growth)
+            if run.growth and not growth.grows_by_gradient(updater):
+                raise ValueError(
+                    f"{run.updater} grows no weights by gradients, so there is nothing to say in {run.algorithm}: write"
+                    f" {run.updater}."
+                )
 
     def runs(self) -> Iterator[Run]:
         """Every run of the study. Dense training has no sparsity, so it comes once per seed."""
@@ -135,7 +176,7 @@ class StudyConfig:
     def updater(self, run: Run) -> core.BaseUpdater:
         """The sparsity algorithm of one run, which counts in rounds."""
         return core.create_updater_from_config(
-            algorithm=run.algorithm,
+            algorithm=run.updater,
             sparsity=run.sparsity,
             dist_type=self.distribution,
             sparsity_type=self.structure,

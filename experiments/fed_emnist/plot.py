@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,22 @@ PALETTE = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195"),
     *("#7F7F7F", "#8C564B", "#A0A000"),
 )
+LEGEND_COLUMNS = 6
+Array = np.ndarray[Any, Any]
 POINTS: dict[str, Any] = {"capsize": 3, "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.8}
 
 
-def save_plot(path: Path, config: StudyConfig, rows: Sequence[Row]) -> None:
+def colours_of(config: StudyConfig) -> dict[str, str]:
+    """A colour for each algorithm, the same in all pictures."""
+    sparse = [name for name in config.algorithms if name != DENSE]
+    return {DENSE: "#111111"} | {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(sparse)}
+
+
+def accuracy_figure(config: StudyConfig, rows: Sequence[Row]) -> Figure:
     """Draws a study: left the curves at its first sparsity, right how every run ended."""
     ended = [outcome for outcome in outcomes(rows) if outcome.finished]
     num_failed = sum(len(outcome.failed) for outcome in outcomes(rows))
-    sparse = [name for name in config.algorithms if name != DENSE]
-    colours = {DENSE: "#111111"} | {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(sparse)}
+    colours = colours_of(config)
 
     figure = Figure(figsize=(12.5, 5.8), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     figure.suptitle(f"Federated averaging on {config.dataset}\n", fontsize=15, fontweight="bold")
@@ -39,17 +45,33 @@ def save_plot(path: Path, config: StudyConfig, rows: Sequence[Row]) -> None:
         figure.text(0.99, 0.97, f"{num_failed} failed, see results.md", ha="right", color="#B00020")
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E8E8E8")
-        axes.set_axisbelow(True)
+        tidy(axes)
     _draw_curves(left, config, rows, ended, colours)
     if len(config.sparsities) > 1:
         _draw_by_sparsity(right, ended, colours)
     else:
         _draw_ranking(right, config, ended, colours)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(9, len(labels)), frameon=False)
-    figure.savefig(path)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(labels)), frameon=False)
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """Less frame, a light grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E8E8E8")
+    axes.set_axisbelow(True)
+
+
+def means_by_round(outcome: Outcome, rows: Sequence[Row], field: str) -> tuple[Array, Array, Array]:
+    """Rounds, mean and standard deviation over the finished seeds of a measurement."""
+    seeds = {row.seed for row in outcome.finished}
+    by_round = defaultdict(list)
+    for row in rows:
+        if (row.algorithm, row.sparsity) == outcome[:2] and row.seed in seeds:
+            by_round[row.round].append(getattr(row, field) or 0.0)
+    values = np.array(list(by_round.values()))
+    return np.array(list(by_round)), values.mean(axis=1), values.std(axis=1, ddof=min(1, len(seeds) - 1))
 
 
 def _draw_curves(
@@ -63,14 +85,8 @@ def _draw_curves(
     main = config.sparsities[0]
     shown = [outcome for outcome in ended if outcome.algorithm == DENSE or outcome.sparsity == main]
     for place, outcome in enumerate(shown):
-        seeds = {row.seed for row in outcome.finished}
-        by_round = defaultdict(list)
-        for row in rows:
-            if (row.algorithm, row.sparsity) == outcome[:2] and row.seed in seeds:
-                by_round[row.round].append(row.test_accuracy or 0.0)
-        rounds = np.array(list(by_round))
-        accuracy = 100 * np.array(list(by_round.values()))
-        mean, spread = accuracy.mean(axis=1), accuracy.std(axis=1, ddof=min(1, len(seeds) - 1))
+        rounds, mean, spread = means_by_round(outcome, rows, "test_accuracy")
+        mean, spread = 100 * mean, 100 * spread
         colour, order = colours[outcome.algorithm], 3 - place / len(shown)
         axes.plot(rounds, mean, color=colour, linewidth=2, label=outcome.label, zorder=order)
         axes.fill_between(rounds, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)

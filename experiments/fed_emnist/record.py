@@ -1,21 +1,35 @@
-"""What a study leaves behind: its own folder, the settings and what surrounded them, a row per evaluation."""
+"""What a study leaves behind: a folder for itself and one for each run, and every file written in one piece."""
 
 import csv
 import dataclasses
+import fcntl
 import importlib.metadata
+import io
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments.fed_emnist.config import StudyConfig
+from experiments.fed_emnist.config import Run, StudyConfig
 
-PACKAGES = ("jax", "jaxlib", "optax", "numpy", "fedjax", "dm-haiku", "scikit-learn", "sparse-plugins")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "optax",
+    "numpy",
+    "fedjax",
+    "dm-haiku",
+    "orbax-checkpoint",
+    "scikit-learn",
+    "sparse-plugins",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +45,8 @@ class Row:
         test_loss: mean cross-entropy of the test images, in nats.
         train_loss: the same of the training images of the writers of the first round.
         measured_sparsity: fraction of zeros in the weight matrices that the clients get.
-        seconds: since the run began, evaluations included.
+        down_bytes: sent to all clients so far.
+        up_bytes: sent by all clients so far, growth signals included.
         failure: empty, or why the run ended early.
     """
 
@@ -43,60 +58,127 @@ class Row:
     test_loss: float | None = None
     train_loss: float | None = None
     measured_sparsity: float | None = None
-    seconds: float | None = None
+    down_bytes: int | None = None
+    up_bytes: int | None = None
     failure: str = ""
 
-
-class RowWriter:
-    """Appends rows to an open file, each on the disk before the next is computed."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
-        self._writer.writeheader()
-
-    def write(self, row: Row) -> None:
-        """Appends one row."""
-        self._writer.writerow(dataclasses.asdict(row))
-        self._file.flush()
+    @property
+    def run(self) -> Run:
+        """The run it belongs to."""
+        return Run(self.algorithm, self.sparsity, self.seed)
 
 
-@contextmanager
-def row_writer(folder: Path) -> Iterator[RowWriter]:
-    """Opens `results.csv` in a study's new folder."""
-    with (folder / "results.csv").open("x", newline="") as file:
-        yield RowWriter(file)
+_KINDS: dict[str, Any] = {"algorithm": str, "failure": str} | dict.fromkeys(
+    ("seed", "round", "down_bytes", "up_bytes"), int
+)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file so that whoever stops the process finds the one before or this one, never a half."""
+    half = path.with_name(f"{path.name}.partial")
+    half.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(half, path)
+
+
+def write_rows(folder: Path, rows: Iterable[Row]) -> None:
+    """Writes `results.csv`."""
+    names = [field.name for field in dataclasses.fields(Row)]
+    write_whole(folder / "results.csv", csv_text(names, map(dataclasses.asdict, rows)))
+
+
+def csv_text(names: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows under a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Reads `results.csv` back."""
-    with (folder / "results.csv").open(newline="") as file:
+    """Reads `results.csv` back; no rows without a file."""
+    path = folder / "results.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
         return [_row(fields) for fields in csv.DictReader(file)]
 
 
 def _row(fields: dict[str, str]) -> Row:
-    kinds: dict[str, Any] = {"algorithm": str, "failure": str, "seed": int, "round": int}
-    given = {name: text for name, text in fields.items() if text}
-    return Row(**{name: kinds.get(name, float)(text) for name, text in given.items()})
+    return Row(**{name: _KINDS.get(name, float)(text) for name, text in fields.items() if text})
 
 
-def create_folder(config: StudyConfig) -> Path:
-    """Makes the study's folder.
+def create_folder(config: StudyConfig, command: str) -> Path:
+    """Makes the study's folder with its `config.json`, both at once.
 
     Raises:
         FileExistsError: there is one of this name; results are never overwritten.
     """
     folder = Path(config.output) / config.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent, ignore_cleanup_errors=True) as half:
+            whole = Path(half) / "study"
+            whole.mkdir()
+            (whole / "config.json").write_text(json.dumps(_surroundings(config, command), indent=2) + "\n")
+            whole.rename(folder)
+        return folder
+    raise FileExistsError(
+        f"{folder} exists and is never overwritten. Choose another --name, or go on with it: --resume {folder}"
+    )
+
+
+def read_config(folder: Path) -> StudyConfig:
+    """The settings of a study.
+
+    Raises:
+        FileNotFoundError: there is no study in the folder.
+        ValueError: its settings are not those of this version.
+    """
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise FileExistsError(f"{folder} exists and is never overwritten. Choose another --name.") from error
-    return folder
+        record = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} holds no study: it has no config.json. Start one without --resume."
+        ) from error
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()
+    }
+    try:
+        return StudyConfig(**settings)
+    except TypeError as error:
+        raise ValueError(f"{folder}/config.json is of another version of this program: {error}") from error
 
 
-def write_config(folder: Path, config: StudyConfig, command: str) -> None:
-    """Writes `config.json`: the command, every setting, and what else the numbers may depend on."""
-    record = {
+def changed_packages(folder: Path) -> list[str]:
+    """Packages whose version is another than when the study began, on which bits may depend."""
+    before = json.loads((folder / "config.json").read_text())["packages"]
+    now = {name: _version(name) for name in PACKAGES}
+    return [f"{name} {before.get(name)} is now {now[name]}" for name in PACKAGES if before.get(name) != now[name]]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from going on with the same study.
+
+    Raises:
+        BlockingIOError: one does so now.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise BlockingIOError(f"another process is at work on {folder}: wait for it, or stop it first.") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _surroundings(config: StudyConfig, command: str) -> dict[str, Any]:
+    """The command, every setting, and what else the numbers may depend on."""
+    return {
         "command": command,
         "settings": dataclasses.asdict(config),
         "git": _git_state(),
@@ -105,7 +187,6 @@ def write_config(folder: Path, config: StudyConfig, command: str) -> None:
         "devices": [device.device_kind for device in jax.devices()],
         "packages": {name: _version(name) for name in PACKAGES},
     }
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -50,19 +50,28 @@ def outcomes(rows: Iterable[Row]) -> list[Outcome]:
     return list(grouped.values())
 
 
-def table(found: Sequence[Outcome]) -> str:
-    """A Markdown table of the outcomes, with the reasons of failed runs below it."""
+def table(found: Sequence[Outcome], config: StudyConfig, dense_bytes: int) -> str:
+    """A Markdown table of the outcomes, with the reasons of failed runs below it.
+
+    Args:
+        found: what `outcomes` made of the rows.
+        config: settings of the study.
+        dense_bytes: bytes of the dense parameters in float32.
+    """
     header = (
         "algorithm",
         "target sparsity",
         "measured",
         "test accuracy",
         "test loss",
+        "down",
+        "of dense",
+        "up",
+        "of dense",
         "runs",
         "failed",
-        "s/run",
     )
-    cells = [header, *map(_cells, found)]
+    cells = [header, *(_cells(outcome, config, dense_bytes) for outcome in found)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:]))
     lines = [_line(row, widths) for row in (header, rule, *cells[1:])]
@@ -75,8 +84,8 @@ def table(found: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "", *reasons] if reasons else lines)
 
 
-def _cells(outcome: Outcome) -> tuple[str, ...]:
-    measured = ["failed"] * 4
+def _cells(outcome: Outcome, config: StudyConfig, dense_bytes: int) -> tuple[str, ...]:
+    measured = ["failed"] * 7
     if outcome.finished:
         spread = outcome.spread("test_accuracy")
         accuracy = f"{100 * outcome.mean('test_accuracy'):.2f} %"
@@ -84,16 +93,12 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
             percent(outcome.mean("measured_sparsity")),
             accuracy if spread is None else f"{accuracy[:-2]} ± {100 * spread:.2f} %",
             f"{outcome.mean('test_loss'):.4g}",
-            f"{outcome.mean('seconds'):.1f}",
         ]
-    return (
-        outcome.label,
-        percent(outcome.sparsity),
-        *measured[:3],
-        str(len(outcome.finished)),
-        str(len(outcome.failed)),
-        measured[3],
-    )
+        for field in ("down_bytes", "up_bytes"):
+            each = outcome.mean(field) / (config.rounds * config.clients_per_round)
+            measured += [f"{each / 1000:.1f} kB", percent(each / dense_bytes)]
+    counts = (str(len(outcome.finished)), str(len(outcome.failed)))
+    return (outcome.label, percent(outcome.sparsity), *measured, *counts)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -106,18 +111,20 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}".rstrip("0").removesuffix(".") + " %"
 
 
-def report(config: StudyConfig, rows: Iterable[Row]) -> str:
+def report(config: StudyConfig, rows: Iterable[Row], dense_bytes: int) -> str:
     """The text of `results.md`: what was trained, the table, and how to read it."""
-    return f"""# FedAvg on {config.dataset}: accuracy and sparsity
+    return f"""# Federated averaging on {config.dataset}: accuracy, sparsity and bytes
 
 {describe(config)}.
 
-{table(outcomes(rows))}
+{table(outcomes(rows), config, dense_bytes)}
 
 Test accuracy and loss are those of the model that the clients get after the last round, on all test images;
-measured is the fraction of zeros in its weight matrices, above the target where grown weights have not moved yet.
-Mean ± sample standard deviation over the seeds {", ".join(map(str, config.seeds))}. The settings are in
-`config.json`, every evaluation is in `results.csv`.
+measured is the fraction of zeros in its weight matrices. Down and up are bytes per client and round over the whole
+training: lengths of the messages that were used, masks and growth signals included, values as {config.wire}; of
+dense is relative to the {dense_bytes / 1000:.1f} kB of all parameters in float32. Mean ± sample standard deviation over
+the seeds {", ".join(map(str, config.seeds))}. The settings are in `config.json`, every evaluation is in `results.csv`,
+what each client sent and got is in the `ledger.csv` of its run in `runs/`.
 """
 
 

@@ -1,6 +1,9 @@
-"""FedJAX's own federated averaging with a sparse server optimizer, evaluated on the parameters in use."""
+"""Federated averaging with masks in its messages, evaluated on the parameters that the clients get."""
 
+import contextlib
+import functools
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +13,8 @@ import optax
 from experiments.fed_emnist.config import Run, StudyConfig
 from sparse_plugins import core, fed
 from sparse_plugins.fed import datasets
+from sparse_plugins.fed.backends import ScanBackend
+from sparse_plugins.fed.ledger import DELIVERED
 
 fedjax = fed.import_fedjax()
 
@@ -17,13 +22,23 @@ _EVALUATION_BATCH = 256
 
 
 class Task(NamedTuple):
-    """What all runs of a study share, so that data is read and functions are compiled once."""
+    """What all runs of a study share, so that data is read and the model is compiled once.
+
+    Attributes:
+        model: FedJAX model.
+        gradient: From parameters, batch and key to gradients.
+        client_optimizer: Trains the clients.
+        train: `fedjax.FederatedData` of the clients.
+        test_batches: All test images.
+        dense_bytes: Bytes of the dense parameters in float32.
+    """
 
     model: Any
     gradient: Any
     client_optimizer: Any
     train: Any
     test_batches: list[Any]
+    dense_bytes: int
 
 
 class Evaluation(NamedTuple):
@@ -36,10 +51,18 @@ class Evaluation(NamedTuple):
     measured_sparsity: float
 
 
+class Step(NamedTuple):
+    """The state after a round, or before the first; evaluated if it was time."""
+
+    state: fed.SparseServerState
+    evaluation: Evaluation | None
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
+@functools.cache
 def prepare(config: StudyConfig) -> Task:
     """Loads the data, builds the model, and checks that all runs can start on them.
 
@@ -47,7 +70,8 @@ def prepare(config: StudyConfig) -> Task:
         DatasetUnavailableError: the data can't be had.
         ValueError: more clients per round than there are, or a structure that does not fit a layer.
     """
-    train, test = datasets.load(config.dataset, only_digits=config.only_digits, cache_dir=config.cache_dir)
+    options = {} if config.num_writers is None else {"num_writers": config.num_writers}
+    train, test = datasets.load(config.dataset, only_digits=config.only_digits, cache_dir=config.cache_dir, **options)
     build = {"dense": fedjax.models.emnist.create_dense_model, "conv": fedjax.models.emnist.create_conv_model}
     model = build[config.model](only_digits=config.only_digits or config.dataset == "digits")
     _sampler(config, train, seed=0)
@@ -60,58 +84,78 @@ def prepare(config: StudyConfig) -> Task:
         client_optimizer=fedjax.optimizers.sgd(config.client_learning_rate),
         train=train,
         test_batches=_batches(dataset for _, dataset in test.clients()),
+        dense_bytes=4 * sum(leaf.size for leaf in jax.tree.leaves(params)),
     )
 
 
-def train(config: StudyConfig, run: Run, task: Task, rounds: Iterable[int]) -> Iterator[Evaluation]:
-    """Trains one run and yields its evaluations, the first before training.
+def averaging(config: StudyConfig, run: Run, task: Task, ledger: fed.Ledger) -> Any:
+    """The federated algorithm of a run, which writes its bytes into a ledger."""
+    learning_rate: Any = config.server_learning_rate
+    if config.server_schedule == "cosine":
+        learning_rate = optax.cosine_decay_schedule(learning_rate, config.rounds)
+    backend = fedjax.for_each_client_backend(ScanBackend()) if config.backend == "scan" else contextlib.nullcontext()
+    with backend:
+        return fed.sparse_federated_averaging(
+            task.gradient,
+            task.client_optimizer,
+            optax.adam(learning_rate, eps=config.server_epsilon),
+            config.updater(run),
+            fedjax.ShuffleRepeatBatchHParams(batch_size=config.batch_size, num_epochs=config.local_epochs),
+            growth=run.growth,
+            wire=fed.Wire(down=config.wire, up=config.wire),
+            ledger=ledger,
+        )
+
+
+def first_state(run: Run, task: Task, algorithm: Any) -> fed.SparseServerState:
+    """Where a run starts."""
+    return algorithm.init(task.model.init(jax.random.PRNGKey(run.seed_for("model"))))
+
+
+def train(config: StudyConfig, run: Run, task: Task, algorithm: Any, state: fed.SparseServerState) -> Iterator[Step]:
+    """Trains a run to its end and yields every step, from the first state on if that is where it starts.
 
     Args:
         config: settings of the study.
         run: what to train.
         task: what `prepare` made of the same settings.
-        rounds: 1 to `config.rounds`, for example inside a progress bar.
+        algorithm: what `averaging` made of them.
+        state: where to go on; the rounds to come depend on nothing else.
 
     Raises:
-        TrainingDivergedError: a loss is not finite.
+        TrainingDivergedError: a loss is not finite, or the updates of all clients are not.
     """
-    updater = config.updater(run)
-    learning_rate: Any = config.server_learning_rate
-    if config.server_schedule == "cosine":
-        learning_rate = optax.cosine_decay_schedule(learning_rate, config.rounds)
-    adam = optax.adam(learning_rate, eps=config.server_epsilon)
-    algorithm = fedjax.algorithms.fed_avg.federated_averaging(
-        task.gradient,
-        task.client_optimizer,
-        fed.sparse_server_optimizer(adam, updater),
-        fedjax.ShuffleRepeatBatchHParams(batch_size=config.batch_size, num_epochs=config.local_epochs),
-    )
     sampler = _sampler(config, task.train, run.seed_for("clients"))
     train_batches = _batches(dataset for _, dataset, _ in sampler.sample())
-    sampler.set_round_num(0)
+    if state.round == 0:
+        yield Step(state, _evaluate(task, state, train_batches))
+    sampler.set_round_num(state.round)
+    while state.round < config.rounds:
+        state, diagnostics = _round(algorithm, state, sampler.sample())
+        if not any(client["status"] == DELIVERED for client in diagnostics.values()):
+            reason = next(client["status"] for client in diagnostics.values())
+            raise TrainingDivergedError(f"no update of round {state.round} could be used: {reason}")
+        is_due = state.round % config.evaluate_every == 0 or state.round == config.rounds
+        yield Step(state, _evaluate(task, state, train_batches) if is_due else None)
 
-    state = algorithm.init(task.model.init(jax.random.PRNGKey(run.seed_for("model"))))
-    # Algorithms that are sparse from the start broadcast a sparse model in the first round already.
-    state = state.replace(params=updater.pre_forward_update(state.params, state.opt_state))
 
-    def evaluate(round_number: int) -> Evaluation:
-        in_use = updater.pre_forward_update(state.params, state.opt_state)
-        test = fedjax.evaluate_model(task.model, in_use, task.test_batches)
-        train_loss = float(fedjax.evaluate_model(task.model, in_use, train_batches)["loss"])
-        sparsity = float(core.summarize_sparsity(in_use, only_total_sparsity=True)["_total_sparsity"])
-        evaluation = Evaluation(round_number, float(test["accuracy"]), float(test["loss"]), train_loss, sparsity)
-        if not (math.isfinite(evaluation.test_loss) and math.isfinite(train_loss)):
-            raise TrainingDivergedError(
-                f"the loss after round {round_number} is {evaluation.test_loss} on test data,"
-                f" {train_loss} on training data"
-            )
-        return evaluation
+def _round(algorithm: Any, state: fed.SparseServerState, clients: Any) -> tuple[fed.SparseServerState, Any]:
+    with warnings.catch_warnings():
+        # Such a round ends the run, with a message of its own.
+        warnings.filterwarnings("ignore", "round .* 0 valid updates", RuntimeWarning)
+        return algorithm.apply(state, clients)
 
-    yield evaluate(0)
-    for round_number in rounds:
-        state, _ = algorithm.apply(state, sampler.sample())
-        if round_number % config.evaluate_every == 0 or round_number == config.rounds:
-            yield evaluate(round_number)
+
+def _evaluate(task: Task, state: fed.SparseServerState, train_batches: list[Any]) -> Evaluation:
+    test = fedjax.evaluate_model(task.model, state.params, task.test_batches)
+    train_loss = float(fedjax.evaluate_model(task.model, state.params, train_batches)["loss"])
+    sparsity = float(core.summarize_sparsity(state.params, only_total_sparsity=True)["_total_sparsity"])
+    evaluation = Evaluation(state.round, float(test["accuracy"]), float(test["loss"]), train_loss, sparsity)
+    if not (math.isfinite(evaluation.test_loss) and math.isfinite(train_loss)):
+        raise TrainingDivergedError(
+            f"the loss after round {state.round} is {evaluation.test_loss} on test data, {train_loss} on training data"
+        )
+    return evaluation
 
 
 def _sampler(config: StudyConfig, train: Any, seed: int) -> datasets.SeededClientSampler:

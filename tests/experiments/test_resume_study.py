@@ -1,0 +1,131 @@
+"""A study that was stopped ends as the one that was not, byte for byte."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.fed_emnist import runs
+from experiments.fed_emnist.__main__ import main
+from experiments.fed_emnist.kills import differences, survive
+from experiments.fed_emnist.record import locked
+from sparse_plugins.fed.checkpoints import Checkpoints
+
+FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seeds=0"]
+SPARSE = ["--algorithms", "static_sparse", "rigl:topk", "--update-start=1", "--update-every=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs")
+    assert main([*FLAGS, *SPARSE, f"--output={output}", "--name=whole"]) == 0
+    return output / "whole"
+
+
+class Stopped(BaseException):
+    """What no run takes for its own failure."""
+
+
+def stopped_study(output: Path, monkeypatch: pytest.MonkeyPatch, saves: int) -> Path:
+    """A study that ended right after so many checkpoints."""
+    save, left = Checkpoints.save, [saves]
+
+    def save_and_stop(self: Checkpoints, *arguments: object) -> None:
+        save(self, *arguments)
+        left[0] -= 1
+        if not left[0]:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(Stopped):
+            main([*FLAGS, *SPARSE, f"--output={output}", "--name=stopped"])
+    return output / "stopped"
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = stopped_study(tmp_path, monkeypatch, saves=4)
+    assert (stopped / "runs" / "static_sparse-0.8-seed0" / "params.npz").exists()
+    assert Checkpoints(stopped / "runs" / "rigl-topk-0.8-seed0" / "checkpoints").rounds() == [2, 4]
+    finished = (stopped / "runs" / "static_sparse-0.8-seed0" / "params.npz").stat()
+    seen = []
+    train = runs.train
+    monkeypatch.setattr(runs, "train", lambda *given: (seen.append(given[-1].round), train(*given))[1])
+    assert main([f"--resume={stopped}"]) == 0
+    assert seen == [4], "one run, from round 4 on"
+    assert (stopped / "runs" / "static_sparse-0.8-seed0" / "params.npz").stat() == finished
+    assert differences(whole, stopped) == []
+
+
+def test_a_damaged_checkpoint_costs_time_and_no_bit(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = stopped_study(tmp_path, monkeypatch, saves=2)
+    newest = stopped / "runs" / "static_sparse-0.8-seed0" / "checkpoints" / "4"
+    shutil.rmtree(newest / "record")
+    with pytest.warns(RuntimeWarning, match="the checkpoint of round 4 in .* is damaged"):
+        assert main([f"--resume={stopped}"]) == 0
+    assert differences(whole, stopped) == []
+
+
+def test_processes_change_nothing(whole: Path, tmp_path: Path) -> None:
+    assert main([*FLAGS, *SPARSE, "--jobs=2", f"--output={tmp_path}", "--name=parallel"]) == 0
+    assert differences(whole, tmp_path / "parallel") == []
+
+
+def test_a_finished_study_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*")}
+    assert main([f"--resume={whole}"]) == 0
+    assert f"{whole} is finished and left alone." in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in whole.rglob("*")} == before
+
+
+def test_a_report_is_written_again_if_it_is_all_that_is_missing(whole: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    for name in ("results.md", "accuracy.png", "results.csv"):
+        (copy / name).unlink()
+    (copy / "runs" / "rigl-topk-0.8-seed0" / "checkpoints").mkdir()
+    assert main([f"--resume={copy}"]) == 0
+    assert differences(whole, copy) == []
+
+
+def test_other_flags_beside_it_are_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([f"--resume={whole}", "--rounds=7", "--jobs=2"])
+    assert caught.value.code == 2
+    assert "config.json: leave out --rounds, --jobs, or start a new study" in capsys.readouterr().err
+
+
+def test_what_is_no_study_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"--resume={tmp_path}"]) == 2
+    assert "holds no study: it has no config.json" in capsys.readouterr().err
+    record = json.loads((whole / "config.json").read_text())
+    record["settings"]["speed"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert main([f"--resume={tmp_path}"]) == 2
+    assert "of another version of this program" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_go_on_with_one_study(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(whole):
+        assert main([f"--resume={whole}"]) == 2
+    assert "another process is at work on" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = stopped_study(tmp_path, monkeypatch, saves=1)
+    record = json.loads((stopped / "config.json").read_text())
+    record["settings"]["model"] = "conv"
+    (stopped / "config.json").write_text(json.dumps(record))
+    assert main([f"--resume={stopped}"]) == 2
+    assert "belongs to another model, optimizer or updater" in capsys.readouterr().err
+
+
+def test_a_study_survives_kills_at_any_moment(tmp_path: Path) -> None:
+    lines = list(survive(tmp_path, kills=5, seed=1))
+    assert sum(line.startswith("kill ") for line in lines) == 5
+    assert lines[-1] == "done, and 10 files as of the undisturbed study"
