@@ -48,11 +48,13 @@ format: $(VENV)/.dev ## Rewrite the code in the house style
 	$(IN_VENV) -m ruff check --fix $(CHECKED)
 	$(IN_VENV) -m ruff format $(CHECKED)
 
-bench: $(VENV)/.demo ## Steps against dense ones, mask changes against sorts, sparse products against dense: 15 minutes
+bench: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated rounds: ratios in one process, 30 minutes
 	$(IN_VENV) -m experiments.benchmarks.step
 	$(IN_VENV) -m experiments.benchmarks.masks
 	$(IN_VENV) -m experiments.benchmarks.export
 	$(IN_VENV) -m experiments.benchmarks.codec
+	$(IN_VENV) -m experiments.benchmarks.fed_round
+	$(IN_VENV) -m experiments.benchmarks.fed_memory
 
 fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux): ARGS="--seconds=600"
 	$(INSTALL) '.[fuzz]'

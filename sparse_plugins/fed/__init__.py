@@ -10,6 +10,9 @@ import_fedjax()  # before any other module of this package imports FedJAX
 
 from sparse_plugins.fed.aggregation import Aggregation  # noqa: E402
 from sparse_plugins.fed.algorithms import SparseServerState, sparse_federated_averaging  # noqa: E402
+from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend  # noqa: E402
+from sparse_plugins.fed.backends.distributed import DistributedBackend  # noqa: E402
+from sparse_plugins.fed.checkpoints import Checkpoint, CheckpointMismatchError, Checkpoints  # noqa: E402
 from sparse_plugins.fed.codec import CodecError, Decoded, SeededMasks, decode, encode, needed_base  # noqa: E402
 from sparse_plugins.fed.exchange import Wire  # noqa: E402
 from sparse_plugins.fed.faults import Faults  # noqa: E402
@@ -21,16 +24,23 @@ from sparse_plugins.fed.sparsified import SparsifiedState, sparsify  # noqa: E40
 
 __all__ = [
     "Aggregation",
+    "Checkpoint",
+    "CheckpointMismatchError",
+    "Checkpoints",
     "CodecError",
     "Decoded",
+    "DistributedBackend",
     "Entry",
     "Faults",
     "Ledger",
     "MeteredBackend",
+    "ScanBackend",
     "SeededMasks",
+    "ShardedBackend",
     "SparseServerState",
     "SparsifiedState",
     "Total",
+    "VmapBackend",
     "Wire",
     "decode",
     "encode",

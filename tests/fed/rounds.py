@@ -12,7 +12,7 @@ import optax
 
 from sparse_plugins import fed
 from sparse_plugins.fed.backends import ScanBackend, ShardedBackend
-from sparse_plugins.fed.distributed import DistributedBackend
+from sparse_plugins.fed.backends.distributed import DistributedBackend
 
 fedjax = fed.import_fedjax()
 algorithms = fedjax.algorithms

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from sparse_plugins.fed import im2col
+from sparse_plugins.fed.backends import im2col
 
 # Compiled as a whole, without optimizations: compiling is what takes the time here.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

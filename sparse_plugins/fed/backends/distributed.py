@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sparse_plugins.fed.backends import ForEachClient, Results, ScanBackend
-from sparse_plugins.fed.client_batches import Clients
+from sparse_plugins.fed.backends.client_batches import Clients
 
 
 class DistributedBackend(fedjax.ForEachClientBackend):

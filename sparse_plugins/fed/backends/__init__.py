@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sparse_plugins.fed.client_batches import (
+from sparse_plugins.fed.backends.client_batches import (
     Clients,
     bucket,
     runs,
@@ -34,7 +34,7 @@ from sparse_plugins.fed.client_batches import (
     stack_full,
     stack_group,
 )
-from sparse_plugins.fed.im2col import as_matmuls
+from sparse_plugins.fed.backends.im2col import as_matmuls
 
 Results = Iterator[tuple[Any, Any, list[Any]]]
 ForEachClient = Callable[[Any, Clients], Results]

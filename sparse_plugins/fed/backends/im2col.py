@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from sparse_plugins.fed.rewrite import replace_equations
+from sparse_plugins.fed.backends.rewrite import replace_equations
 
 MAX_SHIFTS = 128  # shifts are unrolled: beyond the window of the largest common kernels, programs get too long
 
