@@ -1,4 +1,4 @@
-"""What the README says runs, and what it points at is there."""
+"""What the README and the pages beside it say runs, and what they point at is there."""
 
 import itertools
 import re
@@ -29,22 +29,23 @@ def python_blocks(text: str) -> Iterator[tuple[int, str]]:
         yield start + 1, previous
 
 
-BLOCKS = dict(python_blocks(README.read_text()))
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {f"{page.name}:{line}": code for page in PAGES for line, code in python_blocks(page.read_text())}
 
 
-@pytest.mark.parametrize("line", BLOCKS)
-def test_readme_code_runs(line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", BLOCKS)
+def test_code_of_the_pages_runs(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with jax.numpy_rank_promotion("allow"):  # as users have it
-        exec(compile(BLOCKS[line], str(README), "exec"), {"__name__": "__main__"})
+        exec(compile(BLOCKS[place], place, "exec"), {"__name__": "__main__"})
 
 
 def test_readme_has_code_for_optax_and_fedjax() -> None:
-    joined = "\n".join(BLOCKS.values())
-    assert all(name in joined for name in ("wrap_optax", "sparse_server_optimizer"))
+    joined = "\n".join(code for place, code in BLOCKS.items() if place.startswith(README.name))
+    assert all(name in joined for name in ("wrap_optax", "sparse_server_optimizer", "sparse_federated_averaging"))
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
 def test_links_make_targets_and_modules_exist(page: Path) -> None:
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]

@@ -85,8 +85,8 @@ def sparse_federated_averaging(
         server_optimizer: What turns a round's mean delta into an update; a dense one.
         updater: Which weights to keep; its schedule counts rounds with valid updates.
         client_batch_hparams: How clients batch their data.
-        growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients. Others make
-            no use of it.
+        growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients, 'dense' if
+            their masks have a structure. Other updaters make no use of it.
         aggregation: How updates become one.
         personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
             trains; the weights that enough clients hold compete by magnitude for the server's next mask. For SET and

@@ -79,11 +79,20 @@ def _replaced(updater: Any, step: int, kept: int) -> int:
 def growth_protocol(updater: core.BaseUpdater, name: str | None) -> str:
     """The protocol to use: the one asked for, or the cheapest that serves the updater well.
 
+    The strongest gradients of a layer may all lie in few blocks or groups, and say nothing about the others: structures
+    are grown by all gradients.
+
     Raises:
         ValueError: If the name is not known.
+
+    Example:
+        >>> growth_protocol(core.RigL(), None), growth_protocol(core.SRigL(), None), growth_protocol(core.SET(), None)
+        ('topk', 'dense', 'random')
     """
     if name is None:
-        return "topk" if grows_by_gradient(updater) else "random"
+        if not grows_by_gradient(updater):
+            return "random"
+        return "topk" if updater.sparsity_type == core.Unstructured() else "dense"
     if name not in PROTOCOLS:
         raise ValueError(f"growth is {name!r}; choose one of {', '.join(PROTOCOLS)}.")
     return name
