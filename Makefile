@@ -29,7 +29,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	@touch $@
 
 demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
-	$(IN_VENV) -m experiments.fed_emnist --dataset=digits $(ARGS)
+	$(IN_VENV) -m experiments.fed_emnist --dataset=digits --jobs=2 $(ARGS)
 
 test: lint types ## Lint, types, doctests, README code and the suite
 	$(PYTEST) --doctest-modules sparse_plugins tests
@@ -60,6 +60,12 @@ fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux):
 	$(INSTALL) '.[fuzz]'
 	$(IN_VENV) -m experiments.fuzz codec $(ARGS)
 
+study: $(VENV)/.demo ## Nine algorithms at 80, 90 and 95 % on strokes, three seeds: 40 minutes; ARGS="--resume=..." goes on
+	$(IN_VENV) -m experiments.fed_emnist $(or $(ARGS),--dataset=strokes --sparsities 0.8 0.9 0.95 --jobs=2)
+
+kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those of one that ran through
+	$(IN_VENV) -m experiments.fed_emnist.kills --kills 50
+
 # pip list, unlike pip freeze, never writes where a file came from.
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
 	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
@@ -74,4 +80,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint types doctests format bench fuzz lock clean
+.PHONY: help demo test lint types doctests format bench fuzz study kills lock clean

@@ -38,10 +38,12 @@ def survive(output: Path, kills: int, seed: int, study: Sequence[str] = STUDY) -
         CalledProcessError: If the study fails by itself.
     """
     moments, cache = np.random.default_rng(seed), output / "compiled"
-    started = time.perf_counter()
     _to_the_end(_process([*study, f"--output={output}", "--name=whole"], cache))
+    started = time.perf_counter()
+    _to_the_end(_process([*study, f"--output={output}", "--name=again"], cache))
     duration = time.perf_counter() - started
-    yield f"undisturbed: {duration:.1f} s"
+    _compare(output / "whole", output / "again")
+    yield f"undisturbed, with all compiled before: {duration:.1f} s"
     killed, number = output / "killed", 0
     while True:
         resumes = killed.exists()
@@ -57,8 +59,7 @@ def survive(output: Path, kills: int, seed: int, study: Sequence[str] = STUDY) -
             yield f"kill {number} after {moment:.1f} s, {'resumed' if resumes else 'begun'}: {_standing(killed)}"
             continue
         _to_the_end(process)
-        if differing := differences(output / "whole", killed):
-            raise AssertionError(f"{killed} differs from {output / 'whole'} in {', '.join(differing)}.")
+        _compare(output / "whole", killed)
         yield f"done, and {len(_files(killed))} files as of the undisturbed study"
         if number == kills:
             return
@@ -69,6 +70,11 @@ def differences(one: Path, other: Path) -> list[str]:
     """Files of two studies that are not in both or not the same in every byte."""
     ours, theirs = _files(one), _files(other)
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def _compare(one: Path, other: Path) -> None:
+    if differing := differences(one, other):
+        raise AssertionError(f"{other} differs from {one} in {', '.join(differing)}.")
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 In use a mask is an array of its parameter's shape, 1 = kept. At rest it is that array as uint8, or eight entries to a
 byte. Eight neighbours along one axis share a byte, so the packed array has the parameter's rank and all its other
-axes, unpacking is a shift and a compare that fuses into whatever reads it, and a sharding carries over. Which of the
+axes, unpacking is an AND and a compare that fuse into whatever reads it, and a sharding carries over. Which of the
 two a stored mask is follows from its shape alone. A third way stores nothing: the zeros of the parameter are the mask.
 """
 
@@ -102,7 +102,7 @@ def pack(mask: jax.Array) -> jax.Array:
     axis = _packed_axis(mask.shape)
     padding = [(0, -length % 8 if a == axis else 0) for a, length in enumerate(mask.shape)]
     octets = jnp.pad(mask, padding).reshape(*mask.shape[:axis], -1, 8, *mask.shape[axis + 1 :])
-    return jnp.sum(octets << _bit(octets.ndim, axis + 1), axis=axis + 1, dtype=jnp.uint8)
+    return jnp.sum(octets * _bits(octets.ndim, axis + 1), axis=axis + 1, dtype=jnp.uint8)
 
 
 def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -127,8 +127,8 @@ def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return stored.astype(jnp.bool_)
     axis = _packed_axis(shape)
     octets = jnp.expand_dims(stored, axis + 1)
-    bits = (octets >> _bit(octets.ndim, axis + 1)) & jnp.uint8(1)
-    return lax.slice_in_dim(bits.reshape(*shape[:axis], -1, *shape[axis + 1 :]), 0, shape[axis], axis=axis) != 0
+    kept = (octets & _bits(octets.ndim, axis + 1)) != 0
+    return lax.slice_in_dim(kept.reshape(*shape[:axis], -1, *shape[axis + 1 :]), 0, shape[axis], axis=axis)
 
 
 def kept(param: jax.Array, stored: Any) -> jax.Array:
@@ -190,8 +190,10 @@ def _packed_axis(shape: tuple[int, ...]) -> int:
     return min(range(len(shape)), key=lambda axis: (waste(axis), axis == len(shape) - 1, -axis))
 
 
-def _bit(ndim: int, axis: int) -> jax.Array:
-    return lax.broadcasted_iota(jnp.uint8, tuple(8 if a == axis else 1 for a in range(ndim)), axis)
+def _bits(ndim: int, axis: int) -> jax.Array:
+    """1, 2, 4, ..., 128 along one axis."""
+    places = lax.broadcasted_iota(jnp.uint8, tuple(8 if a == axis else 1 for a in range(ndim)), axis)
+    return jnp.uint8(1) << places
 
 
 def own_leaves(params: PyTree, masks: PyTree) -> PyTree:

@@ -183,10 +183,13 @@ class _Averaging:
         present = {place: clients[place] for place in exchange.present()}
         is_due = bool(self.updater.is_refresh_due(state.opt_state.count))
         votes = is_due and self.has_personal_masks
+        is_dense = is_due and not votes and self.protocol == "delta" and grows_by_gradient(self.updater)
         signal = self._growth_signal(state, exchange, present) if is_due and not votes else None
         sums = Sums(state.params, masks if votes else None)
-        for place, output in self._outputs(state, exchange, present, is_due):
-            message = exchange.receive(place, output["delta"], output["masks"])
+        inputs = self._inputs_with_masks(state, exchange, present) if votes else self._inputs(present)
+        masks_of_training = jax.tree.map(jnp.ones_like, exchange.masks) if is_dense else exchange.masks
+        for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
+            message = exchange.receive(place, output["delta"], output["masks"] if votes or is_dense else None)
             if message is not None:
                 sums.add(message.values, len(present[place][1]), message.masks if votes else None)
         for entry in exchange.entries():
@@ -224,17 +227,6 @@ class _Averaging:
                 if message is not None:
                     sums.add(message.values, len(present[place][1]))
         return sums.aggregate(Aggregation())
-
-    def _outputs(
-        self, state: SparseServerState, exchange: Exchange, present: dict[int, Client], is_due: bool
-    ) -> Iterator[tuple[int, Any]]:
-        """Every client's delta and masks, one client at a time."""
-        inputs, masks = self._inputs(present), exchange.masks
-        if is_due and self.has_personal_masks:
-            inputs = self._inputs_with_masks(state, exchange, present)
-        elif is_due and self.protocol == "delta" and grows_by_gradient(self.updater):
-            masks = jax.tree.map(jnp.ones_like, masks)
-        return self.train({"params": exchange.params, "masks": masks}, inputs)
 
     def _inputs_with_masks(
         self, state: SparseServerState, exchange: Exchange, present: dict[int, Client]

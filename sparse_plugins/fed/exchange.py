@@ -81,6 +81,7 @@ class Exchange:
         broadcast = codec.encode(masks, params, dtype=wire.down, base_version=number, seed=seed, zstd=wire.zstd)
         received = codec.decode(broadcast, params)
         self.params, self.masks = jax.tree.map(jnp.asarray, received.values), jax.tree.map(jnp.asarray, received.masks)
+        self._masks = jax.tree.map(lambda mask: mask != 0, received.masks)
         self._down = len(broadcast)
         self._bytes = [{"up": 0, "growth": 0} for _ in clients]
         self._norms: list[float | None] = [None for _ in clients]
@@ -91,25 +92,27 @@ class Exchange:
         places = range(len(self._clients))
         return [place for place in places if self._faults.takes_part(self._number, self._clients[place])]
 
-    def receive(self, place: int, values: Any, masks: Any, kind: Literal["up", "growth"] = "up") -> Message | None:
+    def receive(
+        self, place: int, values: Any, masks: Any = None, kind: Literal["up", "growth"] = "up"
+    ) -> Message | None:
         """Takes a client's message through the channel.
 
         Args:
             place: The client's place in the list.
             values: An update or a growth signal.
-            masks: uint8 masks of what is to be sent of it.
+            masks: uint8 masks of what is to be sent of it; None: those of the broadcast.
             kind: 'up' for the update, which decides on the client's status; 'growth' for a growth signal.
 
         Returns:
             The message as the server decodes it; None if it is refused or never arrives.
         """
-        message, status = self._through_channel(place, values, masks, kind)
+        message, status = self._through_channel(place, values, self._masks if masks is None else masks, kind)
         if kind == "up":
             self._status[place] = status
         return message
 
     def _through_channel(self, place: int, values: Any, masks: Any, kind: str) -> tuple[Message | None, str]:
-        base = self.masks if kind == "up" else None
+        base = self._masks if kind == "up" else None
         try:
             payload = codec.encode(
                 masks, values, dtype=self._wire.up, base=base, base_version=self._number, zstd=self._wire.zstd

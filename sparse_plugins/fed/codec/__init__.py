@@ -228,7 +228,7 @@ def _host_mask(mask: Any, leaf: Leaf) -> Array | None:
             f"the mask of leaf {leaf.name!r} has shape {array.shape} and dtype {array.dtype}; it has to be uint8 or "
             f"bool of shape {leaf.shape}. Masks at rest go through core.unpack_masks first."
         )
-    return array.ravel() != 0
+    return array.ravel() if array.dtype == np.bool_ else array.ravel() != 0
 
 
 def _fingerprint(leaves: list[Leaf]) -> bytes:
