@@ -29,8 +29,8 @@ def python_blocks(text: str) -> Iterator[tuple[int, str]]:
         yield start + 1, previous
 
 
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = {f"{page.name}:{line}": code for page in PAGES for line, code in python_blocks(page.read_text())}
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "results" / "README.md"]
+BLOCKS = {f"{page.relative_to(ROOT)}:{line}": code for page in PAGES for line, code in python_blocks(page.read_text())}
 
 
 @pytest.mark.parametrize("place", BLOCKS)
@@ -45,7 +45,7 @@ def test_readme_has_code_for_optax_and_fedjax() -> None:
     assert all(name in joined for name in ("wrap_optax", "sparse_server_optimizer", "sparse_federated_averaging"))
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_make_targets_and_modules_exist(page: Path) -> None:
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
