@@ -63,7 +63,12 @@ def test_biases_that_start_at_zero_learn_from_the_first_round_on():
     assert all(delta[layer]["b"].all() for layer in delta)
 
 
-@pytest.mark.parametrize("inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1), optax.adamw(0.1), optax.lamb(0.1)])
+DRIFT = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u - 0.1, updates))  # moves without a gradient
+
+
+@pytest.mark.parametrize(
+    "inner", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1), optax.adamw(0.1), optax.lamb(0.1), DRIFT]
+)
 def test_momentum_and_decay_stay_inside_the_mask(inner):
     client = fed.sparse_client_optimizer(inner)
     params = {"w": jnp.where(jnp.arange(24).reshape(4, 6) % 3 == 0, 0.0, 1.0)}
