@@ -120,7 +120,7 @@ def test_any_damage_is_found_or_harmless(damage, tmp_path):
         for number, state in states.items():
             checkpoints.save(number, state)
         files = sorted(file for file in (tmp_path / str(place) / "5").rglob("*") if file.is_file())
-        if place == len(files):
+        if place >= len(files):  # their number differs from save to save
             break
         damage(files[place])
         with warnings.catch_warnings(record=True) as told:
@@ -136,7 +136,7 @@ def test_any_damage_is_found_or_harmless(damage, tmp_path):
             fallbacks += 1
         else:
             assert not told
-    assert place == len(files) >= 5, "every file had its turn"
+    assert place >= len(files) >= 5, "every file had its turn"
     assert fallbacks >= 3, "arrays, their directory and the record can't be read any more"
 
 
