@@ -6,6 +6,7 @@ from sparse_plugins.core.algorithms.at_init import GraspPruning, SnipPruning, he
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning, GlobalSaliencyPruning
 from sparse_plugins.core.algorithms.gradual_regrowth import GradualRigL, GradualSET, GraNet
 from sparse_plugins.core.algorithms.informed import FisherPruning, WandaPruning
+from sparse_plugins.core.algorithms.per_module import PerModule
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, NoPruning, RandomPruning, SaliencyPruning
 from sparse_plugins.core.algorithms.regrowth import SET, RigL, SRigL, StaticRandomSparse
 from sparse_plugins.core.algorithms.straight_through import SoftTopKSte, SrSte, SteMagnitudePruning, SteRandomPruning
@@ -51,6 +52,7 @@ __all__ = [
     "NoPruning",
     "NoUpdateSchedule",
     "OneShotSchedule",
+    "PerModule",
     "PeriodicSchedule",
     "PolynomialSchedule",
     "RandomPruning",

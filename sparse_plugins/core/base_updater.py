@@ -328,6 +328,16 @@ class BaseUpdater:
         """The parameters the inner optimizer works on."""
         return params
 
+    def _restarted(self, params: PyTree, masks: PyTree) -> PyTree:
+        """The masks of the leaves in which a weight that comes back starts from fresh moments; else `NOT_PRUNED`."""
+        return masks if self.restarts_moments else jax.tree.map(lambda p: NOT_PRUNED, params)
+
+    def _held(self, updates: PyTree, step: Any) -> PyTree:
+        """The inner optimizer's updates; 0 in a step that changes masks, if `skip_gradients` says so."""
+        changes = self.skip_gradients and any(jax.tree.leaves(self.target_sparsities(updates)))
+        due = changes and self.is_refresh_due(step)
+        return updates if due is False else jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
+
     def _land(
         self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
     ) -> tuple[PyTree, PyTree]:

@@ -24,7 +24,7 @@ class SparseState(NamedTuple):
         inner_state: State of the wrapped optimizer.
         target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with.
         count: int32[], calls of `update` so far; the schedule's step.
-        rng: uint32[2], the key all random scores of this run derive from.
+        rng: uint32[2], the key all random scores of this run derive from; under `PerModule` a tuple of one per rule.
         dense_params: Straight-through updaters: the dense weights, of which the parameters are the masked view, per
             pruned parameter. Else ().
     """

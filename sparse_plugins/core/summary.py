@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.structured import kept_units
-from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure, structure_per_leaf
+from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["describe_plan", "summarize_intersection", "summarize_sparsity"]
@@ -136,7 +136,7 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     targets = aligned(params, updater.target_sparsities(params), "target sparsities")
     rows = [("layer", "shape", "target sparsity", "kept")]
     kept_in_all = size_in_all = 0
-    kinds = structure_per_leaf(updater.sparsity_type, names)
+    kinds = aligned(params, updater._structures(params), "structures")
     for name, leaf, target, kind in zip(names, leaves, targets, kinds, strict=True):
         size = math.prod(leaf.shape)
         if is_pruned(target):

@@ -46,7 +46,8 @@ def sparse_transformation(
         if holds_sparse_state(inner_state):
             raise TypeError(_SPARSE_ALREADY)
         state = updater.init_state(params)._replace(inner_state=inner_state)
-        check_inner(updater.restarts_moments, inner.init, inner_state, params, state.masks)
+        restarted = updater._restarted(params, state.masks)
+        check_inner(bool(jax.tree.leaves(restarted)), inner.init, inner_state, params, restarted)
         updater._check_inner_state(inner_state)
         stays_dense = updater.starts_dense and type(updater.scheduler) is NoUpdateSchedule
         if refresh_in_graph and stays_dense and any(jax.tree.leaves(updater.target_sparsities(params))):
@@ -70,17 +71,17 @@ def sparse_transformation(
         updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparseState]:
         check_update(updater, updates, state, params)
-        due = updater.is_refresh_due(state.count) if refresh_in_graph or updater.skip_gradients else False
+        due = updater.is_refresh_due(state.count) if refresh_in_graph else False
         masks = masks_at(due, updates, state, params, **extra)
         in_force = updater._in_force(params, masks)
         latent = updater._latent_params(params, in_force, state)
         inner_state = state.inner_state
-        if updater.restarts_moments:
-            latent = apply_masks(latent, in_force)  # some optimizers keep parameters in their state
-            inner_state = reset_pruned(inner_state, inner.init(latent), latent, in_force)
+        restarted = updater._restarted(params, in_force)
+        if jax.tree.leaves(restarted):
+            latent = apply_masks(latent, restarted)  # some optimizers keep parameters in their state
+            inner_state = reset_pruned(inner_state, inner.init(latent), latent, restarted)
         updates, inner_state = inner.update(updater._gradients(updates, latent, in_force), inner_state, latent, **extra)
-        if updater.skip_gradients and due is not False:
-            updates = jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
+        updates = updater._held(updates, state.count)
         updates, dense_params = updater._land(updates, params, latent, state, in_force)
         if in_zeros:
             beside = lambda p, m, u: jnp.where(unpack(m, p.shape), beside_zero(p, u), u)  # noqa: E731

@@ -128,6 +128,11 @@ def sparse_federated_averaging(
     FedTiny (2023), for growth by the largest gradients of clients.
     """
     check_updater(updater)
+    if isinstance(updater, core.PerModule):
+        raise ValueError(
+            "sparse_federated_averaging asks clients for one updater's growth signal and cannot serve a PerModule; "
+            "use fed.sparse_server_optimizer, or one updater with rules for its layers."
+        )
     if personal_masks and (type(updater) not in (core.SET, core.RigL) or updater.sparsity_type != core.Unstructured()):
         raise ValueError(
             f"personal_masks=True works with core.SET and core.RigL and unstructured masks, not with {updater}: every "

@@ -22,6 +22,15 @@ STEPS = 6
 
 # Entries kept of w (8, 6) and head (6, 4) in the end, by hand; one number where the layers share a budget.
 # "2:4" runs down the rows, so the last two rows of head are a short group; channels round half to even.
+# Rows that are several rows at once, by path; the layer that is left out stays dense.
+MIXTURES: dict[str, dict[str, str]] = {
+    "mixture of rigl and magnitude_ste": {"w": "rigl", "head|b": "magnitude_ste"},
+    "mixture of set and random_ste": {"w": "random_ste", "head": "set"},
+    "mixture of acdc and fisher": {"head": "acdc", ".*": "fisher"},
+    "mixture of granet and grasp": {"w": "granet", "head": "grasp"},
+    "mixture of static_sparse and no_prune": {"w": "static_sparse", ".*": "no_prune"},
+    "mixture of 2:4 and nothing": {"head": "rigl 2:4"},
+}
 UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "no_prune": ({}, (48, 24)),
     **dict.fromkeys(("magnitude", "random", "saliency"), ({}, (12, 6))),
@@ -41,15 +50,22 @@ UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "gradual_rigl 2x2": ({"sparsity_type": "2x2"}, (12, 8)),
     "rigl by path": ({"sparsity_type": [("w", "2:4"), ("head", "channel_-1")]}, (24, 6)),
     "magnitude by path": ({"sparsity_type": [("head", core.ConstantFanIn())]}, (12, 8)),
+    **dict.fromkeys(MIXTURES, ({}, (12, 6))),
+    "mixture of static_sparse and no_prune": ({}, (12, 24)),
+    "mixture of 2:4 and nothing": ({}, (48, 16)),
 }
+NEVER_CHANGE = {"no_prune", "static_sparse", "mixture of static_sparse and no_prune"}
 # One row for each way masks come about, for checks that cost a compilation of their own.
 FAMILIES = [
     *("magnitude", "global_saliency", "random_ste", "rigl", "set 2x2", "magnitude 2:4"),
     *("granet", "gradual_set", "acdc", "fisher", "wanda", "grasp", "soft_topk_ste"),
+    "mixture of rigl and magnitude_ste",
 ]
 
 
 def make_updater(row: str, **overrides: Any) -> core.BaseUpdater:
+    if row in MIXTURES:
+        return core.PerModule([(rule, make_updater(part, **overrides)) for rule, part in MIXTURES[row].items()])
     settings = {"algorithm": row.split()[0], "sparsity": 0.75, "drop_fraction": 0.5, **WINDOW}
     return core.create_updater_from_config(settings, **(UPDATERS[row][0] | overrides))
 

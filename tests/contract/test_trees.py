@@ -15,7 +15,7 @@ import pytest
 from sparse_plugins import core
 from tests.contract.rows import STEPS, TREES, assert_on_mask, assert_same, make_step, make_updater, quick_jit
 
-RANDOM = ["random", "random_ste", "static_sparse", "set"]
+RANDOM = ["random", "random_ste", "static_sparse", "set", "mixture of set and random_ste"]
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def test_random_masks_of_two_steps_and_two_layers_differ() -> None:
         assert int((one & other).sum()) < 32  # 16 are expected of independent masks with 64 entries each
 
 
-@pytest.mark.parametrize("row", ["random", "set"])
+@pytest.mark.parametrize("row", ["random", "set", "mixture of set and random_ste"])
 def test_another_layer_does_not_move_the_masks(row: str) -> None:
     params = TREES["dict"]()
     more = {"a new first layer": jnp.ones((4, 4)), **params}

@@ -1,12 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
 from sparse_plugins import core
 from sparse_plugins.core import create_updater_from_config
 from sparse_plugins.core.config import ALGORITHMS, parse_structure
+from tests.contract.rows import score_arguments
 
 GRADUAL = {"sparsity": 0.8, "update_freq": 10, "update_start_step": 200, "update_end_step": 1000}
 PARAMS = {"w": jax.ShapeDtypeStruct((10, 10), jnp.float32), "head": jax.ShapeDtypeStruct((4, 4), jnp.float32)}
@@ -141,3 +143,21 @@ def test_a_sparsity_that_is_no_number_is_refused(keys: dict) -> None:
 def test_what_is_no_configuration_is_refused() -> None:
     with pytest.raises(TypeError, match=r"config is \['magnitude'\]; give a SparsityConfig, a mapping or a ConfigDict"):
         create_updater_from_config(["magnitude"])
+
+
+@pytest.mark.parametrize("algorithm", core.all_algorithm_names())
+def test_sparsity_0_is_the_dense_optimizer_bit_for_bit(algorithm):
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 8)), "b": jnp.ones(8)}
+    updater = core.create_updater_from_config(
+        algorithm=algorithm, sparsity=0.0, update_freq=2, update_start_step=1, update_end_step=9
+    )
+    ends = []
+    for tx in (optax.adam(0.1), updater.wrap_optax(optax.adam(0.1))):
+        state, own = tx.init(params), params
+        for _ in range(6):
+            grads = jax.tree.map(jnp.sin, own)
+            extra = score_arguments(own)
+            updates, state = optax.with_extra_args_support(tx).update(grads, state, own, **extra)
+            own = optax.apply_updates(own, updates)
+        ends.append(own)
+    jax.tree.map(np.testing.assert_array_equal, *ends)

@@ -253,6 +253,8 @@ def test_training_goes_on_from_what_was_decoded(wire):
 def test_bad_arguments_say_what_to_change(options, message):
     with pytest.raises(ValueError, match=message):
         averaging(updater_of("magnitude"), **options)
+    with pytest.raises(ValueError, match="cannot serve a PerModule"):
+        averaging(core.PerModule([(".*", growing())]))
     with pytest.raises(TypeError, match="updater must be a core updater"):
         averaging(optax.sgd(0.1))
     with pytest.raises(TypeError, match="optimizer must be an optax transformation"):

@@ -1,0 +1,224 @@
+"""Different updaters for the parts of one model, around one optimizer."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.algorithms.parts import Parts
+from sparse_plugins.core.algorithms.pruning import NoPruning
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.guard import fresh_if
+from sparse_plugins.core.masks import NOT_PRUNED
+from sparse_plugins.core.rules import read_rule
+from sparse_plugins.core.schedules import NoUpdateSchedule, StepUnit
+from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.structures import ByPath, Structure
+from sparse_plugins.core.trees import PyTree
+
+__all__ = ["PerModule"]
+
+
+@dataclasses.dataclass(eq=False)
+class PerModule(BaseUpdater):
+    """One updater for the encoder, another for the head: a leaf belongs to the first rule that matches its path.
+
+    Each updater does what it does alone on its part of the parameters, with its own algorithm, schedule, structure and
+    seed; a budget (ERK, a global ranking) is divided inside its part. The optimizer stays one, so that the global norm
+    by which it clips is that of all gradients, unlike with `optax.partition` of several sparse optimizers.
+
+    The state is one `SparseState`, whose `rng` is a tuple of one key per rule. An explicit `refresh` changes the
+    parts that are due at the state's step.
+
+    Attributes:
+        updaters: Pairs (regular expression for a whole path 'a/b/kernel', updater). The first match wins; leaves that
+            no rule matches stay dense.
+        rng_seed: None leaves each updater its seed; an int or JAX key replaces them all.
+
+    Raises:
+        TypeError: If an updater is none.
+        ValueError: If a rule is no such pair, or the updaters cannot share a state: they store masks differently or
+            as 'zeros', count different units, or one is a PerModule itself. From `init`: if a rule decides about no
+            leaf, or an updater would never prune.
+
+    Example:
+        >>> import optax
+        >>> from sparse_plugins import core
+        >>> half = functools.partial(core.uniform, sparsity=0.5)
+        >>> updater = PerModule([
+        ...     ("actor/.*", core.MagnitudePruning(sparsity_distribution_fn=half, scheduler=core.OneShotSchedule(10))),
+        ...     ("critic/.*", core.RigL(sparsity_distribution_fn=half, scheduler=core.PeriodicSchedule(5, 5, 20)))])
+        >>> tx = updater.wrap_optax(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)))
+        >>> params = {name: {"w": jnp.ones((4, 4))} for name in ("actor", "critic", "encoder")}
+        >>> params = updater.pre_forward_update(params, tx.init(params))
+        >>> {name: int(part["w"].sum()) for name, part in params.items()}
+        {'actor': 16, 'critic': 8, 'encoder': 16}
+    """
+
+    updaters: Sequence[tuple[str, BaseUpdater]] = ()
+    rng_seed: Any = dataclasses.field(default=None, kw_only=True)
+
+    # The updaters say these.
+    scheduler: NoUpdateSchedule = dataclasses.field(init=False, repr=False)
+    skip_gradients: bool = dataclasses.field(init=False, repr=False, default=False)
+    is_sparse_gradients: bool = dataclasses.field(init=False, repr=False, default=False)
+    sparsity_type: Structure | ByPath = dataclasses.field(init=False, repr=False)
+    sparsity_distribution_fn: None = dataclasses.field(init=False, repr=False, default=None)
+    use_packed_masks: bool | Literal["zeros"] = dataclasses.field(init=False, repr=False, default=True)
+    topk_fn: None = dataclasses.field(init=False, repr=False, default=None)
+
+    starts_dense: ClassVar[bool] = False  # those that do are asked one by one
+
+    def __post_init__(self) -> None:
+        rules = tuple(read_rule(rule, "updater", "('actor/.*', RigL(...))") for rule in self.updaters)
+        _check(rules)
+        if self.rng_seed is not None:
+            rules = tuple((pattern, dataclasses.replace(one, rng_seed=self.rng_seed)) for pattern, one in rules)
+        self.updaters = rules
+        self.scheduler = NoUpdateSchedule(step_unit=_step_units(rules)[0])
+        self.sparsity_type = ByPath([rule for pattern, one in rules for rule in _structure_rules(pattern, one)])
+        self.use_packed_masks = next(iter(_storage(rules).values()), True)
+
+    def target_sparsities(self, params: PyTree) -> PyTree:
+        """The targets that each updater gives its part."""
+        return self._parts(params).joined(lambda one: one.target_sparsities, params)
+
+    def init_state(self, params: PyTree) -> SparseState:
+        """One state that holds those of all updaters."""
+        parts = self._parts(params)
+        for (pattern, one), own in zip(self.updaters, parts.cut(params)[:-1], strict=True):
+            _refuse_idle(pattern, one, own)
+        states = parts.each(lambda one: one.init_state, params)
+        dense = [state.dense_params for state in states]
+        nothing = parts.cut(jax.tree.map(lambda p: NOT_PRUNED, params))
+        kept = [none if own == () else own for none, own in zip(nothing, dense, strict=True)]
+        return SparseState(
+            masks=parts.join([state.masks for state in states]),
+            inner_state=(),
+            target_sparsities=parts.join([state.target_sparsities for state in states]),
+            count=jnp.zeros((), jnp.int32),
+            rng=tuple(state.rng for state in states[:-1]),
+            dense_params=() if all(own == () for own in dense) else parts.join(kept),
+        )
+
+    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """The first masks of each updater."""
+        return self._parts(params).joined(lambda one: one.get_initial_masks, params, target_sparsities)
+
+    def calculate_scores(
+        self,
+        params: PyTree,
+        sparse_state: SparseState | None = None,
+        grads: PyTree | None = None,
+        **kwargs: Any,
+    ) -> PyTree:
+        """The scores of each updater; extra arguments laid out like the parameters are cut to its part."""
+        return self._parts(params).joined(lambda one: one.calculate_scores, params, sparse_state, grads, **kwargs)
+
+    def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
+        """The masks that each updater makes of its scores."""
+        return self._parts(scores).joined(lambda one: one.create_masks, scores, sparsities)
+
+    def is_refresh_due(self, step: Any) -> Any:
+        """Whether any updater changes its masks."""
+        return functools.reduce(operator.or_, (one.is_refresh_due(step) for _, one in self.updaters))
+
+    def describe_schedule(self) -> str:
+        """The schedule of each updater, a line each."""
+        lines = [f"  {pattern}  {type(one).__name__}: {one.describe_schedule()}" for pattern, one in self.updaters]
+        return "\n".join(["one updater per module", *lines])
+
+    def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+        """The state with new masks where they are due at its step."""
+
+        def changed(one: BaseUpdater) -> Callable[..., PyTree]:
+            def masks(state: SparseState, params: PyTree, grads: PyTree, **extra: Any) -> PyTree:
+                fresh = lambda: one.update_state(state, params, grads, **extra).masks  # noqa: E731
+                return fresh_if(one.is_refresh_due(state.count), fresh, state.masks)
+
+            return masks
+
+        return sparse_state._replace(masks=self._parts(params).joined(changed, sparse_state, params, grads, **kwargs))
+
+    def _check_inner_state(self, inner_state: PyTree) -> None:
+        for _, one in self.updaters:
+            one._check_inner_state(inner_state)
+
+    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        return self._parts(latent).joined(lambda one: one._gradients, grads, latent, masks)
+
+    def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
+        return self._parts(params).joined(lambda one: one._latent_params, params, masks, state)
+
+    def _restarted(self, params: PyTree, masks: PyTree) -> PyTree:
+        return self._parts(params).joined(lambda one: one._restarted, params, masks)
+
+    def _held(self, updates: PyTree, step: Any) -> PyTree:
+        return self._parts(updates).joined(lambda one: lambda own: one._held(own, step), updates)
+
+    def _land(
+        self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        parts = self._parts(params)
+        landed, dense = zip(*parts.each(lambda one: one._land, updates, params, latent, state, masks), strict=True)
+        return parts.join(landed), () if state.dense_params == () else parts.join(dense)
+
+    def _structures(self, params: PyTree) -> PyTree:
+        return self._parts(params).joined(lambda one: one._structures, params)
+
+    def _parts(self, params: PyTree) -> Parts:
+        patterns, updaters = zip(*self.updaters, strict=True)
+        return Parts((*updaters, NoPruning()), params, patterns)
+
+
+def _check(updaters: Sequence[tuple[str, Any]]) -> None:
+    """Refuses what cannot share a state."""
+    if not updaters:
+        raise ValueError("PerModule got no updaters; give pairs such as ('actor/.*', RigL(...)), or use NoPruning.")
+    for pattern, one in updaters:
+        if not isinstance(one, BaseUpdater):
+            raise TypeError(f"the updater of {pattern!r} is {one!r}; give an instance such as MagnitudePruning(...).")
+        if isinstance(one, PerModule):
+            raise ValueError(f"the updater of {pattern!r} is a PerModule; put its rules into this one's list instead.")
+        if one.use_packed_masks == "zeros":
+            raise ValueError(
+                f"the updater of {pattern!r} has use_packed_masks='zeros', which needs the whole state for itself; "
+                "store the masks with use_packed_masks=True."
+            )
+    if len(set((stored := _storage(updaters)).values())) > 1:
+        raise ValueError(f"the updaters differ in use_packed_masks ({stored}); give all of them the same.")
+    if len(units := _step_units(updaters)) > 1:
+        raise ValueError(f"the schedules count in different units ({', '.join(units)}); they all see the same steps.")
+
+
+def _storage(updaters: Sequence[tuple[str, BaseUpdater]]) -> dict[str, Any]:
+    """How those that have masks store them."""
+    return {pattern: one.use_packed_masks for pattern, one in updaters if one.prunes}
+
+
+def _step_units(updaters: Sequence[tuple[str, BaseUpdater]]) -> list[StepUnit]:
+    """What the steps are, by the schedules that have any."""
+    schedules = [one.scheduler for _, one in updaters]
+    timed = [schedule for schedule in schedules if type(schedule) is not NoUpdateSchedule] or schedules[:1]
+    return sorted({schedule.step_unit for schedule in timed})
+
+
+def _structure_rules(pattern: str, updater: BaseUpdater) -> list[tuple[str, Structure]]:
+    """The structures of one updater as rules for the whole model."""
+    kind = updater.sparsity_type
+    if not isinstance(kind, ByPath):
+        return [(pattern, kind)]
+    return [*((rf"(?=(?:{pattern})\Z)(?:{inner})", own) for inner, own in kind.rules), (pattern, kind.default)]
+
+
+def _refuse_idle(pattern: str, updater: BaseUpdater, params: PyTree) -> None:
+    never = updater.starts_dense and type(updater.scheduler) is NoUpdateSchedule
+    if never and any(jax.tree.leaves(updater.target_sparsities(params))):
+        raise ValueError(
+            f"{type(updater).__name__} of {pattern!r} with {updater.scheduler} keeps every weight: give a schedule "
+            "that changes masks, or NoPruning() for a part that is to stay dense."
+        )
