@@ -3,21 +3,17 @@
 import csv
 import dataclasses
 import fcntl
-import importlib.metadata
 import io
 import json
 import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.fed_emnist.config import Run, StudyConfig
+from experiments.surroundings import surroundings, versions
 
 PACKAGES = (
     "jax",
@@ -120,7 +116,9 @@ def create_folder(config: StudyConfig, command: str) -> Path:
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent, ignore_cleanup_errors=True) as half:
             whole = Path(half) / "study"
             whole.mkdir()
-            (whole / "config.json").write_text(json.dumps(_surroundings(config, command), indent=2) + "\n")
+            (whole / "config.json").write_text(
+                json.dumps(surroundings(command, dataclasses.asdict(config), PACKAGES), indent=2) + "\n"
+            )
             whole.rename(folder)
         return folder
     raise FileExistsError(
@@ -153,7 +151,7 @@ def read_config(folder: Path) -> StudyConfig:
 def changed_packages(folder: Path) -> list[str]:
     """Packages whose version is another than when the study began, on which bits may depend."""
     before = json.loads((folder / "config.json").read_text())["packages"]
-    now = {name: _version(name) for name in PACKAGES}
+    now = versions(PACKAGES)
     return [f"{name} {before.get(name)} is now {now[name]}" for name in PACKAGES if before.get(name) != now[name]]
 
 
@@ -174,36 +172,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _surroundings(config: StudyConfig, command: str) -> dict[str, Any]:
-    """The command, every setting, and what else the numbers may depend on."""
-    return {
-        "command": command,
-        "settings": dataclasses.asdict(config),
-        "git": _git_state(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of this source, and whether it was changed since; None without a repository or a commit."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
