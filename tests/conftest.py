@@ -15,3 +15,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Tests of sharding make their devices in a process of their own; this one stays as users have it."""
     if (count := jax.local_device_count()) != 1:
         raise pytest.UsageError(f"the suite needs one JAX device in a process, found {count}: unset XLA_FLAGS")
+
+
+# First, because they stay in one process and so take longest: Dopamine is imported, and its steps compiled, once.
+_DOPAMINE = ("tests/rl/", "tests/experiments/test_rl", "sparse_plugins/rl/dopamine/", "sparse_plugins/rl/train.py")
+_PURE = ("plasticity", "redo.", "redo_growth", "activations", "clock")
+
+
+def _is_of_dopamine(item: pytest.Item) -> bool:
+    return item.nodeid.startswith(_DOPAMINE) and not any(f"test_{name}" in item.nodeid for name in _PURE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of Dopamine together."""
+    for item in items:
+        if _is_of_dopamine(item):
+            item.add_marker(pytest.mark.xdist_group("dopamine"))
+    items.sort(key=lambda item: not _is_of_dopamine(item))

@@ -100,7 +100,10 @@ def test_import_adds_next_to_nothing_to_jax_and_optax() -> None:
     assert foreign <= {name for name in FILES if floor_of(name) in ("sparse_plugins", "sparse_plugins.core")}
 
 
-@pytest.mark.parametrize("name", ["sparse_plugins.core", "sparse_plugins.fed"])
+PUBLIC = ["sparse_plugins.core", "sparse_plugins.fed", "sparse_plugins.rl", "sparse_plugins.rl.dopamine"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_listed_and_documented(name: str) -> None:
     module = importlib.import_module(name)
     public = {key for key, value in vars(module).items() if not (key.startswith("_") or isinstance(value, ModuleType))}

@@ -52,7 +52,7 @@ def test_wheel_has_one_top_level_name_all_modules_and_the_type_marker(wheel: Pat
         header = archive.read(metadata).decode().partition("\n\n")[0]
     package = ROOT / "sparse_plugins"
     beside = ["py.typed", "fed/strokes/strokes.npz", "fed/strokes/LICENSE.txt"]
-    sources = [*package.rglob("*.py"), *(package / name for name in beside)]
+    sources = [*package.rglob("*.py"), *package.rglob("*.gin"), *(package / name for name in beside)]
     assert names == {path.relative_to(ROOT).as_posix() for path in sources}
     always = {line for line in header.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
     assert {line.split(":")[1].split(">")[0].strip() for line in always} == {"jax", "numpy", "optax"}

@@ -1,0 +1,115 @@
+"""Dopamine's agents, sparse and known to gin, and the factory that a runner takes."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+from dopamine.jax.agents.dqn import dqn_agent
+from dopamine.jax.agents.full_rainbow import full_rainbow_agent
+from dopamine.jax.agents.implicit_quantile import implicit_quantile_agent
+from dopamine.jax.agents.ppo import ppo_agent
+from dopamine.jax.agents.quantile import quantile_agent
+from dopamine.jax.agents.rainbow import rainbow_agent
+from dopamine.jax.agents.sac import sac_agent
+from dopamine.labs.atari_100k import atari_100k_rainbow_agent
+
+from sparse_plugins import core
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.rl.dopamine.environments import frames_per_step
+from sparse_plugins.rl.dopamine.recycling import SparseRecycledDQNAgent
+from sparse_plugins.rl.dopamine.sparse_agent import sparsify
+from sparse_plugins.rl.policy import TargetPolicy
+
+__all__ = ["AGENTS", "create_sparse_agent"]
+
+
+def _registered(agent_class: type) -> type:
+    return gin.configurable(module="sparse_plugins.rl")(sparsify(agent_class))
+
+
+# By the name that gin's `create_agent.agent_name` knows it under, or would.
+AGENTS: Mapping[str, type] = {
+    "jax_dqn": _registered(dqn_agent.JaxDQNAgent),
+    "jax_rainbow": _registered(rainbow_agent.JaxRainbowAgent),
+    "full_rainbow": _registered(full_rainbow_agent.JaxFullRainbowAgent),
+    "jax_quantile": _registered(quantile_agent.JaxQuantileAgent),
+    "jax_implicit_quantile": _registered(implicit_quantile_agent.JaxImplicitQuantileAgent),
+    "sac": _registered(sac_agent.SACAgent),
+    "ppo": _registered(ppo_agent.PPOAgent),
+    "atari_100k_rainbow": _registered(atari_100k_rainbow_agent.Atari100kRainbowAgent),
+    "redo_dqn": SparseRecycledDQNAgent,
+}
+_CONTINUOUS = ("sac", "ppo")
+gin.external_configurable(core.PerModule, module="sparse_plugins.rl")
+
+
+@gin.configurable(module="sparse_plugins.rl")
+def create_sparse_agent(
+    sess: Any,
+    environment: Any,
+    summary_writer: Any = None,
+    agent_name: str | None = None,
+    target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
+    updater: BaseUpdater | None = None,
+    debug_mode: bool | None = None,
+) -> Any:
+    """A sparse agent for an environment, in place of Dopamine's `create_agent`.
+
+    `Runner(base_dir, create_sparse_agent)` is the one line to change in a script; everything else is read from the
+    gin bindings of the dense run.
+
+    Args:
+        sess: Not used; Dopamine's runners pass one.
+        environment: The environment, with a discrete or, for 'sac' and 'ppo', a continuous action space.
+        summary_writer: Folder for the agent's own summaries.
+        agent_name: One of `AGENTS`; None for the one that gin binds to `create_agent.agent_name`.
+        target_policy: When the target network gets the masks; see `TargetPolicy`.
+        updater: The updater; None for the one that `create_updater_from_config` is bound to describe.
+        debug_mode: Whether the agent writes its losses; None for what gin binds to `create_agent.debug_mode`.
+
+    Returns:
+        The agent.
+
+    Raises:
+        ValueError: If the name is missing or unknown.
+    """
+    name = _bound("agent_name") if agent_name is None else agent_name
+    if name not in AGENTS:
+        raise ValueError(f"agent_name is {name!r}; allowed are {', '.join(AGENTS)}.")
+    agent_class = AGENTS[name]
+    options = {
+        "updater": updater,
+        "target_policy": target_policy,
+        "frames_per_step": frames_per_step(environment),
+    }
+    if name in _CONTINUOUS:
+        return agent_class(**options, **_continuous_spaces(environment, agent_class))
+    writes = _bound("debug_mode") if debug_mode is None else debug_mode
+    return agent_class(
+        num_actions=environment.action_space.n, summary_writer=summary_writer if writes else None, **options
+    )
+
+
+def _bound(parameter: str) -> Any:
+    """What gin binds to a parameter of Dopamine's own factories, or None."""
+    for factory in ("create_agent", "create_continuous_agent"):
+        try:
+            return gin.query_parameter(f"{factory}.{parameter}")
+        except ValueError:
+            continue
+    return None
+
+
+def _continuous_spaces(environment: Any, agent_class: type) -> dict[str, Any]:
+    actions, observations = environment.action_space, environment.observation_space
+    spaces = {
+        "action_shape": actions.shape,
+        "action_limits": (actions.low, actions.high),
+        "action_dtype": actions.dtype,
+        "observation_shape": observations.shape,
+        "observation_dtype": observations.dtype,
+    }
+    dense = next(base for base in agent_class.__mro__ if base.__module__.startswith("dopamine."))
+    accepted = inspect.signature(dense).parameters
+    return {name: value for name, value in spaces.items() if name in accepted}

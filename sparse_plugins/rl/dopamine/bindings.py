@@ -1,0 +1,83 @@
+"""Updaters from gin bindings, under the names of the paper."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gin
+
+from sparse_plugins import core
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.distributions import FilterFn
+from sparse_plugins.rl.policy import without_noise_scales
+
+__all__ = ["create_updater_from_config"]
+
+
+@gin.configurable(module="sparse_plugins.rl")
+def create_updater_from_config(
+    pruner_type: str = "no_prune",
+    dist_type: str = "erk",
+    sparsity: float = 0.8,
+    update_start_step: int | None = None,
+    update_end_step: int | None = None,
+    update_freq: int | None = None,
+    step_unit: str = "optimizer step",
+    drop_fraction: float = 0.1,
+    drop_schedule: str = "cosine",
+    sparsity_type: Any = None,
+    rules: Sequence[tuple[str, float | None]] = (),
+    filter_fn: FilterFn | None = None,
+    rng_seed: int = 8,
+    use_packed_masks: bool = True,
+    is_sparse_gradients: bool | None = None,
+    skip_gradients: bool | None = None,
+) -> BaseUpdater:
+    """The updater that gin bindings describe.
+
+    Args:
+        pruner_type: One of `core.all_algorithm_names()`.
+        dist_type: 'erk' or 'uniform'.
+        sparsity: Fraction of zeros in [0, 1] over the prunable layers.
+        update_start_step: First step at which masks change, in `step_unit`; None for no changes.
+        update_end_step: Last step at which they do.
+        update_freq: Steps between changes.
+        step_unit: 'optimizer step' (the paper's), 'environment step' or 'frame'.
+        drop_fraction: SET, RigL and their kin: fraction of kept weights replaced.
+        drop_schedule: How that fraction falls: 'cosine', 'linear' or 'constant'.
+        sparsity_type: Structure, by name or by path; see `core.SparsityConfig`.
+        rules: Pairs (regular expression for a path, sparsity); see `core.uniform`.
+        filter_fn: Which layers are pruned; None for all kernels but the noise scales of noisy layers.
+        rng_seed: Seed of random masks and scores.
+        use_packed_masks: True stores eight mask entries to a byte.
+        is_sparse_gradients: None for the algorithm's own default.
+        skip_gradients: The same; SET and RigL move no weight when masks change.
+
+    Returns:
+        The updater; `sparsify`'s agents turn its schedule into optimizer steps.
+
+    Raises:
+        ValueError: For a value that is not allowed.
+
+    Example:
+        >>> create_updater_from_config("magnitude", sparsity=0.9, update_start_step=0, update_end_step=9,
+        ...                            update_freq=3).scheduler.update_freq
+        3
+    """
+    return core.create_updater_from_config(
+        algorithm=pruner_type,
+        dist_type=dist_type,
+        sparsity=sparsity,
+        update_start_step=update_start_step,
+        update_end_step=update_end_step,
+        update_freq=update_freq,
+        step_unit=step_unit,
+        drop_fraction=drop_fraction,
+        drop_schedule=drop_schedule,
+        sparsity_type=sparsity_type,
+        rules=tuple(rules),
+        filter_fn=filter_fn or without_noise_scales(),
+        rng_seed=rng_seed,
+        use_packed_masks=use_packed_masks,
+        is_sparse_gradients=is_sparse_gradients,
+        skip_gradients=skip_gradients,
+    )

@@ -1,0 +1,284 @@
+"""Dopamine's runners, with seeds for environments, exact resume, and sparsity among the metrics.
+
+A run that was killed at any moment and started again with the same command ends as the one that was not, bit for bit:
+parameters, optimizer state and masks, replay memory, random numbers, `metrics.csv`. Where that can't be, it stops.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import gin
+import numpy as np
+import tqdm.auto as tqdm
+from dopamine.discrete_domains import run_experiment
+from dopamine.labs.atari_100k import atari_100k_rainbow_agent, atari_100k_runner
+from dopamine.metrics import statistics_instance
+
+from sparse_plugins.rl.dopamine.agents import AGENTS, create_sparse_agent
+from sparse_plugins.rl.dopamine.metrics import IterationMetrics, MetricsFile
+from sparse_plugins.rl.dopamine.run_folder import CheckpointError, SealedCheckpointer, check_settings, hold_folder
+from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot
+
+__all__ = [
+    "ExactRun",
+    "SparseDataEfficientRunner",
+    "SparseRunner",
+    "SparseTrainRunner",
+    "create_sparse_runner",
+    "dense_agent_class",
+]
+
+
+class ExactRun:
+    """Mixin in front of a Dopamine runner; all else about the runner stays, its gin bindings included.
+
+    Args:
+        base_dir: Local folder of the run: new, or that of the same run, which then goes on.
+        create_agent_fn: Called as Dopamine's runners call it; makes a sparse agent.
+        seed: Of the environments; None for the agent's own.
+        **options: For Dopamine's runner.
+
+    Raises:
+        SettingsMismatchError: If the folder is that of a run with other settings.
+        CheckpointError: If there are checkpoints that can't be used, or another process is at work in the folder.
+    """
+
+    _checkpointer: SealedCheckpointer
+    # Dopamine's runner has these.
+    _agent: Any
+    _environment: Any
+    _checkpoint_dir: str
+    _num_iterations: int
+    _training_steps: int
+    _max_steps_per_episode: int | None
+    _collector_dispatcher: Any
+    _use_legacy_logger: bool
+    _logger: Any
+    _log_experiment: Any
+    _run_one_iteration: Any
+
+    def __init__(
+        self, base_dir: str, create_agent_fn: Any = create_sparse_agent, seed: int | None = None, **options: Any
+    ) -> None:
+        self._given_seed, self._steps = seed, 0
+        super().__init__(base_dir, create_agent_fn, **options)  # type: ignore[call-arg]
+        self._resume()
+        self._metrics = IterationMetrics(self._agent)
+        self._file = MetricsFile(Path(base_dir) / "metrics.csv", self._start_iteration)
+
+    def describe_plan(self) -> str:
+        """What the run is going to do: the agent's plan, the iterations, and where it goes on."""
+        iterations = f"{self._num_iterations} iterations of {self._training_steps:,} environment steps"
+        started = f", from iteration {self._start_iteration} on" if self._start_iteration else ""
+        return f"{self._agent.describe_plan()}\n{iterations}{started}"
+
+    def run_experiment(self) -> None:
+        """Runs the iterations that are left."""
+        print(self.describe_plan(), flush=True)
+        left = range(self._start_iteration, self._num_iterations)
+        with tqdm.tqdm(left, initial=left.start, total=left.stop, unit="iteration") as bar:
+            for iteration in bar:
+                statistics = self._run_one_iteration(iteration)
+                row = self._report(iteration, statistics)
+                bar.set_postfix({"return": row["train_return"], "sparsity": row["sparsity"]})
+                if self._use_legacy_logger:
+                    self._log_experiment(iteration, statistics)
+                self._checkpoint_experiment(iteration)
+                self._collector_dispatcher.flush()
+        self._collector_dispatcher.close()
+
+    def _report(self, iteration: int, statistics: dict[str, list[Any]]) -> dict[str, Any]:
+        self._steps += sum(statistics["train_episode_lengths"])
+        row: dict[str, Any] = {"iteration": iteration, "steps": self._steps}
+        for phase in ("train", "eval"):
+            if f"{phase}_average_return" in statistics:
+                row[f"{phase}_return"] = float(statistics[f"{phase}_average_return"][-1])
+                row[f"{phase}_episodes"] = len(statistics[f"{phase}_episode_returns"])
+        measured = self._metrics.measure(iteration)
+        self._collector_dispatcher.write(
+            [
+                statistics_instance.StatisticsInstance(f"Sparse/{name}", value, iteration)
+                for name, value in measured.items()
+            ]
+        )
+        self._file.append(row | measured)
+        return row | measured
+
+    def _initialize_checkpointer_and_maybe_resume(self, checkpoint_file_prefix: str) -> None:
+        """Only the first half: some runners are not ready to be resumed when they call this."""
+        self._start_iteration = 0
+        folder = Path(self._checkpoint_dir)
+        if not (folder.parent / "settings.gin").exists() and any(folder.glob("*")):
+            raise CheckpointError(
+                f"{folder} holds checkpoints, and {folder.parent} no settings.gin: they are not those of a sparse run, "
+                "which can't go on from them. Choose another --base_dir; nothing has been changed."
+            )
+        hold_folder(folder.parent)
+        self._seed = self._agent._seed if self._given_seed is None else self._given_seed
+        seeds = f"agent {self._agent._seed}, environments {self._seed}"
+        check_settings(folder.parent, gin.config_str(max_line_length=10_000), self._agent.describe_plan(), seeds)
+        self._checkpointer = SealedCheckpointer(str(folder), checkpoint_file_prefix)
+        self._found = self._checkpointer.newest()
+        seed_environment(self._environment, self._seed)
+
+    def _resume(self) -> None:
+        if self._found is None:
+            return
+        iteration, data = self._found
+        if not self._agent.unbundle(self._checkpoint_dir, iteration, data):
+            raise CheckpointError(
+                f"the agent can't go on from the checkpoint of iteration {iteration} in {self._checkpoint_dir}, "
+                "though it is whole: is it that of another agent? Choose another --base_dir; nothing has been changed."
+            )
+        if self._use_legacy_logger:
+            self._logger.data = data["logs"]
+        self._set_run_state(data["run"])
+        self._start_iteration = iteration + 1
+
+    def _checkpoint_experiment(self, iteration: int) -> None:
+        # Dopamine saves the replay at every iteration, and with it drops those of the checkpoints that are rarer.
+        if not self._checkpointer.is_due(iteration):
+            return
+        data = self._agent.bundle_and_checkpoint(self._checkpoint_dir, iteration)
+        data |= {"current_iteration": iteration, "run": self._run_state()}
+        if self._use_legacy_logger:
+            data["logs"] = self._logger.data
+        self._checkpointer.save(iteration, data)
+
+    def _run_state(self) -> dict[str, Any]:
+        """What this object remembers from one iteration to the next."""
+        in_episode = self._max_steps_per_episode is None and not vars(self).get("episode_ended", True)
+        return {
+            "steps": self._steps,
+            "episode": {name: vars(self)[name] for name in ("action", "episode_ended") if name in vars(self)},
+            "environment": take_snapshot(self._environment, in_episode=in_episode),
+        }
+
+    def _set_run_state(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+        vars(self).update(state["episode"])
+        restore_environment(self._environment, state["environment"])
+
+
+@gin.configurable(module="sparse_plugins.rl")
+class SparseRunner(ExactRun, run_experiment.Runner):
+    """Trains and evaluates in turn; see `ExactRun`, and Dopamine's `Runner` for its gin bindings."""
+
+
+@gin.configurable(module="sparse_plugins.rl")
+class SparseTrainRunner(ExactRun, run_experiment.TrainRunner):
+    """Only trains; see `ExactRun`, and Dopamine's `TrainRunner` for its gin bindings."""
+
+
+@gin.configurable(module="sparse_plugins.rl")
+class SparseDataEfficientRunner(ExactRun, atari_100k_runner.DataEfficientAtariRunner):
+    """For agents of the Atari-100k benchmark, which act in several environments at once.
+
+    See `ExactRun`, and Dopamine's `DataEfficientAtariRunner` for its gin bindings.
+    """
+
+    create_environment_fn: Any
+    train_envs: list[Any]
+    train_state: Any
+    num_steps: int
+
+    def _resume(self) -> None:
+        self._environment_seeds = np.random.default_rng(self._seed)
+        for environment in self.train_envs:
+            self._seeded(environment)
+        create = self.create_environment_fn
+        self.create_environment_fn = lambda: self._seeded(create())
+        super()._resume()
+
+    def _run_train_phase(self, statistics: Any) -> Any:
+        # The replay's accumulator still refers to these buffers, and Dopamine would write the next frames into them.
+        self.train_state = copy.deepcopy(self.train_state)
+        return super()._run_train_phase(statistics)
+
+    def _seeded(self, environment: Any) -> Any:
+        seed_environment(environment, int(self._environment_seeds.integers(2**31)))
+        return environment
+
+    def _run_state(self) -> dict[str, Any]:
+        return super()._run_state() | {
+            "environment_seeds": self._environment_seeds.bit_generator.state,
+            "num_steps": self.num_steps,
+            "train_environments": [take_snapshot(environment, in_episode=True) for environment in self.train_envs],
+            "train_state": self.train_state,
+            "agent_train_state": self._agent.training_state,
+        }
+
+    def _set_run_state(self, state: dict[str, Any]) -> None:
+        super()._set_run_state(state)
+        self._environment_seeds.bit_generator.state = state["environment_seeds"]
+        self.num_steps, self.train_state = state["num_steps"], state["train_state"]
+        self._agent.training_state = state["agent_train_state"]
+        for environment, snapshot in zip(self.train_envs, state["train_environments"], strict=True):
+            restore_environment(environment, snapshot)
+
+    def _save_tensorboard_summaries(self, *numbers: Any) -> None:
+        if self._summary_writer is not None:  # Dopamine's takes for granted that the agent has one.
+            super()._save_tensorboard_summaries(*numbers)
+
+    def _maybe_save_single_summary(self, *numbers: Any, **options: Any) -> None:
+        if self._summary_writer is not None:
+            super()._maybe_save_single_summary(*numbers, **options)
+
+
+_SCHEDULES: dict[str, Any] = {"continuous_train_and_eval": SparseRunner, "continuous_train": SparseTrainRunner}
+
+
+@gin.configurable(module="sparse_plugins.rl")
+def create_sparse_runner(base_dir: str, schedule: str | None = None, seed: int | None = None) -> ExactRun:
+    """The runner that gin describes, in place of Dopamine's `create_runner`.
+
+    Args:
+        base_dir: Folder of the run.
+        schedule: 'continuous_train_and_eval' or 'continuous_train'; None for what gin binds to
+            `create_runner.schedule`, or the first. Agents of the Atari-100k benchmark have a schedule of their own.
+        seed: Of the environments; None for the agent's own.
+
+    Returns:
+        A runner; call `run_experiment`.
+
+    Raises:
+        ValueError: For another schedule, or if no agent is chosen.
+
+    Example:
+        >>> import tempfile
+        >>> with gin.unlock_config():
+        ...     _ = gin.parse_config_file("sparse_plugins/rl/configs/cartpole_dqn.gin")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     type(create_sparse_runner(folder)).__name__
+        'SparseTrainRunner'
+        >>> gin.clear_config()
+    """
+    if issubclass(dense_agent_class(), atari_100k_rainbow_agent.Atari100kRainbowAgent):
+        return SparseDataEfficientRunner(base_dir, seed=seed)
+    name = schedule or _bound("create_runner.schedule") or "continuous_train_and_eval"
+    if name not in _SCHEDULES:
+        raise ValueError(f"create_runner.schedule is {name!r}; allowed are {', '.join(_SCHEDULES)}.")
+    return _SCHEDULES[name](base_dir, seed=seed)
+
+
+def dense_agent_class() -> type:
+    """Dopamine's class of the agent that gin chooses.
+
+    Raises:
+        ValueError: If none is chosen, or one that is unknown.
+    """
+    factories = ("create_sparse_agent", "create_agent", "create_continuous_agent")
+    name = next((found for factory in factories if (found := _bound(f"{factory}.agent_name"))), None)
+    if name is None or name not in AGENTS:
+        raise ValueError(
+            f"create_sparse_agent.agent_name is {name!r}; bind it (or give --agent): allowed are {', '.join(AGENTS)}."
+        )
+    return next(base for base in AGENTS[name].__mro__ if base.__module__.startswith("dopamine."))
+
+
+def _bound(parameter: str) -> Any:
+    try:
+        return gin.query_parameter(parameter)
+    except ValueError:
+        return None

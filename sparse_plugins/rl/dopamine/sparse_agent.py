@@ -1,0 +1,196 @@
+"""Any Dopamine JAX agent, made sparse at its own seams.
+
+The optimizer is wrapped where the agent builds its networks, so that its training step, which is left alone, lands on
+the masks. Every agent assigns `optimizer_state` after it has learnt: that assignment is where the target network
+follows the masks. What the agent acts, learns and is copied with are its parameters, which are the forward view at
+every step; straight-through updaters keep their dense weights in the optimizer state.
+"""
+
+import fractions
+from typing import Any
+
+import jax
+
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.state import SparseState, find_sparse_state
+from sparse_plugins.core.summary import describe_plan
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.rl.clock import Clock
+from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
+from sparse_plugins.rl.dopamine.bundles import check_bundle
+from sparse_plugins.rl.policy import TargetPolicy
+
+__all__ = ["SparseAgent", "sparsify"]
+
+_OPTIMIZERS = ("optimizer", "network_optimizer")
+_ONLINE = ("online_params", "network_params")
+_TARGETS = ("target_network_params", "target_params")
+# What an agent remembers between two steps and Dopamine's checkpoints leave out.
+_BETWEEN_STEPS = ("_rng", "_observation", "_last_observation", "action")
+
+
+class SparseAgent:
+    """Mixin in front of an agent class; use `sparsify`.
+
+    Attributes:
+        updater: The updater, its schedule counted in optimizer steps.
+        target_policy: When the target network gets the masks.
+        clock: How the agent's optimizer steps, environment steps and frames relate.
+    """
+
+    updater: BaseUpdater
+    target_policy: TargetPolicy
+    clock: Clock
+    optimizer_state: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        updater: BaseUpdater | None = None,
+        target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
+        frames_per_step: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.target_policy = TargetPolicy.of(target_policy)
+        self._frames_per_step = frames_per_step
+        self._given_updater = create_updater_from_config() if updater is None else updater
+        self._updates_seen = 0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def sparse_state(self) -> SparseState:
+        """Masks, schedule count and random key."""
+        return find_sparse_state(self.optimizer_state)
+
+    @property
+    def sparse_params(self) -> PyTree:
+        """What the agent acts with: exactly 0 outside the masks."""
+        return getattr(self, self._online_name)
+
+    @property
+    def target_sparse_params(self) -> PyTree | None:
+        """The parameters of the target network, or None if there is none."""
+        return None if self._target_name is None else getattr(self, self._target_name)
+
+    def describe_plan(self) -> str:
+        """What the run is going to do: layers and their targets, and when masks change in every unit of steps."""
+        changes = self.clock.describe(self.updater)
+        plan = describe_plan(self.updater, self.sparse_params)
+        return "\n".join([plan, *([changes] if changes else []), f"target network: {self.target_policy}"])
+
+    def _build_networks_and_optimizer(self) -> None:
+        super()._build_networks_and_optimizer()  # type: ignore[misc]
+        self._optimizer_name_ = _first_of(self, _OPTIMIZERS, "an optimizer")
+        self._online_name = _first_of(self, _ONLINE, "parameters")
+        self._target_name = next((name for name in _TARGETS if name in vars(self)), None)
+        self.clock = _clock_of(self, self._frames_per_step)
+        self.updater = self.clock.in_optimizer_steps(self._given_updater)
+        # One object for the agent's life: optimizers are static arguments, and another one would compile again.
+        self._wrapped = self.updater.wrap_optax(getattr(self, self._optimizer_name_))
+        self._onto_masks = jax.jit(self.updater.pre_forward_update)
+        dense = self.sparse_params
+        self._install(self._wrapped.init(dense))
+        setattr(self, self._online_name, self._onto_masks(dense, self.optimizer_state))
+        if self._target_name is not None:
+            initial = dense if self.target_policy is TargetPolicy.DENSE else self.sparse_params
+            setattr(self, self._target_name, initial)
+
+    def _install(self, state: PyTree) -> None:
+        setattr(self, self._optimizer_name_, self._wrapped)
+        self.optimizer_state = state
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Passes on, and lets the target network follow the masks; see the module's docstring."""
+        if name in _TARGETS and self._masks_target_when(TargetPolicy.AFTER_POLYAK):
+            value = self._onto_masks(value, self.optimizer_state)
+        super().__setattr__(name, value)
+        if name == "optimizer_state" and self._masks_target_when(TargetPolicy.AT_MASK_UPDATE):
+            self._follow_masks()
+
+    def _masks_target_when(self, policy: TargetPolicy) -> bool:
+        return self.target_policy is policy and vars(self).get("_target_name") is not None
+
+    def _follow_masks(self) -> None:
+        updates = int(self.sparse_state.count)
+        changed = any(self.updater.is_refresh_due(step) for step in range(self._updates_seen, updates))
+        self._updates_seen = updates
+        if changed:
+            masked = self._onto_masks(self.target_sparse_params, self.optimizer_state)
+            super().__setattr__(str(self._target_name), masked)
+
+    def bundle_and_checkpoint(self, checkpoint_dir: str, iteration_number: int) -> dict[str, Any] | None:
+        """The agent's checkpoint, with its random key and what it saw last."""
+        bundle = super().bundle_and_checkpoint(checkpoint_dir, iteration_number)  # type: ignore[misc]
+        if bundle is not None:
+            bundle["between_steps"] = {name: vars(self).get(name) for name in _BETWEEN_STEPS}
+        return bundle
+
+    def unbundle(self, checkpoint_dir: str, iteration_number: int, bundle_dictionary: dict[str, Any] | None) -> bool:
+        """Goes on from a checkpoint, masks, schedule count and random keys included.
+
+        Raises:
+            ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way.
+        """
+        if bundle_dictionary is not None:
+            check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
+        restored = super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
+        if restored and bundle_dictionary is not None:
+            self._updates_seen = int(find_sparse_state(bundle_dictionary["optimizer_state"]).count)
+            self._install(self.optimizer_state)  # some agents have built a bare optimizer here
+            for name, value in bundle_dictionary["between_steps"].items():
+                setattr(self, name, value)
+        return restored
+
+
+def sparsify(agent_class: type, name: str | None = None) -> type:
+    """A sparse subclass of a Dopamine JAX agent.
+
+    Args:
+        agent_class: Agent class that builds its optimizer in `_build_networks_and_optimizer` and passes `params` to
+            the optimizer's update.
+        name: Name of the new class; 'Sparse' in front of the old one's by default.
+
+    Returns:
+        A class whose constructor takes what `agent_class` takes, and `updater` (by default the one that gin's
+        `create_updater_from_config` describes), `target_policy` and `frames_per_step`.
+
+    Raises:
+        TypeError: If the class is no such agent.
+
+    Example:
+        >>> from dopamine.jax.agents.dqn import dqn_agent
+        >>> sparsify(dqn_agent.JaxDQNAgent).__name__
+        'SparseJaxDQNAgent'
+    """
+    if not hasattr(agent_class, "_build_networks_and_optimizer"):
+        raise TypeError(
+            f"{agent_class!r} has no _build_networks_and_optimizer; give a class derived from Dopamine's JaxDQNAgent."
+        )
+    if issubclass(agent_class, SparseAgent):
+        raise TypeError(f"{agent_class.__name__} is sparse already.")
+    return type(
+        name or f"Sparse{agent_class.__name__}",
+        (SparseAgent, agent_class),
+        {"__doc__": f"{agent_class.__name__} with masks; see `sparsify`.", "__module__": __name__},
+    )
+
+
+def _first_of(agent: Any, names: tuple[str, ...], what: str) -> str:
+    for name in names:
+        if name in vars(agent):
+            return name
+    raise TypeError(
+        f"{type(agent).__name__} keeps {what} under none of the names {', '.join(names)}, so it can't be made sparse "
+        "here; wrap its optimizer with updater.wrap_optax yourself."
+    )
+
+
+def _clock_of(agent: Any, frames_per_step: int) -> Clock:
+    """The steps of an agent, as its own attributes give them."""
+    settings = vars(agent)
+    if "num_epochs" in settings:  # PPO: every batch of experience is read several times, and nothing is collected first
+        return Clock(0, fractions.Fraction(settings["batch_size"], settings["num_epochs"]), frames_per_step)
+    updates = settings.get("_num_updates_per_train_step", 1)
+    return Clock(
+        settings["min_replay_history"], fractions.Fraction(settings["update_period"], updates), frames_per_step
+    )

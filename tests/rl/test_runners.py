@@ -1,0 +1,162 @@
+"""Runners: seeds reach the environments, Dopamine's bindings keep working, and environments can be saved."""
+
+from pathlib import Path
+from typing import Any
+
+import gin
+import gymnasium
+import numpy as np
+import pytest
+from dopamine.discrete_domains import atari_lib, gym_lib
+
+from sparse_plugins.rl.dopamine import runners
+from sparse_plugins.rl.dopamine.environments import create_minatar_environment
+from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot
+from tests.rl import resume_worker
+
+SHORT = "Runner.num_iterations = 2"
+
+
+def cartpole() -> Any:
+    return gym_lib.create_gym_environment("CartPole", "v1")
+
+
+def sticky_minatar() -> Any:
+    from dopamine.labs.environments.minatar import minatar_env
+
+    return minatar_env.create_minatar_env("breakout", sticky_actions=True, seed=1)
+
+
+ENVIRONMENTS = {
+    "CartPole": (cartpole, 2),
+    "MinAtar": (lambda: create_minatar_environment("breakout"), 6),
+    "MinAtar, sticky": (sticky_minatar, 6),
+    "Pong": (lambda: atari_lib.create_atari_environment("Pong"), 6),
+}
+
+
+def play(environment: Any, actions: np.ndarray) -> list[bytes]:
+    """What an agent sees; episodes that end begin again."""
+    seen = []
+    for action in actions:
+        observation, reward, terminal, _ = environment.step(int(action))
+        seen.append(np.asarray(observation).tobytes() + repr((float(reward), bool(terminal))).encode())
+        if terminal:
+            seen.append(np.asarray(environment.reset()).tobytes())
+    return seen
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_seed_decides_an_environment(name: str) -> None:
+    make, actions = ENVIRONMENTS[name]
+    chosen = np.random.default_rng(0).integers(actions, size=60)
+    games = []
+    for seed in (3, 3, 4):
+        environment = make()
+        seed_environment(environment, seed)
+        environment.reset()
+        games.append(play(environment, chosen))
+    assert games[0] == games[1]
+    assert games[0] != games[2]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_snapshot_goes_on_with_the_same_frames(name: str) -> None:
+    make, actions = ENVIRONMENTS[name]
+    random = np.random.default_rng(1)
+    environment, other = make(), make()
+    environment.reset()
+    play(environment, random.integers(actions, size=20))
+    snapshot = take_snapshot(environment, in_episode=True)
+    chosen = random.integers(actions, size=40)
+    expected = play(environment, chosen)
+    restore_environment(other, snapshot)
+    assert play(other, chosen) == expected
+
+
+def test_a_simulator_behind_python_is_saved_between_episodes_only() -> None:
+    class Simulator(gymnasium.Env, gymnasium.utils.EzPickle):
+        """Stands for those that keep their state outside Python."""
+
+        observation_space = action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+            super().reset(seed=seed)
+            return int(self.np_random.integers(1 << 30)), {}
+
+    environment, other = (gym_lib.GymPreprocessing(Simulator()) for _ in range(2))
+    seed_environment(environment, 0)
+    restore_environment(other, take_snapshot(environment, in_episode=False))
+    assert environment.reset() == other.reset()
+    with pytest.raises(TypeError, match=r"in the middle of an episode; .* bind Runner.max_steps_per_episode"):
+        take_snapshot(environment, in_episode=True)
+
+
+def test_environments_that_do_not_fit_are_errors() -> None:
+    snapshot = take_snapshot(cartpole(), in_episode=False)
+    with pytest.raises(ValueError, match=r"the snapshot is of .*CartPoleEnv, and the environment is .*AcrobotEnv"):
+        restore_environment(gym_lib.create_gym_environment("Acrobot", "v1"), snapshot)
+    with pytest.raises(TypeError, match="nothing in object can be seeded"):
+        seed_environment(object(), 0)
+
+
+def test_one_seed_repeats_a_run_and_two_differ(tmp_path: Path) -> None:
+    def rows(folder: str, *bindings: str) -> str:
+        resume_worker.start(tmp_path / folder, SHORT, *bindings).run_experiment()
+        return (tmp_path / folder / "metrics.csv").read_text()
+
+    first = rows("first")
+    assert rows("again") == first
+    assert rows("other environments", "create_sparse_runner.seed = 9") != first
+    assert rows("other agent", "JaxDQNAgent.seed = 1") != first
+
+
+def test_training_and_evaluation_take_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = resume_worker.start(tmp_path, SHORT, "create_runner.schedule = 'continuous_train_and_eval'")
+    runner.run_experiment()
+    assert isinstance(runner, runners.SparseRunner)
+    assert capsys.readouterr().out.startswith("SET: masks change 333 times")
+    header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    columns = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+    assert [row["iteration"] for row in columns] == ["0", "1"]
+    assert all(float(row["eval_return"]) > 0 for row in columns)
+    assert int(columns[1]["steps"]) > int(columns[0]["steps"]) >= 40
+    clock, done = runner._agent.clock, int(columns[0]["optimizer_steps"])
+    assert clock.environment_step(done - 1) <= int(columns[0]["steps"]) <= clock.environment_step(done + 1)
+
+
+def test_the_runner_for_atari_100k_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    bindings = [
+        "create_agent.agent_name = 'atari_100k_rainbow'",
+        "Atari100kRainbowAgent.seed = 0",
+        "JaxDQNAgent.min_replay_history = 1000",
+        "ReplayBuffer.max_capacity = 100",
+        "ReplayBuffer.batch_size = 2",
+        "PrioritizedSamplingDistribution.max_capacity = 100",
+        "atari_lib.create_atari_environment.game_name = 'Pong'",
+        "Runner.training_steps = 20",
+        "Runner.max_steps_per_episode = 15",
+        "Runner.use_legacy_logger = False",
+        "DataEfficientAtariRunner.num_eval_episodes = 1",
+        "DataEfficientAtariRunner.num_eval_envs = 1",
+        "DataEfficientAtariRunner.max_noops = 4",
+        "CollectorDispatcher.collectors = ()",
+    ]
+
+    def run(folder: str, iterations: int) -> Any:
+        gin.clear_config()
+        gin.parse_config([*bindings, f"Runner.num_iterations = {iterations}"])
+        runner = runners.create_sparse_runner(str(tmp_path / folder))
+        runner.run_experiment()
+        return runner
+
+    whole = run("whole", 2)
+    run("parts", 1)
+    parts = run("parts", 2)
+    assert isinstance(parts, runners.SparseDataEfficientRunner)
+    assert (tmp_path / "parts" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    for one, other in zip(whole.train_state[:4], parts.train_state[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(np.asarray(whole._agent._rng), np.asarray(parts._agent._rng))
+    names = ["checkpoints/1/replay/checkpoint.msgpack"]
+    assert all((tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)

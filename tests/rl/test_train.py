@@ -1,0 +1,116 @@
+"""The command: flags as Dopamine's users know them, shortcuts, and errors that say what to do."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gin
+import pytest
+from absl import app, flags
+from absl.testing import flagsaver
+
+from sparse_plugins.rl import train
+from tests.rl.resume_worker import BINDINGS
+
+SHORT = ["Runner.num_iterations = 1", "Runner.training_steps = 60"]
+
+
+@pytest.fixture(autouse=True)
+def own_flags() -> Iterator[None]:
+    with flagsaver.flagsaver():
+        yield
+
+
+def run(*arguments: str, bindings: list[str] = BINDINGS) -> int:
+    gin.clear_config()
+    flags.FLAGS(["train", *arguments, *(f"--gin_bindings={binding}" for binding in bindings if "=" in binding)])
+    return train.main(["train"])
+
+
+@pytest.fixture
+def cartpole(tmp_path: Path) -> str:
+    """A gin file."""
+    path = tmp_path / "cartpole.gin"
+    path.write_text("\n".join(BINDINGS))
+    return f"--gin_files={path}"
+
+
+def test_it_trains_and_is_done_the_second_time(
+    cartpole: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shortcuts = ["--sparsity=0.5", "--pruner=magnitude", "--seed=4", "--plasticity"]
+    command = [cartpole, f"--base_dir={tmp_path}/run", *shortcuts]
+    assert run(*command, bindings=SHORT) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("MagnitudePruning: masks change")
+    assert "(sparsity 0.5)" in said
+    header, row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert {"train_return", "sparsity", "mask_overlap", "dormant_share", "srank", "policy_churn"} <= set(
+        header.split(",")
+    )
+    settings = (tmp_path / "run" / "settings.gin").read_text()
+    assert "# seeds: agent 4, environments 4\n" in settings
+    assert "create_updater_from_config.rng_seed = 4\n" in settings
+    assert run(*command, bindings=SHORT) == 0
+    assert (tmp_path / "run" / "metrics.csv").read_text().splitlines() == [header, row]
+
+
+def test_plan_only_prints_the_plan_and_leaves_nothing(cartpole: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cartpole, "--plan_only", "--target_policy=at_sync", bindings=[]) == 0
+    plan = capsys.readouterr().out
+    assert "first mask change: optimizer step 2 = environment step 38 = frame 38" in plan
+    assert "target network: at_sync" in plan
+    assert plan.endswith("5 iterations of 40 environment steps\n")
+
+
+def test_a_packaged_configuration_is_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--config=cartpole_dqn", "--plan_only", bindings=["ClassicControlDQNNetwork.hidden_units = 8"]) == 0
+    assert "params/layers_1/kernel     (8, 8)" in capsys.readouterr().out
+    assert run("--config=cartpol_dqn", "--plan_only", bindings=[]) == 2
+    assert "--config is 'cartpol_dqn'; allowed are acrobot_dqn, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("JaxDQNAgent.epsilon_trian = 0.1", "Did you mean epsilon_train"),
+        ("JaxDQNAgnt.epsilon_train = 0.1", "Did you mean JaxDQNAgent"),
+        ("create_updater_from_config.drop_fracion = 0.1", "Did you mean drop_fraction"),
+        ("create_updater_from_config.sparsity = 0.7", "--sparsity=0.5 and --gin_bindings='create_updater_from_config"),
+        ("create_agent.agent_name = 'dqn'", "agent_name is 'dqn'"),
+        (
+            "create_runner.schedule = 'train'",
+            "create_runner.schedule is 'train'; allowed are",
+        ),
+    ],
+)
+def test_a_wrong_binding_is_an_error_with_the_remedy(
+    binding: str, message: str, cartpole: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cartpole, "--plan_only", "--sparsity=0.5", bindings=[binding]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_an_error(cartpole: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.gin").write_text("JaxDQNAgent.gamma = 0.5\n")
+    assert run(cartpole, f"--base_dir={tmp_path}", bindings=[]) == 2
+    assert "- JaxDQNAgent.gamma = 0.5" in capsys.readouterr().err
+
+
+def test_flags_that_are_missing_or_stray_are_usage_errors() -> None:
+    flags.FLAGS(["train"])
+    with pytest.raises(app.UsageError, match="--base_dir is missing"):
+        train.main(["train"])
+    with pytest.raises(app.UsageError, match="is no flag; each value needs its own"):
+        train.main(["train", "JaxDQNAgent.gamma = 0.5"])
+
+
+def test_the_module_is_a_command_and_is_quiet(cartpole: str) -> None:
+    command = [sys.executable, "-m", "sparse_plugins.rl.train", cartpole, "--plan_only"]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, check=True, text=True)
+    assert done.stdout.startswith("SET: masks change")
+    assert done.stderr == ""
