@@ -9,10 +9,11 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python
 INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check --constraint requirements.lock --editable
 CHECKED := sparse_plugins experiments tests
-PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+# Groups stay in one process: the tests of Dopamine share its compiled steps.
+PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(IN_VENV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python " + sys.version.split()[0] + \
@@ -24,12 +25,19 @@ $(VENV)/.demo: pyproject.toml requirements.lock | $(IN_VENV)
 	$(INSTALL) '.[fed,experiments]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	$(INSTALL) '.[fed,experiments,dev]'
+$(VENV)/.demo-rl: pyproject.toml requirements.lock | $(IN_VENV)
+	$(INSTALL) '.[dopamine,experiments]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-rl
+	$(INSTALL) '.[fed,dopamine,experiments,dev]'
 	@touch $@
 
 demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
 	$(IN_VENV) -m experiments.fed_emnist --dataset=digits --jobs=2 $(ARGS)
+
+demo-rl: $(VENV)/.demo-rl ## DQN on CartPole, dense and sparse, then Pong from its ROM: table, plot and GIF
+	$(IN_VENV) -m experiments.rl_demo $(ARGS)
 
 test: lint types ## Lint, types, doctests, README code and the suite
 	$(PYTEST) --doctest-modules sparse_plugins tests
@@ -56,6 +64,9 @@ bench: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated r
 	$(IN_VENV) -m experiments.benchmarks.fed_round
 	$(IN_VENV) -m experiments.benchmarks.fed_memory
 
+bench-rl: $(VENV)/.demo-rl ## Training steps of sparse against dense Dopamine agents: ratios in one process, 5 minutes
+	$(IN_VENV) -m experiments.benchmarks.rl_step
+
 fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux): ARGS="--seconds=600"
 	$(INSTALL) '.[fuzz]'
 	$(IN_VENV) -m experiments.fuzz codec $(ARGS)
@@ -70,7 +81,7 @@ kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those 
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
 	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
 	$(PYTHON) -m venv "$$env"; \
-	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[fed,experiments,dev]'; \
+	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[fed,dopamine,experiments,dev]'; \
 	{ sed '/^#/!d' requirements.lock; \
 	  "$$env/bin/python" -m pip list --disable-pip-version-check --format=freeze \
 	    --exclude pip --exclude sparse-plugins; } > "$$env/lock"; \
@@ -80,4 +91,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint types doctests format bench fuzz study kills lock clean
+.PHONY: help demo demo-rl test lint types doctests format bench bench-rl fuzz study kills lock clean

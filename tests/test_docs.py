@@ -40,9 +40,9 @@ def test_code_of_the_pages_runs(place: str, tmp_path: Path, monkeypatch: pytest.
         exec(compile(BLOCKS[place], place, "exec"), {"__name__": "__main__"})
 
 
-def test_readme_has_code_for_optax_and_fedjax() -> None:
+def test_readme_has_code_for_optax_fedjax_and_dopamine() -> None:
     joined = "\n".join(code for place, code in BLOCKS.items() if place.startswith(README.name))
-    assert all(name in joined for name in ("wrap_optax", "sparse_server_optimizer", "sparse_federated_averaging"))
+    assert all(name in joined for name in ("wrap_optax", "sparse_server_optimizer", "create_sparse_agent"))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: str(path.relative_to(ROOT)))
@@ -50,8 +50,8 @@ def test_links_make_targets_and_modules_exist(page: Path) -> None:
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = re.findall(r"(?:`|^ *)make ([a-z]+)(?=`|\s*$|\s*#|\s+[A-Z]+=)", text, flags=re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = re.findall(r"(?:`|^ *)make ([a-z-]+)(?=`|\s*$|\s*#|\s+[A-Z]+=)", text, flags=re.MULTILINE)
     assert set(named) <= targets
     modules = re.findall(r"python3? -m ((?:experiments|sparse_plugins)[\w.]*)", text)
     places = [ROOT / module.replace(".", "/") for module in modules]
