@@ -33,3 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _is_of_dopamine(item):
             item.add_marker(pytest.mark.xdist_group("dopamine"))
     items.sort(key=lambda item: not _is_of_dopamine(item))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Lets go of what a file has compiled; over the whole suite that comes to gigabytes in each process."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()

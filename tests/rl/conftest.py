@@ -20,13 +20,3 @@ def clean_gin() -> Iterator[None]:
 def rank_promotion() -> Iterator[None]:
     with jax.numpy_rank_promotion("allow"):  # Dopamine's losses rely on it
         yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Most of the time goes into compiling the same training steps for one agent after another."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)

@@ -65,12 +65,12 @@ class SparseAgent:
     @property
     def sparse_params(self) -> PyTree:
         """What the agent acts with: exactly 0 outside the masks."""
-        return getattr(self, self._online_name)
+        return getattr(self, self._online_attribute)
 
     @property
     def target_sparse_params(self) -> PyTree | None:
         """The parameters of the target network, or None if there is none."""
-        return None if self._target_name is None else getattr(self, self._target_name)
+        return None if self._target_attribute is None else getattr(self, self._target_attribute)
 
     def describe_plan(self) -> str:
         """What the run is going to do: layers and their targets, and when masks change in every unit of steps."""
@@ -80,24 +80,26 @@ class SparseAgent:
 
     def _build_networks_and_optimizer(self) -> None:
         super()._build_networks_and_optimizer()  # type: ignore[misc]
-        self._optimizer_name_ = _first_of(self, _OPTIMIZERS, "an optimizer")
-        self._online_name = _first_of(self, _ONLINE, "parameters")
-        self._target_name = next((name for name in _TARGETS if name in vars(self)), None)
+        self._optimizer_attribute = _first_of(self, _OPTIMIZERS, "an optimizer")
+        self._online_attribute = _first_of(self, _ONLINE, "parameters")
+        self._target_attribute = next((name for name in _TARGETS if name in vars(self)), None)
         self.clock = _clock_of(self, self._frames_per_step)
+        if self._given_updater.use_packed_masks == "zeros":
+            raise ValueError(
+                "use_packed_masks='zeros' keeps masks in the zeros of the online network, where the target network "
+                "can't find them; use True, which takes one bit a weight."
+            )
         self.updater = self.clock.in_optimizer_steps(self._given_updater)
         # One object for the agent's life: optimizers are static arguments, and another one would compile again.
-        self._wrapped = self.updater.wrap_optax(getattr(self, self._optimizer_name_))
+        self._wrapped = self.updater.wrap_optax(getattr(self, self._optimizer_attribute))
         self._onto_masks = jax.jit(self.updater.pre_forward_update)
         dense = self.sparse_params
-        self._install(self._wrapped.init(dense))
-        setattr(self, self._online_name, self._onto_masks(dense, self.optimizer_state))
-        if self._target_name is not None:
+        setattr(self, self._optimizer_attribute, self._wrapped)
+        self.optimizer_state = self._wrapped.init(dense)
+        setattr(self, self._online_attribute, self._onto_masks(dense, self.optimizer_state))
+        if self._target_attribute is not None:
             initial = dense if self.target_policy is TargetPolicy.DENSE else self.sparse_params
-            setattr(self, self._target_name, initial)
-
-    def _install(self, state: PyTree) -> None:
-        setattr(self, self._optimizer_name_, self._wrapped)
-        self.optimizer_state = state
+            setattr(self, self._target_attribute, initial)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and lets the target network follow the masks; see the module's docstring."""
@@ -108,7 +110,7 @@ class SparseAgent:
             self._follow_masks()
 
     def _masks_target_when(self, policy: TargetPolicy) -> bool:
-        return self.target_policy is policy and vars(self).get("_target_name") is not None
+        return self.target_policy is policy and vars(self).get("_target_attribute") is not None
 
     def _follow_masks(self) -> None:
         updates = int(self.sparse_state.count)
@@ -116,7 +118,7 @@ class SparseAgent:
         self._updates_seen = updates
         if changed:
             masked = self._onto_masks(self.target_sparse_params, self.optimizer_state)
-            super().__setattr__(str(self._target_name), masked)
+            super().__setattr__(str(self._target_attribute), masked)
 
     def bundle_and_checkpoint(self, checkpoint_dir: str, iteration_number: int) -> dict[str, Any] | None:
         """The agent's checkpoint, with its random key and what it saw last."""
@@ -131,15 +133,19 @@ class SparseAgent:
         Raises:
             ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way.
         """
-        if bundle_dictionary is not None:
-            check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
-        restored = super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
-        if restored and bundle_dictionary is not None:
-            self._updates_seen = int(find_sparse_state(bundle_dictionary["optimizer_state"]).count)
-            self._install(self.optimizer_state)  # some agents have built a bare optimizer here
-            for name, value in bundle_dictionary["between_steps"].items():
-                setattr(self, name, value)
-        return restored
+        if bundle_dictionary is None:
+            return super().unbundle(checkpoint_dir, iteration_number, None)  # type: ignore[misc]
+        state, own = bundle_dictionary.get("optimizer_state"), (self.optimizer_state, self._updates_seen)
+        check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
+        # First, so that a target network which is masked when it is written meets its own masks.
+        self._updates_seen, self.optimizer_state = int(find_sparse_state(state).count), state
+        if not super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary):  # type: ignore[misc]
+            self.optimizer_state, self._updates_seen = own
+            return False
+        setattr(self, self._optimizer_attribute, self._wrapped)  # some agents have built a bare optimizer
+        for name, value in bundle_dictionary["between_steps"].items():
+            setattr(self, name, value)
+        return True
 
 
 def sparsify(agent_class: type, name: str | None = None) -> type:
