@@ -63,7 +63,7 @@ def _agent(settings: dict[str, Any], algorithm: str | None, start: int, every: i
         agent = dopamine.sparsify(dqn_agent.JaxDQNAgent)(updater=updater, **settings)
     random = np.random.default_rng(0)
     agent.begin_episode(_observation(random, settings))
-    for _ in range(120):  # fills the replay and compiles
+    for _ in range(108):  # fills the replay and compiles
         agent.step(float(random.normal()), _observation(random, settings))
     return agent
 
@@ -94,9 +94,9 @@ def main() -> None:
         agents = {"dense": _agent(settings, None, 0, 1), "dense, again": _agent(settings, None, 0, 1)}
         for algorithm in options.algorithms:
             # Between two mask changes: the first has been made while the replay was filled.
-            agents[algorithm] = _agent(settings, algorithm, 5, 10**6)
+            agents[algorithm] = _agent(settings, algorithm, 2, 10**6)
             if algorithm in ("magnitude", "rigl"):
-                agents[f"{algorithm}, masks change at every step"] = _agent(settings, algorithm, 5, 1)
+                agents[f"{algorithm}, masks change at every step"] = _agent(settings, algorithm, 2, 1)
         rounds = options.rounds * (10 if network == "CartPole" else 1)
         timings = interleave({name: _stepping(agent) for name, agent in agents.items()}, "dense", rounds)
         print(f"### {network}\n\n{table(timings, {})}\n", flush=True)
