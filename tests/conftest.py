@@ -19,7 +19,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 # First, because they stay in one process and so take longest: Dopamine is imported, and its steps compiled, once.
 _DOPAMINE = ("tests/rl/", "tests/experiments/test_rl", "sparse_plugins/rl/dopamine/", "sparse_plugins/rl/train.py")
-_PURE = ("plasticity", "redo.", "redo_growth", "activations", "clock")
+_PURE = ("plasticity", "redo.", "redo_growth", "activations")
 
 
 def _is_of_dopamine(item: pytest.Item) -> bool:

@@ -16,12 +16,13 @@ from dopamine.labs.atari_100k import atari_100k_rainbow_agent
 
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.environments import frames_per_step
 from sparse_plugins.rl.dopamine.recycling import SparseRecycledDQNAgent
 from sparse_plugins.rl.dopamine.sparse_agent import sparsify
 from sparse_plugins.rl.policy import TargetPolicy
 
-__all__ = ["AGENTS", "create_sparse_agent"]
+__all__ = ["AGENTS", "chosen_agent", "create_sparse_agent"]
 
 
 def _registered(agent_class: type) -> type:
@@ -40,7 +41,8 @@ AGENTS: Mapping[str, type] = {
     "atari_100k_rainbow": _registered(atari_100k_rainbow_agent.Atari100kRainbowAgent),
     "redo_dqn": SparseRecycledDQNAgent,
 }
-_CONTINUOUS = ("sac", "ppo")
+_CONTINUOUS = (AGENTS["sac"], AGENTS["ppo"])
+_FACTORIES = ("create_agent", "create_continuous_agent")  # Dopamine's
 gin.external_configurable(core.PerModule, module="sparse_plugins.rl")
 
 
@@ -73,32 +75,49 @@ def create_sparse_agent(
 
     Raises:
         ValueError: If the name is missing or unknown.
+
+    Example:
+        >>> from dopamine.discrete_domains import gym_lib
+        >>> pendulum = gym_lib.create_gym_environment("Pendulum", "v1")
+        >>> with gin.unlock_config():
+        ...     _ = gin.parse_config(["ReplayBuffer.max_capacity = 10", "ReplayBuffer.batch_size = 2"])
+        >>> updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.9)
+        >>> agent = create_sparse_agent(None, pendulum, agent_name="sac", updater=updater)
+        >>> round(float(core.summarize_sparsity(agent.sparse_params)["_total_sparsity"]), 3)
+        0.9
+        >>> gin.clear_config()
     """
-    name = _bound("agent_name") if agent_name is None else agent_name
-    if name not in AGENTS:
-        raise ValueError(f"agent_name is {name!r}; allowed are {', '.join(AGENTS)}.")
-    agent_class = AGENTS[name]
+    agent_class = chosen_agent(agent_name)
     options = {
         "updater": updater,
         "target_policy": target_policy,
         "frames_per_step": frames_per_step(environment),
     }
-    if name in _CONTINUOUS:
+    if agent_class in _CONTINUOUS:
         return agent_class(**options, **_continuous_spaces(environment, agent_class))
-    writes = _bound("debug_mode") if debug_mode is None else debug_mode
+    writes = bound("create_agent.debug_mode") if debug_mode is None else debug_mode
     return agent_class(
         num_actions=environment.action_space.n, summary_writer=summary_writer if writes else None, **options
     )
 
 
-def _bound(parameter: str) -> Any:
-    """What gin binds to a parameter of Dopamine's own factories, or None."""
-    for factory in ("create_agent", "create_continuous_agent"):
-        try:
-            return gin.query_parameter(f"{factory}.{parameter}")
-        except ValueError:
-            continue
-    return None
+def chosen_agent(name: str | None = None) -> type:
+    """The class of an agent.
+
+    Args:
+        name: One of `AGENTS`; None for the one that gin binds, to our factory or to one of Dopamine's.
+
+    Raises:
+        ValueError: If none is chosen, or one that is unknown.
+
+    Example:
+        >>> chosen_agent("sac").__name__
+        'SparseSACAgent'
+    """
+    name = name or bound(*(f"{factory}.agent_name" for factory in ("create_sparse_agent", *_FACTORIES)))
+    if name not in AGENTS:
+        raise ValueError(f"create_sparse_agent.agent_name is {name!r}; allowed are {', '.join(AGENTS)}.")
+    return AGENTS[name]
 
 
 def _continuous_spaces(environment: Any, agent_class: type) -> dict[str, Any]:

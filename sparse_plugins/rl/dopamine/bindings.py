@@ -10,7 +10,7 @@ from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.distributions import FilterFn
 from sparse_plugins.rl.policy import without_noise_scales
 
-__all__ = ["create_updater_from_config"]
+__all__ = ["bound", "create_updater_from_config"]
 
 
 @gin.configurable(module="sparse_plugins.rl")
@@ -81,3 +81,22 @@ def create_updater_from_config(
         is_sparse_gradients=is_sparse_gradients,
         skip_gradients=skip_gradients,
     )
+
+
+def bound(*parameters: str, default: Any = None) -> Any:
+    """What gin binds to the first of some parameters that it binds at all.
+
+    Args:
+        *parameters: 'configurable.parameter'.
+        default: Returned if none of them is bound.
+
+    Example:
+        >>> bound("create_agent.agent_name", "create_continuous_agent.agent_name", default="jax_dqn")
+        'jax_dqn'
+    """
+    for parameter in parameters:
+        try:
+            return gin.query_parameter(parameter)
+        except ValueError:
+            continue
+    return default

@@ -16,6 +16,7 @@ from dopamine.labs.redo import recycled_dqn_agents, weight_recyclers
 from sparse_plugins.core.state import find_sparse_state, map_sparse_states
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.activations import hidden_activations, layer_graph, recyclable
+from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.metrics import sample_states
 from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent
 from sparse_plugins.rl.plasticity import dormant_units
@@ -113,13 +114,15 @@ class SparseRecycledDQNAgent(SparseAgent, recycled_dqn_agents.RecycledDQNAgent):
         num_updates_per_train_step: int | None = None,
         **kwargs: Any,
     ) -> None:
-        mode = reset_mode or _bound("reset_mode", None)
+        mode = reset_mode or bound("RecycledDQNAgent.reset_mode")
         if mode not in (None, "neurons"):
             raise ValueError(
                 f"reset_mode is {mode!r}, which would write outside the masks; allowed are None, 'neurons'."
             )
         # The clock of the schedule is read while networks are built, before Dopamine sets this.
-        self._num_updates_per_train_step = num_updates_per_train_step or _bound("num_updates_per_train_step", 1)
+        self._num_updates_per_train_step = num_updates_per_train_step or bound(
+            "RecycledDQNAgent.num_updates_per_train_step", default=1
+        )
         super().__init__(
             num_actions, reset_mode=mode, num_updates_per_train_step=self._num_updates_per_train_step, **kwargs
         )
@@ -158,11 +161,3 @@ def _activations(intermediates: dict[str, Any]) -> dict[str, jax.Array]:
 
 def _blank_state(agent: Any) -> jax.Array:
     return jnp.asarray(agent.preprocess_fn(np.zeros_like(agent.state)))
-
-
-def _bound(parameter: str, default: Any) -> Any:
-    """What gin binds to a parameter of Dopamine's agent."""
-    try:
-        return gin.query_parameter(f"RecycledDQNAgent.{parameter}")
-    except ValueError:
-        return default

@@ -15,7 +15,8 @@ from dopamine.discrete_domains import run_experiment
 from dopamine.labs.atari_100k import atari_100k_rainbow_agent, atari_100k_runner
 from dopamine.metrics import statistics_instance
 
-from sparse_plugins.rl.dopamine.agents import AGENTS, create_sparse_agent
+from sparse_plugins.rl.dopamine.agents import chosen_agent, create_sparse_agent
+from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics, MetricsFile
 from sparse_plugins.rl.dopamine.run_folder import CheckpointError, SealedCheckpointer, check_settings, hold_folder
 from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot
@@ -256,7 +257,7 @@ def create_sparse_runner(base_dir: str, schedule: str | None = None, seed: int |
     """
     if issubclass(dense_agent_class(), atari_100k_rainbow_agent.Atari100kRainbowAgent):
         return SparseDataEfficientRunner(base_dir, seed=seed)
-    name = schedule or _bound("create_runner.schedule") or "continuous_train_and_eval"
+    name = schedule or bound("create_runner.schedule", default="continuous_train_and_eval")
     if name not in _SCHEDULES:
         raise ValueError(f"create_runner.schedule is {name!r}; allowed are {', '.join(_SCHEDULES)}.")
     return _SCHEDULES[name](base_dir, seed=seed)
@@ -268,17 +269,4 @@ def dense_agent_class() -> type:
     Raises:
         ValueError: If none is chosen, or one that is unknown.
     """
-    factories = ("create_sparse_agent", "create_agent", "create_continuous_agent")
-    name = next((found for factory in factories if (found := _bound(f"{factory}.agent_name"))), None)
-    if name is None or name not in AGENTS:
-        raise ValueError(
-            f"create_sparse_agent.agent_name is {name!r}; bind it (or give --agent): allowed are {', '.join(AGENTS)}."
-        )
-    return next(base for base in AGENTS[name].__mro__ if base.__module__.startswith("dopamine."))
-
-
-def _bound(parameter: str) -> Any:
-    try:
-        return gin.query_parameter(parameter)
-    except ValueError:
-        return None
+    return next(base for base in chosen_agent().__mro__ if base.__module__.startswith("dopamine."))
