@@ -146,10 +146,11 @@ class TestTargets:
         assert float(core.summarize_sparsity(agent.sparse_params)["_total_sparsity"]) == pytest.approx(0.8, abs=2e-3)
 
     def test_a_target_that_is_masked_when_it_is_written_meets_its_own_masks_in_a_checkpoint(self, tmp_path):
+        """DQN puts its target back before its optimizer state."""
         options = {"updater": updater_of("set"), "target_policy": "after_polyak"}
-        agent = build("sac", **options)
-        drive(agent, 60, np.random.default_rng(0))
-        again = reload(agent, tmp_path / "checkpoint", "sac", **options)
+        agent = build("jax_dqn", **options)
+        drive(agent, 90, np.random.default_rng(0))
+        again = reload(agent, tmp_path / "checkpoint", "jax_dqn", **options)
         assert_same_bits(again.target_sparse_params, agent.target_sparse_params)
 
     def test_masks_in_zeros_are_an_error(self):
