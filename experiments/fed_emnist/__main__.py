@@ -13,17 +13,11 @@ from experiments.fed_emnist.cli import folder_to_resume, parse
 from experiments.fed_emnist.config import DENSE, StudyConfig
 from experiments.fed_emnist.plot import accuracy_figure
 from experiments.fed_emnist.plot_bytes import bytes_figure
-from experiments.fed_emnist.record import (
-    changed_packages,
-    create_folder,
-    locked,
-    read_config,
-    read_rows,
-    write_whole,
-)
+from experiments.fed_emnist.record import PACKAGES, create_folder, read_rows
 from experiments.fed_emnist.report import outcomes, report, table
 from experiments.fed_emnist.runs import CHECKPOINTS, RUNS, collect, execute_all, has_ended
 from experiments.fed_emnist.train import Task, prepare
+from experiments.files import changed_packages, locked, read_config, write_whole
 from sparse_plugins import core
 from sparse_plugins.fed.datasets import DatasetUnavailableError
 
@@ -42,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             task = prepare(config)
             folder = create_folder(config, shlex.join(["python", "-m", "experiments.fed_emnist", *arguments]))
         else:
-            config = read_config(folder)
+            config = read_config(folder, StudyConfig)
             task = prepare(config)
         with locked(folder):
             return study(config, folder, task)
@@ -62,7 +56,7 @@ def study(config: StudyConfig, folder: Path, task: Task) -> int:
         rows = read_rows(folder)
         print(f"{folder} is finished and left alone.\n\n{table(outcomes(rows), config, task.dense_bytes)}")
         return int(any(row.failure for row in rows))
-    for change in changed_packages(folder):
+    for change in changed_packages(folder, PACKAGES):
         print(f"note: {change}; results may differ in their last bits from those of a study that never stopped.")
     print(plan(config, task))
     for line in execute_all(config, folder):

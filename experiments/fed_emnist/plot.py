@@ -12,29 +12,18 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.fed_emnist.config import DENSE, StudyConfig
 from experiments.fed_emnist.record import Row
-from experiments.fed_emnist.report import Outcome, describe, outcomes, percent
+from experiments.fed_emnist.report import Outcome, describe, outcomes
+from experiments.figures import LEGEND_COLUMNS, POINTS, colours_of, tidy
+from experiments.tables import percent
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito, 2008) and three more; dense is black.
-PALETTE = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195"),
-    *("#7F7F7F", "#8C564B", "#A0A000"),
-)
-LEGEND_COLUMNS = 6
 Array = np.ndarray[Any, Any]
-POINTS: dict[str, Any] = {"capsize": 3, "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.8}
-
-
-def colours_of(config: StudyConfig) -> dict[str, str]:
-    """A colour for each algorithm, the same in all pictures."""
-    sparse = [name for name in config.algorithms if name != DENSE]
-    return {DENSE: "#111111"} | {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(sparse)}
 
 
 def accuracy_figure(config: StudyConfig, rows: Sequence[Row]) -> Figure:
     """Draws a study: left the curves at its first sparsity, right how every run ended."""
     ended = [outcome for outcome in outcomes(rows) if outcome.finished]
     num_failed = sum(len(outcome.failed) for outcome in outcomes(rows))
-    colours = colours_of(config)
+    colours = colours_of(config.algorithms, DENSE)
 
     figure = Figure(figsize=(12.5, 5.8), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     figure.suptitle(f"Federated averaging on {config.dataset}\n", fontsize=15, fontweight="bold")
@@ -54,13 +43,6 @@ def accuracy_figure(config: StudyConfig, rows: Sequence[Row]) -> Figure:
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(labels)), frameon=False)
     return figure
-
-
-def tidy(axes: Axes) -> None:
-    """Less frame, a light grid behind the data."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#E8E8E8")
-    axes.set_axisbelow(True)
 
 
 def means_by_round(outcome: Outcome, rows: Sequence[Row], field: str) -> tuple[Array, Array, Array]:

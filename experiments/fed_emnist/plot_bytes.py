@@ -9,9 +9,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.fed_emnist.config import DENSE, StudyConfig
-from experiments.fed_emnist.plot import LEGEND_COLUMNS, colours_of, means_by_round, tidy
+from experiments.fed_emnist.plot import means_by_round
 from experiments.fed_emnist.record import Row
-from experiments.fed_emnist.report import Outcome, outcomes, percent
+from experiments.fed_emnist.report import Outcome, outcomes
+from experiments.figures import LEGEND_COLUMNS, colours_of, tidy
+from experiments.tables import percent
 
 DIRECTIONS = {"down_bytes": "from the server to all clients", "up_bytes": "from all clients to the server"}
 
@@ -26,7 +28,7 @@ def bytes_figure(config: StudyConfig, rows: Sequence[Row]) -> Figure:
     for line, sparsity in zip(grid, config.sparsities, strict=True):
         shown = [outcome for outcome in ended if outcome.algorithm == DENSE or outcome.sparsity == sparsity]
         for axes, field in zip(line, DIRECTIONS, strict=True):
-            _draw(axes, shown, rows, field, colours_of(config))
+            _draw(axes, shown, rows, field, colours_of(config.algorithms, DENSE))
             axes.set_title(f"At {percent(sparsity)} sparsity")
     for axes, text in zip(grid[-1], DIRECTIONS.values(), strict=True):
         axes.set_xlabel(f"megabytes {text}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from experiments.fed_emnist.config import DENSE, StudyConfig
 from experiments.fed_emnist.record import Row
+from experiments.tables import markdown_table, percent
 
 
 class Outcome(NamedTuple):
@@ -71,10 +72,7 @@ def table(found: Sequence[Outcome], config: StudyConfig, dense_bytes: int) -> st
         "runs",
         "failed",
     )
-    cells = [header, *(_cells(outcome, config, dense_bytes) for outcome in found)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:]))
-    lines = [_line(row, widths) for row in (header, rule, *cells[1:])]
+    lines = [markdown_table(header, [_cells(outcome, config, dense_bytes) for outcome in found])]
     reasons = [
         f"- {outcome.label} at {percent(outcome.sparsity)}, seed {row.seed}, failed after"
         f" round {row.round}: {row.failure}"
@@ -99,16 +97,6 @@ def _cells(outcome: Outcome, config: StudyConfig, dense_bytes: int) -> tuple[str
             measured += [f"{each / 1000:.1f} kB", percent(each / dense_bytes)]
     counts = (str(len(outcome.finished)), str(len(outcome.failed)))
     return (outcome.label, percent(outcome.sparsity), *measured, *counts)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    return " | ".join(["| " + first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]) + " |"
-
-
-def percent(fraction: float) -> str:
-    """A fraction as a percentage, with two decimals where they are needed."""
-    return f"{100 * fraction:.2f}".rstrip("0").removesuffix(".") + " %"
 
 
 def report(config: StudyConfig, rows: Iterable[Row], dense_bytes: int) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.fed_emnist.config import Run, StudyConfig
-from experiments.fed_emnist.record import Row, csv_text, read_rows, write_rows, write_whole
+from experiments.fed_emnist.record import Row, read_rows, write_rows
 from experiments.fed_emnist.train import Evaluation, averaging, first_state, prepare, train
+from experiments.files import csv_text, write_whole
 from sparse_plugins import fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.checkpoints import Checkpoints

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.rl_demo.outcomes import DENSE, EPISODES, SOLVED, Frames, Outcome
+from experiments.tables import markdown_table
 
 # Dense is black; the other colour is one that colour-blind readers can tell from it (Okabe and Ito, 2008).
 COLOURS = {True: "#111111", False: "#D55E00"}
@@ -14,7 +15,7 @@ HEADER = ("policy", "seed", "solved at step", "return", "sparsity", "of target n
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """A line per run."""
-    return _table(HEADER, [_cells(outcome) for outcome in outcomes])
+    return markdown_table(HEADER, [_cells(outcome) for outcome in outcomes])
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
@@ -43,7 +44,7 @@ def pong_table(pong: Frames) -> str:
         f"{pong.sparsity:.2%}",
         f"{pong.steps / pong.seconds:.0f}",
     )
-    return _table(header, [cells])
+    return markdown_table(header, [cells])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -112,14 +113,3 @@ def _draw_sparsity(axes: Axes, outcomes: Sequence[Outcome]) -> None:
     right.spines[["top", "left"]].set_visible(False)
     axes.set_zorder(right.get_zorder() + 1)
     axes.patch.set_visible(False)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(_line(cells, widths) for cells in (header, rule, *rows))
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    return " | ".join(["| " + first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]) + " |"

@@ -9,7 +9,7 @@ import pytest
 from experiments.fed_emnist import runs
 from experiments.fed_emnist.__main__ import main
 from experiments.fed_emnist.kills import differences, survive
-from experiments.fed_emnist.record import locked
+from experiments.files import locked
 from sparse_plugins.fed.checkpoints import Checkpoints
 
 FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seeds=0"]
