@@ -1,0 +1,184 @@
+"""A sparse learner for any network: online and target parameters, masks, optimizer state and key in one pytree."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.guard import fresh_if
+from sparse_plugins.core.state import SparseState, find_sparse_state
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.rl.policy import TargetPolicy
+
+__all__ = ["LearnerState", "SparseLearner"]
+
+
+class LearnerState(NamedTuple):
+    """Everything a learner goes on from.
+
+    Attributes:
+        params: Online parameters, exactly 0 outside the masks: what acts and learns.
+        target_params: Parameters of the target network, of the same structure.
+        optimizer_state: State of the wrapped optimizer; `core.find_sparse_state` finds masks, schedule count and key.
+        key: JAX key of acting and of the loss.
+    """
+
+    params: PyTree
+    target_params: PyTree
+    optimizer_state: PyTree
+    key: jax.Array
+
+    @property
+    def sparse_state(self) -> SparseState:
+        """Masks, schedule count and the key of random scores."""
+        return find_sparse_state(self.optimizer_state)
+
+    @property
+    def steps(self) -> jax.Array:
+        """int32[], optimizer steps so far."""
+        return self.sparse_state.count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SparseLearner:
+    """Pure functions of a sparse agent: init, act, learn and sync; jit, scan and vmap them as you like.
+
+    Under `vmap` over seeds a mask change and a copy to the target network stay branches, so that a step without one
+    costs what it costs alone.
+
+    Attributes:
+        network: Whatever has `init(key, *inputs) -> params`, such as an `hk.Transformed`, or a pair (init, apply).
+        loss_fn: (params, target_params, key, batch) -> (loss float[], anything else to return).
+        act_fn: (params, key, observation, *arguments) -> action.
+        optimizer: Any optax transformation.
+        updater: Keeps the masks; its schedule counts optimizer steps (`rl.Clock` converts others).
+        target_policy: When the target network gets the masks.
+        target_period: Optimizer steps between two copies to the target network.
+        target_step_size: Part of the online network in each copy, in (0, 1]; below 1 it is Polyak averaging.
+
+    Raises:
+        TypeError: If the network has no `init`.
+        ValueError: If a field has a value that is not allowed.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> learner = SparseLearner(
+        ...     network=(lambda key, x: {"w": jnp.ones((x.size, 2))}, None),
+        ...     loss_fn=lambda params, target, key, x: (jnp.sum((x @ params["w"]) ** 2), {}),
+        ...     act_fn=lambda params, key, x: jnp.argmax(x @ params["w"]),
+        ...     optimizer=optax.sgd(0.1),
+        ...     updater=core.StaticRandomSparse(sparsity_distribution_fn=lambda p: {"w": 0.5}))
+        >>> state = learner.init(jax.random.key(0), jnp.ones(4))
+        >>> state, _ = learner.learn(state, jnp.ones(4))
+        >>> int(state.steps), int(jnp.count_nonzero(state.params["w"]))
+        (1, 4)
+    """
+
+    network: Any
+    loss_fn: Callable[..., tuple[jax.Array, Any]]
+    act_fn: Callable[..., Any]
+    optimizer: optax.GradientTransformation
+    updater: BaseUpdater
+    target_policy: TargetPolicy | str = TargetPolicy.AT_MASK_UPDATE
+    target_period: int = 1
+    target_step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.network, "init") and not (isinstance(self.network, tuple) and len(self.network) == 2):
+            raise TypeError(
+                f"network is {self.network!r}; give something with `init`, such as hk.transform(f), or (init, apply)."
+            )
+        object.__setattr__(self, "target_policy", TargetPolicy.of(self.target_policy))
+        if not isinstance(self.target_period, int) or self.target_period < 1:
+            raise ValueError(
+                f"target_period is {self.target_period!r}; give optimizer steps between copies, 1 or more."
+            )
+        if not 0.0 < self.target_step_size <= 1.0:
+            raise ValueError(f"target_step_size is {self.target_step_size!r}; allowed are numbers in (0, 1].")
+        if self.updater.use_packed_masks == "zeros":
+            raise ValueError(
+                "use_packed_masks='zeros' keeps masks in the zeros of the online network, where the target network "
+                "can't find them; use True, which takes one bit a weight."
+            )
+        if (unit := getattr(self.updater.scheduler, "step_unit", "optimizer step")) != "optimizer step":
+            raise ValueError(
+                f"the updater's schedule counts {unit!r}; convert it with rl.Clock(...).in_optimizer_steps(updater)."
+            )
+        object.__setattr__(self, "_wrapped", self.updater.wrap_optax(self.optimizer))
+
+    def seeded(self, key: jax.Array) -> "SparseLearner":
+        """The learner with another seed of masks and random scores: a JAX key, which may be traced."""
+        return dataclasses.replace(self, updater=dataclasses.replace(self.updater, rng_seed=key))
+
+    def init(self, key: jax.Array, *inputs: Any) -> LearnerState:
+        """Fresh parameters, sparse already where the algorithm starts sparse.
+
+        Args:
+            key: JAX key, typed or uint32[2].
+            *inputs: What the network's `init` takes after its key, usually one observation or a batch of them.
+
+        Returns:
+            The learner's state; its masks are drawn from the updater's `rng_seed`.
+        """
+        own, of_params = jax.random.split(key)
+        init = self.network.init if hasattr(self.network, "init") else self.network[0]
+        dense = init(of_params, *inputs)
+        optimizer_state = self._wrapped.init(dense)  # type: ignore[attr-defined]
+        params = self.updater.pre_forward_update(dense, optimizer_state)
+        target = dense if self.target_policy is TargetPolicy.DENSE else params
+        # Copies, because a caller that donates the state must not give one buffer twice.
+        return LearnerState(params, jax.tree.map(jnp.copy, target), optimizer_state, own)
+
+    def act(self, state: LearnerState, observation: Any, *arguments: Any) -> tuple[Any, LearnerState]:
+        """An action of the online network, and the state with its key advanced.
+
+        Args:
+            state: The learner's state.
+            observation: What `act_fn` reads.
+            *arguments: Further arguments of `act_fn`, such as the probability of a random action.
+        """
+        key, of_action = jax.random.split(state.key)
+        return self.act_fn(state.params, of_action, observation, *arguments), state._replace(key=key)
+
+    def learn(self, state: LearnerState, batch: Any) -> tuple[LearnerState, Any]:
+        """One optimizer step on the masks; target parameters follow masks and copies as they are due.
+
+        Args:
+            state: The learner's state.
+            batch: What `loss_fn` reads.
+
+        Returns:
+            The next state, and what the loss returned beside itself.
+        """
+        key, of_loss = jax.random.split(state.key)
+        grads, extra = jax.grad(self.loss_fn, has_aux=True)(state.params, state.target_params, of_loss, batch)
+        updates, optimizer_state = self._wrapped.update(  # type: ignore[attr-defined]
+            grads, state.optimizer_state, state.params
+        )
+        after = LearnerState(optax.apply_updates(state.params, updates), state.target_params, optimizer_state, key)
+        return after._replace(target_params=self._next_target(after, self.updater.is_refresh_due(state.steps))), extra
+
+    def _next_target(self, after: LearnerState, masks_changed: Any) -> PyTree:
+        """Within one branch: XLA copies what passes through two of them."""
+        synced = self.target_period == 1 or after.steps % self.target_period == 0
+        follows = masks_changed if self.target_policy is TargetPolicy.AT_MASK_UPDATE else False
+
+        def written() -> PyTree:
+            onto_masks = lambda: self.updater.pre_forward_update(after.target_params, after.optimizer_state)  # noqa: E731
+            target = fresh_if(follows, onto_masks, after.target_params)
+            return fresh_if(synced, lambda: self.sync(after._replace(target_params=target)).target_params, target)
+
+        return fresh_if(synced if synced is True else synced | follows, written, after.target_params)
+
+    def sync(self, state: LearnerState) -> LearnerState:
+        """Copies the online network to the target network now; `learn` calls it every `target_period` steps."""
+        if self.target_step_size == 1.0:
+            return state._replace(target_params=jax.tree.map(jnp.copy, state.params))
+        target = optax.incremental_update(state.params, state.target_params, self.target_step_size)
+        if self.target_policy is TargetPolicy.AFTER_POLYAK:
+            target = self.updater.pre_forward_update(target, state.optimizer_state)
+        return state._replace(target_params=target)
