@@ -1,0 +1,153 @@
+import tracemalloc
+import warnings
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from sparse_plugins.rl.checkpoints import CheckpointMismatchError, Checkpoints
+
+TREE = {
+    "keys": jax.random.split(jax.random.key(3), 2),
+    "other": jax.random.key(4, impl="rbg"),
+    "params": [{"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3).astype(jnp.bfloat16)}, jnp.float32(jnp.nan)],
+    "mask": jnp.array([True, False]),
+    "frames": jnp.arange(24, dtype=jnp.uint8).reshape(2, 3, 4),
+    "empty": jnp.zeros((0, 3)),
+    "count": jnp.int32(7),
+    "host": np.arange(3, dtype=np.int64) << 40,
+    "nothing": None,
+}
+
+
+def bits(leaf):
+    leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return str(leaf.dtype), np.asarray(leaf).tobytes(), leaf.shape
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert [*map(bits, jax.tree.leaves(one))] == [*map(bits, jax.tree.leaves(other))]
+
+
+def abstract(tree):
+    is_host = lambda leaf: isinstance(leaf, np.ndarray)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf if is_host(leaf) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def test_everything_comes_back_as_it_was(tmp_path):
+    Checkpoints(tmp_path / "new").save(5, TREE, extra={"curve": [1.5, float("inf")], "name": "ü"})
+    for like in (TREE, abstract(TREE)):
+        saved = Checkpoints(tmp_path / "new").restore(like)
+        assert_same(saved.tree, TREE)
+        assert (saved.step, saved.extra) == (5, {"curve": [1.5, float("inf")], "name": "ü"})
+    kinds = jax.tree.map(lambda leaf: isinstance(leaf, np.ndarray), saved.tree)
+    assert [name for name, is_numpy in kinds.items() if is_numpy is True] == ["host"]
+    assert jax.random.bits(saved.tree["other"]) == jax.random.bits(TREE["other"])
+    with np.load(tmp_path / "new" / "5.npz") as file:  # an ordinary file
+        assert sorted(file.files) == sorted([*map(str, range(len(jax.tree.leaves(TREE)))), "manifest"])
+        assert file["2"].tolist() == TREE["frames"].tolist()
+
+
+def test_the_newest_are_kept_and_never_overwritten(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(TREE) is None
+    for step in (0, 3, 10):
+        checkpoints.save(step, {"step": jnp.int32(step)})
+    assert checkpoints.steps() == [3, 10]
+    assert {path.name for path in tmp_path.iterdir()} == {"3.npz", "10.npz"}
+    for step in (3, 10):
+        with pytest.raises(FileExistsError, match=f"has a checkpoint of step 10, and step {step} was to be saved"):
+            checkpoints.save(step, {"step": jnp.int32(0)})
+    assert int(checkpoints.restore({"step": jnp.int32(0)}).tree["step"]) == 10
+
+
+def test_a_half_written_one_is_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": jnp.ones(3)})
+    (tmp_path / "2.partial").write_bytes((tmp_path / "1.npz").read_bytes()[:100])
+    assert checkpoints.restore({"a": jnp.zeros(3)}).step == 1
+    checkpoints.save(2, {"a": jnp.ones(3)})
+    assert checkpoints.steps() == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    Checkpoints(folder).save(1, TREE)
+    return (folder / "1.npz").read_bytes()
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(data=st.data())
+def test_damage_is_found_and_the_one_before_is_used(whole, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "1.npz").write_bytes(whole)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        broken = whole[:place]
+    else:
+        broken = bytearray(whole)
+        broken[place] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / "2.npz").write_bytes(broken)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        saved = Checkpoints(folder).restore(TREE)
+    assert_same(saved.tree, TREE)  # also where the bit that changed says nothing, such as a date
+    if saved.step == 1:
+        assert "step 2" in str(said[0].message)
+        assert (folder / "2.damaged").read_bytes() == broken
+
+
+def test_a_warning_says_what_is_lost(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, TREE)
+    (tmp_path / "2.npz").write_bytes(b"")
+    with pytest.warns(
+        RuntimeWarning, match=r"step 2 in .* is damaged and now called 2\.damaged; .* goes on from step 1"
+    ):
+        assert checkpoints.restore(TREE).step == 1
+    (tmp_path / "1.npz").write_bytes(b"PK")
+    with pytest.warns(RuntimeWarning, match="there is no other, so the run starts again"):
+        assert checkpoints.restore(TREE) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"a": jnp.ones(3), "b": jnp.ones(2)}, r"'b' is missing there and float32\[2\] here"),
+        ({"c": jnp.ones(3)}, r"'c' is missing there and float32\[3\] here"),
+        ({"a": jnp.ones((3, 1))}, r"'a' is float32\[3\] there and float32\[3, 1\] here"),
+        ({"a": jnp.ones(3, jnp.int32)}, r"'a' is float32\[3\] there and int32\[3\] here"),
+        ({}, r"'a' is float32\[3\] there and missing here"),
+    ],
+)
+def test_what_belongs_to_another_run_is_refused(tmp_path, other, message):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": jnp.ones(3)})
+    with pytest.raises(CheckpointMismatchError, match=message):
+        checkpoints.restore(other)
+    assert checkpoints.steps() == [1]
+
+
+def test_what_cannot_be_stored_is_said(tmp_path):
+    with pytest.raises(TypeError, match=r"'a/b' is 'text': make it one, or give it as extra"):
+        Checkpoints(tmp_path).save(1, {"a": {"b": "text"}})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        Checkpoints(tmp_path).save(1, {}, extra=jnp.ones(2))
+    with pytest.raises(ValueError, match="keep is 0"):
+        Checkpoints(tmp_path, keep=0)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_memory_is_that_of_one_leaf_at_a_time(tmp_path):
+    big = {str(i): np.full(4_000_000, i, np.uint8) for i in range(8)}
+    tracemalloc.start()
+    Checkpoints(tmp_path).save(1, big)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000  # eight leaves of 4 MB; buffers of zip and NumPy take the rest
