@@ -1,0 +1,32 @@
+"""Sparse agents with Haiku networks: our own, and those of the shape of DQN Zoo's and Acme's."""
+
+from sparse_plugins.rl.haiku.dqn import SparseDQN
+from sparse_plugins.rl.haiku.foreign import SparseAcmeLearner, SparseZooAgent, sparsify_acme, sparsify_dqn_zoo
+from sparse_plugins.rl.haiku.networks import (
+    RAINBOW_INIT,
+    XAVIER,
+    impala_torso,
+    minatar_torso,
+    mlp_torso,
+    nature_torso,
+    q_network,
+)
+from sparse_plugins.rl.haiku.remember import RememberedParams, remember_params, renew_params
+
+__all__ = [
+    "RAINBOW_INIT",
+    "XAVIER",
+    "RememberedParams",
+    "SparseAcmeLearner",
+    "SparseDQN",
+    "SparseZooAgent",
+    "impala_torso",
+    "minatar_torso",
+    "mlp_torso",
+    "nature_torso",
+    "q_network",
+    "remember_params",
+    "renew_params",
+    "sparsify_acme",
+    "sparsify_dqn_zoo",
+]
