@@ -26,11 +26,11 @@ $(VENV)/.demo: pyproject.toml requirements.lock | $(IN_VENV)
 	@touch $@
 
 $(VENV)/.demo-rl: pyproject.toml requirements.lock | $(IN_VENV)
-	$(INSTALL) '.[dopamine,experiments]'
+	$(INSTALL) '.[dopamine,haiku,gymnax,experiments]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-rl
-	$(INSTALL) '.[fed,dopamine,experiments,dev]'
+	$(INSTALL) '.[fed,dopamine,haiku,atari,gymnax,experiments,dev]'
 	@touch $@
 
 demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
@@ -74,6 +74,9 @@ fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux):
 study: $(VENV)/.demo ## Nine algorithms at 80, 90 and 95 % on strokes, three seeds: 40 minutes; ARGS="--resume=..." goes on
 	$(IN_VENV) -m experiments.fed_emnist $(or $(ARGS),--dataset=strokes --sparsities 0.8 0.9 0.95 --jobs=2)
 
+study-rl: $(VENV)/.demo-rl ## DQN on MinAtar's Breakout, dense and sparse, ten seeds: 40 minutes; ARGS="--resume=..." goes on
+	$(IN_VENV) -m experiments.minatar $(or $(ARGS),--sparsities 0.9 0.98 --steps 120000)
+
 kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those of one that ran through
 	$(IN_VENV) -m experiments.fed_emnist.kills --kills 50
 
@@ -81,7 +84,7 @@ kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those 
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
 	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
 	$(PYTHON) -m venv "$$env"; \
-	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[fed,dopamine,experiments,dev]'; \
+	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[fed,dopamine,haiku,atari,gymnax,experiments,dev]'; \
 	{ sed '/^#/!d' requirements.lock; \
 	  "$$env/bin/python" -m pip list --disable-pip-version-check --format=freeze \
 	    --exclude pip --exclude sparse-plugins; } > "$$env/lock"; \
@@ -91,4 +94,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-rl test lint types doctests format bench bench-rl fuzz study kills lock clean
+.PHONY: help demo demo-rl test lint types doctests format bench bench-rl fuzz study study-rl kills lock clean

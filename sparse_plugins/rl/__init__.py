@@ -1,14 +1,65 @@
 """Sparsity for reinforcement learning: what acts, learns and is copied, and in which unit steps are counted.
 
-The modules here know no framework; `sparse_plugins.rl.dopamine` brings Dopamine's agents and is loaded, with
-TensorFlow, only when it is asked for.
+The modules here know no framework; `sparse_plugins.rl.haiku` brings agents with Haiku networks, and
+`sparse_plugins.rl.dopamine` Dopamine's agents, loaded, with TensorFlow, only when it is asked for.
 """
 
 from sparse_plugins.rl import activations as activations
+from sparse_plugins.rl import atari as atari
+from sparse_plugins.rl import jax_environments as jax_environments
 from sparse_plugins.rl import links as links
 from sparse_plugins.rl import plasticity as plasticity
 from sparse_plugins.rl import redo as redo
+from sparse_plugins.rl import vector_environments as vector_environments
+from sparse_plugins.rl.checkpoints import Checkpoints
 from sparse_plugins.rl.clock import Clock
+from sparse_plugins.rl.environments import (
+    EnvironmentFailure,
+    JaxEnvironment,
+    JaxStep,
+    VectorEnvironment,
+    VectorStep,
+    check_network,
+)
+from sparse_plugins.rl.fused import FusedMetrics, FusedState, FusedTrainer
+from sparse_plugins.rl.fused_config import FusedConfig
+from sparse_plugins.rl.fused_runs import FusedRun
+from sparse_plugins.rl.fused_runs import train as train_fused
+from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.policy import TargetPolicy, is_noise_scale, without_noise_scales
+from sparse_plugins.rl.replay import Batch, Replay, Row
+from sparse_plugins.rl.vector_loop import Episode, Group, VectorTrainer
+from sparse_plugins.rl.vector_runs import VectorRun
+from sparse_plugins.rl.vector_runs import train as train_vector
+from sparse_plugins.rl.vector_step import VectorConfig
 
-__all__ = ["Clock", "TargetPolicy", "is_noise_scale", "without_noise_scales"]
+__all__ = [
+    "Batch",
+    "Checkpoints",
+    "Clock",
+    "EnvironmentFailure",
+    "Episode",
+    "FusedConfig",
+    "FusedMetrics",
+    "FusedRun",
+    "FusedState",
+    "FusedTrainer",
+    "Group",
+    "JaxEnvironment",
+    "JaxStep",
+    "LearnerState",
+    "Replay",
+    "Row",
+    "SparseLearner",
+    "TargetPolicy",
+    "VectorConfig",
+    "VectorEnvironment",
+    "VectorRun",
+    "VectorStep",
+    "VectorTrainer",
+    "check_network",
+    "is_noise_scale",
+    "train_fused",
+    "train_vector",
+    "without_noise_scales",
+]

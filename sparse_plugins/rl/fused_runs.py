@@ -1,0 +1,134 @@
+"""A fused training from its folder's newest checkpoint to its end, or to the signal to stop."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.rl.fused import FusedState, FusedTrainer
+from sparse_plugins.rl.runs import to_the_end
+
+__all__ = ["Chunk", "FusedRun", "train"]
+
+
+class Chunk(NamedTuple):
+    """One point of the learning curves; S seeds.
+
+    Attributes:
+        environment_steps: Of each seed, at the end of the chunk.
+        episodes: int[S], episodes that ended in it.
+        mean_return: float[S], their mean return; NaN where none ended.
+        loss: float[S], mean loss.
+    """
+
+    environment_steps: int
+    episodes: list[int]
+    mean_return: list[float]
+    loss: list[float]
+
+
+class FusedRun(NamedTuple):
+    """What `train` gives back.
+
+    Attributes:
+        state: The state it ended with.
+        curve: All chunks, those before an interruption included.
+        is_finished: Whether all steps are made; False if SIGTERM came first.
+    """
+
+    state: FusedState
+    curve: list[Chunk]
+    is_finished: bool
+
+
+def train(
+    trainer: FusedTrainer,
+    keys: jax.Array,
+    total_steps: int,
+    folder: str | Path,
+    *,
+    hyper: PyTree = None,
+    chunk_iterations: int = 1_000,
+    checkpoint_chunks: int = 10,
+    settings: Mapping[str, Any] | None = None,
+    report: Callable[[Chunk], None] | None = None,
+) -> FusedRun:
+    """Trains to the end, going on where the folder's run stopped.
+
+    On SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again to go on.
+
+    Args:
+        trainer: What to train.
+        keys: One JAX key per seed.
+        total_steps: Environment steps per seed, warm-up included; a finished run can be prolonged.
+        folder: Of this run alone; made if it is missing.
+        hyper: Hyper-parameters per seed, if the trainer's learner is a function of them.
+        chunk_iterations: Iterations between two points of the curve.
+        checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too.
+        settings: What else makes the run what it is and JSON can take, such as the name of its algorithm. Recorded
+            and compared, like `trainer.config`, the game, keys and hyper-parameters.
+        report: Called after every chunk.
+
+    Returns:
+        The state, the curve and whether the run is finished.
+
+    Raises:
+        SettingsMismatchError: If the folder belongs to another run, which is left alone.
+        CheckpointMismatchError: If its checkpoint belongs to another learner.
+    """
+    run = _Run(trainer, keys, hyper)
+    curve, is_finished = to_the_end(
+        run,
+        trainer.config.iterations(total_steps),
+        folder,
+        _described(trainer, keys, hyper, settings or {}),
+        chunk_iterations=chunk_iterations,
+        checkpoint_chunks=checkpoint_chunks,
+        report=None if report is None else lambda point: report(Chunk(*point)),
+    )
+    return FusedRun(run.state, [Chunk(*point) for point in curve], is_finished)
+
+
+class _Run:
+    """A fused training as `to_the_end` goes on with it."""
+
+    state: FusedState
+
+    def __init__(self, trainer: FusedTrainer, keys: jax.Array, hyper: PyTree) -> None:
+        self._trainer, self._keys, self._hyper = trainer, keys, hyper
+
+    def template(self) -> FusedState:
+        return self._trainer.template(self._keys, self._hyper)
+
+    def begin(self) -> None:
+        self.state = self._trainer.init(self._keys, self._hyper)
+
+    def restore(self, tree: FusedState, extra: None) -> None:
+        self.state = tree
+
+    def advance(self, iterations: int) -> Chunk:
+        self.state, metrics = self._trainer.run(self.state, iterations)
+        episodes, _, loss = map(np.asarray, metrics)
+        steps = self._trainer.environment_steps(self.state)
+        return Chunk(steps, episodes.tolist(), metrics.mean_return.tolist(), loss.tolist())
+
+    def save(self) -> tuple[FusedState, None]:
+        return self.state, None
+
+
+def _described(trainer: FusedTrainer, keys: jax.Array, hyper: PyTree, settings: Mapping[str, Any]) -> dict[str, Any]:
+    is_typed = jax.numpy.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    return {
+        **{f"config.{name}": value for name, value in dataclasses.asdict(trainer.config).items()},
+        "environment": trainer.environment.name,
+        "keys": np.asarray(jax.random.key_data(keys) if is_typed else keys).tolist(),
+        **{
+            f"hyper.{name}": np.asarray(leaf).tolist()
+            for name, leaf in zip(leaf_names(hyper), jax.tree.leaves(hyper), strict=True)
+        },
+        **{f"settings.{name}": value for name, value in settings.items()},
+    }

@@ -1,0 +1,133 @@
+"""A run from its folder's newest checkpoint to its end, or to the signal to stop; for any loop."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sparse_plugins.core.schedules import whole_number
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.rl.checkpoints import Checkpoints
+
+__all__ = ["Resumable", "SettingsMismatchError", "to_the_end"]
+
+_SETTINGS = "settings.json"
+
+
+class SettingsMismatchError(ValueError):
+    """The folder belongs to a run with other settings."""
+
+
+class Resumable(Protocol):
+    """A training that goes on in chunks."""
+
+    def template(self) -> PyTree:
+        """The tree of `save`, as shapes and dtypes or as arrays."""
+
+    def begin(self) -> None:
+        """Starts anew."""
+
+    def restore(self, tree: PyTree, extra: Any) -> None:
+        """Goes on from what `save` gave, instead of `begin`."""
+
+    def advance(self, iterations: int) -> Any:
+        """Trains; returns a point of the curve, of what JSON takes."""
+
+    def save(self) -> tuple[PyTree, Any]:
+        """All that `restore` needs: a tree of arrays, and what JSON takes."""
+
+
+def to_the_end(
+    run: Resumable,
+    last: int,
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    chunk_iterations: int,
+    checkpoint_chunks: int,
+    report: Callable[[Any], None] | None = None,
+) -> tuple[list[Any], bool]:
+    """Trains to the end, going on where the folder's run stopped.
+
+    On SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again to go on.
+
+    Args:
+        run: What to train.
+        last: Iterations to make; a finished run can be prolonged.
+        folder: Of this run alone; made if it is missing.
+        settings: What makes the run what it is and JSON takes; recorded and compared.
+        chunk_iterations: Iterations between two points of the curve.
+        checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too.
+        report: Called with every point.
+
+    Returns:
+        All points, those before an interruption included as JSON gives them back; whether all iterations are made.
+
+    Raises:
+        SettingsMismatchError: If the folder belongs to another run, which is left alone.
+        CheckpointMismatchError: If its checkpoint belongs to another agent.
+    """
+    whole_number("chunk_iterations", chunk_iterations, 1)
+    whole_number("checkpoint_chunks", checkpoint_chunks, 1)
+    _check_settings(Path(folder), json.loads(json.dumps(settings)))
+    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    with _sigterm() as is_asked_to_stop:
+        saved = checkpoints.restore(like=run.template())
+        done, curve = (0, []) if saved is None else (saved.step, saved.extra["curve"])
+        if saved is None:
+            run.begin()
+        else:
+            run.restore(saved.tree, saved.extra["run"])
+        del saved  # its memory is about to be donated
+        for number in range(-(-(last - done) // chunk_iterations)):
+            count = min(chunk_iterations, last - done)
+            curve.append(run.advance(count))
+            done += count
+            if report is not None:
+                report(curve[-1])
+            stops = is_asked_to_stop.is_set() or done == last
+            if stops or (number + 1) % checkpoint_chunks == 0:
+                tree, extra = run.save()
+                checkpoints.save(done, tree, extra={"curve": curve, "run": extra})
+            if stops:
+                break
+    return curve, done >= last
+
+
+def _check_settings(folder: Path, own: dict[str, Any]) -> None:
+    path = folder / _SETTINGS
+    if not path.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise SettingsMismatchError(
+                f"{folder} is not empty and has no {_SETTINGS}, so it is no run's; choose another folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(".partial")
+        half.write_text(json.dumps(own, indent=1))
+        os.replace(half, path)
+        return
+    stored = json.loads(path.read_text())
+    for name in dict.fromkeys([*own, *stored]):
+        if (old := stored.get(name, "missing")) != (new := own.get(name, "missing")):
+            raise SettingsMismatchError(
+                f"{path} is that of another run: {name} is {old!r} there and {new!r} here. Give the run its old "
+                "settings again, or the new ones another folder."
+            )
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; only the main thread can listen, in others it is never set."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,266 @@
+"""Training on vector environments of the host, such as Atari: several runs at once, in halves that take turns.
+
+While the device acts and learns for one half of the environments, the emulators of the other half work. Only the newest
+frames travel; stacks, replay, masks and networks stay on the device.
+"""
+
+import base64
+import functools
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.rl.environments import VectorEnvironment, VectorStep, check_network
+from sparse_plugins.rl.learner import SparseLearner
+from sparse_plugins.rl.vector_step import RunState, VectorAgent, VectorConfig
+
+__all__ = ["Episode", "Group", "VectorTrainer"]
+
+
+class Episode(NamedTuple):
+    """An episode that has ended.
+
+    Attributes:
+        group: Name of its group.
+        seed: Of its run.
+        step: Environment steps of the run by then.
+        score: Sum of its rewards, as the game pays them.
+        length: Its environment steps.
+    """
+
+    group: str
+    seed: int
+    step: int
+    score: float
+    length: int
+
+
+class Group(NamedTuple):
+    """Runs of one agent, computed together.
+
+    Attributes:
+        name: For episodes and tables.
+        learner: The agent; its loss gives back {'loss': float32[], 'priorities': float32[B]} beside itself.
+        seeds: One run each, of environments, agent, masks and replay.
+    """
+
+    name: str
+    learner: SparseLearner
+    seeds: tuple[int, ...]
+
+
+class VectorTrainer:
+    """Several runs on vector environments, each as if it were alone.
+
+    Args:
+        make_environment: (seed, first slot, number of environments) -> `VectorEnvironment`, such as
+            `lambda seed, first, size: AtariVector("Pong", size, seed=seed, first_slot=first)`.
+        groups: What is trained: agents that differ in code, each with its seeds.
+        config: How all of them play and learn.
+
+    Attributes:
+        name: Of the game.
+        iterations: How many are done.
+        states: Per group its `RunState`, with a leading axis of seeds.
+
+    Raises:
+        ValueError: If names or seeds repeat, or a network can't take what the environments show.
+
+    Example:
+        >>> import optax
+        >>> from sparse_plugins import core
+        >>> from sparse_plugins.rl import atari, haiku
+        >>> agent = haiku.SparseDQN(
+        ...     num_actions=6, torso=haiku.mlp_torso((8,)), optimizer=optax.adam(1e-4), updater=core.NoPruning())
+        >>> trainer = VectorTrainer(
+        ...     lambda seed, first, size: atari.AtariVector("Pong", size, seed=seed, first_slot=first),
+        ...     [Group("dense", agent, seeds=(0,))],
+        ...     VectorConfig(num_envs=2, capacity=100, batch_size=4, warm_up=10))
+        >>> trainer.advance(iterations=8)
+        []
+        >>> trainer.environment_steps, int(trainer.states[0].learner.steps[0])
+        (16, 3)
+        >>> trainer.close()
+    """
+
+    def __init__(
+        self,
+        make_environment: Callable[[int, int, int], VectorEnvironment],
+        groups: Sequence[Group],
+        config: VectorConfig,
+    ) -> None:
+        _check_groups(groups)
+        self.groups, self.config, self.iterations = tuple(groups), config, 0
+        size = config.num_envs // config.num_halves
+        self._environments = [
+            [[make_environment(seed, half * size, size) for seed in group.seeds] for half in range(config.num_halves)]
+            for group in groups
+        ]
+        example = self._environments[0][0][0]
+        self.name, replay = example.name, config.replay(example)
+        for group in groups:
+            check_network(example, group.learner, stack=config.stack)
+        self._programs = [_program(VectorAgent(group.learner, replay, config), len(group.seeds)) for group in groups]
+        self.states: list[RunState] = [
+            program.init(_keys(group.seeds)) for program, group in zip(self._programs, groups, strict=True)
+        ]
+        self._steps = self._each(lambda environment: environment.reset())
+        self._scores = [np.zeros((config.num_halves, len(group.seeds), size)) for group in groups]
+        self._lengths = [np.zeros_like(scores) for scores in self._scores]
+
+    @property
+    def environment_steps(self) -> int:
+        """Environment steps of each run so far."""
+        return self.iterations * self.config.vector_steps * self.config.num_envs
+
+    def advance(self, iterations: int) -> list[Episode]:
+        """Plays and learns; see `FusedConfig` for what an iteration is. During the warm-up nothing is learnt.
+
+        Args:
+            iterations: How many.
+
+        Returns:
+            The episodes that ended meanwhile.
+
+        Raises:
+            EnvironmentFailure: If an environment broke. The trainer is then of no further use.
+        """
+        episodes: list[Episode] = []
+        for _ in range(iterations):
+            for turn in range(self.config.turns):
+                episodes += self._turn(turn)
+            self.iterations += 1
+        for group in range(len(self.groups)):  # so that environments are idle between two calls
+            for half in range(self.config.num_halves):
+                self._received(group, half)
+        return episodes
+
+    def save(self) -> tuple[PyTree, dict[str, Any]]:
+        """All that `restore` needs: a tree of arrays, and what JSON takes; see `Checkpoints.save`."""
+        extra = {
+            "iterations": self.iterations,
+            "environments": self._each(lambda environment: _to_text(environment.save())),
+            "played": [_to_text({"scores": s, "lengths": n}) for s, n in zip(self._scores, self._lengths, strict=True)],
+        }
+        return self.states, extra
+
+    def restore(self, tree: PyTree, extra: dict[str, Any]) -> None:
+        """Goes on from what `save` gave, in mid-episode if the environments can."""
+        self.states, self.iterations = list(tree), extra["iterations"]
+        saved = iter(jax.tree.leaves(extra["environments"]))
+        self._steps = self._each(lambda environment: environment.restore(_from_text(next(saved))))
+        for i, played in enumerate(map(_from_text, extra["played"])):
+            self._scores[i], self._lengths[i] = played["scores"], played["lengths"]
+
+    def close(self) -> None:
+        """Lets go of the environments."""
+        self._each(lambda environment: environment.close())
+
+    def _each(self, function: Callable[[VectorEnvironment], Any]) -> list[Any]:
+        return [[[function(one) for one in half] for half in group] for group in self._environments]
+
+    def _turn(self, turn: int) -> list[Episode]:
+        half, episodes, actions = turn % self.config.num_halves, [], []
+        for i, program in enumerate(self._programs):
+            step = self._received(i, half)
+            self.states[i], chosen = program.act(self.states[i], half, step)
+            episodes += self._noted(i, half, step)
+            actions.append(chosen)
+        for i, chosen in enumerate(actions):
+            for environment, action in zip(self._environments[i][half], np.asarray(chosen), strict=True):
+                environment.send(action)
+            self._steps[i][half] = None
+        updates = self.config.updates_in_turn(turn)
+        if updates and self._turn_step(turn) > self.config.warm_up:
+            for i, program in enumerate(self._programs):
+                self.states[i] = program.learn(self.states[i], updates)
+        return episodes
+
+    def _received(self, group: int, half: int) -> VectorStep:
+        """What the environments of a group show, with a leading axis of seeds; waits for it."""
+        if self._steps[group][half] is None:
+            self._steps[group][half] = [environment.recv() for environment in self._environments[group][half]]
+        return VectorStep(*map(np.stack, zip(*self._steps[group][half], strict=True)))
+
+    def _turn_step(self, turn: int) -> int:
+        """Environment steps of each run after a turn of the iteration that is under way."""
+        return self.environment_steps + (turn + 1) * self.config.num_envs // self.config.num_halves
+
+    def _noted(self, group: int, half: int, step: VectorStep) -> list[Episode]:
+        """The episodes that end with a step."""
+        scores, lengths = self._scores[group][half], self._lengths[group][half]
+        scores[:] = np.where(step.first, 0.0, scores + step.rewards)
+        lengths[:] = np.where(step.first, 0.0, lengths + 1)
+        name, _, seeds = self.groups[group]
+        return [
+            Episode(name, seeds[run], self.environment_steps, float(scores[run, slot]), int(lengths[run, slot]))
+            for run, slot in np.argwhere(step.terminated | step.truncated)
+        ]
+
+
+class _Program:
+    """The functions of an agent, compiled for its seeds."""
+
+    def __init__(self, agent: VectorAgent, seeds: int) -> None:
+        axes = agent.axes
+        for_all = _for_one if seeds == 1 else jax.vmap
+
+        def act(state: RunState, half: int, *step: Any) -> tuple[RunState, jax.Array]:
+            of_one = lambda state, *step: agent.act(state, half, *step)  # noqa: E731
+            return for_all(of_one, in_axes=(axes, 0, 0, 0, 0), out_axes=(axes, 0))(state, *step)
+
+        def learn(state: RunState, updates: int) -> RunState:
+            return for_all(lambda state: agent.learn(state, updates), in_axes=(axes,), out_axes=axes)(state)
+
+        self.init = jax.jit(for_all(agent.init, in_axes=(0,), out_axes=axes))
+        self.learn = jax.jit(learn, static_argnums=1, donate_argnums=0)
+        self._act = jax.jit(act, static_argnums=1, donate_argnums=0)
+
+    def act(self, state: RunState, half: int, step: VectorStep) -> tuple[RunState, jax.Array]:
+        return self._act(state, half, step.frames, step.rewards, step.terminated, step.first)
+
+
+@functools.lru_cache(maxsize=32)  # so that another trainer of the same agent compiles nothing
+def _program(agent: VectorAgent, seeds: int) -> _Program:
+    return _Program(agent, seeds)
+
+
+def _for_one(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any) -> Callable[..., Any]:
+    """As `jax.vmap` over one seed, whose convolutions a CPU then computes much faster."""
+    without = lambda leaf: leaf.reshape(leaf.shape[1:])  # noqa: E731
+    alone = lambda *arguments: function(*_at_axes(without, in_axes, arguments))  # noqa: E731
+    return lambda *arguments: _at_axes(lambda leaf: leaf[None], out_axes, alone(*arguments))
+
+
+def _at_axes(function: Callable[[jax.Array], jax.Array], axes: PyTree, tree: PyTree) -> PyTree:
+    """The tree with what has an axis of seeds mapped."""
+    mapped = lambda axis, part: part if axis is None else jax.tree.map(function, part)  # noqa: E731
+    return jax.tree.map(mapped, axes, tree, is_leaf=lambda axis: axis is None)
+
+
+def _keys(seeds: Sequence[int]) -> jax.Array:
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def _check_groups(groups: Sequence[Group]) -> None:
+    names = [group.name for group in groups]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"groups are called {names}; give one or more, each with a name of its own.")
+    for group in groups:
+        if not group.seeds or len(set(group.seeds)) < len(group.seeds):
+            raise ValueError(f"seeds of {group.name!r} are {list(group.seeds)}; give one or more, each once.")
+
+
+def _to_text(arrays: dict[str, Any]) -> str:
+    np.savez_compressed(file := io.BytesIO(), **arrays)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _from_text(text: str) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -1,0 +1,92 @@
+"""A training on vector environments from its folder's newest checkpoint to its end, or to the signal to stop."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.rl.runs import to_the_end
+from sparse_plugins.rl.vector_loop import Episode, VectorTrainer
+
+__all__ = ["VectorRun", "train"]
+
+
+class VectorRun(NamedTuple):
+    """What `train` gives back; the trainer holds the networks.
+
+    Attributes:
+        episodes: All that ended, those before an interruption included.
+        is_finished: Whether all steps are made; False if SIGTERM came first.
+    """
+
+    episodes: list[Episode]
+    is_finished: bool
+
+
+def train(
+    trainer: VectorTrainer,
+    total_steps: int,
+    folder: str | Path,
+    *,
+    chunk_iterations: int = 1_000,
+    checkpoint_chunks: int = 10,
+    settings: Mapping[str, Any] | None = None,
+    report: Callable[[int, list[Episode]], None] | None = None,
+) -> VectorRun:
+    """Trains to the end, going on where the folder's run stopped: replay, masks and emulators as they were.
+
+    On SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again, with a new
+    trainer, to go on. So it is after an `EnvironmentFailure`, which costs the steps since the last checkpoint.
+
+    Args:
+        trainer: What to train, new.
+        total_steps: Environment steps of each run; a finished run can be prolonged.
+        folder: Of this training alone; made if it is missing.
+        chunk_iterations: Iterations between two reports.
+        checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too. Each holds the whole replay.
+        settings: What else makes the training what it is and JSON takes, such as names of algorithms. Recorded and
+            compared, like `trainer.config`, the game, names and seeds.
+        report: Called after every chunk with the environment steps so far and the episodes that ended in it.
+
+    Returns:
+        The episodes, and whether the run is finished.
+
+    Raises:
+        EnvironmentFailure: If an environment broke.
+        SettingsMismatchError: If the folder belongs to another run, which is left alone.
+        CheckpointMismatchError: If its checkpoint belongs to other agents.
+    """
+    config = trainer.config
+    described = {
+        **{f"config.{name}": value for name, value in dataclasses.asdict(config).items()},
+        "environment": trainer.name,
+        **{f"seeds.{group.name}": group.seeds for group in trainer.groups},
+        **{f"settings.{name}": value for name, value in (settings or {}).items()},
+    }
+    points, is_finished = to_the_end(
+        _Run(trainer),
+        math.ceil(total_steps / (config.vector_steps * config.num_envs)),
+        folder,
+        described,
+        chunk_iterations=chunk_iterations,
+        checkpoint_chunks=checkpoint_chunks,
+        report=None if report is None else lambda point: report(trainer.environment_steps, point),
+    )
+    return VectorRun([Episode(*episode) for episode in itertools.chain(*points)], is_finished)
+
+
+class _Run:
+    """A training as `to_the_end` goes on with it."""
+
+    def __init__(self, trainer: VectorTrainer) -> None:
+        self._trainer = trainer
+        self.advance, self.save, self.restore = trainer.advance, trainer.save, trainer.restore
+
+    def template(self) -> PyTree:
+        return self._trainer.states
+
+    def begin(self) -> None:
+        """A trainer is made ready to begin."""

@@ -1,0 +1,248 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_plugins import core
+from sparse_plugins.rl.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.rl.fused import FusedTrainer
+from sparse_plugins.rl.fused_config import FusedConfig
+from sparse_plugins.rl.fused_runs import train
+from sparse_plugins.rl.runs import SettingsMismatchError
+from tests.rl_haiku.tiny import LIMIT, UPDATER, Corridor, learner
+
+CONFIG = FusedConfig(
+    num_envs=2, capacity=64, batch_size=8, n_step=2, warm_up=16, vector_steps=3, updates=2, epsilon_decay=200,
+    prioritized=True,
+)  # fmt: skip
+KEYS = jax.random.split(jax.random.key(0), 3)
+HYPER = {"lr": jnp.array([0.01, 0.01, 0.0])}
+CHUNK = 20
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return FusedTrainer(Corridor(), lambda hyper: learner(hyper["lr"]), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def trained(trainer):
+    """After 20, 40, ... 200 iterations; the last state alone can be gone on from."""
+    state, metrics = trainer.init(KEYS, HYPER), []
+    for _ in range(10):
+        state, one = trainer.run(state, CHUNK)
+        metrics.append(one)
+    return state, metrics
+
+
+def words(state):
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return [np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf) for leaf in jax.tree.leaves(state)]
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, words(one), words(other))
+
+
+def test_a_walk_is_learnt_where_the_learning_rate_allows(trainer, trained):
+    state, metrics = trained
+    returns = trainer.evaluate(state, 20, jax.random.key(1), longest=LIMIT + 1)
+    assert returns.shape == (3, 20)
+    # The goal is three or four steps away.
+    assert np.isin(returns[:2], [2 - 0.125 * 3, 2 - 0.125 * 2]).all()
+    assert trainer.environment_steps(state) == 16 + 200 * 3 * 2 == CONFIG.environment_steps(200)
+    assert CONFIG.iterations(16 + 1200) == 200
+    late = metrics[-1]
+    assert (late.mean_return[:2] > 1.4).all()
+    assert (late.episodes[:2] > 25).all()
+    assert np.isfinite(np.asarray(late.loss)).all()
+
+
+def test_every_seed_has_its_own_masks_at_its_updaters_sparsity(trained):
+    state, _ = trained
+    masks = core.unpack_masks(
+        {"in": np.zeros((5, 16)), "out": np.zeros((16, 2))},
+        jax.tree.map(lambda mask: mask[0], state.learner.sparse_state.masks),
+    )
+    assert int(masks["in"].sum()) == 40
+    weights = np.asarray(state.learner.params["in"])
+    assert ((weights != 0).sum(axis=(1, 2)) <= 40).all()
+    assert np.asarray(state.learner.steps).tolist() == [400] * 3
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert ((weights[one] != 0) != (weights[other] != 0)).any()
+
+
+def test_a_learning_rate_of_0_changes_nothing_but_masks(trainer, trained):
+    start = trainer.init(KEYS, HYPER).learner.params
+    after = trained[0].learner.params
+    is_kept = np.asarray((after["in"] != 0) & (start["in"] != 0))
+    assert (np.asarray(start["in"])[2][is_kept[2]] == np.asarray(after["in"])[2][is_kept[2]]).all()
+    assert (np.asarray(start["in"])[0][is_kept[0]] != np.asarray(after["in"])[0][is_kept[0]]).any()
+
+
+def test_the_replay_holds_what_was_played(trained):
+    rows = jax.tree.map(np.asarray, trained[0].replay.rows)
+    place = rows.frame.argmax(axis=-1)
+    begin = int(trained[0].replay.steps) % rows.action.shape[1]
+    in_order = lambda column: np.roll(column, -begin, axis=1)  # noqa: E731
+    after, opened = in_order(place)[:, 1:], in_order(rows.first)[:, 1:]
+    rows, place = jax.tree.map(lambda column: in_order(column)[:, :-1], (rows, place))
+    reached = np.clip(place + 2 * rows.action - 1, 0, 4)
+    assert (rows.terminated == (reached == 4)).all()
+    assert (rows.reward == np.where(rows.terminated, 2.0, -0.125)).all()
+    goes_on = rows.usable & ~rows.terminated
+    assert (after[goes_on] == reached[goes_on]).all()
+    assert (opened == (rows.terminated | ~rows.usable)).all()
+
+
+def test_a_lane_is_what_the_seed_alone_would_be(trainer, trained):
+    alone = trainer.init(KEYS[1:2], {"lr": HYPER["lr"][1:2]})
+    for _ in range(10):
+        alone, _ = trainer.run(alone, CHUNK)
+    for many, one in zip(words(trained[0].learner.params), words(alone.learner.params), strict=True):
+        np.testing.assert_allclose(many[1], one[0], rtol=1e-4, atol=1e-5)
+
+
+def test_mask_changes_stay_branches_under_vmap(trainer):
+    """A batched condition would be a select: no branch would be left."""
+    shapes = trainer.template(KEYS, HYPER)
+    jaxpr = str(jax.make_jaxpr(lambda state: trainer._iterate(state, 5))(shapes))
+    assert jaxpr.count("cond[") >= 3  # new masks, their copy to the target, and its turn to be synced
+
+
+def test_rewards_are_clipped_for_the_learner_alone():
+    config = FusedConfig(num_envs=2, capacity=64, batch_size=4, warm_up=32, clip_rewards=True, epsilon_decay=0)
+    clipped = FusedTrainer(Corridor(), learner(updater=core.NoPruning()), config)
+    state, metrics = clipped.run(clipped.init(KEYS[:1]), 200)
+    assert float(state.replay.rows.reward.max()) == 1.0
+    assert 1.0 < metrics.mean_return[0] < 2.0
+
+
+def test_epsilon_falls_after_the_warm_up():
+    config = FusedConfig(num_envs=4, warm_up=400, epsilon_start=0.9, epsilon_end=0.1, epsilon_decay=800)
+    steps = [0, 100, 200, 300, 1000]
+    np.testing.assert_allclose([config.epsilon(step) for step in steps], [0.9, 0.9, 0.5, 0.1, 0.1], rtol=1e-6)
+    schedule = core.PeriodicSchedule(100, 600, 1000, step_unit="environment step")
+    converted = config.clock.in_optimizer_steps(core.RigL(scheduler=schedule)).scheduler
+    assert (converted.update_freq, converted.update_start_step, converted.update_end_step) == (25, 50, 150)
+
+
+def test_what_is_restored_goes_on_bit_for_bit(trainer, trained, tmp_path):
+    half = trainer.init(KEYS, HYPER)
+    for _ in range(5):
+        half, _ = trainer.run(half, CHUNK)
+    Checkpoints(tmp_path).save(100, half)
+    again = FusedTrainer(Corridor(), lambda hyper: learner(hyper["lr"]), CONFIG)
+    state = Checkpoints(tmp_path).restore(again.template(KEYS, HYPER)).tree
+    for _ in range(5):
+        state, _ = again.run(state, CHUNK)
+    assert_same(state, trained[0])
+
+
+WORKER = """
+import jax, sys
+from tests.rl_haiku.test_fused import CONFIG, KEYS, HYPER, Corridor, FusedTrainer, learner, train
+trainer = FusedTrainer(Corridor(), lambda hyper: learner(hyper["lr"]), CONFIG)
+run = train(trainer, KEYS, 10**9, sys.argv[1], hyper=HYPER, chunk_iterations=20, checkpoint_chunks=2,
+            settings={"algorithm": "rigl"}, report=lambda chunk: print(chunk.environment_steps, flush=True))
+sys.exit(0 if run.is_finished else 143)
+"""
+
+
+def test_a_signal_saves_and_stops_and_a_new_process_goes_on(trainer, trained, tmp_path):
+    folder = tmp_path / "run"
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_NUMPY_RANK_PROMOTION": "raise"}
+    command = [sys.executable, "-c", WORKER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as worker:
+        assert int(worker.stdout.readline()) == CONFIG.environment_steps(20)
+        worker.send_signal(signal.SIGTERM)
+        worker.communicate(timeout=60)
+    assert worker.returncode == 143
+    done = Checkpoints(folder / "checkpoints").steps()[-1]
+    total = CONFIG.environment_steps(max(200, done + 20))
+    options = {"hyper": HYPER, "chunk_iterations": CHUNK, "settings": {"algorithm": "rigl"}}
+    run = train(trainer, KEYS, total, folder, **options)
+    assert run.is_finished
+    assert [point.environment_steps for point in run.curve] == [
+        *range(CONFIG.environment_steps(20), total + 1, 6 * CHUNK)
+    ]
+    if CONFIG.iterations(total) == 200:
+        assert_same(run.state, trained[0])
+        assert [point.episodes for point in run.curve] == [one.episodes.tolist() for one in trained[1]]
+    # Nothing is left to do, and nobody else's run is continued or overwritten.
+    again = train(trainer, KEYS, total, folder, **options)
+    assert_same(again.state, run.state)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    for change, message in (
+        ({"settings": {"algorithm": "set"}}, r"settings\.algorithm is 'rigl' there and 'set' here"),
+        ({"hyper": {"lr": HYPER["lr"] * 2}}, r"hyper\.lr is"),
+    ):
+        with pytest.raises(SettingsMismatchError, match=message):
+            train(trainer, KEYS, total, folder, **{**options, **change})
+    wider = FusedTrainer(Corridor(), lambda hyper: learner(hyper["lr"], updater=core.NoPruning()), CONFIG)
+    with pytest.raises(CheckpointMismatchError, match="belongs to another run: 'learner/optimizer_state/masks/in' is"):
+        train(wider, KEYS, total, folder, **options)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(trainer, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SettingsMismatchError, match=r"is not empty and has no settings\.json"):
+        train(trainer, KEYS, 100, tmp_path, hyper=HYPER)
+    (tmp_path / "settings.json").write_text(json.dumps({"environment": "chess"}))
+    with pytest.raises(SettingsMismatchError, match="is that of another run"):
+        train(trainer, KEYS, 100, tmp_path, hyper=HYPER)
+
+
+def test_seeds_and_hyper_parameters_are_checked(trainer):
+    twice = KEYS[jnp.array([0, 1, 0])]
+    with pytest.raises(ValueError, match="seeds 0 and 2 are the same"):
+        trainer.init(twice, {"lr": jnp.full(3, 0.1)})
+    trainer.template(twice, HYPER)  # another learning rate makes it another run
+    with pytest.raises(ValueError, match=r"hyper-parameters have shapes \[\(2,\)\]; each needs one entry per seed, 3"):
+        trainer.init(KEYS, {"lr": jnp.ones(2)})
+    with pytest.raises(ValueError, match="give both or neither"):
+        trainer.init(KEYS)
+    with pytest.raises(ValueError, match="give both or neither"):
+        FusedTrainer(Corridor(), learner(), CONFIG).init(KEYS, HYPER)
+    with pytest.raises(ValueError, match=r"keys have shape \(\); give one per seed"):
+        trainer.init(KEYS[0], HYPER)
+    with pytest.raises(TypeError, match="learner_of is 'dqn'; give a SparseLearner"):
+        FusedTrainer(Corridor(), "dqn", CONFIG)
+
+
+def test_what_cannot_be_done_is_said(trainer, trained):
+    with pytest.raises(ValueError, match="iterations is 0; give 1 or more"):
+        trainer.run(trained[0], 0)
+    with pytest.raises(ValueError, match="60 of 60 episodes of corridor have not ended after 2 steps; give a larger"):
+        trainer.evaluate(trained[0], 20, jax.random.key(0), longest=2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_envs", 0, "num_envs is 0; the smallest allowed value is 1"),
+        ("warm_up", 15, "warm_up is 15; give a multiple of num_envs=2, such as 16"),
+        ("warm_up", 4, "warm_up is 4; the smallest allowed value is 6"),
+        ("epsilon_end", 1.2, r"epsilon_end is 1\.2"),
+        ("capacity", 5, "capacity is 5, 2 rows for each of 2 environments"),
+    ],
+)
+def test_configurations_are_checked(field, value, message):
+    allowed = {"num_envs": 2, "capacity": 64, "n_step": 2, "warm_up": 16}
+    with pytest.raises(ValueError, match=message):
+        FusedConfig(**{**allowed, field: value})
+
+
+def test_types_in_configurations_are_checked():
+    with pytest.raises(TypeError, match="prioritized is 'no'; give True or False"):
+        FusedConfig(prioritized="no")
+    assert UPDATER.rng_seed == 0
