@@ -12,8 +12,9 @@ from sparse_plugins.rl.dopamine.environments import (
     frames_per_step,
     minatar_observation_shape,
 )
+from sparse_plugins.rl.dopamine.episode_ends import WholeEpisodeAccumulator, keep_last_transitions
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics
-from sparse_plugins.rl.dopamine.networks import ImpalaRainbowNetwork
+from sparse_plugins.rl.dopamine.networks import GridDQNNetwork, ImpalaRainbowNetwork
 from sparse_plugins.rl.dopamine.recycling import MaskedRecycler, SparseRecycledDQNAgent
 from sparse_plugins.rl.dopamine.run_folder import CheckpointError, SettingsMismatchError
 from sparse_plugins.rl.dopamine.runners import (
@@ -27,6 +28,7 @@ from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent, sparsify
 __all__ = [
     "AGENTS",
     "CheckpointError",
+    "GridDQNNetwork",
     "ImpalaRainbowNetwork",
     "IterationMetrics",
     "MaskedRecycler",
@@ -36,11 +38,13 @@ __all__ = [
     "SparseRecycledDQNAgent",
     "SparseRunner",
     "SparseTrainRunner",
+    "WholeEpisodeAccumulator",
     "create_minatar_environment",
     "create_sparse_agent",
     "create_sparse_runner",
     "create_updater_from_config",
     "frames_per_step",
+    "keep_last_transitions",
     "minatar_observation_shape",
     "sparsify",
 ]

@@ -18,6 +18,7 @@ from sparse_plugins import core
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.environments import frames_per_step
+from sparse_plugins.rl.dopamine.episode_ends import keep_last_transitions as with_last_transitions
 from sparse_plugins.rl.dopamine.recycling import SparseRecycledDQNAgent
 from sparse_plugins.rl.dopamine.sparse_agent import sparsify
 from sparse_plugins.rl.policy import TargetPolicy
@@ -55,6 +56,7 @@ def create_sparse_agent(
     target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
     updater: BaseUpdater | None = None,
     debug_mode: bool | None = None,
+    keep_last_transitions: bool = False,
 ) -> Any:
     """A sparse agent for an environment, in place of Dopamine's `create_agent`.
 
@@ -69,6 +71,8 @@ def create_sparse_agent(
         target_policy: When the target network gets the masks; see `TargetPolicy`.
         updater: The updater; None for the one that `create_updater_from_config` is bound to describe.
         debug_mode: Whether the agent writes its losses; None for what gin binds to `create_agent.debug_mode`.
+        keep_last_transitions: Whether the replay gets the last transition of each episode, which Dopamine leaves out;
+            see `WholeEpisodeAccumulator`.
 
     Returns:
         The agent.
@@ -88,17 +92,18 @@ def create_sparse_agent(
         >>> gin.clear_config()
     """
     agent_class = chosen_agent(agent_name)
-    options = {
+    options: dict[str, Any] = {
         "updater": updater,
         "target_policy": target_policy,
         "frames_per_step": frames_per_step(environment),
     }
     if agent_class in _CONTINUOUS:
-        return agent_class(**options, **_continuous_spaces(environment, agent_class))
-    writes = bound("create_agent.debug_mode") if debug_mode is None else debug_mode
-    return agent_class(
-        num_actions=environment.action_space.n, summary_writer=summary_writer if writes else None, **options
-    )
+        options |= _continuous_spaces(environment, agent_class)
+    else:
+        writes = bound("create_agent.debug_mode") if debug_mode is None else debug_mode
+        options |= {"num_actions": environment.action_space.n, "summary_writer": summary_writer if writes else None}
+    agent = agent_class(**options)
+    return with_last_transitions(agent) if keep_last_transitions else agent
 
 
 def chosen_agent(name: str | None = None) -> type:

@@ -1,4 +1,4 @@
-"""Networks of published sparse agents that Dopamine has no class for."""
+"""Networks of published agents that Dopamine has no class for, or one that reads its input wrongly."""
 
 import gin
 import jax
@@ -6,7 +6,44 @@ from dopamine.discrete_domains import atari_lib
 from dopamine.jax import networks
 from flax import linen as nn
 
-__all__ = ["ImpalaRainbowNetwork"]
+__all__ = ["GridDQNNetwork", "ImpalaRainbowNetwork"]
+
+
+@gin.configurable(module="sparse_plugins.rl")
+class GridDQNNetwork(nn.Module):
+    """MinAtar's own network: a convolution over the grid, whose channels are the game's, and a dense layer.
+
+    Dopamine's `MinatarDQNNetwork` takes the axis of stacked frames for that of the channels: it convolves each row of
+    the grid by itself, over columns and channels.
+
+    Attributes:
+        num_actions: Actions the agent can take.
+        hidden_units: Of the dense layer.
+
+    Example:
+        >>> network = GridDQNNetwork(num_actions=6)
+        >>> params = jax.eval_shape(network.init, jax.random.key(0), jax.numpy.zeros((10, 10, 4, 1), bool))
+        >>> params["params"]["Conv_0"]["kernel"].shape
+        (3, 3, 4, 16)
+
+    Source: Young and Tian, MinAtar (2019).
+    """
+
+    num_actions: int
+    hidden_units: int = 128
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> atari_lib.DQNNetworkType:
+        """Values of one state.
+
+        Args:
+            x: bool[10, 10, channels, 1], one frame.
+        """
+        initializer = nn.initializers.xavier_uniform()
+        x = x[..., 0].astype("float32")
+        x = nn.relu(nn.Conv(16, (3, 3), padding="VALID", kernel_init=initializer)(x)).reshape(-1)
+        x = nn.relu(nn.Dense(self.hidden_units, kernel_init=initializer)(x))
+        return atari_lib.DQNNetworkType(nn.Dense(self.num_actions, kernel_init=initializer)(x))
 
 
 @gin.configurable(module="sparse_plugins.rl")
