@@ -1,0 +1,82 @@
+"""The same agents in `rl.fused`, all seeds at once, with the settings of the gin files that Dopamine's side reads."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from experiments.versus_dopamine.outcomes import OURS, TASKS, Run
+from sparse_plugins import core
+from sparse_plugins.rl import haiku
+from sparse_plugins.rl.fused import FusedTrainer
+from sparse_plugins.rl.fused_config import FusedConfig
+from sparse_plugins.rl.jax_environments import gymnax_environment
+
+_POLE = {"low": (-2.4, -5.0, -math.pi / 12, -2 * math.pi), "high": (2.4, 5.0, math.pi / 12, 2 * math.pi)}
+
+
+def trainer(task: str, steps: int) -> FusedTrainer:
+    """The dense agent of a task.
+
+    Args:
+        task: One of `TASKS`.
+        steps: Agent steps of a run, by a quarter of which it has stopped to explore.
+    """
+    settings: dict[str, Any] = {"capacity": steps, "warm_up": 1_000, "epsilon_decay": steps // 4}
+    # Dopamine's update period is here the number of environments.
+    if TASKS[task].config == "cartpole_dqn":
+        game = gymnax_environment("CartPole-v1")
+        config = FusedConfig(**settings, num_envs=2, batch_size=64, n_step=3, epsilon_end=0.02)
+        rate = optax.linear_schedule(1e-3, 0.0, 50_000)
+        torso, target_period = haiku.mlp_torso((TASKS[task].units,) * 2, **_POLE), 100
+    else:
+        game = gymnax_environment("Breakout-MinAtar", sticky_actions=0.1, use_minimal_action_set=False)
+        config = FusedConfig(**settings, num_envs=4)
+        rate, torso, target_period = 2.5e-4, haiku.minatar_torso(), 250
+    agent = haiku.SparseDQN(
+        num_actions=game.num_actions,
+        torso=torso,
+        loss="mse",
+        optimizer=optax.adam(rate, eps=3.125e-4),
+        updater=core.NoPruning(),
+        target_period=target_period,
+    )
+    return FusedTrainer(game, agent, config)
+
+
+def run(task: str, seeds: Sequence[int], steps: int) -> list[Run]:
+    """Trains all seeds of a task together.
+
+    Args:
+        task: One of `TASKS`.
+        seeds: One run each.
+        steps: Agent steps of each.
+    """
+    trained = trainer(task, steps)
+    state = trained.init(jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32)))
+    chunk = trained.config.iterations(steps) // 10
+    state, _ = trained.run(state, chunk)  # compiles
+    jax.block_until_ready(state)
+    began, chunks = time.process_time(), []
+    for _ in range(9):
+        state, metrics = trained.run(state, chunk)
+        chunks.append(jax.tree.map(np.asarray, metrics))
+    done = 9 * chunk * trained.config.num_envs * len(seeds)
+    pace = done / (time.process_time() - began)
+    last = chunks[-2:]
+    counts, totals = (sum(getattr(one, name) for one in last) for name in ("episodes", "return_sum"))
+    return [
+        Run(
+            task=task,
+            side=OURS,
+            seed=seed,
+            last_return=float(totals[i] / counts[i]),
+            episodes=int(counts[i]),
+            steps_per_cpu_second=pace,
+        )
+        for i, seed in enumerate(seeds)
+    ]
