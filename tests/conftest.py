@@ -1,5 +1,7 @@
 """The session is stricter than a user's, and the same every time."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import jax
 import pytest
@@ -33,6 +35,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _is_of_dopamine(item):
             item.add_marker(pytest.mark.xdist_group("dopamine"))
     items.sort(key=lambda item: not _is_of_dopamine(item))
+
+
+# Here most time goes into compiling, and what is checked is what happens around the programs. Left out are the core,
+# what it is put into, and whatever is claimed to have the bits of another program.
+_QUICKLY_COMPILED = (
+    "tests/rl/",
+    "tests/experiments/",
+    *(f"tests/fed/test_{name}" for name in ("averaging", "checkpoints", "client_masks", "faults", "sparsified")),
+)
+_QUICK = "jax_disable_most_optimizations"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves out what XLA does for speed, also in processes that a test starts: bits depend on it."""
+    if not request.node.nodeid.startswith(_QUICKLY_COMPILED):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setenv(_QUICK.upper(), "1")
+        jax.config.update(_QUICK, True)
+        yield
+        jax.config.update(_QUICK, False)
+
+
+@pytest.fixture
+def full_compilation(quick_compilation: None) -> Iterator[None]:
+    """For a test among these that compares the bits of two programs."""
+    jax.config.update(_QUICK, False)
+    yield
+    jax.config.update(_QUICK, True)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

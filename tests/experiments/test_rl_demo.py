@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from matplotlib.image import imread
 from PIL import Image
 
-from experiments.rl_demo import cartpole, pong, report
-from experiments.rl_demo.__main__ import main
+from experiments.rl_demo import __main__, cartpole, report
 from experiments.rl_demo.outcomes import DENSE, Frames, Outcome, Point
+from tests.rl.programs import shared_programs
+
+__all__ = ["shared_programs"]  # a fixture that every test here uses
 
 QUICK = (
     "JaxDQNAgent.min_replay_history = 20",
@@ -81,14 +84,6 @@ def test_returns_are_those_of_poles_stepped_one_by_one(solved: Outcome) -> None:
     np.testing.assert_array_equal(cartpole.returns(poles, act, seed=3), slow)
 
 
-def test_pong_learns_from_frames_of_the_game() -> None:
-    frames = pong.play(80, seed=1)
-    assert frames.steps == 80
-    assert frames.frames == 320
-    assert frames.optimizer_steps >= 4
-    assert frames.sparsity == pytest.approx(0.9, abs=1e-3)
-
-
 def test_the_tables_show_failed_seeds() -> None:
     outcomes = [outcome(DENSE), outcome("magnitude"), outcome("magnitude", seed=2, is_solved=False)]
     lines = report.table(outcomes).splitlines()
@@ -100,10 +95,19 @@ def test_the_tables_show_failed_seeds() -> None:
     assert "+2" in report.pong_table(Frames(400, 1_600, 24, 2.0, 0.9, 10.0))
 
 
-def test_a_demonstration_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_demonstration_leaves_its_files_and_pong_learns_from_frames_of_the_game(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = mock.Mock(wraps=__main__.write)
+    monkeypatch.setattr(__main__, "write", tables)
     quick = [f"--gin-bindings={binding}" for binding in QUICK]
     flags = [f"--output={tmp_path}", "--name=first", "--jobs=1", "--max-steps=120", "--pong-steps=80", *quick]
-    assert main(flags) == 1, "nothing is solved in so few steps"
+    assert __main__.main(flags) == 1, "nothing is solved in so few steps"
+    frames = tables.call_args.args[1]
+    assert frames.steps == 80
+    assert frames.frames == 320
+    assert frames.optimizer_steps >= 4
+    assert frames.sparsity == pytest.approx(0.9, abs=1e-3)
     folder = tmp_path / "first"
     files = ["config.json", "log.txt", "policy.gif", "results.csv", "results.md", "return.png"]
     assert sorted(file.name for file in folder.iterdir()) == files
@@ -121,7 +125,7 @@ def test_a_demonstration_leaves_its_files(tmp_path: Path, capsys: pytest.Capture
     with Image.open(folder / "policy.gif") as gif:
         assert gif.format == "GIF"
 
-    assert main(flags) == 2
+    assert __main__.main(flags) == 2
     assert "is never overwritten; choose another --name" in capsys.readouterr().err
 
 

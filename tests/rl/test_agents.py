@@ -82,7 +82,7 @@ def test_agents_that_start_sparse_are_sparse_before_the_first_step(pruner):
     ("name", "pruner"),
     [*(("jax_dqn", pruner) for pruner in ("no_prune", *FAMILIES)), ("sac", "magnitude"), ("sac", "rigl")],
 )
-def test_sparsity_0_is_the_dense_agent_bit_for_bit(name, pruner):
+def test_sparsity_0_is_the_dense_agent_bit_for_bit(name, pruner, full_compilation):
     steps = 1040 if (name, pruner) == ("jax_dqn", "magnitude") else 120
     dense = build(name, agent_class=next(c for c in dopamine.AGENTS[name].__mro__ if c.__module__[:8] == "dopamine"))
     sparse = build(name, updater=updater_of(pruner, sparsity=0.0))
@@ -162,7 +162,7 @@ class TestTargets:
             build("jax_dqn", target_policy="at_snyc")
 
 
-def test_no_agent_compiles_again_after_a_checkpoint(tmp_path):
+def test_no_agent_compiles_again_after_a_checkpoint(own_programs, tmp_path):
     agent = build("jax_dqn", updater=updater_of("magnitude"))
     drive(agent, 40, np.random.default_rng(0))
     compiled = dqn_agent.train._cache_size()

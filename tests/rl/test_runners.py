@@ -130,6 +130,8 @@ def test_the_runner_for_atari_100k_goes_on_where_it_stopped(tmp_path: Path) -> N
         "create_agent.agent_name = 'atari_100k_rainbow'",
         "Atari100kRainbowAgent.seed = 0",
         "JaxDQNAgent.min_replay_history = 1000",
+        "JaxDQNAgent.observation_shape = (28, 28)",
+        "AtariPreprocessing.screen_size = 28",
         "ReplayBuffer.max_capacity = 100",
         "ReplayBuffer.batch_size = 2",
         "PrioritizedSamplingDistribution.max_capacity = 100",
