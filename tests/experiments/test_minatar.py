@@ -1,0 +1,257 @@
+"""The MinAtar study end to end at a size at which it learns little, and the reports of any study of agents."""
+
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from experiments.minatar import train
+from experiments.minatar.__main__ import main
+from experiments.minatar.config import StudyConfig
+from experiments.rl_study import plot, report
+from experiments.rl_study.cells import DENSE, Cell, grid
+from experiments.rl_study.flags import read_command_line
+from experiments.rl_study.outcomes import outcomes, relative
+from experiments.rl_study.record import Row, read_rows
+from experiments.statistics import iqm
+from sparse_plugins.core import erk
+from sparse_plugins.rl.fused import FusedTrainer
+from sparse_plugins.rl.fused_runs import Chunk
+
+FILES = ["cells", "config.json", "curves-Breakout.png", "results.csv", "results.md", "sparsity.png", "timing.csv"]
+QUICK = ["--algorithms", DENSE, "magnitude", "--sparsities=0.9", "--seeds=2", "--steps=2000"]
+QUICK += ["--curve-points=5", "--checkpoint-every=1", "--evaluation-episodes=3"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Compiling is nearly all that takes time here: less of it per program, and one program per cell."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    made, build = {}, FusedTrainer
+    train.FusedTrainer = lambda game, learner, loop: made.setdefault(
+        (game.name, type(learner.updater), loop), build(game, learner, loop)
+    )
+    yield
+    train.FusedTrainer = build
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two cells and two seeds."""
+    output = tmp_path_factory.mktemp("runs")
+    assert main([*QUICK, f"--output={output}", "--name=first"]) == 0
+    return output / "first"
+
+
+def test_a_study_leaves_its_files(folder: Path) -> None:
+    assert sorted(file.name for file in folder.iterdir()) == FILES
+    for cell in ("Breakout-no_prune-0.0", "Breakout-magnitude-0.9"):
+        assert sorted(file.name for file in (folder / "cells" / cell).iterdir()) == ["results.csv", "timing.csv"]
+    for picture in ("curves-Breakout.png", "sparsity.png"):
+        height, width, _ = imread(folder / picture).shape
+        assert min(height, width) > 600
+    record = json.loads((folder / "config.json").read_text())
+    assert record["settings"]["seeds"] == [0, 1]
+    assert {"gymnax", "jax"} <= {name for name, version in record["packages"].items() if version}
+    text = (folder / "results.md").read_text()
+    assert "| dense     |" in text
+    assert "| magnitude |     90 % |     90 % |" in text
+    assert "masks change from step 400 to 1,600" in text
+
+
+def test_there_is_a_row_for_every_stretch_of_every_seed(folder: Path) -> None:
+    rows = read_rows(folder)
+    cells = [Cell("Breakout", DENSE, 0.0), Cell("Breakout", "magnitude", 0.9)]
+    assert [(row.cell, row.seed, row.step) for row in rows] == [
+        (cell, seed, step) for cell in cells for seed in (0, 1) for step in (1200, 1400, 1600, 1800, 2000)
+    ]
+    assert all(row.episodes > 5 and 0 <= row.training_return < 3 and not row.failure for row in rows)
+    assert all((row.final_return is not None) == (row.step == 2000) == row.is_last for row in rows)
+    assert len({tuple(row.training_return for row in rows[i : i + 5]) for i in range(0, 20, 5)}) == 4
+
+
+def test_both_networks_end_exactly_as_sparse_as_they_are_meant_to_be(folder: Path) -> None:
+    shapes = {"conv_1": (3, 3, 4, 16), "hidden": (1024, 128), "values": (128, 3)}
+    layers = erk({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, sparsity=0.9)
+    weights = sum(np.prod(shape) for shape in shapes.values())
+    kept = sum(round((1 - layers[name]) * np.prod(shape)) for name, shape in shapes.items())
+    for row in read_rows(folder):
+        if row.is_last:
+            exact = 0.0 if row.algorithm == DENSE else 1 - kept / weights
+            assert row.online_sparsity == row.target_sparsity == exact
+
+
+def stopping(after: int) -> Callable[..., Callable[[Chunk], None]]:
+    """A `train` to which SIGTERM comes in one of its chunks."""
+    whole, left = train.train, [after]
+
+    def stopped(*arguments: object, report: Callable[[Chunk], None], **options: object) -> object:
+        def report_and_stop(chunk: Chunk) -> None:
+            report(chunk)
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return whole(*arguments, report=report_and_stop, **options)
+
+    return stopped
+
+
+def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", stopping(after=7))  # in the second stretch of the second cell
+        assert main([*QUICK, f"--output={tmp_path}", "--name=stopped"]) == 143
+    stopped = tmp_path / "stopped"
+    assert f"go on with --resume {stopped}" in capsys.readouterr().out
+    assert not (stopped / "results.md").exists()
+    assert len(read_rows(stopped)) == 10, "the first cell alone"
+    finished = (stopped / "cells" / "Breakout-no_prune-0.0" / "results.csv").stat()
+    trained = []
+    whole = train.train
+    monkeypatch.setattr(train, "train", lambda *given, **options: (trained.append(given), whole(*given, **options))[1])
+    assert main([f"--resume={stopped}"]) == 0
+    assert len(trained) == 1, "a finished cell is not trained again"
+    assert (stopped / "cells" / "Breakout-no_prune-0.0" / "results.csv").stat() == finished
+    for name in ("results.csv", "results.md", "cells/Breakout-magnitude-0.9/results.csv", "sparsity.png"):
+        assert (stopped / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_finished_study_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    assert main([f"--resume={folder}"]) == 0
+    assert f"{folder} is finished and left alone." in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    assert main([*QUICK, f"--output={folder.parent}", "--name=first"]) == 2
+    assert "is never overwritten" in capsys.readouterr().err
+
+
+def test_a_cell_that_breaks_is_told_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(trainer: FusedTrainer, *arguments: object, settings: dict, **options: object) -> object:
+        if settings["algorithm"] == "rigl":
+            options["report"](Chunk(1200, [1, 1], [0.5, 0.5], [0.1, 0.1]))
+            raise RuntimeError("the game\nis over")
+        return whole(trainer, *arguments, settings=settings, **options)
+
+    whole = train.train
+    monkeypatch.setattr(train, "train", broken)
+    flags = [*QUICK[:1], "rigl", *QUICK[2:], f"--output={tmp_path}", "--name=broken"]
+    assert main(flags) == 1
+    printed = capsys.readouterr().out
+    rows = read_rows(tmp_path / "broken")
+    assert [row.failure for row in rows if row.algorithm == "rigl"] == 2 * ["RuntimeError: the game is over"]
+    assert sum(row.final_return is not None for row in rows) == 2, "magnitude finished"
+    text = (tmp_path / "broken" / "results.md").read_text()
+    for line in (
+        "- rigl at 90 % on Breakout, seed 1, at step 1,200: RuntimeError: the game is over",
+        "Left out, because",
+    ):
+        assert line in text
+    assert "2 seeds failed" in printed
+    assert main([f"--resume={tmp_path / 'broken'}"]) == 1, "and is not trained again"
+
+
+def test_a_seed_whose_loss_is_not_finite_has_failed() -> None:
+    curve = [Chunk(100, [2, 0], [1.5, np.nan], [0.1, 0.2]), Chunk(200, [1, 3], [1.0, 2.0], [0.1, np.nan])]
+    end = {"final_return": 4.0, "online_sparsity": 0.0, "target_sparsity": 0.0}
+    cell = Cell("Breakout", DENSE, 0.0)
+    whole, broken = (list(train._rows(cell, seed, curve, seed, end)) for seed in (0, 1))
+    assert [row.training_return for row in whole] == [1.5, 1.0]
+    assert whole[-1].final_return == 4.0
+    assert [row.training_return for row in broken] == [None, None]
+    assert broken[-1].failure == "the loss is nan"
+    (outcome,) = outcomes([*whole, *broken])
+    assert (list(outcome.finished), [row.seed for row in outcome.failed]) == ([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--games", "Breakot"], "MinAtar has no game 'Breakot'; did you mean Breakout?"),
+        (["--games", "Go"], "allowed are Asterix, Breakout"),
+        (["--seeds", "3", "1", "3"], "--seeds takes one value or more, each once, got [3, 1, 3]"),
+        (["--seeds", "0"], "--seeds takes one value or more"),
+        (["--seeds", "-1", "2"], "--seeds must be 0 or more, got -1"),
+        (["--algorithms", "rigle"], "rigle"),
+        (["--sparsities", "1.5"], "1.5"),
+        (["--steps", "1999"], "--steps must be 2000 or more"),
+        (["--curve-points", "0"], "--curve-points must be 1 or more"),
+        (["--resume", "x", "--steps", "5"], "x/config.json: leave out --steps, or start"),
+    ],
+)
+def test_bad_input_is_explained(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_seeds_are_a_number_or_a_list() -> None:
+    read = functools.partial(read_command_line, StudyConfig, "minatar", "")
+    assert read([]).seeds == read(["--seeds", "10"]).seeds == tuple(range(10))
+    assert read(["--seeds", "1"]).seeds == (0,)
+    assert read(["--seeds", "7", "3"]).seeds == (7, 3)
+    assert len(list(read([]).cells())) == 1 + 5 * 5
+
+
+# Reports of made-up studies.
+
+QUALITY = {DENSE: 10.0, "magnitude": 8.0, "rigl": 6.0}
+
+
+def made_up(games: dict[str, float], seeds: int = 4) -> list[Row]:
+    """Rows of a study of three algorithms in which a game multiplies all returns."""
+    rows = []
+    for cell in grid(list(games), list(QUALITY), (0.5, 0.9)):
+        for seed in range(seeds):
+            level = games[cell.game] * QUALITY[cell.algorithm] * (1 - cell.sparsity / 2) + seed
+            own = {**cell._asdict(), "seed": seed, "online_sparsity": cell.sparsity, "target_sparsity": cell.sparsity}
+            rows += [
+                Row(**own, step=80, episodes=10, training_return=1.0),
+                Row(**own, step=95, episodes=1, training_return=2.0),
+                Row(**own, step=100, episodes=3, training_return=4.0, final_return=level),
+            ]
+    return rows
+
+
+def test_the_tables_hold_what_the_rows_say() -> None:
+    rows = made_up({"A": 1.0, "B": 10.0})
+    rows[-1:] = [Row(game="B", algorithm="rigl", sparsity=0.9, seed=3, step=90, failure="the loss is nan")]
+    text = report.report("Title", "About.", rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert ["dense", "0 %", "0 %", "11.50", "[10.50, 12.50]", "3.50", "[3.50, 3.50]", "4", "0"] in lines
+    assert ["rigl", "90 %", "90 %", "34.00", "[33.00, 35.00]", "3.50", "[3.50, 3.50]", "3", "1"] in lines
+    scores = np.concatenate([(4.4 + np.arange(4)) / 11.5, (44 + np.arange(4)) / 101.5])
+    (aggregate,) = (line for line in lines if line[:2] == ["magnitude", "90 %"] and len(line) == 8)
+    assert aggregate[2::2] == [f"{iqm(scores):.3f}", f"{scores.mean():.3f}", "2"]
+    assert aggregate[-1] == "8"
+    assert "- rigl at 90 % on B, seed 3, at step 90: the loss is nan" in text
+
+
+def test_games_without_a_dense_mean_above_zero_are_not_compared() -> None:
+    rows = made_up({"A": 1.0, "B": -10.0})
+    assert {game for group in relative(outcomes(rows)) for game in group.by_game} == {"A"}
+    assert "there to compare with: B." in report.report("Title", "About.", rows)
+
+
+def test_the_pictures_show_every_game_and_sparsity() -> None:
+    found = outcomes(made_up({"A": 1.0, "B": 10.0}))
+    curves = plot.curves_figure("A", found, (20, 80))
+    assert [axes.get_title() for axes in curves.axes] == ["At 50 % sparsity", "At 90 % sparsity"]
+    for axes in curves.axes:
+        assert [line.get_ydata().tolist() for line in axes.lines] == 3 * [[1.0, 2.0, 4.0]]
+    levels = plot.sparsity_figure(found)
+    assert [axes.get_title() for axes in levels.axes] == ["A", "B", "Relative to dense (2 games)"]
+    (dense,) = (line for line in levels.axes[0].lines if line.get_label() == "dense")
+    assert set(dense.get_ydata()) == {11.5}
