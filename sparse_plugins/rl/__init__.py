@@ -28,6 +28,7 @@ from sparse_plugins.rl.fused_runs import train as train_fused
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.policy import TargetPolicy, is_noise_scale, without_noise_scales
 from sparse_plugins.rl.replay import Batch, Replay, Row
+from sparse_plugins.rl.vector_evaluation import evaluate as evaluate_vector
 from sparse_plugins.rl.vector_loop import Episode, Group, VectorTrainer
 from sparse_plugins.rl.vector_runs import VectorRun
 from sparse_plugins.rl.vector_runs import train as train_vector
@@ -58,6 +59,7 @@ __all__ = [
     "VectorStep",
     "VectorTrainer",
     "check_network",
+    "evaluate_vector",
     "is_noise_scale",
     "train_fused",
     "train_vector",

@@ -106,12 +106,18 @@ class VectorTrainer:
         for group in groups:
             check_network(example, group.learner, stack=config.stack)
         self._programs = [_program(VectorAgent(group.learner, replay, config), len(group.seeds)) for group in groups]
-        self.states: list[RunState] = [
-            program.init(_keys(group.seeds)) for program, group in zip(self._programs, groups, strict=True)
-        ]
         self._steps = self._each(lambda environment: environment.reset())
         self._scores = [np.zeros((config.num_halves, len(group.seeds), size)) for group in groups]
         self._lengths = [np.zeros_like(scores) for scores in self._scores]
+
+    @functools.cached_property  # a trainer that goes on from a checkpoint never needs the memory of a second replay
+    def states(self) -> list[RunState]:  # noqa: D102 - see the class
+        return [program.init(_keys(group.seeds)) for program, group in zip(self._programs, self.groups, strict=True)]
+
+    def template(self) -> PyTree:
+        """The tree of `save` as shapes and dtypes, to restore a checkpoint into."""
+        programs = zip(self._programs, self.groups, strict=True)
+        return [jax.eval_shape(program.init, _keys(group.seeds)) for program, group in programs]
 
     @property
     def environment_steps(self) -> int:

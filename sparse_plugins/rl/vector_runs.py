@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.runs import to_the_end
 from sparse_plugins.rl.vector_loop import Episode, VectorTrainer
 
@@ -82,11 +81,8 @@ class _Run:
     """A training as `to_the_end` goes on with it."""
 
     def __init__(self, trainer: VectorTrainer) -> None:
-        self._trainer = trainer
-        self.advance, self.save, self.restore = trainer.advance, trainer.save, trainer.restore
-
-    def template(self) -> PyTree:
-        return self._trainer.states
+        self.template, self.advance = trainer.template, trainer.advance
+        self.save, self.restore = trainer.save, trainer.restore
 
     def begin(self) -> None:
         """A trainer is made ready to begin."""

@@ -153,7 +153,7 @@ def test_it_goes_on_from_a_checkpoint_in_mid_episode(agent, tmp_path):
     assert first.advance(5) == early
     Checkpoints(tmp_path).save(5, *first.save())
     second = trainer_of(groups)
-    found = Checkpoints(tmp_path).restore(like=second.states)
+    found = Checkpoints(tmp_path).restore(like=second.template())
     second.restore(found.tree, found.extra)
     assert second.environment_steps == 40
     assert whole.advance(5) == second.advance(5)

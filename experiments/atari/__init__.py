@@ -1,0 +1,1 @@
+"""DQN on Atari games, dense and sparse: the rows of published tables, at any length."""

@@ -1,0 +1,102 @@
+"""`python -m experiments.atari`: trains DQN on Atari games, dense and sparse, and compares it with published results.
+
+On a GPU machine. What is needed is jax with its GPU plugin, optax and numpy, this repository, ale-py (its ROMs are in
+the wheel) and dm-haiku; no gymnasium, TensorFlow, Dopamine or Matplotlib. Where nothing can be installed, carry the
+wheels unpacked, made for the Python of that machine (6 MB):
+
+    pip install --no-deps --target carried ale-py dm-haiku jmp tabulate absl-py    # add --python-version if it differs
+    export PYTHONPATH=$PWD:$PWD/carried XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
+
+Measure first. It prints the time of emulators, copies, acting and learning, memory and how long the study takes:
+
+    python -m experiments.atari --seeds 1 --measure
+    python -m experiments.atari --seeds 1 --measure --as-matmuls yes    # if convolutions of several seeds are slow
+
+Then train; all cells that fit are trained together. Where a command may only last ten minutes, stop it by SIGTERM
+early enough for the stretch under way and its checkpoint, and go on with the next command:
+
+    ALGORITHMS="no_prune magnitude rigl static_sparse"
+    timeout -s TERM 480 python -m experiments.atari --seeds 1 --steps 2500000 --algorithms $ALGORITHMS --name mspacman
+    timeout -s TERM 480 python -m experiments.atari --resume runs/mspacman
+
+Memory: a frame is 7 kB, so a run with the full replay of 1M frames takes 7.1 GB on the device; four such runs together
+28 GB, and all seven cells with one seed 50 GB. `--memory-gb` bounds it, by default at two fifths of the device, because
+a batch that is resumed needs its memory twice for a moment. A checkpoint holds the replay and is as large; two are kept
+on disk while a batch is trained, and none after it. `--capacity` makes all of this smaller. Figures are drawn where
+Matplotlib is: copy the folder there and run `--resume` on it.
+
+Source: Lee et al., JaxPruner: A Concise Library for Sparsity Research (2023); Obando-Ceron et al., In value-based deep
+reinforcement learning, a pruned network is a good network (2024).
+"""
+
+import dataclasses
+import functools
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.atari.config import StudyConfig
+from experiments.atari.measure import measure, table
+from experiments.atari.plan import fitted, plan
+from experiments.atari.report import about, sections
+from experiments.atari.train import train_batch
+from experiments.files import changed_packages, create_folder, locked, read_config
+from experiments.rl_study.flags import read_command_line
+from experiments.rl_study.study import run
+from experiments.surroundings import surroundings
+from sparse_plugins.rl.environments import EnvironmentFailure
+
+PACKAGES = ("ale-py", "dm-haiku", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")
+TITLE = "DQN on Atari: return and sparsity"
+DESCRIPTION = (
+    "Trains DQN on Atari games, dense and sparse, several cells at once, and compares returns with published ones."
+    " Makes a new folder with tables, plots and config.json. SIGTERM stops it after the current stretch of training,"
+    " --resume goes on. --measure first tells how long it will take."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the study of a command line, the process's own when None, or goes on with one.
+
+    Returns:
+        Exit status: 0 if every run finished, 1 if one failed or an emulator broke, 2 if the study could not start, 143
+        if SIGTERM stopped it.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    asked = read_command_line(StudyConfig, "atari", DESCRIPTION, arguments)
+    try:
+        if isinstance(asked, StudyConfig):
+            config = fitted(asked)
+            if config.measure:
+                print(plan(config), flush=True)
+                batches = list(config.batches())
+                print(f"\n{table(config, batches, measure(config, batches[0]))}")
+                return 0
+            command = shlex.join(["python", "-m", "experiments.atari", *arguments])
+            record = surroundings(command, dataclasses.asdict(config), PACKAGES)
+            folder = create_folder(Path(config.output) / config.name, record)
+        else:
+            folder, config = asked, read_config(asked, StudyConfig)
+            for change in changed_packages(folder, PACKAGES):
+                print(f"note: {change}; results may differ in their last bits from those of a study without a stop.")
+        with locked(folder):
+            print(plan(config), flush=True)
+            return run(
+                config,
+                folder,
+                TITLE,
+                about(config),
+                functools.partial(train_batch, config),
+                functools.partial(sections, config),
+            )
+    except EnvironmentFailure as error:
+        print(f"error: {error} Go on with --resume {folder}", file=sys.stderr)
+        return 1
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

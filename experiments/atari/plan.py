@@ -1,0 +1,75 @@
+"""What a study is about to do, and how many of its cells fit into memory together."""
+
+import dataclasses
+import math
+import os
+import types
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.atari.config import StudyConfig
+from experiments.atari.train import agent
+from experiments.rl_study.cells import DENSE, Cell
+from sparse_plugins import core
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.rl.atari_protocols import machado
+from sparse_plugins.rl.replay import Replay
+from sparse_plugins.rl.vector_step import VectorAgent
+
+GB = 1e9
+PART_OF_MEMORY = 0.8  # programs need some
+
+
+def replay(config: StudyConfig) -> Replay:
+    """The replay of one run."""
+    screen: Any = types.SimpleNamespace(frame_shape=machado().frame_shape, frame_dtype=np.uint8)
+    return config.loop.replay(screen)
+
+
+def state_bytes(config: StudyConfig, cell: Cell) -> int:
+    """What one run keeps on the device: replay, networks, moments and masks."""
+    run = VectorAgent(agent(config, cell), replay(config), config.loop)
+    leaves = jax.tree.leaves(jax.eval_shape(run.init, jax.random.key(0)))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def device_memory() -> int:
+    """Bytes of memory of the device; on a CPU, those of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def fitted(config: StudyConfig) -> StudyConfig:
+    """The settings with `together` and `memory_gb` filled in, so that a resumed study has the same batches anywhere."""
+    memory = config.memory_gb or round(PART_OF_MEMORY * device_memory() / GB, 1)
+    cells = list(config.cells())
+    most = sum(cell.game == cells[0].game for cell in cells)
+    largest = max(cells, key=lambda cell: cell.width)
+    fit = int(memory * GB // (state_bytes(config, largest) * len(config.seeds)))
+    return dataclasses.replace(config, memory_gb=memory, together=config.together or min(max(fit, 1), most))
+
+
+def plan(config: StudyConfig) -> str:
+    """How many cells there are, in which batches, with how much memory, and when and how sparse the first one gets."""
+    batches, cells = list(config.batches()), list(config.cells())
+    largest = max(cells, key=lambda cell: cell.width)
+    each, most = state_bytes(config, largest), max(map(len, batches)) * len(config.seeds)
+    lines = [
+        f"{len(cells)} cells of {len(config.seeds)} seeds, {config.steps:,} environment steps each, in batches of"
+        f" {', '.join(str(len(batch)) for batch in batches)} cells.",
+        f"Memory on the device: {each / GB:.2f} GB a run, {replay(config).bytes() / GB:.2f} of it replay; together"
+        f" {most * each / GB:.1f} GB of {config.memory_gb} GB. A checkpoint is as large, and two are kept.",
+    ]
+    sparse = [cell for cell in cells if cell.algorithm != DENSE]
+    if sparse:
+        learner, clock = agent(config, sparse[0]), dataclasses.replace(config.loop.clock, frames_per_step=4)
+        lines += [f"Plan of {sparse[0]}:", core.describe_plan(learner.updater, _parameters(config, sparse[0]))]
+        lines += [clock.describe(learner.updater)]
+    return "\n".join(lines)
+
+
+def _parameters(config: StudyConfig, cell: Cell) -> PyTree:
+    observation = jax.ShapeDtypeStruct((1, *replay(config).observation_shape), np.uint8)
+    return jax.eval_shape(agent(config, cell).init, jax.random.key(0), observation).params

@@ -1,0 +1,138 @@
+"""A batch of cells: all of their runs at once, from their first step to their evaluation."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from experiments.atari.config import PERIOD, TARGET_STEPS, StudyConfig
+from experiments.rl_study.cells import Cell
+from experiments.rl_study.record import Row
+from experiments.rl_study.zeros import zeros
+from sparse_plugins.rl.atari import AtariVector
+from sparse_plugins.rl.haiku import SparseDQN, impala_torso, nature_torso
+from sparse_plugins.rl.vector_evaluation import evaluate
+from sparse_plugins.rl.vector_loop import Episode, Group, VectorTrainer
+from sparse_plugins.rl.vector_runs import train
+from sparse_plugins.rl.vector_step import RunState
+
+EPSILON = 0.001  # in the evaluation, as in Dopamine
+
+
+@functools.cache
+def num_actions(game: str) -> int:
+    """Actions that matter in a game."""
+    environment = AtariVector(game, 1, seed=0)
+    environment.close()
+    return environment.num_actions
+
+
+def environments(config: StudyConfig, game: str, skipped: int = 0) -> Callable[[int, int, int], AtariVector]:
+    """What makes the environments of a run.
+
+    Args:
+        config: Of the study.
+        game: Which.
+        skipped: First slots of the run that are left to others.
+    """
+    return lambda seed, first, size: AtariVector(
+        game, size, seed=seed, first_slot=skipped + first, reseed_after=config.reseed_after
+    )
+
+
+def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
+    """DQN with the numbers of `sparse_plugins/rl/configs/mspacman_dqn.gin` and `impala_dqn.gin`."""
+    as_matmuls = {"yes": True, "no": False, "auto": jax.default_backend() == "cpu" and len(config.seeds) > 1}
+    torso = nature_torso if config.network == "nature" else functools.partial(impala_torso, cell.width)
+    return SparseDQN(
+        num_actions=num_actions(cell.game),
+        torso=torso(as_matmuls=as_matmuls[config.as_matmuls]),
+        loss="mse",
+        optimizer=optax.adam(6.25e-5, eps=1.5e-4),
+        updater=config.updater(cell),
+        target_period=TARGET_STEPS // PERIOD,
+    )
+
+
+def groups(config: StudyConfig, batch: Sequence[Cell]) -> list[Group]:
+    """A group of runs for every cell."""
+    return [Group(cell.folder, agent(config, cell), config.seeds) for cell in batch]
+
+
+def train_batch(
+    config: StudyConfig, batch: Sequence[Cell], folder: Path, reach: Callable[[int], None]
+) -> list[Row] | None:
+    """Trains all seeds of some cells of a game, from the newest checkpoint in the folder on, and evaluates them.
+
+    Returns:
+        The rows of all seeds; None if SIGTERM came first.
+    """
+    game = batch[0].game
+    trainer = VectorTrainer(environments(config, game), groups(config, batch), config.loop)
+    try:
+        per_stretch = stretch(config)
+        run = train(
+            trainer,
+            config.steps,
+            folder,
+            chunk_iterations=per_stretch // _steps_per_iteration(config),
+            checkpoint_chunks=config.checkpoint_every,
+            settings={"network": config.network, "reseed_after": config.reseed_after},
+            report=lambda step, episodes: reach(step),
+        )
+        if not run.is_finished:
+            return None
+        scores = evaluate(
+            trainer, environments(config, game, skipped=config.envs), config.evaluation_episodes, epsilon=EPSILON
+        )
+        rows: list[Row] = []
+        for cell, state in zip(batch, trainer.states, strict=True):
+            for seed, end in zip(config.seeds, _ends(state, scores[cell.folder]), strict=True):
+                own = [one for one in run.episodes if (one.group, one.seed) == (cell.folder, seed)]
+                rows += _rows(cell, seed, own, per_stretch, trainer.environment_steps, end)
+        return rows
+    finally:
+        trainer.close()
+
+
+def stretch(config: StudyConfig) -> int:
+    """Environment steps of a stretch of training."""
+    size = _steps_per_iteration(config)
+    return math.ceil(math.ceil(config.steps / size) / config.curve_points) * size
+
+
+def _steps_per_iteration(config: StudyConfig) -> int:
+    return config.loop.num_envs * config.loop.vector_steps
+
+
+def _ends(state: RunState, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+    """What the last row of each seed says beside its stretch."""
+    online, target = zeros(state.learner.params), zeros(state.learner.target_params)
+    for i, loss in enumerate(np.asarray(state.loss).tolist()):
+        if math.isfinite(loss):
+            yield {"final_return": float(scores[i].mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
+        else:
+            yield {"failure": f"the loss is {loss}"}
+
+
+def _rows(
+    cell: Cell, seed: int, episodes: Sequence[Episode], per_stretch: int, last: int, end: dict[str, Any]
+) -> Iterator[Row]:
+    """A row per stretch of training, the last one with its end."""
+    scores: dict[int, list[float]] = {step: [] for step in [*range(per_stretch, last, per_stretch), last]}
+    for episode in episodes:
+        scores[min((episode.step // per_stretch + 1) * per_stretch, last)].append(episode.score)
+    for step, own in scores.items():
+        yield Row(
+            **cell._asdict(),
+            seed=seed,
+            step=step,
+            episodes=len(own),
+            training_return=sum(own) / len(own) if own else None,
+            **(end if step == last else {}),
+        )

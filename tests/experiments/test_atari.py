@@ -1,0 +1,283 @@
+"""The Atari study end to end at a size at which it learns nothing, and what it plans, measures and reports."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.atari import plan, report, train
+from experiments.atari.__main__ import main
+from experiments.atari.config import StudyConfig
+from experiments.rl_study.cells import DENSE, Cell
+from experiments.rl_study.flags import read_command_line
+from experiments.rl_study.outcomes import outcomes
+from experiments.rl_study.record import Row, read_rows
+from experiments.rl_study.report import report as study_report
+from sparse_plugins.core import erk
+from sparse_plugins.rl.environments import EnvironmentFailure
+from sparse_plugins.rl.haiku import mlp_torso
+from sparse_plugins.rl.vector_loop import Episode
+
+SMALL = ["--steps=200", "--envs=2", "--batch=2", "--curve-points=4", "--checkpoint-every=1", "--evaluation-episodes=1"]
+QUICK = [*SMALL, "--seeds=2", "--algorithms", DENSE, "magnitude", "--memory-gb=1"]
+CELLS = [Cell("MsPacman", DENSE, 0.0), Cell("MsPacman", "magnitude", 0.98)]
+HIDDEN = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_compiled_once() -> Iterator[None]:
+    """A network that a CPU learns in no time; agents are made once, so that a study that goes on compiles nothing."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(train, "nature_torso", lambda as_matmuls: mlp_torso((HIDDEN,)))
+        build, made = train.agent, {}
+
+        def agent(config: StudyConfig, cell: Cell) -> object:
+            key = (cell, config.steps)
+            return made[key] if key in made else made.setdefault(key, build(config, cell))
+
+        patches.setattr(train, "agent", agent)
+        patches.setattr(plan, "agent", agent)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two cells and two seeds, all trained together."""
+    output = tmp_path_factory.mktemp("runs")
+    assert main([*QUICK, f"--output={output}", "--name=first"]) == 0
+    return output / "first"
+
+
+def test_a_study_leaves_its_files(folder: Path) -> None:
+    names = ["cells", "config.json", "curves-MsPacman.png", "results.csv", "results.md", "sparsity.png", "timing.csv"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    for cell in CELLS:
+        assert sorted(file.name for file in (folder / "cells" / cell.folder).iterdir()) == ["results.csv", "timing.csv"]
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    assert (settings["together"], settings["width"], settings["warm_up"]) == (2, [1], 20)
+    rows = read_rows(folder)
+    assert [(row.cell, row.seed, row.step) for row in rows] == [
+        (cell, seed, step) for cell in CELLS for seed in (0, 1) for step in (52, 104, 156, 200)
+    ]
+    assert all((row.final_return is not None) == (row.step == 200) for row in rows)
+    assert all(row.final_return >= 10 for row in rows if row.is_last)
+
+
+def test_both_networks_end_exactly_as_sparse_as_they_are_meant_to_be(folder: Path) -> None:
+    shapes = {"hidden_1": (84 * 84 * 4, HIDDEN), "values": (HIDDEN, 9)}
+    layers = erk({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, sparsity=0.98)
+    weights = sum(np.prod(shape) for shape in shapes.values())
+    kept = sum(round((1 - layers[name]) * np.prod(shape)) for name, shape in shapes.items())
+    for row in read_rows(folder):
+        if row.is_last and row.algorithm != DENSE:
+            assert row.online_sparsity == row.target_sparsity == 1 - kept / weights
+
+
+def test_the_report_holds_the_published_numbers_and_what_differs(folder: Path) -> None:
+    text = (folder / "results.md").read_text()
+    assert re.search(r"\| dense +\| +0 % \| +2588\.8 \| +1\.000 \|", text)
+    assert re.search(r"\| magnitude +\| +98 % \| +2123\.8 \| +0\.820 \|", text)
+    for line in ("200 environment steps instead of 10,000,000", "2 copies of the game", "2 transitions in a batch"):
+        assert f"- {line}" in text
+    assert "change masks from step 60 to 180" in text
+
+
+def stopping(after: int) -> Callable[..., object]:
+    """A `train` to which SIGTERM comes in one of its stretches."""
+    whole, left = train.train, [after]
+
+    def stopped(*arguments: object, report: Callable[[int, list[Episode]], None], **options: object) -> object:
+        def report_and_stop(step: int, episodes: list[Episode]) -> None:
+            report(step, episodes)
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return whole(*arguments, report=report_and_stop, **options)
+
+    return stopped
+
+
+def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does it matter which cells are trained together: here one by one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", stopping(after=6))  # in the second cell
+        assert main([*QUICK, "--together=1", f"--output={tmp_path}", "--name=stopped"]) == 143
+    stopped = tmp_path / "stopped"
+    assert f"go on with --resume {stopped}" in capsys.readouterr().out
+    assert (stopped / "cells" / CELLS[1].folder / "training").exists()
+    assert len(read_rows(stopped)) == 8, "the first cell alone"
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise EnvironmentFailure("a thread died.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", broken)
+        assert main([f"--resume={stopped}"]) == 1
+    assert f"error: a thread died. Go on with --resume {stopped}" in capsys.readouterr().err
+    assert main([f"--resume={stopped}"]) == 0
+    for name in ("results.csv", "results.md", "sparsity.png", f"cells/{CELLS[1].folder}/results.csv"):
+        assert (stopped / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_figures_that_are_missing_are_drawn_later(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "sparsity.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "experiments.rl_study.plot", raising=False)
+        patch.setitem(sys.modules, "matplotlib.axes", None)
+        assert main([f"--resume={copy}"]) == 0
+    assert f"Where it is, --resume {copy} draws them." in capsys.readouterr().out
+    assert not (copy / "sparsity.png").exists()
+    assert main([f"--resume={copy}"]) == 0
+    assert (copy / "sparsity.png").read_bytes() == (folder / "sparsity.png").read_bytes()
+
+
+BLOCKED = """
+import sys
+for name in {"gymnasium", "gymnax", "matplotlib", "tqdm", "scipy", "tensorflow", "dopamine", "cv2", "flax"}:
+    sys.modules[name] = None
+from experiments.atari.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_it_runs_where_little_is_installed(tmp_path: Path) -> None:
+    """The whole network, in a process of its own."""
+    flags = [*SMALL, "--steps=40", "--seeds=1", "--algorithms", "magnitude", "--name=bare"]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *flags, f"--output={tmp_path}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No figures: matplotlib" in done.stdout
+    assert "No bar: tqdm is not installed" in done.stdout
+    assert "magnitude at 98 % on MsPacman: 40 of 40 steps" in done.stdout
+    assert not list((tmp_path / "bare").glob("*.png"))
+    (row,) = (row for row in read_rows(tmp_path / "bare") if row.is_last)
+    assert row.online_sparsity == pytest.approx(0.98, abs=1e-6)
+
+
+def test_it_tells_how_long_the_parts_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*SMALL, "--seeds=1", "--algorithms", DENSE, "--measure=0.01"]
+    assert main([*flags, f"--output={tmp_path}", "--name=none"]) == 0
+    text = capsys.readouterr().out
+    for part in ("environment", "copy to the device", "act and store", "learn", "all of it"):
+        assert re.search(rf"\| {part}.*\| +\d+\.\d+ \| +[\d,]+ (steps|frames|updates) \|", text)
+    assert re.search(r"About [\d.]+ minutes for the first batch of 1 cells, [\d.]+ for all 1 cells", text)
+    assert not list(tmp_path.iterdir())
+
+
+# Settings.
+
+
+def settings(*flags: str) -> StudyConfig:
+    return read_command_line(StudyConfig, "atari", "", flags)
+
+
+def test_the_presets_are_the_published_settings() -> None:
+    paper = settings("--seeds=1")
+    assert [cell.name for cell in paper.cells()] == ["dense", *list(report.PUBLISHED)[1:]]
+    loop, clock = paper.loop, paper.loop.clock
+    assert (loop.capacity, loop.batch_size, loop.warm_up, loop.epsilon_decay) == (1_000_000, 32, 20_000, 250_000)
+    assert (clock.period, loop.updates, loop.clip_rewards, loop.discount) == (4, 4, True, 0.99)
+    pruner = paper.updater(Cell("MsPacman", "magnitude", 0.98)).scheduler
+    assert (pruner.update_start_step, pruner.update_end_step, pruner.update_freq) == (500_000, 2_000_000, 1_000)
+    rigl = paper.updater(Cell("MsPacman", "rigl", 0.98))
+    assert (rigl.scheduler.update_start_step, rigl.scheduler.update_freq) == (1, 5_000)
+    assert float(rigl.drop_fraction_fn(0)) == pytest.approx(0.3)
+    assert paper.mask_changes == (2_020_000, 8_020_000)
+    assert len(list(report.deviations(paper))) == 3
+    pruned = settings("--preset=pruned", "--games", "ALE/Pong-v5", "ms_pacman")
+    assert [str(cell) for cell in pruned.cells()][:4] == [
+        "dense on Pong",
+        "magnitude at 95 % on Pong",
+        "dense (width 3) on Pong",
+        "magnitude (width 3) at 95 % on Pong",
+    ]
+    assert [len(batch) for batch in pruned.batches()] == [4, 4]
+
+
+def test_shorter_training_changes_masks_in_the_same_part_of_it() -> None:
+    quarter = settings("--steps=2500000")
+    pruner = quarter.updater(Cell("MsPacman", "magnitude", 0.98)).scheduler
+    assert (pruner.update_start_step, pruner.update_end_step, pruner.update_freq) == (125_000, 500_000, 250)
+    assert settings("--envs=2", "--steps=4000").loop.vector_steps == 2
+
+
+def test_as_many_cells_as_fit_are_trained_together() -> None:
+    frames = 84 * 84 * 1e6 / 1e9
+    one = plan.state_bytes(settings("--seeds=1"), CELLS[0]) / 1e9
+    assert frames < one < frames + 0.05
+    assert plan.fitted(settings("--seeds=1", "--memory-gb=28.2")).together == 3
+    assert plan.fitted(settings("--seeds=1", "--memory-gb=1000")).together == 7
+    assert plan.fitted(settings("--seeds=1", "--memory-gb=1")).together == 1
+    assert plan.fitted(settings("--seeds=1", "--memory-gb=1", "--together=4")).together == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--games", "MsPackman"], "there is no Atari game 'MsPackman' for one player; did you mean ms_pacman"),
+        (["--games", "Pong", "pong"], "--games takes one value or more, each once"),
+        (["--width", "3"], "--width is for --network impala"),
+        (["--network=impala", "--width", "0"], "--width takes one value or more, 1 or above"),
+        (["--envs", "3"], "num_envs is 3; give a multiple of num_halves=2"),
+        (["--steps", "10"], "fifth of --steps=10"),
+        (["--algorithms", "rigle"], "rigle"),
+        (["--together", "0"], "--together must be 1 or more"),
+    ],
+)
+def test_bad_input_is_explained(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# Rows and reports of made-up runs.
+
+
+def test_episodes_are_told_where_they_ended() -> None:
+    episodes = [Episode("g", 0, step, score, 9) for step, score in ((0, 1.0), (96, 3.0), (100, 5.0), (249, 7.0))]
+    rows = list(train._rows(CELLS[0], 0, episodes, 100, 250, {"final_return": 2.0}))
+    assert [(row.step, row.episodes, row.training_return) for row in rows] == [
+        (100, 2, 2.0),
+        (200, 1, 5.0),
+        (250, 1, 7.0),
+    ]
+    assert [row.final_return for row in rows] == [None, None, 2.0]
+
+
+def test_wide_networks_are_compared_with_the_narrow_dense_one() -> None:
+    rows = [
+        Row(
+            game="Pong",
+            algorithm=algorithm,
+            sparsity=at,
+            width=width,
+            seed=0,
+            step=9,
+            online_sparsity=at,
+            final_return=score,
+        )
+        for algorithm, at, width, score in ((DENSE, 0.0, 3, 5.0), (DENSE, 0.0, 1, 10.0), ("magnitude", 0.95, 3, 15.0))
+    ]
+    found = outcomes(rows)
+    beside = report.sections(settings("--preset=pruned"), found)
+    text = study_report("Title", "About.", rows, beside)
+    assert re.search(r"\| magnitude \(width 3\) \| +95 % \| +1\.500 \|", text)
+    assert re.search(r"\| dense \(width 3\) +\| +0 % \| +0\.500 \|", text)
+    assert "Obando-Ceron" in text
