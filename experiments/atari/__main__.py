@@ -20,10 +20,10 @@ early enough for the stretch under way and its checkpoint, and go on with the ne
     timeout -s TERM 480 python -m experiments.atari --resume runs/mspacman
 
 Memory: a frame is 7 kB, so a run with the full replay of 1M frames takes 7.1 GB on the device; four such runs together
-28 GB, and all seven cells with one seed 50 GB. `--memory-gb` bounds it, by default at two fifths of the device, because
-a batch that is resumed needs its memory twice for a moment. A checkpoint holds the replay and is as large; two are kept
-on disk while a batch is trained, and none after it. `--capacity` makes all of this smaller. Figures are drawn where
-Matplotlib is: copy the folder there and run `--resume` on it.
+28 GB, and all seven cells with one seed 50 GB. `--memory-gb` bounds it, by default at four fifths of the device. A
+checkpoint holds the replay and is as large; two are kept on disk while a batch is trained, and none after it.
+`--capacity` makes all of this smaller. Figures are drawn where Matplotlib is: copy the folder there and run `--resume`
+on it.
 
 Source: Lee et al., JaxPruner: A Concise Library for Sparsity Research (2023); Obando-Ceron et al., In value-based deep
 reinforcement learning, a pruned network is a good network (2024).
