@@ -78,10 +78,10 @@ class StudyConfig(StudySettings):
     )
     together: int = flag("cells of a game that are trained together", int, default=None, shown="as many as fit")
     memory_gb: float = flag(
-        "memory for them, in GB; to be resumed they need it twice for a moment",
+        "memory for them, in GB",
         float,
         default=None,
-        shown="two fifths of the device's",
+        shown="four fifths of the device's",
     )
     as_matmuls: str = flag(
         "compute convolutions as matrix products; auto: on a CPU with several seeds",
