@@ -11,6 +11,7 @@ import pytest
 from sparse_plugins import core
 from sparse_plugins.rl import configs
 from sparse_plugins.rl.dopamine.runners import create_sparse_runner
+from tests.rl.driving import outside_masks
 
 FOLDER = Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.gin"))
@@ -88,7 +89,10 @@ def test_the_agent_learns_on_its_masks(name: str, tmp_path: Path) -> None:
     built.run_experiment()
     agent = built._agent
     assert int(agent.sparse_state.count) > 3
-    summary = core.summarize_sparsity(agent.sparse_params, masks=agent.sparse_state.masks)
+    params, stored = agent.sparse_params, agent.sparse_state.masks
+    assert outside_masks(params, agent.sparse_state) == 0
+    # Of the masks, not of the weights: a recycled unit's outgoing weights start at 0 inside the mask.
+    summary = core.summarize_sparsity(core.unpack_masks(params, stored), masks=stored)
     assert float(summary["_total_sparsity"]) == pytest.approx(gin.query_parameter(f"{UPDATER}.sparsity"), abs=0.01)
 
 
