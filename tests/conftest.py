@@ -40,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Here most time goes into compiling, and what is checked is what happens around the programs. Left out are the core,
 # what it is put into, and whatever is claimed to have the bits of another program.
 _QUICKLY_COMPILED = (
+    "tests/rl_haiku/",
     "tests/rl/",
     "tests/experiments/",
     *(f"tests/fed/test_{name}" for name in ("averaging", "checkpoints", "client_masks", "faults", "sparsified")),
