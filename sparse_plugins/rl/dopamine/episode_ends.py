@@ -13,8 +13,8 @@ class WholeEpisodeAccumulator(accumulator.TransitionAccumulator):
     """Dopamine's accumulator of transitions, but with the one that ends an episode.
 
     Dopamine 4.1.2 marks the last but one as terminal in its place, and stores that again for each frame of the stack,
-    with more and more frames blank. The action that lost the game, and what it paid, are never learnt from: with the
-    same settings MinAtar's Breakout is then learnt several times slower.
+    with more and more frames blank. The action that lost the game, and what it paid, are never learnt from, which
+    slows learning where that action decides, as in MinAtar's Breakout.
 
     Args:
         stack_size: Frames of a state.
