@@ -53,6 +53,13 @@ def read_rows(path: Path, kind: type[T]) -> list[T]:
         ]
 
 
+def join_timings(folder: Path, parts: Iterable[Path]) -> None:
+    """Puts the one line of each part's `timing.csv` into that of the study; parts without one are not finished."""
+    timings = [(part / "timing.csv").read_text().splitlines() for part in parts if (part / "timing.csv").exists()]
+    if timings:
+        write_whole(folder / "timing.csv", "\n".join([timings[0][0], *(lines[1] for lines in timings), ""]))
+
+
 def create_folder(folder: Path, record: Mapping[str, Any]) -> Path:
     """Makes a study's folder with its `config.json`, both at once.
 

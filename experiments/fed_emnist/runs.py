@@ -19,7 +19,7 @@ from tqdm import tqdm
 from experiments.fed_emnist.config import Run, StudyConfig
 from experiments.fed_emnist.record import Row, read_rows, write_rows
 from experiments.fed_emnist.train import Evaluation, averaging, first_state, prepare, train
-from experiments.files import csv_text, write_whole
+from experiments.files import csv_text, join_timings, write_whole
 from sparse_plugins import fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.checkpoints import Checkpoints
@@ -114,9 +114,7 @@ def collect(config: StudyConfig, folder: Path) -> list[Row]:
     folders = [folder / RUNS / run.folder for run in config.runs()]
     rows = [row for own in folders for row in read_rows(own)]
     write_rows(folder, rows)
-    timings = [(own / "timing.csv").read_text().splitlines() for own in folders if (own / "timing.csv").exists()]
-    if timings:
-        write_whole(folder / "timing.csv", "\n".join([timings[0][0], *(lines[1] for lines in timings), ""]))
+    join_timings(folder, folders)
     return rows
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.files import csv_text, write_whole
+from experiments.files import csv_text, join_timings, write_whole
 from experiments.rl_study.cells import Cell
 from experiments.rl_study.outcomes import Outcome, outcomes
 from experiments.rl_study.progress import Progress
@@ -102,9 +102,7 @@ def collect(settings: StudySettings, folder: Path) -> list[Row]:
     folders = [folder / CELLS / cell.folder for cell in settings.cells()]
     rows = [row for own in folders for row in read_rows(own)]
     write_rows(folder, rows)
-    timings = [(own / "timing.csv").read_text().splitlines() for own in folders if (own / "timing.csv").exists()]
-    if timings:
-        write_whole(folder / "timing.csv", "\n".join([timings[0][0], *(lines[1] for lines in timings), ""]))
+    join_timings(folder, folders)
     return rows
 
 

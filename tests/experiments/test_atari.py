@@ -1,13 +1,11 @@
 """The Atari study end to end at a size at which it learns nothing, and what it plans, measures and reports."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from sparse_plugins.core import erk
 from sparse_plugins.rl.environments import EnvironmentFailure
 from sparse_plugins.rl.haiku import mlp_torso
 from sparse_plugins.rl.vector_loop import Episode
+from tests.experiments.stopping import stopping
 
 SMALL = ["--steps=200", "--envs=2", "--batch=2", "--curve-points=4", "--checkpoint-every=1", "--evaluation-episodes=1"]
 QUICK = [*SMALL, "--seeds=2", "--algorithms", DENSE, "magnitude", "--memory-gb=1"]
@@ -90,28 +89,12 @@ def test_the_report_holds_the_published_numbers_and_what_differs(folder: Path) -
     assert "change masks from step 60 to 180" in text
 
 
-def stopping(after: int) -> Callable[..., object]:
-    """A `train` to which SIGTERM comes in one of its stretches."""
-    whole, left = train.train, [after]
-
-    def stopped(*arguments: object, report: Callable[[int, list[Episode]], None], **options: object) -> object:
-        def report_and_stop(step: int, episodes: list[Episode]) -> None:
-            report(step, episodes)
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        return whole(*arguments, report=report_and_stop, **options)
-
-    return stopped
-
-
 def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor does it matter which cells are trained together: here one by one."""
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", stopping(after=6))  # in the second cell
+        patch.setattr(train, "train", stopping(train.train, after=6))  # in the second cell
         assert main([*QUICK, "--together=1", f"--output={tmp_path}", "--name=stopped"]) == 143
     stopped = tmp_path / "stopped"
     assert f"go on with --resume {stopped}" in capsys.readouterr().out

@@ -2,9 +2,7 @@
 
 import functools
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,6 +22,7 @@ from experiments.statistics import iqm
 from sparse_plugins.core import erk
 from sparse_plugins.rl.fused import FusedTrainer
 from sparse_plugins.rl.fused_runs import Chunk
+from tests.experiments.stopping import stopping
 
 FILES = ["cells", "config.json", "curves-Breakout.png", "results.csv", "results.md", "sparsity.png", "timing.csv"]
 QUICK = ["--algorithms", DENSE, "magnitude", "--sparsities=0.9", "--seeds=2", "--steps=2000"]
@@ -89,27 +88,11 @@ def test_both_networks_end_exactly_as_sparse_as_they_are_meant_to_be(folder: Pat
             assert row.online_sparsity == row.target_sparsity == exact
 
 
-def stopping(after: int) -> Callable[..., Callable[[Chunk], None]]:
-    """A `train` to which SIGTERM comes in one of its chunks."""
-    whole, left = train.train, [after]
-
-    def stopped(*arguments: object, report: Callable[[Chunk], None], **options: object) -> object:
-        def report_and_stop(chunk: Chunk) -> None:
-            report(chunk)
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        return whole(*arguments, report=report_and_stop, **options)
-
-    return stopped
-
-
 def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", stopping(after=7))  # in the second stretch of the second cell
+        patch.setattr(train, "train", stopping(train.train, after=7))  # in the second stretch of the second cell
         assert main([*QUICK, f"--output={tmp_path}", "--name=stopped"]) == 143
     stopped = tmp_path / "stopped"
     assert f"go on with --resume {stopped}" in capsys.readouterr().out
