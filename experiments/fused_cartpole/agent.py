@@ -1,0 +1,44 @@
+"""The agent, its game and the loop."""
+
+import functools
+import math
+
+import optax
+
+from sparse_plugins import core, rl
+from sparse_plugins.rl import haiku
+
+STEPS = 48_000  # environment steps of each seed
+CONFIG = rl.FusedConfig(
+    num_envs=8,
+    updates=4,
+    batch_size=64,
+    n_step=5,
+    warm_up=1_000,
+    epsilon_end=0.05,
+    epsilon_decay=10_000,
+)
+DENSE = core.NoPruning()
+NEVER_AGAIN = 1 << 30
+
+
+def pruned(every: int = 500, start: int = 3_000, end: int = 20_000) -> core.BaseUpdater:
+    """Magnitude pruning to 90 %, by an ERK budget; steps are environment steps."""
+    schedule = core.PolynomialSchedule(every, start, end, step_unit="environment step")
+    return core.MagnitudePruning(sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9), scheduler=schedule)
+
+
+def trainer(updater: core.BaseUpdater) -> rl.FusedTrainer:
+    """Two layers of 64 units; the learning rate falls to a twentieth."""
+    game = rl.jax_environments.gymnax_environment("CartPole-v1")
+    updates = CONFIG.iterations(STEPS) * CONFIG.updates
+    bounds = (2.4, 5.0, math.pi / 12, 2 * math.pi)
+    agent = haiku.SparseDQN(
+        num_actions=game.num_actions,
+        torso=haiku.mlp_torso((64, 64), low=[-bound for bound in bounds], high=bounds),
+        loss="mse",
+        optimizer=optax.adam(optax.linear_schedule(1e-3, 5e-5, updates), eps=3.125e-4),
+        updater=CONFIG.clock.in_optimizer_steps(updater),
+        target_period=400,
+    )
+    return rl.FusedTrainer(game, agent, CONFIG)
