@@ -64,8 +64,9 @@ bench: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated r
 	$(IN_VENV) -m experiments.benchmarks.fed_round
 	$(IN_VENV) -m experiments.benchmarks.fed_memory
 
-bench-rl: $(VENV)/.demo-rl ## Training steps of sparse against dense Dopamine agents: ratios in one process, 5 minutes
+bench-rl: $(VENV)/.demo-rl ## Steps of sparse against dense Dopamine agents, eight seeds against eight processes: 8 minutes
 	$(IN_VENV) -m experiments.benchmarks.rl_step
+	$(IN_VENV) -m experiments.benchmarks.rl_seeds
 
 fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux): ARGS="--seconds=600"
 	$(INSTALL) '.[fuzz]'

@@ -10,8 +10,8 @@ from experiments.rl_study.cells import DENSE, Cell, grid
 from experiments.rl_study.flags import flag, flag_name
 from experiments.rl_study.settings import StudySettings
 from sparse_plugins import core
-from sparse_plugins.rl.atari_roms import game_name
-from sparse_plugins.rl.vector_step import VectorConfig
+from sparse_plugins.rl.atari.roms import game_name
+from sparse_plugins.rl.loops.vector_step import VectorConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mspacman": {

@@ -14,7 +14,7 @@ from experiments.atari.train import environments, groups, num_actions
 from experiments.rl_study.cells import Cell
 from experiments.tables import markdown_table
 from sparse_plugins.rl.environments import VectorEnvironment, VectorStep
-from sparse_plugins.rl.vector_loop import VectorTrainer
+from sparse_plugins.rl.loops.vector import VectorTrainer
 
 
 class Part(NamedTuple):

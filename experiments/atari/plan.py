@@ -14,9 +14,9 @@ from experiments.atari.train import agent
 from experiments.rl_study.cells import DENSE, Cell
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.atari_protocols import machado
+from sparse_plugins.rl.atari.protocols import machado
+from sparse_plugins.rl.loops.vector_step import VectorAgent
 from sparse_plugins.rl.replay import Replay
-from sparse_plugins.rl.vector_step import VectorAgent
 
 GB = 1e9
 PART_OF_MEMORY = 0.8  # programs need some

@@ -16,10 +16,10 @@ from experiments.rl_study.record import Row
 from experiments.rl_study.zeros import zeros
 from sparse_plugins.rl.atari import AtariVector
 from sparse_plugins.rl.haiku import SparseDQN, impala_torso, nature_torso
-from sparse_plugins.rl.vector_evaluation import evaluate
-from sparse_plugins.rl.vector_loop import Episode, Group, VectorTrainer
-from sparse_plugins.rl.vector_runs import train
-from sparse_plugins.rl.vector_step import RunState
+from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer
+from sparse_plugins.rl.loops.vector_evaluation import evaluate
+from sparse_plugins.rl.loops.vector_runs import train
+from sparse_plugins.rl.loops.vector_step import RunState
 
 EPSILON = 0.001  # in the evaluation, as in Dopamine
 

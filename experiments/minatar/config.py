@@ -5,7 +5,7 @@ import difflib
 
 from experiments.rl_study.flags import flag
 from experiments.rl_study.settings import StudySettings
-from sparse_plugins.rl.fused_config import FusedConfig
+from sparse_plugins.rl.loops.config import FusedConfig
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 WARM_UP = 1_000

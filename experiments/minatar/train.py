@@ -16,10 +16,10 @@ from experiments.rl_study.record import Row
 from experiments.rl_study.zeros import zeros
 from sparse_plugins import core
 from sparse_plugins.rl.environments import JaxEnvironment
-from sparse_plugins.rl.fused import FusedTrainer
-from sparse_plugins.rl.fused_runs import Chunk, train
 from sparse_plugins.rl.haiku import SparseDQN, minatar_torso
 from sparse_plugins.rl.jax_environments import gymnax_environment
+from sparse_plugins.rl.loops.fused import FusedTrainer
+from sparse_plugins.rl.loops.fused_runs import Chunk, train
 
 STICKY_ACTIONS = 0.1  # as in MinAtar; gymnax has none of its own
 EPSILON = 0.001  # in the evaluation, as in Dopamine

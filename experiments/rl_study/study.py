@@ -14,9 +14,9 @@ from experiments.rl_study.progress import Progress
 from experiments.rl_study.record import Row, read_rows, write_rows
 from experiments.rl_study.report import aggregate_table, failures, game_table, report
 from experiments.rl_study.settings import StudySettings
-from sparse_plugins.rl.checkpoints import CheckpointMismatchError
 from sparse_plugins.rl.environments import EnvironmentFailure
-from sparse_plugins.rl.runs import SettingsMismatchError
+from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError
+from sparse_plugins.rl.loops.runs import SettingsMismatchError
 
 CELLS = "cells"
 TRAINING = "training"

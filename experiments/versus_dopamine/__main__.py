@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def report(runs: Sequence[Run]) -> str:
     """The text of `results.md`."""
-    return f"""# DQN by Dopamine and by `rl.fused`, with equal settings
+    return f"""# DQN by Dopamine and by `rl.FusedTrainer`, with equal settings
 
 {table(runs)}
 

@@ -1,4 +1,4 @@
-"""The same agents in `rl.fused`, all seeds at once, with the settings of the gin files that Dopamine's side reads."""
+"""The same agents in `rl.FusedTrainer`, all seeds at once, with settings of the gin files that Dopamine reads."""
 
 import math
 import time
@@ -12,9 +12,9 @@ import optax
 from experiments.versus_dopamine.outcomes import OURS, TASKS, Run
 from sparse_plugins import core
 from sparse_plugins.rl import haiku
-from sparse_plugins.rl.fused import FusedTrainer
-from sparse_plugins.rl.fused_config import FusedConfig
 from sparse_plugins.rl.jax_environments import gymnax_environment
+from sparse_plugins.rl.loops.config import FusedConfig
+from sparse_plugins.rl.loops.fused import FusedTrainer
 
 _POLE = {"low": (-2.4, -5.0, -math.pi / 12, -2 * math.pi), "high": (2.4, 5.0, math.pi / 12, 2 * math.pi)}
 

@@ -11,7 +11,6 @@ from sparse_plugins.rl import links as links
 from sparse_plugins.rl import plasticity as plasticity
 from sparse_plugins.rl import redo as redo
 from sparse_plugins.rl import vector_environments as vector_environments
-from sparse_plugins.rl.checkpoints import Checkpoints
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.environments import (
     EnvironmentFailure,
@@ -21,18 +20,19 @@ from sparse_plugins.rl.environments import (
     VectorStep,
     check_network,
 )
-from sparse_plugins.rl.fused import FusedMetrics, FusedState, FusedTrainer
-from sparse_plugins.rl.fused_config import FusedConfig
-from sparse_plugins.rl.fused_runs import FusedRun
-from sparse_plugins.rl.fused_runs import train as train_fused
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
+from sparse_plugins.rl.loops.checkpoints import Checkpoints
+from sparse_plugins.rl.loops.config import FusedConfig
+from sparse_plugins.rl.loops.fused import FusedMetrics, FusedState, FusedTrainer
+from sparse_plugins.rl.loops.fused_runs import FusedRun
+from sparse_plugins.rl.loops.fused_runs import train as train_fused
+from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer
+from sparse_plugins.rl.loops.vector_evaluation import evaluate as evaluate_vector
+from sparse_plugins.rl.loops.vector_runs import VectorRun
+from sparse_plugins.rl.loops.vector_runs import train as train_vector
+from sparse_plugins.rl.loops.vector_step import VectorConfig
 from sparse_plugins.rl.policy import TargetPolicy, is_noise_scale, without_noise_scales
 from sparse_plugins.rl.replay import Batch, Replay, Row
-from sparse_plugins.rl.vector_evaluation import evaluate as evaluate_vector
-from sparse_plugins.rl.vector_loop import Episode, Group, VectorTrainer
-from sparse_plugins.rl.vector_runs import VectorRun
-from sparse_plugins.rl.vector_runs import train as train_vector
-from sparse_plugins.rl.vector_step import VectorConfig
 
 __all__ = [
     "Batch",

@@ -22,7 +22,7 @@ from experiments.rl_study.report import report as study_report
 from sparse_plugins.core import erk
 from sparse_plugins.rl.environments import EnvironmentFailure
 from sparse_plugins.rl.haiku import mlp_torso
-from sparse_plugins.rl.vector_loop import Episode
+from sparse_plugins.rl.loops.vector import Episode
 from tests.experiments.stopping import stopping
 
 SMALL = ["--steps=200", "--envs=2", "--batch=2", "--curve-points=4", "--checkpoint-every=1", "--evaluation-episodes=1"]

@@ -1,7 +1,9 @@
 """The command on CartPole, short: it trains, is as sparse as it says, and times both sides."""
 
 import jax
+import pytest
 
+from experiments.benchmarks import rl_seeds
 from experiments.fused_cartpole import __main__ as command
 from experiments.fused_cartpole.agent import pruned
 
@@ -19,3 +21,11 @@ def test_it_times_both_sides() -> None:
     assert seeds == "1"
     assert float(ratio) > 0
     assert min(int(pace.replace(",", "")) for pace in (dense, sparse)) > 0
+
+
+def test_seeds_are_counted_together_and_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the processes it starts
+    rl_seeds.main(["--seeds=1", "--steps=1008"])
+    cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert cells[0].strip() == "1"
+    assert min(float(cell) for cell in cells[1:]) > 0

@@ -20,8 +20,8 @@ from experiments.rl_study.outcomes import outcomes, relative
 from experiments.rl_study.record import Row, read_rows
 from experiments.statistics import iqm
 from sparse_plugins.core import erk
-from sparse_plugins.rl.fused import FusedTrainer
-from sparse_plugins.rl.fused_runs import Chunk
+from sparse_plugins.rl.loops.fused import FusedTrainer
+from sparse_plugins.rl.loops.fused_runs import Chunk
 from tests.experiments.stopping import stopping
 
 FILES = ["cells", "config.json", "curves-Breakout.png", "results.csv", "results.md", "sparsity.png", "timing.csv"]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.rl.checkpoints import CheckpointMismatchError, Checkpoints
-from sparse_plugins.rl.fused import FusedTrainer
-from sparse_plugins.rl.fused_config import FusedConfig
-from sparse_plugins.rl.fused_runs import train
-from sparse_plugins.rl.runs import SettingsMismatchError
+from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.rl.loops.config import FusedConfig
+from sparse_plugins.rl.loops.fused import FusedTrainer
+from sparse_plugins.rl.loops.fused_runs import train
+from sparse_plugins.rl.loops.runs import SettingsMismatchError
 from tests.rl_haiku.tiny import LIMIT, UPDATER, Corridor, learner
 
 CONFIG = FusedConfig(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sparse_plugins.rl.priorities import (
+from sparse_plugins.rl.replay.priorities import (
     empty_tree,
     get_priorities,
     importance_weights,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sparse_plugins.rl.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 
 TREE = {
     "keys": jax.random.split(jax.random.key(3), 2),

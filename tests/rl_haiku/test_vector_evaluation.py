@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from sparse_plugins.rl import Group
-from sparse_plugins.rl.vector_evaluation import evaluate
+from sparse_plugins.rl.loops.vector_evaluation import evaluate
 from tests.rl_haiku import tiny
 from tests.rl_haiku.test_vector_loop import Corridors, assert_same, trainer_of
 

@@ -22,7 +22,7 @@ from sparse_plugins.rl import (
     haiku,
     train_vector,
 )
-from sparse_plugins.rl.runs import SettingsMismatchError
+from sparse_plugins.rl.loops.runs import SettingsMismatchError
 from tests.rl_haiku import tiny
 
 LIMIT = 9

@@ -11,8 +11,8 @@ import numpy as np
 
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.rl.environments import VectorEnvironment, VectorStep
-from sparse_plugins.rl.vector_loop import Group, VectorTrainer
-from sparse_plugins.rl.vector_step import RunState, VectorConfig
+from sparse_plugins.rl.loops.vector import Group, VectorTrainer
+from sparse_plugins.rl.loops.vector_step import RunState, VectorConfig
 
 __all__ = ["evaluate"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments import VectorEnvironment, VectorStep, check_network
 from sparse_plugins.rl.learner import SparseLearner
-from sparse_plugins.rl.vector_step import RunState, VectorAgent, VectorConfig
+from sparse_plugins.rl.loops.vector_step import RunState, VectorAgent, VectorConfig
 
 __all__ = ["Episode", "Group", "VectorTrainer"]
 

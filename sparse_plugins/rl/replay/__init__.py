@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.counts import check_fraction
-from sparse_plugins.rl.priorities import (
+from sparse_plugins.rl.replay.priorities import (
     empty_tree,
     get_priorities,
     importance_weights,

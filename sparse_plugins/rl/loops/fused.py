@@ -12,8 +12,8 @@ from jax import lax
 
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments import JaxEnvironment
-from sparse_plugins.rl.fused_config import FusedConfig
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
+from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.replay import Replay, ReplayState, Row
 
 __all__ = ["FusedMetrics", "FusedState", "FusedTrainer"]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.checkpoints import Checkpoints
+from sparse_plugins.rl.loops.checkpoints import Checkpoints
 
 __all__ = ["Resumable", "SettingsMismatchError", "to_the_end"]
 

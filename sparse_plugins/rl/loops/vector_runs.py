@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_plugins.rl.runs import to_the_end
-from sparse_plugins.rl.vector_loop import Episode, VectorTrainer
+from sparse_plugins.rl.loops.runs import to_the_end
+from sparse_plugins.rl.loops.vector import Episode, VectorTrainer
 
 __all__ = ["VectorRun", "train"]
 

@@ -1,4 +1,4 @@
-"""Atari games in ALE's own vector environment: no gymnasium and no OpenCV on the way from emulator to agent."""
+"""Several copies of one game in ALE's vector environment, whose state can be saved and restored."""
 
 import dataclasses
 import json
@@ -11,13 +11,13 @@ import numpy as np
 
 from sparse_plugins.core.counts import check_positive
 from sparse_plugins.core.schedules import whole_number
-from sparse_plugins.rl.action_log import ActionLog, slot_seeds
-from sparse_plugins.rl.atari_protocols import AtariProtocol, atari_100k, machado
-from sparse_plugins.rl.atari_roms import ale, game_name, rom_file
+from sparse_plugins.rl.atari.action_log import ActionLog, slot_seeds
+from sparse_plugins.rl.atari.protocols import AtariProtocol, machado
+from sparse_plugins.rl.atari.roms import ale, game_name, rom_file
+from sparse_plugins.rl.atari.watchdog import Watchdog
 from sparse_plugins.rl.environments import EnvironmentFailure, VectorStep
-from sparse_plugins.rl.watchdog import Watchdog
 
-__all__ = ["AtariProtocol", "AtariVector", "atari_100k", "machado"]
+__all__ = ["AtariVector"]
 
 _MACHADO = machado()
 

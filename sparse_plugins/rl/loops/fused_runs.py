@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from sparse_plugins.core.trees import PyTree, leaf_names
-from sparse_plugins.rl.fused import FusedState, FusedTrainer
-from sparse_plugins.rl.runs import to_the_end
+from sparse_plugins.rl.loops.fused import FusedState, FusedTrainer
+from sparse_plugins.rl.loops.runs import to_the_end
 
 __all__ = ["Chunk", "FusedRun", "train"]
 
