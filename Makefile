@@ -30,7 +30,7 @@ $(VENV)/.demo-rl: pyproject.toml requirements.lock | $(IN_VENV)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-rl
-	$(INSTALL) '.[fed,dopamine,haiku,atari,gymnax,experiments,dev]'
+	$(INSTALL) '.[all,experiments,dev]'
 	@touch $@
 
 demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
@@ -85,7 +85,7 @@ kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those 
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
 	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
 	$(PYTHON) -m venv "$$env"; \
-	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[fed,dopamine,haiku,atari,gymnax,experiments,dev]'; \
+	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[all,experiments,dev]'; \
 	{ sed '/^#/!d' requirements.lock; \
 	  "$$env/bin/python" -m pip list --disable-pip-version-check --format=freeze \
 	    --exclude pip --exclude sparse-plugins; } > "$$env/lock"; \

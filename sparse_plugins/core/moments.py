@@ -17,7 +17,7 @@ import optax
 from sparse_plugins.core.masks import is_pruned, unpack
 from sparse_plugins.core.trees import PyTree, aligned
 
-__all__ = ["check_inner", "check_restartable", "reset_pruned"]
+__all__ = ["check_inner", "check_restartable", "owners", "reset_pruned"]
 
 
 def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) -> PyTree:
@@ -55,8 +55,8 @@ def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) ->
         kept = unpack(mask_leaves[owner], shapes[owner]).reshape(_without_history(jnp.shape(leaf), shapes[owner]))
         return jnp.where(kept, leaf, jnp.asarray(start[path], jnp.result_type(leaf)))
 
-    owners = _owners(state, params)
-    return treedef.unflatten([reset(path, leaf, owner) for (path, leaf), owner in zip(leaves, owners, strict=True)])
+    pairs = zip(leaves, owners(state, params), strict=True)
+    return treedef.unflatten([reset(path, leaf, owner) for (path, leaf), owner in pairs])
 
 
 def check_inner(restarts: bool, init: Callable[[PyTree], PyTree], state: PyTree, params: PyTree, masks: PyTree) -> None:
@@ -116,8 +116,8 @@ def check_restartable(init: Callable[[PyTree], PyTree], state: PyTree, params: P
         own = jnp.shape(weights[owner])
         return pruned[owner] and not _has_entry_per_weight(shape, own) and not _is_shared(shape, own)
 
-    owners = _owners(state, params)
-    odd = [i for i, (_, leaf) in enumerate(leaves) if is_odd(jnp.shape(leaf), owners[i])]
+    owned = zip(leaves, owners(state, params), strict=True)
+    odd = [i for i, ((_, leaf), owner) in enumerate(owned) if is_odd(jnp.shape(leaf), owner)]
     if not odd:
         return
 
@@ -139,15 +139,28 @@ def check_restartable(init: Callable[[PyTree], PyTree], state: PyTree, params: P
             )
 
 
-def _owners(node: PyTree, params: PyTree) -> list[int | None]:
-    """Per leaf of `node`, which parameter it stands for; the smallest part laid out like all parameters says."""
-    children = jax.tree.leaves(node, is_leaf=lambda child: child is not node)
-    if len(children) == 1 and children[0] is node:
+def owners(state: PyTree, params: PyTree) -> list[int | None]:
+    """Which parameter every leaf of an optimizer state stands for; the smallest part laid out like all of them says.
+
+    Args:
+        state: Any optimizer state, or a part of one.
+        params: Parameter tree.
+
+    Returns:
+        For each leaf of `state` the number of its parameter among the leaves of `params`, or None.
+
+    Example:
+        >>> params = {"b": jnp.ones(2), "w": jnp.ones((2, 3))}
+        >>> owners(optax.adam(0.1).init(params), params)  # count, mu, nu
+        [None, 0, 1, 0, 1]
+    """
+    children = jax.tree.leaves(state, is_leaf=lambda child: child is not state)
+    if len(children) == 1 and children[0] is state:
         return [0 if jax.tree_util.all_leaves([params]) else None]
-    below = [owner for child in children for owner in _owners(child, params)]
-    if type(node) is not type(params) or any(owner is not None for owner in below):
+    below = [owner for child in children for owner in owners(child, params)]
+    if type(state) is not type(params) or any(owner is not None for owner in below):
         return below
-    parts = _parts(node, params)
+    parts = _parts(state, params)
     return below if parts is None else [i for i, part in enumerate(parts) for _ in jax.tree.leaves(part)]
 
 

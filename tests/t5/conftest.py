@@ -1,0 +1,16 @@
+"""T5X is not on the package index: tests get a stand-in, and every one starts without gin bindings."""
+
+from collections.abc import Iterator
+
+import gin
+import pytest
+
+from tests.t5 import t5x_stand_in
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    t5x_stand_in.install(monkeypatch)
+    gin.clear_config()
+    yield
+    gin.clear_config()

@@ -1,0 +1,99 @@
+"""A T5X train state on eight devices: bits of one, nothing gathered but masks, a checkpoint for another mesh."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tests.t5.t5x_stand_in import PjitPartitioner, install
+from tests.t5.tiny import CASES, RULES, create, quick_jit, run, train_state_shape, train_step
+
+ROOT = Path(__file__).parents[2]
+SHARDED = ("rigl, Adafactor", "magnitude_ste, momentum")
+TWO_DIMENSIONAL = {**RULES, "embed": "data"}
+
+
+def place(optimizer_def: Any, mesh: Mesh, rules: dict[str, str | None]) -> Any:
+    """Where T5X puts every array of a train state."""
+    axes = PjitPartitioner(rules).get_mesh_axes(train_state_shape(optimizer_def))
+    is_spec = lambda node: node is None or isinstance(node, PartitionSpec)  # noqa: E731
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec or PartitionSpec()), axes, is_leaf=is_spec)
+
+
+def mesh_of(data: int, model: int) -> Mesh:
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def on_eight_devices(folder: Path) -> None:
+    """What the process with eight devices does."""
+    for case in SHARDED:
+        optimizer_def = CASES[case]()
+        own, other = place(optimizer_def, mesh_of(4, 2), RULES), place(optimizer_def, mesh_of(2, 4), TWO_DIMENSIONAL)
+        state = quick_jit(create, static_argnums=0, out_shardings=own)(optimizer_def)
+        step = quick_jit(train_step.__wrapped__, in_shardings=(own,), out_shardings=own).lower(state).compile()
+        said = re.findall(r"= (.+?) (all-[\w-]+|reduce-scatter|collective-[\w-]+)\(", step.as_text())
+        (folder / f"{case}.txt").write_text("\n".join(sorted({f"{kind} {shape}" for shape, kind in said})))
+        states = [state]
+        for _ in range(4):
+            states.append(jax.block_until_ready(step(states[-1])))
+        np.savez(folder / f"{case}.npz", *[leaf for state in states for leaf in jax.tree.leaves(state)])
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / case / "steps_3", states[3].state_dict())
+            checkpointer.wait_until_finished()
+            abstract = jax.tree.map(
+                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, other
+            )
+            restored = state.restore_state(checkpointer.restore(folder / case / "steps_3", abstract.state_dict()))
+        kernel = restored.params["encoder"]["attention"]["query"]["kernel"]
+        assert kernel.sharding.spec == PartitionSpec("data", "model")
+        np.savez(folder / f"{case}, restored.npz", *jax.tree.leaves(restored))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eight")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, __file__, str(folder)], env={**os.environ, **flags}, timeout=500, check=True)
+    return folder
+
+
+def assert_same(file: Path, case: str, states: list[Any]) -> None:
+    """Bit for bit; where Adafactor makes floats of means, which sharded sums round differently, masks only."""
+    rounds = "Adafactor" in case
+    with np.load(file) as seen:
+        for one, other in zip(seen.values(), jax.tree.leaves(states), strict=True):
+            if rounds and other.dtype == np.float32:
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_eight_devices_give_the_masks_and_updates_of_one(folder, case):
+    assert_same(folder / f"{case}.npz", case, run(case))
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_a_mask_change_gathers_no_parameters(folder, case):
+    said = (folder / f"{case}.txt").read_text()
+    print(f"{case}: {said}")
+    assert not re.search(r"^all-gather (?!u8)", said, flags=re.MULTILINE), said
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_a_checkpoint_comes_back_on_another_mesh_masks_included(folder, case):
+    assert_same(folder / f"{case}, restored.npz", case, run(case)[3:4])
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patches:
+        install(patches)
+        on_eight_devices(Path(sys.argv[1]))
