@@ -78,6 +78,12 @@ study: $(VENV)/.demo ## Nine algorithms at 80, 90 and 95 % on strokes, three see
 study-rl: $(VENV)/.demo-rl ## DQN on MinAtar's Breakout, dense and sparse, ten seeds: 40 minutes; ARGS="--resume=..." goes on
 	$(IN_VENV) -m experiments.minatar $(or $(ARGS),--sparsities 0.9 0.98 --steps 120000)
 
+study-vision: $(VENV)/.demo ## ResNets on handwriting, dense and seven algorithms at 80 %, three seeds: 10 minutes
+	$(IN_VENV) -m experiments.vision $(or $(ARGS),resnet)
+
+study-t5: $(VENV)/.demo ## T5 1.1 on Python's manual, dense and five algorithms at 80 %, three seeds: 10 minutes
+	$(IN_VENV) -m experiments.t5 $(or $(ARGS),algorithms)
+
 kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those of one that ran through
 	$(IN_VENV) -m experiments.fed_emnist.kills --kills 50
 
@@ -95,4 +101,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-rl test lint types doctests format bench bench-rl fuzz study study-rl kills lock clean
+.PHONY: help demo demo-rl test lint types doctests format bench bench-rl fuzz study study-rl study-vision study-t5 kills lock clean

@@ -1,0 +1,93 @@
+"""From a task to the plan of a study, and the cells that domains share."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from experiments.supervised.record import Measurement, Row
+from experiments.supervised.report import Labels
+from experiments.supervised.settings import DENSE, DENSE_CELL, Cell, Study, SupervisedSettings
+from experiments.supervised.study import Plan, Run
+from experiments.supervised.train import Task, make_train
+from sparse_plugins import core
+
+# Structures of one half: the density of 2:4.
+STRUCTURES = {"unstructured": "unstructured", "2:4": "2:4", "4x4 blocks": "4x4", "channels": "channel_-1"}
+MASK_STORAGE = {"masks uint8": False, "masks packed": True, "masks zeros": "zeros"}
+
+
+def algorithm_cells(names: Sequence[str]) -> list[Cell]:
+    """Dense training and a cell for each of these algorithms; masks of STE follow the weights at every step."""
+    every_step = {name: {"update_freq": 1} for name in names if name.endswith("_ste")}
+    return [DENSE_CELL, *(Cell(name, {"algorithm": name, **every_step.get(name, {})}) for name in names)]
+
+
+def structure_cells(rules: Sequence[tuple[str, Any]]) -> list[Cell]:
+    """Dense training and magnitude pruning of every structure.
+
+    Args:
+        rules: The same for all of them, which leave the outputs dense: no class may be pruned away with its channel.
+    """
+    common = {"algorithm": "magnitude", "dist_type": "uniform", "rules": rules}
+    return [DENSE_CELL, *(Cell(name, {**common, "sparsity_type": kind}) for name, kind in STRUCTURES.items())]
+
+
+def storage_cells() -> list[Cell]:
+    """Dense training and magnitude pruning with every way to store masks; all three train the same weights."""
+    common = {"algorithm": "magnitude"}
+    return [DENSE_CELL, *(Cell(name, {**common, "use_packed_masks": how}) for name, how in MASK_STORAGE.items())]
+
+
+def build(task: Task, settings: SupervisedSettings, study: Study, labels: Labels) -> Plan:
+    """The plan of a study.
+
+    Args:
+        task: Model and data.
+        settings: Of the study.
+        study: Which.
+        labels: How the numbers are called.
+
+    Raises:
+        ValueError: an updater does not fit the model.
+    """
+    shapes = task.shapes()
+    cells = settings.chosen(study.cells(settings, shapes))
+    updaters = {cell.name: settings.updater(cell, task.prunable) for cell in cells}
+    for updater in updaters.values():
+        jax.eval_shape(updater.init_state, shapes)
+    sparse = [cell for cell in cells if cell.name != DENSE]
+    plan = f"Plan of {sparse[0].name}:\n{core.describe_plan(updaters[sparse[0].name], shapes)}" if sparse else ""
+    train = make_train(task, settings)
+
+    def prepare(cell: Cell) -> Run:
+        updater = updaters[cell.name]
+        return functools.partial(_run, task, settings, study, cell, updater, train(updater))
+
+    return Plan(f"{task.about} {_described(settings)}", cells, plan, prepare, labels)
+
+
+def _described(settings: SupervisedSettings) -> str:
+    start, end = (round(part * settings.steps) for part in (settings.change_from, settings.change_until))
+    return (
+        f"{settings.steps:,} steps of {settings.optimizer} with batches of {settings.batch_size}, learning rate"
+        f" {settings.learning_rate:g}; masks change from step {start:,} to {end:,}."
+    )
+
+
+def _run(
+    task: Task, settings: SupervisedSettings, study: Study, cell: Cell, updater: core.BaseUpdater, train: Any, seed: int
+) -> Iterator[Row | Measurement]:
+    for point in train(seed):
+        yield Row(
+            cell=cell.name,
+            seed=seed,
+            step=point.step,
+            training_loss=None if point.step == 0 else point.training_loss,
+            loss=point.loss,
+            score=point.score,
+            sparsity=point.sparsity,
+        )
+    for item, quantity, value in study.probe(task, settings, updater, point.state) if study.probe else ():
+        yield Measurement(cell=cell.name, seed=seed, item=item, quantity=quantity, value=value)

@@ -1,0 +1,1 @@
+"""Image classifiers, dense and sparse: residual networks and vision Transformers."""

@@ -1,0 +1,29 @@
+"""Structures at one half in the other domains, by their own trainers, at a length at which little is learnt."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.files import read_rows
+from experiments.structures.__main__ import run
+from experiments.supervised.record import Measurement, Row
+
+
+@pytest.mark.parametrize(
+    ("study", "flags"),
+    [("federated", ["--dataset=digits", "--rounds=4"]), ("rl", ["--steps=2000", "--episodes=2"])],
+)
+def test_all_layers_but_the_last_end_two_of_four(study: str, flags: list[str], tmp_path: Path) -> None:
+    command = [study, "--only", "2:4", "--seeds", "0", "1", f"--output={tmp_path}", "--name=x", *flags]
+    assert run(command) == 0
+    ends = [row for row in read_rows(tmp_path / "x" / "results.csv", Row) if row.is_last]
+    assert [(row.seed, row.sparsity, row.failure) for row in ends] == [(0, 0.5, ""), (1, 0.5, "")]
+    assert all(row.score > 0 for row in ends)
+    sizes = [one for one in read_rows(tmp_path / "x" / "measurements.csv", Measurement) if one.item == "down"]
+    assert [one.seed for one in sizes] == ([0, 1] if study == "federated" else [])
+    assert (tmp_path / "x" / "runs" / "2-4-seed1").is_dir()
+
+
+def test_too_few_steps_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["rl", "--steps=100", f"--output={tmp_path}"]) == 2
+    assert "--steps must be 2000 or more, twice the warm-up" in capsys.readouterr().err
