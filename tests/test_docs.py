@@ -11,16 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CONTINUES = "<!-- continues -->"
+ELSEWHERE = "<!-- run by "
 
 
 def python_blocks(text: str) -> Iterator[tuple[int, str]]:
     """Yield the first line number and the code of each Python block.
 
     A block stands alone, unless the line above says that it continues: then it follows the one before it.
+    One that says which other test runs it is left to that.
     """
     lines, previous = text.splitlines(), ""
     for start, line in enumerate(lines):
-        if line.strip() != "```python":
+        if line.strip() != "```python" or ELSEWHERE in lines[max(start - 1, 0)]:
             continue
         code = list(itertools.takewhile(lambda line: line.strip() != "```", lines[start + 1 :]))
         continues = CONTINUES in lines[max(start - 2, 0) : start]

@@ -1,18 +1,22 @@
-"""Contract 1 under sharding: eight devices give the bits of one, and parameters stay where they are."""
+"""Contract 1 under sharding: eight devices give the bits of one, and parameters stay where they are.
+
+What needs eight devices is done by this file as a program, in a process that has them; the tests compare.
+"""
 
 import functools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparse_plugins import core
 
@@ -27,70 +31,179 @@ SPECS = {
     "e": ((24,), PartitionSpec()),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "uniform": {"algorithm": "magnitude", "sparsity": 0.9},
-    "erk": {"algorithm": "magnitude", "dist_type": "erk", "sparsity": 0.9},
+    "magnitude": {"algorithm": "magnitude", "dist_type": "erk", "sparsity": 0.9},
     "global": {"algorithm": "global_magnitude", "use_normalization": False, "sparsity": 0.9},
     "2:4": {"algorithm": "magnitude", "sparsity_type": "2:4"},
+    "4x4": {"algorithm": "magnitude", "sparsity_type": "4x4", "sparsity": 0.9},
+    "channel": {"algorithm": "magnitude", "sparsity_type": "channel_-1", "sparsity": 0.5},
+    "fan-in": {"algorithm": "magnitude", "sparsity": 0.9, "sparsity_type": "fan_in_-1"},
     "random": {"algorithm": "random", "sparsity": 0.9},
     "rigl": {"algorithm": "rigl", "sparsity": 0.9, "drop_fraction": 0.5},
+    "rigl channel": {"algorithm": "rigl", "sparsity_type": "channel_-1", "sparsity": 0.5, "drop_fraction": 0.5},
     "granet": {"algorithm": "granet", "sparsity": 0.9, "drop_fraction": 0.5},
     "in zeros": {"algorithm": "set", "sparsity": 0.9, "drop_fraction": 0.5, "use_packed_masks": "zeros"},
-    "fan-in": {"algorithm": "magnitude", "sparsity": 0.9, "sparsity_type": "fan_in_-1"},
+    "ste": {"algorithm": "magnitude_ste", "sparsity": 0.9},
 }
+# What devices may tell each other: counts, whether a search goes on, and bytes of a mask where eight rows lie on two
+# devices. For fan-in a count for each output; for channels their sums as well, of which layer "a" has most.
+SAID = r"s32\[\]|pred\[\]|u8\[1,48\]"
+SAID_OF = {"fan-in": r"|s32\[(12|48|80)\]", "channel": r"|f32\[(12|48|80)\]", "rigl channel": r"|f32\[(12|48|80)\]"}
 
 
 def parameters(seed: int) -> Any:
-    """Layers "a" and "c" have nine values and so many ties, which their shards share."""
+    """Layers "a" and "c" have nine values and so many ties, which their shards share.
+
+    The columns of "b" and the channels of "d" hold the same values each in another order: their sums tie as well.
+    """
     generator = np.random.default_rng(seed)
-    draw = lambda name, shape: generator.integers(-4, 5, shape) if name in "ac" else generator.normal(size=shape)  # noqa: E731
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name in "ac":
+            return generator.integers(-4, 5, shape)
+        if name == "e":
+            return generator.normal(size=shape)
+        columns = np.repeat(generator.normal(size=(int(np.prod(shape[:-1])), 1)), shape[-1], axis=1)
+        return generator.permuted(columns, axis=0).reshape(shape)
+
     return {name: np.float32(draw(name, shape)) for name, (shape, _) in SPECS.items()}
 
 
-def programs() -> Iterator[tuple[str, Any, Any]]:
-    for name, settings in SETTINGS.items():
-        updater = core.create_updater_from_config(settings, update_freq=1, update_start_step=0, update_end_step=4)
-        tx = updater.wrap_optax(optax.sgd(0.5, momentum=0.9))
-        yield name, *(quick_jit(function) for function in (tx.init, functools.partial(take_step, tx)))
+def optimizer(name: str) -> optax.GradientTransformation:
+    window = {"update_freq": 1, "update_start_step": 0, "update_end_step": 4}
+    if name != "rigl and ste":
+        updater = core.create_updater_from_config(SETTINGS[name], **window)
+    else:
+        make = functools.partial(core.create_updater_from_config, sparsity=0.9, **window)
+        updater = core.PerModule([("[ad]", make(algorithm="rigl")), (".*", make(algorithm="magnitude_ste"))])
+    return updater.wrap_optax(optax.sgd(0.5, momentum=0.9))
 
 
-def take_step(tx: optax.GradientTransformation, params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+def take_steps(name: str, params: Any, state: Any, grads: Any, steps: int = 2) -> tuple[Any, Any]:
+    tx = optimizer(name)
+
+    def step(_: Any, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, state = pair
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, steps, step, (params, state))
 
 
-def run(step: Any, params: Any, state: Any, grads: Any) -> list[Any]:
-    for _ in range(2):
-        params, state = step(params, state, grads)
-    return jax.tree.leaves((params, state.masks))
+def run(name: str, params: Any, grads: Any) -> tuple[Any, Any]:
+    return take_steps(name, params, optimizer(name).init(params), grads)
 
 
-def on_eight_devices(folder: Path) -> None:
-    """What the process with eight devices does: the same runs, and a list of what its devices told each other."""
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+def mesh_of(shape: tuple[int, int], kind: AxisType = AxisType.Auto) -> Mesh:
+    return jax.make_mesh(shape, ("x", "y"), axis_types=(kind, kind))
+
+
+def placed(mesh: Mesh) -> list[Any]:
     place = {name: NamedSharding(mesh, spec) for name, (_, spec) in SPECS.items()}
-    params, grads = (jax.device_put(parameters(seed), place) for seed in (0, 1))
-    for name, init, step in programs():
-        np.savez(folder / f"{name}.npz", *run(step, params, init(params), grads))
-        program = step.lower(params, init(params), grads).compile().as_text()
-        said = re.findall(r"= (.+?) (all-[\w-]+|reduce-scatter|collective-[\w-]+)\(", program)
+    return [jax.device_put(parameters(seed), place) for seed in (0, 1)]
+
+
+def keep(path: Path, tree: Any) -> None:
+    np.savez(path, *jax.tree.leaves(tree))
+
+
+def every_setting(folder: Path) -> None:
+    """The runs, and a list of what the devices told each other."""
+    arguments = placed(mesh_of((4, 2)))
+    for name in SETTINGS:
+        compiled = quick_jit(functools.partial(run, name)).lower(*arguments).compile()
+        keep(folder / f"{name}.npz", compiled(*arguments))
+        said = re.findall(r"= (.+?) (all-[\w-]+|reduce-scatter|collective-[\w-]+)\(", compiled.as_text())
         (folder / f"{name}.txt").write_text("\n".join(sorted({f"{kind} {shape}" for shape, kind in said})))
 
 
-def test_eight_devices_give_the_bits_of_one(tmp_path: Path) -> None:
+def two_meshes(folder: Path) -> None:
+    """Two steps on 4 by 2 devices, a checkpoint, two more on 2 by 4."""
+    name, (params, grads) = "rigl and ste", placed(mesh_of((4, 2)))
+    half = quick_jit(functools.partial(run, name))(params, grads)
+    with ocp.StandardCheckpointer() as checkpoints:
+        checkpoints.save(folder / "half", half)
+    params, grads = placed(mesh_of((2, 4)))
+    on_mesh = quick_jit(functools.partial(run, name)).lower(params, grads).compile()
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    like = jax.tree.map(place, half, on_mesh.output_shardings)
+    with ocp.StandardCheckpointer() as checkpoints:
+        params, state = checkpoints.restore(folder / "half", like)
+    assert params["a"].sharding.mesh.shape == {"x": 2, "y": 4}
+    assert state.masks["a"].sharding.spec == params["a"].sharding.spec
+    keep(folder / "end.npz", quick_jit(functools.partial(take_steps, name))(params, state, grads))
+
+
+def explicit_axes(folder: Path) -> None:
+    """Whole parameters as they are; sharded ones are refused, and work where the axes are made automatic."""
+    mesh = mesh_of((4, 2), AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        whole = [jax.device_put(parameters(seed), NamedSharding(mesh, PartitionSpec())) for seed in (0, 1)]
+        step = functools.partial(run, "magnitude")
+        keep(folder / "whole.npz", quick_jit(step)(*whole))
+        sharded = placed(mesh)
+        try:
+            jax.eval_shape(step, *sharded)
+        except ValueError as error:
+            (folder / "refused.txt").write_text(str(error))
+        specs = jax.tree.map(lambda leaf: PartitionSpec(), jax.eval_shape(step, *whole))
+        keep(folder / "automatic.npz", quick_jit(jax.sharding.auto_axes(step, out_sharding=specs))(*sharded))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What eight devices left."""
+    made = tmp_path_factory.mktemp("eight_devices")
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(tmp_path)]
-    subprocess.run(command, env={**os.environ, **flags}, timeout=500, check=True)
-    params, grads = parameters(0), parameters(1)
-    for name, init, step in programs():
-        seen, expected = np.load(tmp_path / f"{name}.npz"), run(step, params, init(params), grads)
-        for one, other in zip(seen.values(), expected, strict=True):
-            np.testing.assert_array_equal(one, other, err_msg=name)
-        said = (tmp_path / f"{name}.txt").read_text()
-        print(f"{name}: {said}")
-        # Counts (for fan-in one per output), whether a search goes on, and bytes of a mask where eight rows lie on two
-        # devices; never parameters or scores.
-        assert re.fullmatch(r"(all-reduce (\(?s32\[\d*\].*|pred\[\]|u8\[1,48\].*)\n?)*", said), name
+    subprocess.run([sys.executable, __file__, str(made)], env={**os.environ, **flags}, timeout=500, check=True)
+    return made
+
+
+@functools.cache
+def on_one_device(name: str) -> Any:
+    return quick_jit(functools.partial(run, name))(parameters(0), parameters(1))
+
+
+def assert_same_bits(path: Path, expected: Any) -> None:
+    for one, other in zip(np.load(path).values(), jax.tree.leaves(expected), strict=True):
+        assert one.tobytes() == np.asarray(other).tobytes(), path.name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_eight_devices_give_the_bits_of_one(name: str, folder: Path) -> None:
+    assert_same_bits(folder / f"{name}.npz", on_one_device(name))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_devices_exchange_counts_but_no_parameters_or_scores(name: str, folder: Path) -> None:
+    for line in (folder / f"{name}.txt").read_text().splitlines():
+        kind, shapes = line.split(" ", 1)
+        assert kind == "all-reduce", name
+        for shape in re.findall(r"\w+\[[\d,]*\]", shapes):
+            assert re.fullmatch(SAID + SAID_OF.get(name, ""), shape), line
+
+
+def test_a_checkpoint_goes_on_on_other_meshes(folder: Path) -> None:
+    half = on_one_device("rigl and ste")
+    with ocp.StandardCheckpointer() as checkpoints:
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), half)
+        restored = checkpoints.restore(folder / "half", like)
+    jax.tree.map(np.testing.assert_array_equal, restored, half)
+    core.check_state(*restored)
+    end = quick_jit(functools.partial(take_steps, "rigl and ste"))(*restored, parameters(1))
+    changed = jax.tree.map(lambda new, old: bool((new != old).any()), end[1].masks, half[1].masks)
+    assert any(jax.tree.leaves(changed))
+    assert_same_bits(folder / "end.npz", end)
+
+
+def test_explicit_axes_work_or_say_what_to_do(folder: Path) -> None:
+    for name in ("whole", "automatic"):
+        assert_same_bits(folder / f"{name}.npz", on_one_device("magnitude"))
+    message = (folder / "refused.txt").read_text()
+    assert re.match(r"parameter 'a' is sharded as P.*'x', 'y'.* over explicit axes of its mesh", message)
+    assert "axis_types=(jax.sharding.AxisType.Auto,) * n" in message
+    assert "jax.sharding.auto_axes" in message
 
 
 if __name__ == "__main__":
-    on_eight_devices(Path(sys.argv[1]))
+    for work in (every_setting, two_meshes, explicit_axes):
+        work(Path(sys.argv[1]))

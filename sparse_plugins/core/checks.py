@@ -1,8 +1,13 @@
 """What an updater refuses, and what it says then."""
 
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.masks import check_stored, is_pruned
@@ -12,7 +17,7 @@ from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
-__all__ = ["check_fields", "check_targets", "check_update"]
+__all__ = ["check_fields", "check_leaves", "check_params", "check_targets", "check_update"]
 
 
 def check_fields(updater: Any) -> None:
@@ -46,6 +51,56 @@ def check_fields(updater: Any) -> None:
     key_words(updater.rng_seed)
 
 
+def check_params(updater: Any, params: PyTree) -> None:
+    """Checks the parameters that init is given.
+
+    Raises:
+        TypeError: If a leaf is no array of numbers.
+        ValueError: If an updater that prunes gets none. What `optax.masked` hides and the placeholder by which optax
+            maps over states are no empty trees.
+    """
+    check_leaves(params, "parameter")
+    is_hidden = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    is_container = params is None or isinstance(params, (Mapping, list, tuple))
+    if updater.prunes and is_container and not jax.tree.leaves(params, is_leaf=is_hidden):
+        raise ValueError(
+            f"{type(updater).__name__} would prune nothing: the parameters are {params!r}, a tree without leaves."
+        )
+
+
+def check_leaves(tree: PyTree, what: str, shapes_suffice: bool = False) -> None:
+    """Checks that a tree holds numbers alone.
+
+    Args:
+        tree: Parameters or gradients.
+        what: What a leaf is, for the message.
+        shapes_suffice: Whether a `jax.ShapeDtypeStruct` will do.
+
+    Raises:
+        TypeError: At the first leaf that is something else: a function, a random key, a variable of Keras.
+    """
+    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            if not shapes_suffice:
+                raise TypeError(
+                    f"{what} {name!r} is {leaf}, which has no values. Give arrays; the shapes of a state come from "
+                    "jax.eval_shape(tx.init, params)."
+                )
+        elif not _is_numeric(leaf):
+            kind = f"an array of {leaf.dtype}" if isinstance(leaf, (jax.Array, np.ndarray)) else type(leaf).__name__
+            raise TypeError(
+                f"{what} {name!r} is no array of numbers but {kind}. Give the trainable arrays alone, such as "
+                "equinox.filter(model, equinox.is_inexact_array), nnx.state(model, nnx.Param) or, of a Keras model, "
+                "{v.path: v.value for v in model.trainable_variables}."
+            )
+
+
+def _is_numeric(leaf: Any) -> bool:
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+        return isinstance(leaf, numbers.Number)
+    return jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)
+
+
 def check_targets(updater: Any, params: PyTree, targets: PyTree) -> None:
     """Checks that an updater has something to prune in fresh parameters and that its structure fits.
 
@@ -59,10 +114,13 @@ def check_targets(updater: Any, params: PyTree, targets: PyTree) -> None:
     if nodes and not any(map(is_pruned, nodes)):
         raise ValueError(
             f"{type(updater).__name__} would prune nothing: none of {names} is a floating-point array with two or more "
-            "axes, or what filter_fn and rules ask for. Change those, or use NoPruning."
+            "axes that filter_fn or a rule chooses. core.kernels_only goes by names: other layers need a rule, such as "
+            f"rules=[({names[0]!r}, 'default')], and a list of arrays a dict. To prune nothing, use NoPruning."
         )
     kinds = structure_per_leaf(updater.sparsity_type, names)
     for name, leaf, target, kind in zip(names, leaves, nodes, kinds, strict=True):
+        if is_pruned(target):
+            _check_placement(name, leaf)
         if is_pruned(target) and updater.topk_fn is None:
             kind.check(tuple(leaf.shape), f"parameter {name!r}")
 
@@ -71,7 +129,7 @@ def check_update(updater: Any, updates: PyTree | None, state: Any, params: PyTre
     """Checks what an update is given, by structure and shape only.
 
     Raises:
-        TypeError: If the state is not a sparse one.
+        TypeError: If the state is not a sparse one, or a parameter or gradient no array of numbers.
         ValueError: If parameters are missing, or masks, gradients and parameters do not belong together.
     """
     if params is None:
@@ -81,8 +139,10 @@ def check_update(updater: Any, updates: PyTree | None, state: Any, params: PyTre
             f"the optimizer state is a {type(state).__name__} and not a SparseState: it has no masks. A dense "
             "checkpoint cannot continue a sparse run; start from tx.init(params), or restore a sparse checkpoint."
         )
+    check_leaves(params, "parameter")
     if updates is not None:
         aligned(params, updates, "gradients")
+        check_leaves(updates, "gradient of parameter")
     masks = aligned(params, state.masks, "masks")
     targets = aligned(params, updater.target_sparsities(params), "target sparsities")
     for name, param, mask, target in zip(leaf_names(params), jax.tree.leaves(params), masks, targets, strict=True):
@@ -93,3 +153,15 @@ def check_update(updater: Any, updates: PyTree | None, state: Any, params: PyTre
             )
         if is_pruned(mask):
             check_stored(mask, param.shape, name, updater.use_packed_masks)
+            _check_placement(name, param)
+
+
+def _check_placement(name: str, param: Any) -> None:
+    """Refuses what explicit sharding would, in every operation that makes a mask, with a message of its own."""
+    spec = jax.typeof(param).sharding.spec if isinstance(param, jax.Array) else ()
+    if any(axis is not None for axis in spec):
+        raise ValueError(
+            f"parameter {name!r} is sharded as {spec} over explicit axes of its mesh, which leaves the sharding of "
+            "masks to nobody. Make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * n, or wrap the training "
+            "step in jax.sharding.auto_axes. Parameters that are whole on every device work as they are."
+        )

@@ -28,10 +28,22 @@ def not_dim_one(key: tuple[str, ...], param: Any) -> bool:
     return len(param.shape) > 1 and prunable_dtype(param)
 
 
+# With those of recurrent cells: 'recurrent_kernel', 'w_i', 'w_h', 'weight_ih', 'weight_hh'.
+_KERNEL = re.compile(r"(.*_)?kernel|w(_[ih])?|weight(_[ih]h)?")
+
+
 def kernels_only(key: tuple[str, ...], param: Any) -> bool:
-    """A filter that prunes weights of layers by name: Flax 'kernel', Haiku 'w', Equinox 'weight'."""
+    """A filter that prunes weights of layers by name: Flax and Keras 'kernel', Haiku 'w', Equinox 'weight'.
+
+    Embeddings of Equinox are called 'weight' too: leave them out by a rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> kernels_only(("cell", "recurrent_kernel"), jnp.ones((4, 4))), kernels_only(("bias",), jnp.ones((8, 1, 1)))
+        (True, False)
+    """
     own = key[:-1] if key[-1] == "value" else key  # Flax NNX and boxed Linen parameters end in 'kernel/value'
-    return bool(own) and own[-1] in ("kernel", "w", "weight") and not_dim_one(key, param)
+    return bool(own) and bool(_KERNEL.fullmatch(own[-1])) and not_dim_one(key, param)
 
 
 def uniform(
@@ -178,7 +190,10 @@ def resolve(
             return SHARED if prunable_dtype(leaf) and filter_fn(tuple(name.split("/")), leaf) else NOT_PRUNED
         pattern, target = checked[rule]
         if target is not NOT_PRUNED and not prunable_dtype(leaf):
-            raise ValueError(f"rule {pattern!r} prunes {name!r}, which is no floating array.")
+            raise ValueError(
+                f"rule {pattern!r} prunes {name!r}, which is no floating array: narrow the pattern, or put "
+                f"({name!r}, None) before it."
+            )
         return target
 
     return [decide(*column) for column in zip(names, leaves, decided_by, strict=True)]

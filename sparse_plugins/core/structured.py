@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparse_plugins.core.counts import Fraction, keep_count
+from sparse_plugins.core.exact_sums import exact_sum
 from sparse_plugins.core.structures import Block, Channel, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.topk import exact_topk, order_keys
 
@@ -157,7 +158,7 @@ def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Arra
 def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
     """Scores of the units, float32 where several entries make one."""
     if isinstance(structure, Channel):
-        return jnp.sum(scores, axis=_other_axes(structure, scores.ndim), dtype=jnp.float32)
+        return exact_sum(scores, _other_axes(structure, scores.ndim))
     if not isinstance(structure, Block):
         return scores
     split, pooled_axes = _block_grid(structure, scores.shape)

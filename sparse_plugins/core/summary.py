@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.checks import check_leaves
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.structured import kept_units
 from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure
@@ -39,6 +40,7 @@ def summarize_sparsity(
         >>> float(summary["_total_sparsity"]), float(summary["b"])
         (0.5, 1.0)
     """
+    check_leaves(params, "parameter")
     leaves = jax.tree.leaves(params)
     _refuse_packed(params)
     counted = (
@@ -132,6 +134,7 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
         w      (4, 4)  0.75             4 of 16
         prunable: 4 of 16 kept (sparsity 0.75)
     """
+    check_leaves(params, "parameter", shapes_suffice=True)
     leaves, names = jax.tree.leaves(params), leaf_names(params)
     targets = aligned(params, updater.target_sparsities(params), "target sparsities")
     rows = [("layer", "shape", "target sparsity", "kept")]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_plugins.core.checks import check_update
+from sparse_plugins.core.checks import check_params, check_update
 from sparse_plugins.core.guard import fresh_if
 from sparse_plugins.core.masks import apply_masks, map_pruned, unpack
 from sparse_plugins.core.moments import check_inner, reset_pruned
@@ -42,6 +42,7 @@ def sparse_transformation(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SparseState:
+        check_params(updater, params)
         inner_state = inner.init(params)
         if holds_sparse_state(inner_state):
             raise TypeError(_SPARSE_ALREADY)

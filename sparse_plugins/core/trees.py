@@ -53,10 +53,15 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
             return treedef.flatten_up_to(tree)
         return treedef.flatten_up_to(_hidden_leaf_by_leaf(params, tree))
     except (ValueError, TypeError, KeyError) as error:
+        difference = f"{what} and the parameters have different tree structures: "
+        if (names := leaf_names(params)) == (others := leaf_names(tree)):
+            raise ValueError(
+                f"{difference}the same leaves {names}, but in other containers (outermost: {type(tree).__name__} and "
+                f"{type(params).__name__}). Give both as the same kind of tree."
+            ) from error
         raise ValueError(
-            f"{what} and the parameters have different tree structures: parameters have the leaves "
-            f"{leaf_names(params)}, {what} {leaf_names(tree)}. If the model changed, call init again on the new "
-            "parameters; if this is a restored checkpoint, restore the one that belongs to this model."
+            f"{difference}parameters have the leaves {names}, {what} {others}. If the model changed, call init again "
+            "on the new parameters; if this is a restored checkpoint, restore the one that belongs to this model."
         ) from error
 
 

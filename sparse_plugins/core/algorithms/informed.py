@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.exact_sums import exact_sum
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
@@ -91,7 +92,7 @@ class WandaPruning(BaseUpdater):
     for each pruned kernel, its inputs [..., in] or their norms [in]; None for other leaves.
 
     Attributes:
-        input_axis: Axis of a kernel along which its inputs lie; -2 for Flax and Haiku, -1 for Equinox.
+        input_axis: Axis of a kernel along which its inputs lie; -2 for Flax and Haiku, 1 for Equinox.
 
     Example:
         >>> import functools
@@ -138,6 +139,6 @@ class WandaPruning(BaseUpdater):
                 f"{param.shape}: pass activations= with its inputs [..., {wanted}] or their norms [{wanted}]."
             )
         wide = inputs.astype(jnp.float32)
-        norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=tuple(range(wide.ndim - 1))))
+        norm = jnp.sqrt(exact_sum(jnp.square(wide), tuple(range(wide.ndim - 1))))
         axis = self.input_axis % param.ndim
         return jnp.abs(param.astype(jnp.float32)) * jnp.expand_dims(norm, [a for a in range(param.ndim) if a != axis])

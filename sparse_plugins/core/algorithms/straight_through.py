@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, RandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
@@ -76,7 +77,7 @@ class SteMixin(BaseUpdater):
     def _land(
         self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
     ) -> tuple[PyTree, PyTree]:
-        moved = jax.tree.map(lambda dense, update: (dense + update).astype(dense.dtype), latent, updates)
+        moved = optax.apply_updates(latent, updates)
 
         def onto_view(param: jax.Array, mask: jax.Array, dense: jax.Array, update: jax.Array) -> jax.Array:
             wide = jnp.promote_types(jnp.promote_types(update.dtype, param.dtype), jnp.float32)
