@@ -43,6 +43,8 @@ _QUICKLY_COMPILED = (
     "tests/rl_haiku/",
     "tests/rl/",
     "tests/experiments/",
+    "tests/t5/test_t5_optimizer",
+    "tests/vision/",
     *(f"tests/fed/test_{name}" for name in ("averaging", "checkpoints", "client_masks", "faults", "sparsified")),
 )
 _QUICK = "jax_disable_most_optimizations"

@@ -100,7 +100,7 @@ def test_import_adds_next_to_nothing_to_jax_and_optax() -> None:
     assert foreign <= {name for name in FILES if floor_of(name) in ("sparse_plugins", "sparse_plugins.core")}
 
 
-PUBLIC = [f"sparse_plugins.{name}" for name in ("core", "fed", "rl", "rl.haiku", "rl.dopamine", "t5")]
+PUBLIC = [f"sparse_plugins.{name}" for name in ("core", "fed", "rl", "rl.haiku", "rl.dopamine", "t5", "vision")]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

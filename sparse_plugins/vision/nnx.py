@@ -1,0 +1,112 @@
+"""Flax NNX: optimizers that make a model sparse in place and keep it so."""
+
+from typing import Any, TypeVar
+
+import jax
+import optax
+from flax import nnx
+
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.vision.checks import check_updater
+
+__all__ = ["ModelAndOptimizer", "Optimizer"]
+
+M = TypeVar("M")
+
+
+class Optimizer(nnx.Optimizer[M]):
+    """NNX's optimizer, with parameters that are exactly 0 outside the masks at every step.
+
+    The model holds the sparse weights from the moment the optimizer is built, for every updater: straight-through ones
+    keep their dense weights in `opt_state`, next to the masks. Variables that `wrt` does not select are left alone.
+    Paths, as filters and rules of the updater see them, are those of the modules: 'conv/kernel'.
+
+    Attributes:
+        step: Steps so far.
+        tx: The sparse optimizer.
+        opt_state: A `core.SparseState` of Variables; `flax.nnx.as_pure` gives it as one of arrays.
+
+    Example:
+        >>> import functools
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import core, vision
+        >>> model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> optimizer = vision.Optimizer(model, optax.adam(1e-3), updater, wrt=nnx.Param)
+        >>> int(jnp.count_nonzero(model.kernel[...]))
+        8
+        >>> grads = nnx.grad(lambda model: model(jnp.ones((1, 8))).sum())(model)
+        >>> _ = optimizer.update(model, grads)
+        >>> int(jnp.count_nonzero(model.kernel[...]))
+        8
+    """
+
+    def __init__(
+        self,
+        model: M,
+        tx: optax.GradientTransformation,
+        updater: BaseUpdater,
+        *,
+        wrt: Any = nnx.Param,
+        **options: Any,
+    ) -> None:
+        """Makes the parameters of a model sparse, and an optimizer for them.
+
+        Args:
+            model: The model; what `wrt` selects in it is changed in place.
+            tx: The dense optimizer.
+            updater: Which weights to keep, how many and when.
+            wrt: Filter for the Variables to train, as for `flax.nnx.grad`.
+            **options: What else NNX's own optimizer takes.
+
+        Raises:
+            TypeError: If `updater` is none, or `tx` no optax transformation or sparse already.
+            ValueError: If `wrt` selects nothing, or the updater finds nothing to prune in what it selects.
+        """
+        check_updater(updater)
+        params = nnx.state(model, wrt)
+        if not jax.tree.leaves(params):
+            raise ValueError(
+                f"wrt={wrt} selects no Variable of this {type(model).__name__}, so there is nothing to train."
+            )
+        sparse = updater.wrap_optax(tx)
+
+        def init(variables: nnx.State) -> PyTree:
+            return _in_variables(variables, sparse.init(nnx.as_pure(variables)))
+
+        super().__init__(model, sparse._replace(init=init), wrt=wrt, **options)
+        self.tx = sparse
+        nnx.update(model, updater.pre_forward_update(nnx.as_pure(params), nnx.as_pure(self.opt_state)))
+
+
+class ModelAndOptimizer(Optimizer[M], nnx.ModelAndOptimizer[M]):
+    """The same with the model in it, so that `update` takes gradients alone.
+
+    Example:
+        >>> import functools
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import core, vision
+        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> both = vision.ModelAndOptimizer(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), optax.sgd(0.1), updater)
+        >>> _ = both.update(nnx.grad(lambda model: model(jnp.ones((1, 8))).sum())(both.model))
+        >>> int(jnp.count_nonzero(both.model.kernel[...]))
+        8
+    """
+
+
+def _in_variables(variables: nnx.State, opt_state: PyTree) -> PyTree:
+    """An optimizer state whose arrays are Variables like those of the parameters, where they have their shapes.
+
+    A Variable says how it is sharded, which fits a moment but neither a packed mask nor a target sparsity.
+    """
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    is_tree = lambda node: isinstance(node, nnx.State)  # noqa: E731
+
+    def dressed(variable: nnx.Variable, node: Any) -> Any:
+        return variable.replace(node) if getattr(node, "shape", None) == variable.shape else node
+
+    def tree_dressed(node: Any) -> Any:
+        return jax.tree.map(dressed, variables, node, is_leaf=is_variable) if is_tree(node) else node
+
+    return jax.tree.map(tree_dressed, opt_state, is_leaf=is_tree)

@@ -1,0 +1,186 @@
+"""Scenic: its own trainers, steps and checkpoints, with a sparse train state.
+
+Scenic's step applies the updates of `train_state.tx` after averaging gradients over replicas, and its evaluation reads
+`train_state.params`. So a train state that starts on the masks stays on them, on all replicas alike, and no step has to
+be copied or wrapped. Nothing here imports Scenic.
+"""
+
+import difflib
+import functools
+import inspect
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sparse_plugins.core.algorithms.pruning import NoPruning
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.config import create_updater_from_config
+from sparse_plugins.core.distributions import kernels_only
+from sparse_plugins.core.summary import describe_plan
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.vision.checks import check_updater
+
+__all__ = ["create_updater", "sparsify_train_state", "sparsify_trainer"]
+
+_KEY = "sparsity_config"
+_FIELDS = ("tx", "params", "opt_state", "global_step", "replace")
+
+
+def create_updater(config: Any) -> BaseUpdater:
+    """The updater that `config.sparsity_config` describes.
+
+    Its keys are those of `core.SparsityConfig`, among them all of JaxPruner's. Without a `filter_fn`, kernels are
+    pruned, by name: positional embeddings and class tokens have two axes and more, too.
+
+    Args:
+        config: ConfigDict of a Scenic experiment.
+
+    Returns:
+        The updater; `core.NoPruning()` if there is no `sparsity_config` or it is None.
+
+    Raises:
+        ValueError: For a misspelt key, here or there, an unknown algorithm or a value that is not allowed.
+
+    Example:
+        >>> settings = {"algorithm": "magnitude", "sparsity": 0.8, "update_start_step": 10, "update_end_step": 10}
+        >>> create_updater({"batch_size": 8, "sparsity_config": settings}).scheduler.target_step
+        10
+    """
+    if _KEY not in config:
+        if "algorithm" in config:
+            raise ValueError(f"this is the {_KEY} itself; give the experiment's config, of which it is one key.")
+        if near := difflib.get_close_matches(_KEY, list(config), n=1, cutoff=0.8):
+            raise ValueError(f"config has the key {near[0]!r} and no {_KEY!r}; rename it.")
+    settings = config.get(_KEY)
+    if settings is None:
+        return NoPruning()
+    given = settings.get("filter_fn") if hasattr(settings, "keys") else getattr(settings, "filter_fn", None)
+    return create_updater_from_config(settings, filter_fn=given or kernels_only)
+
+
+def sparsify_train_state(train_state: Any, updater: BaseUpdater) -> Any:
+    """A Scenic train state with masks, its parameters on them.
+
+    Call it on the new, unreplicated state, after pretrained weights were put in and before a checkpoint is restored
+    into it. Scenic's `train_step`, `eval_step`, `save_checkpoint` and `restore_checkpoint` then work as they are, and
+    the masks are part of the checkpoint.
+
+    Args:
+        train_state: `scenic.train_lib.train_utils.TrainState` at step 0, with the dense optimizer as `tx`.
+        updater: Which weights to keep, how many and when; see `create_updater`.
+
+    Returns:
+        The state with a sparse `tx`, its `opt_state` and parameters.
+
+    Raises:
+        TypeError: If `train_state` lacks what Scenic's has, its `tx` is no optax transformation or sparse already, or
+            `updater` is none.
+        ValueError: If it has taken steps, or the updater finds nothing to prune in it.
+
+    Example:
+        >>> import functools
+        >>> import flax.struct, jax.numpy as jnp, optax
+        >>> from sparse_plugins import core, vision
+        >>> @flax.struct.dataclass
+        ... class TrainState:
+        ...     params: dict
+        ...     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+        ...     opt_state: tuple = ()
+        ...     global_step: int = 0
+        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> state = TrainState(params={"kernel": jnp.ones((4, 4))}, tx=optax.sgd(0.1))
+        >>> float(vision.scenic.sparsify_train_state(state, updater).params["kernel"].sum())
+        4.0
+    """
+    check_updater(updater)
+    if missing := [name for name in _FIELDS if not hasattr(train_state, name)]:
+        raise TypeError(
+            f"a {type(train_state).__name__} has no {', '.join(missing)}; give a "
+            "scenic.train_lib.train_utils.TrainState, or a dataclass with its fields."
+        )
+    if train_state.global_step != 0:
+        raise ValueError(
+            f"the train state has taken {train_state.global_step} steps; make the new one sparse, with global_step=0, "
+            "and restore the checkpoint into that."
+        )
+    tx = updater.wrap_optax(train_state.tx)
+
+    @jax.jit  # one program for all layers
+    def start(params: PyTree) -> tuple[PyTree, PyTree]:
+        opt_state = tx.init(params)
+        return updater.pre_forward_update(params, opt_state), opt_state
+
+    params, opt_state = start(train_state.params)
+    return train_state.replace(tx=tx, params=params, opt_state=opt_state)
+
+
+def sparsify_trainer(train: Callable) -> Callable:
+    """A trainer of Scenic, sparse as `config.sparsity_config` says.
+
+    It is Scenic's own function, in whose view `train_utils.TrainState(...)` gives a sparse state; no module is changed.
+    The plan is logged before the first step.
+
+    Args:
+        train: `train` of `scenic.train_lib.classification_trainer` or of another trainer that builds its state by
+            `train_utils.TrainState(...)`.
+
+    Returns:
+        A function with the arguments and results of `train`.
+
+    Raises:
+        TypeError: If `train` knows no `train_utils.TrainState`.
+        ValueError: When called with `config.init_from`, which trainers read after the state is built.
+
+    Example:
+        >>> sparsify_trainer(print)
+        Traceback (most recent call last):
+        TypeError: print builds no train_utils.TrainState that could be made sparse; ...
+    """
+    scope = getattr(train, "__globals__", {})
+    train_utils: Any = scope.get("train_utils")
+    if not hasattr(train_utils, "TrainState"):
+        raise TypeError(
+            f"{getattr(train, '__name__', train)} builds no train_utils.TrainState that could be made sparse; give a "
+            "train function of Scenic, or call sparsify_train_state(state, updater) where the state is built."
+        )
+
+    @functools.wraps(train)
+    def sparse_train(*args: Any, **kwargs: Any) -> Any:
+        config = inspect.signature(train).bind(*args, **kwargs).arguments["config"]
+        updater = create_updater(config)
+        if config.get("init_from") and updater.prunes:
+            raise ValueError(
+                "config.init_from loads weights after the train state is built, so the masks would be those of other "
+                "weights. Build the state, load the weights, then sparsify_train_state(state, updater)."
+            )
+
+        def sparse_state(*values: Any, **fields: Any) -> Any:
+            state = sparsify_train_state(train_utils.TrainState(*values, **fields), updater)
+            logging.getLogger(__name__).info(describe_plan(updater, state.params))
+            return state
+
+        own = types.FunctionType(
+            train.__code__,
+            {**scope, "train_utils": _View(train_utils, TrainState=sparse_state)},
+            train.__name__,
+            train.__defaults__,
+            train.__closure__,
+        )
+        own.__kwdefaults__ = train.__kwdefaults__
+        return own(*args, **kwargs)
+
+    return sparse_train
+
+
+class _View:
+    """A module with some names replaced, for one reader."""
+
+    def __init__(self, module: Any, **replaced: Any) -> None:
+        self._module = module
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

@@ -1,0 +1,199 @@
+"""A Flax NNX script that changes its optimizer."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from sparse_plugins import core, vision
+from tests.vision.networks import (
+    IMAGES,
+    NnxConvNet,
+    assert_on_masks,
+    dense_optimizer,
+    half,
+    make_updater,
+    squares,
+)
+
+
+@functools.cache
+def build(algorithm: str) -> tuple[NnxConvNet, vision.Optimizer]:
+    """Under jit, as large models are built."""
+
+    @nnx.jit
+    def make() -> tuple[NnxConvNet, vision.Optimizer]:
+        model = NnxConvNet(nnx.Rngs(0))
+        return model, vision.Optimizer(model, dense_optimizer(), make_updater(algorithm), wrt=nnx.Param)
+
+    return make()
+
+
+@nnx.jit
+def step(pair: tuple[NnxConvNet, nnx.Optimizer]) -> None:
+    model, optimizer = pair
+    optimizer.update(model, nnx.grad(lambda model: squares(model(IMAGES)))(model))
+
+
+@functools.cache
+def run(algorithm: str) -> list[Any]:
+    """Model and optimizer before each step and after the last; between two steps they are split and merged."""
+    pair, seen = nnx.clone(build(algorithm)), []
+    for number in range(6):
+        seen.append(nnx.clone(pair))
+        if number == 3:
+            pair = nnx.merge(*nnx.split(pair))
+        step(pair)
+    return [*seen, pair]
+
+
+def arrays(node: Any, kind: Any = ...) -> Any:
+    return nnx.as_pure(nnx.state(node, kind))
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    plain = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf  # noqa: E731
+    for own, its in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(plain(own), plain(its))
+
+
+@pytest.mark.parametrize("algorithm", ["rigl", "magnitude_ste"])
+def test_the_model_is_on_its_masks_from_step_0_on(algorithm: str) -> None:
+    updater = make_updater(algorithm)
+    for number, (model, optimizer) in enumerate(run(algorithm)):
+        params, opt_state = arrays(model, nnx.Param), nnx.as_pure(optimizer.opt_state)
+        assert int(optimizer.step[...]) == int(opt_state.count) == number
+        assert_on_masks(params, opt_state, algorithm, number)
+        assert_equal(params, updater.pre_forward_update(params, opt_state))
+    dense = jax.tree.leaves(opt_state.dense_params)
+    assert [bool((weights != 0).all()) for weights in dense] == [True] * 2 * (algorithm == "magnitude_ste")
+
+
+def test_statistics_and_random_states_are_those_of_a_dense_model() -> None:
+    (start, _), (model, _) = run("rigl")[:2]
+    dense, rest = nnx.clone(start), nnx.Not(nnx.Param)
+    assert_equal(arrays(start, rest), arrays(NnxConvNet(nnx.Rngs(0)), rest))
+    dense(IMAGES)
+    for own, its in zip(*(jax.tree.leaves(arrays(node, nnx.BatchStat)) for node in (model, dense)), strict=True):
+        np.testing.assert_allclose(own, its, rtol=1e-5, atol=1e-6)
+    assert_equal(arrays(model, nnx.RngState), arrays(dense, nnx.RngState))
+
+
+def test_a_run_goes_on_from_a_pure_dict_bit_for_bit() -> None:
+    pair = nnx.clone(build("rigl"))
+    state = nnx.state(pair)
+    nnx.replace_by_pure_dict(state, nnx.to_pure_dict(nnx.state(run("rigl")[3])))
+    nnx.update(pair, state)
+    step(pair)
+    assert_equal(arrays(pair), arrays(run("rigl")[4]))
+
+
+class Linear(nnx.Module):
+    """One layer, by which whatever costs no compilation is tested."""
+
+    def __init__(self, **options: Any) -> None:
+        self.layer = nnx.Linear(16, 8, rngs=nnx.Rngs(0), **options)
+
+
+def weights(model: Linear, wrt: Any = nnx.Param) -> Any:
+    """They serve as their own gradients, those of half their squares."""
+    return nnx.state(model, wrt)
+
+
+def test_model_and_optimizer_is_that_of_flax_and_takes_gradients_alone() -> None:
+    @nnx.jit
+    def trained() -> tuple[jax.Array, vision.ModelAndOptimizer]:
+        pair = vision.ModelAndOptimizer(Linear(), optax.sgd(0.1), half())
+        before = pair.model.layer.kernel[...]
+        pair.update(weights(pair.model))
+        return before, pair
+
+    before, pair = trained()
+    assert isinstance(pair, nnx.ModelAndOptimizer)
+    assert np.count_nonzero(before) == 64
+    np.testing.assert_allclose(pair.model.layer.kernel[...], 0.9 * np.asarray(before), rtol=1e-6)
+
+
+def test_low_rank_adapters_become_sparse_alone() -> None:
+    @nnx.jit
+    def trained() -> nnx.LoRA:
+        ones = nnx.initializers.ones
+        model = nnx.LoRA(16, 4, 8, base_module=Linear().layer, b_initializer=ones, rngs=nnx.Rngs(1))
+        vision.Optimizer(model, optax.sgd(0.1), half(), wrt=nnx.LoRAParam).update(model, weights(model, nnx.LoRAParam))
+        return model
+
+    model = trained()
+    assert [np.count_nonzero(leaf) for leaf in jax.tree.leaves(arrays(model, nnx.LoRAParam))] == [32, 16]
+    assert np.count_nonzero(model.base_module.kernel[...]) == 128
+
+
+def test_rules_and_filters_see_the_paths_of_the_modules_when_built_and_in_every_step() -> None:
+    seen, model = set(), Linear()
+    updater = half(rules=[("layer/bias", None)], filter_fn=lambda path, param: not seen.add(path))
+    optimizer = vision.Optimizer(model, optax.sgd(0.1), updater)
+    assert seen == {("layer", "kernel")}
+    optimizer.update(model, weights(model))
+    assert seen == {("layer", "kernel")}
+
+
+def test_extra_arguments_reach_the_optimizer() -> None:
+    model = Linear()
+    optimizer = vision.Optimizer(model, optax.contrib.reduce_on_plateau(), half())
+    optimizer.update(model, weights(model), value=7.0)
+    assert float(optimizer.opt_state.inner_state.best_value[...]) == 7.0
+
+
+def test_moments_are_sharded_like_parameters_and_masks_of_other_shapes_are_not() -> None:
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @nnx.jit
+    def trained() -> tuple[Linear, vision.Optimizer]:
+        model = Linear(kernel_init=nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model")))
+        optimizer = vision.Optimizer(model, optax.sgd(0.1, momentum=0.9), half())
+        optimizer.update(model, weights(model))
+        return model, optimizer
+
+    with jax.set_mesh(mesh):
+        model, optimizer = trained()
+    state, specs = optimizer.opt_state, nnx.get_partition_spec(nnx.state(optimizer))["opt_state"]
+    assert specs["inner_state"][0]["trace"]["layer"]["kernel"].get_value() == PartitionSpec(None, "model")
+    assert specs["target_sparsities"]["layer"]["kernel"].get_value() == PartitionSpec()
+    assert state.masks["layer"]["kernel"].get_value().shape == (2, 8)
+    assert int(jnp.count_nonzero(model.layer.kernel[...])) == 64
+
+
+SPARSE = functools.partial(core.uniform, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("tx", "updater", "wrt", "error", "message"),
+    [
+        (half(), optax.sgd(0.1), nnx.Param, TypeError, "updater is a GradientTransformationExtraArgs"),
+        (optax.sgd(0.1), core.RigL, nnx.Param, TypeError, "updater is the class RigL"),
+        (half().wrap_optax(optax.sgd(0.1)), half(), nnx.Param, TypeError, "sparse already"),
+        (optax.sgd(0.1), core.FisherPruning(sparsity_distribution_fn=SPARSE), nnx.Param, ValueError, "optax.adam"),
+        (optax.sgd(0.1), half(), nnx.LoRAParam, ValueError, "selects no Variable of this Linear"),
+        (optax.sgd(0.1), half(filter_fn=lambda path, param: False), nnx.Param, ValueError, "would prune nothing"),
+    ],
+)
+def test_updaters_and_optimizers_that_do_not_fit_are_refused_and_leave_the_model_alone(
+    tx: Any, updater: Any, wrt: Any, error: type[Exception], message: str
+) -> None:
+    model = Linear()
+    with pytest.raises(error, match=message):
+        vision.Optimizer(model, tx, updater, wrt=wrt)
+    assert bool((model.layer.kernel[...] != 0).all())
+
+
+def test_another_model_is_refused() -> None:
+    optimizer = vision.Optimizer(Linear(), optax.sgd(0.1), half())
+    other = Linear(use_bias=False)
+    with pytest.raises(ValueError, match="different tree structures"):
+        optimizer.update(other, nnx.state(other, nnx.Param))
