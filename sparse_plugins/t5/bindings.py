@@ -1,15 +1,16 @@
-"""Names for gin files, those of JaxPruner among them; registered as `sparse_plugins.t5.<name>`."""
+"""JaxPruner's names, for gin files.
+
+Nothing is registered here: files for T5X register what they import. Dopamine's files don't, and go by the last name
+alone, which `sparse_plugins.rl` has, too.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-import gin
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.config import create_updater_from_config as create_from_core
-from sparse_plugins.t5.checkpoints import from_dense
-from sparse_plugins.t5.metrics import SparsityMetrics
 from sparse_plugins.t5.optimizer import SparseOptimizer
 
 __all__ = ["SparseOptaxWrapper", "chain", "create_updater_from_config"]
@@ -61,8 +62,3 @@ def SparseOptaxWrapper(  # noqa: N802 - JaxPruner's name, for gin files written 
         TypeError: updater is None; ...
     """
     return SparseOptimizer(optax_optimizer, sparsity_updater)
-
-
-# Registered and not replaced: what Python calls stays what it is.
-for _thing in (SparseOptaxWrapper, SparseOptimizer, SparsityMetrics, chain, create_updater_from_config, from_dense):
-    gin.register(_thing, module="sparse_plugins.t5")

@@ -38,7 +38,7 @@ def test_no_update_lands_on_zero(own: str, grad: str, values: list[float], expon
         far = jnp.abs(plain.astype(jnp.float32)) > 1e-6
         np.testing.assert_array_equal(landed[far], plain[far])
         size = lambda values: np.abs(np.asarray(values, np.float32))  # noqa: E731
-        assert (size(landed) <= size(plain) + 0.01 * size(params) + 1e-7).all()
+        assert (size(landed) <= size(plain) + 0.012 * size(params) + 1e-7).all()  # 1.5 epsilons of bfloat16
 
 
 def test_nothing_is_stored_and_a_grown_weight_of_zero_is_in_use() -> None:

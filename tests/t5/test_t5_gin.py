@@ -119,11 +119,9 @@ def test_rules_and_filters_can_be_bound():
     assert len(updater.sparsity_distribution_fn.keywords["rules"]) == 2
 
 
-def test_names_work_without_dynamic_registration():
-    gin.parse_config("create_updater_from_config.pruner_type = 'set'\ncreate_updater_from_config.sparsity = 0.5")
-    configured = gin.get_configurable("sparse_plugins.t5.create_updater_from_config")
-    assert type(configured()) is core.SET
-    assert type(t5.create_updater_from_config(sparsity=0.5)) is core.MagnitudePruning  # Python's own calls stay pure
+def test_nothing_is_registered_that_dopamines_files_call_by_its_last_name():
+    with pytest.raises(ValueError, match="Could not find"):
+        gin.get_configurable("sparse_plugins.t5.create_updater_from_config")
 
 
 @pytest.mark.parametrize(
