@@ -28,12 +28,22 @@ def _is_of_dopamine(item: pytest.Item) -> bool:
     return item.nodeid.startswith(_DOPAMINE) and not any(f"test_{name}" in item.nodeid for name in _PURE)
 
 
+# Their fixtures take long, and two processes would both make them.
+_TOGETHER = (
+    "tests/test_sharding.py",
+    "tests/integration/test_keras.py",
+    *(f"tests/experiments/test_{name}.py" for name in ("atari", "minatar", "t5", "vision")),
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of Dopamine together."""
+    """Keeps the tests of Dopamine in one process, and those of a file with long fixtures."""
     for item in items:
         if _is_of_dopamine(item):
             item.add_marker(pytest.mark.xdist_group("dopamine"))
+        elif item.nodeid.startswith(_TOGETHER):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: not _is_of_dopamine(item))
 
 
