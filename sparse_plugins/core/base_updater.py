@@ -32,7 +32,7 @@ from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 from sparse_plugins.core.turns import in_turns
 from sparse_plugins.core.zero_masks import masks_of_step
 
-__all__ = ["BaseUpdater"]
+__all__ = ["BaseUpdater", "check_updater"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -373,3 +373,13 @@ class BaseUpdater:
 
     def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
         return state._replace(masks=pack_masks(params, masks) if self.use_packed_masks else masks)
+
+
+def check_updater(updater: Any) -> None:
+    """Raises TypeError if `updater` is none; for front ends, which take one beside an optimizer."""
+    if not isinstance(updater, BaseUpdater):
+        given = f"the class {updater.__name__}" if isinstance(updater, type) else f"a {type(updater).__name__}"
+        raise TypeError(
+            f"updater is {given}; give an updater such as core.RigL(...) or core.create_updater_from_config(...), next "
+            "to the dense optimizer and not in its place."
+        )

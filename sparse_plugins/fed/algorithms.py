@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
+from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.masks import map_pruned, unpack
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.aggregation import Aggregation, Sums, reprune
@@ -31,7 +32,7 @@ from sparse_plugins.fed.growth import (
     strongest_pruned,
 )
 from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
-from sparse_plugins.fed.optimizers import check_updater, optax_transformation
+from sparse_plugins.fed.optimizers import optax_transformation
 from sparse_plugins.fed.training import GradFn, masked_training, mean_gradient
 
 Client = tuple[Any, Any, jax.Array]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
+from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.fed.broadcast import broadcast_masks, mark_in_use
 from sparse_plugins.fed.growth import check_signal
 
@@ -144,12 +145,6 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
         return jax.tree.map(inside, state.masks, updates), ClientOptimizerState(state.masks, inner_state)
 
     return fedjax.optimizers.create_optimizer_from_optax(optax.GradientTransformationExtraArgs(init, update))
-
-
-def check_updater(updater: Any) -> None:
-    """Raises TypeError if `updater` is none."""
-    if not isinstance(updater, core.BaseUpdater):
-        raise TypeError(f"updater must be a core updater such as core.MagnitudePruning(...), got {_described(updater)}")
 
 
 def optax_transformation(optimizer: Any) -> optax.GradientTransformation:

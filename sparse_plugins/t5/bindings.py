@@ -59,6 +59,6 @@ def SparseOptaxWrapper(  # noqa: N802 - JaxPruner's name, for gin files written 
     Example:
         >>> SparseOptaxWrapper(None, sparsity_updater=None)
         Traceback (most recent call last):
-        TypeError: updater is None; ...
+        TypeError: updater is a NoneType; give an updater ...
     """
     return SparseOptimizer(optax_optimizer, sparsity_updater)

@@ -8,7 +8,7 @@ from flax.core import unfreeze
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.t5.axes import state_axes
 from sparse_plugins.t5.upstream import import_t5x
@@ -44,8 +44,7 @@ class SparseOptimizer:
     """
 
     def __init__(self, optimizer: Any, updater: BaseUpdater) -> None:
-        if not isinstance(updater, BaseUpdater):
-            raise TypeError(f"updater is {updater!r}; give one, such as create_updater_from_config('magnitude', ...).")
+        check_updater(updater)
         self.dense, self.updater = _definition(optimizer), updater
         if hasattr(self.dense, "set_param_axes"):  # T5X goes by whether it is there
             self.set_param_axes = self.dense.set_param_axes

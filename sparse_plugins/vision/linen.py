@@ -10,10 +10,9 @@ from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.state import map_sparse_states
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.vision.checks import check_updater
 
 __all__ = ["TrainState", "get_partition_spec"]
 

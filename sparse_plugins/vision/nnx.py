@@ -6,9 +6,8 @@ import jax
 import optax
 from flax import nnx
 
-from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.vision.checks import check_updater
 
 __all__ = ["ModelAndOptimizer", "Optimizer"]
 

@@ -16,12 +16,11 @@ from typing import Any
 import jax
 
 from sparse_plugins.core.algorithms.pruning import NoPruning
-from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.config import create_updater_from_config
 from sparse_plugins.core.distributions import kernels_only
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.vision.checks import check_updater
 
 __all__ = ["create_updater", "sparsify_train_state", "sparsify_trainer"]
 

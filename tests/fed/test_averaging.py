@@ -255,7 +255,7 @@ def test_bad_arguments_say_what_to_change(options, message):
         averaging(updater_of("magnitude"), **options)
     with pytest.raises(ValueError, match="cannot serve a PerModule"):
         averaging(core.PerModule([(".*", growing())]))
-    with pytest.raises(TypeError, match="updater must be a core updater"):
+    with pytest.raises(TypeError, match="updater is a"):
         averaging(optax.sgd(0.1))
     with pytest.raises(TypeError, match="optimizer must be an optax transformation"):
         averaging(updater_of("magnitude"), server=0.1)

@@ -103,9 +103,9 @@ FROZEN = fedjax.optimizers.ignore_grads_haiku(CLIENT, [("linear", "w")])
 @pytest.mark.parametrize(
     ("optimizer", "updater", "message"),
     [
-        (SGD, core.MagnitudePruning, "updater must be a core updater.* class MagnitudePruning itself"),
-        (SGD, "magnitude", "updater must be a core updater.*got a str"),
-        (MAGNITUDE, SGD, "updater must be a core updater.*got a GradientTransformation"),
+        (SGD, core.MagnitudePruning, "updater is the class MagnitudePruning; give an updater"),
+        (SGD, "magnitude", "updater is a str; give an updater"),
+        (MAGNITUDE, SGD, "updater is a GradientTransformation.*; give an updater"),
         (optax.sgd, MAGNITUDE, "optimizer must be an optax transformation.*function sgd itself"),
         (0.1, MAGNITUDE, "optimizer must be an optax transformation.*got a float"),
         (FROZEN, MAGNITUDE, "pass the optax transformation"),

@@ -145,7 +145,7 @@ def test_a_misspelt_binding_is_an_error(binding, message):
 def test_an_updater_without_optimizer_is_an_error():
     with pytest.raises(TypeError, match="optimizer is None; give an OptimizerDef"):
         build(SOMEONES, SPARSE, "t5.SparseOptimizer.optimizer = None")
-    with pytest.raises(TypeError, match="updater is None"):
+    with pytest.raises(TypeError, match="updater is a NoneType"):
         build(SOMEONES, SPARSE, "t5.SparseOptimizer.updater = None")
 
 

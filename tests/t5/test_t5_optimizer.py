@@ -200,7 +200,7 @@ def test_what_is_no_dense_optimizer_is_an_error(wrong, message):
 
 
 def test_an_optimizer_without_updater_is_an_error():
-    with pytest.raises(TypeError, match="updater is None; give one"):
+    with pytest.raises(TypeError, match="updater is a NoneType; give an updater"):
         t5.SparseOptimizer(optax.adam(0.1), None)
 
 
