@@ -1,7 +1,7 @@
 """From a task to the plan of a study, and the cells that domains share."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax
 from experiments.supervised.record import Measurement, Row
 from experiments.supervised.report import Labels
 from experiments.supervised.settings import DENSE, DENSE_CELL, Cell, Study, SupervisedSettings
-from experiments.supervised.study import Plan, Run
+from experiments.supervised.study import Domain, Plan, Run
 from experiments.supervised.train import Task, make_train
 from sparse_plugins import core
 
@@ -38,6 +38,28 @@ def storage_cells() -> list[Cell]:
     """Dense training and magnitude pruning with every way to store masks; all three train the same weights."""
     common = {"algorithm": "magnitude"}
     return [DENSE_CELL, *(Cell(name, {**common, "use_packed_masks": how}) for name, how in MASK_STORAGE.items())]
+
+
+def domain(
+    module: str,
+    description: str,
+    settings: type[SupervisedSettings],
+    studies: Mapping[str, Study],
+    task: Callable[[Any], Task],
+    labels: Labels,
+) -> Domain:
+    """The studies of one kind of model.
+
+    Args:
+        module: What is run: `python -m experiments.<module> <study>`.
+        description: What the studies are about.
+        settings: Dataclass of their settings.
+        studies: By name.
+        task: From settings to model and data.
+        labels: How the numbers are called.
+    """
+    build_one = lambda given, name: build(task(given), given, studies[name], labels)  # noqa: E731
+    return Domain(module, description, settings, studies, build_one)
 
 
 def build(task: Task, settings: SupervisedSettings, study: Study, labels: Labels) -> Plan:
