@@ -4,8 +4,6 @@ This file is also the program that runs where there are eight devices; its argum
 """
 
 import functools
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +18,9 @@ from flax import linen, nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparse_plugins import core
+from tests.eight_devices import run_on_eight_devices
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-ROOT = Path(__file__).parents[1]
 IMAGES = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
 TARGETS = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
 INIT = jax.nn.initializers.lecun_normal()
@@ -120,10 +118,7 @@ def on_eight_devices(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What eight devices left."""
-    made = tmp_path_factory.mktemp("eight_devices")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, __file__, str(made)], env={**os.environ, **flags}, timeout=500, check=True)
-    return made
+    return run_on_eight_devices(__file__, tmp_path_factory.mktemp("eight_devices"))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,9 +4,7 @@ What needs eight devices is done by this file as a program, in a process that ha
 """
 
 import functools
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparse_plugins import core
+from tests.eight_devices import collectives, run_on_eight_devices
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-ROOT = Path(__file__).parents[1]
 # Both axes, one axis, the other, a stack of layers; the first is large enough for the one-device form of counting.
 SPECS = {
     "a": ((512, 160), PartitionSpec("x", "y")),
@@ -112,8 +110,7 @@ def every_setting(folder: Path) -> None:
     for name in SETTINGS:
         compiled = quick_jit(functools.partial(run, name)).lower(*arguments).compile()
         keep(folder / f"{name}.npz", compiled(*arguments))
-        said = re.findall(r"= (.+?) (all-[\w-]+|reduce-scatter|collective-[\w-]+)\(", compiled.as_text())
-        (folder / f"{name}.txt").write_text("\n".join(sorted({f"{kind} {shape}" for shape, kind in said})))
+        (folder / f"{name}.txt").write_text(collectives(compiled.as_text()))
 
 
 def two_meshes(folder: Path) -> None:
@@ -152,10 +149,7 @@ def explicit_axes(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What eight devices left."""
-    made = tmp_path_factory.mktemp("eight_devices")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, __file__, str(made)], env={**os.environ, **flags}, timeout=500, check=True)
-    return made
+    return run_on_eight_devices(__file__, tmp_path_factory.mktemp("eight_devices"))
 
 
 @functools.cache

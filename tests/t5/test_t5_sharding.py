@@ -1,8 +1,6 @@
 """A T5X train state on eight devices: bits of one, nothing gathered but masks, a checkpoint for another mesh."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tests.eight_devices import collectives, run_on_eight_devices
 from tests.t5.t5x_stand_in import PjitPartitioner, install
 from tests.t5.tiny import CASES, RULES, create, quick_jit, run, train_state_shape, train_step
 
-ROOT = Path(__file__).parents[2]
 SHARDED = ("rigl, Adafactor", "magnitude_ste, momentum")
 TWO_DIMENSIONAL = {**RULES, "embed": "data"}
 
@@ -39,8 +37,7 @@ def on_eight_devices(folder: Path) -> None:
         own, other = place(optimizer_def, mesh_of(4, 2), RULES), place(optimizer_def, mesh_of(2, 4), TWO_DIMENSIONAL)
         state = quick_jit(create, static_argnums=0, out_shardings=own)(optimizer_def)
         step = quick_jit(train_step.__wrapped__, in_shardings=(own,), out_shardings=own).lower(state).compile()
-        said = re.findall(r"= (.+?) (all-[\w-]+|reduce-scatter|collective-[\w-]+)\(", step.as_text())
-        (folder / f"{case}.txt").write_text("\n".join(sorted({f"{kind} {shape}" for shape, kind in said})))
+        (folder / f"{case}.txt").write_text(collectives(step.as_text()))
         states = [state]
         for _ in range(4):
             states.append(jax.block_until_ready(step(states[-1])))
@@ -59,10 +56,7 @@ def on_eight_devices(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("eight")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, __file__, str(folder)], env={**os.environ, **flags}, timeout=500, check=True)
-    return folder
+    return run_on_eight_devices(__file__, tmp_path_factory.mktemp("eight_devices"))
 
 
 def assert_same(file: Path, case: str, states: list[Any]) -> None:
