@@ -52,8 +52,8 @@ class SparseLearner:
 
     Attributes:
         network: Whatever has `init(key, *inputs) -> params`, such as an `hk.Transformed`, or a pair (init, apply).
-        loss_fn: (params, target_params, key, batch) -> (loss float[], anything else to return).
-        act_fn: (params, key, observation, *arguments) -> action.
+        loss_fn: `(params, target_params, key, batch) -> (loss float[], anything else to return)`.
+        act_fn: `(params, key, observation, *arguments) -> action`.
         optimizer: Any optax transformation.
         updater: Keeps the masks; its schedule counts optimizer steps (`rl.Clock` converts others).
         target_policy: When the target network gets the masks.

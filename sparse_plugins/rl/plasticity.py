@@ -26,7 +26,7 @@ def unit_scores(activations: PyTree) -> PyTree:
             batch, quantiles, and for feature maps space.
 
     Returns:
-        Tree of float32[units]: mean |activation| of the unit / mean over the layer; 0 in a layer that is all 0.
+        Tree of float32[units]: mean absolute activation of the unit / mean over the layer; 0 in a layer that is all 0.
 
     Example:
         >>> unit_scores({"dense": jnp.array([[1.0, 0.0], [-5.0, 0.0]])})["dense"].tolist()
@@ -142,7 +142,7 @@ def policy_churn(q_before: jax.Array, q_after: jax.Array) -> jax.Array:
 
 
 def action_distance(before: jax.Array, after: jax.Array) -> jax.Array:
-    """Mean |difference| of the actions that a continuous policy chooses: its churn.
+    """Mean absolute difference of the actions that a continuous policy chooses: its churn.
 
     Args:
         before: Real array [..., action size]: actions in some states before an update.

@@ -1,7 +1,6 @@
 """Agents of toy size, driven by random transitions instead of an environment."""
 
 import functools
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from dopamine.jax import networks
 
 from sparse_plugins.core import masks
 from sparse_plugins.rl import dopamine
+from sparse_plugins.rl.dopamine import safe_pickle
 
 REPLAY = [
     "ReplayBuffer.max_capacity = 500",
@@ -109,7 +109,7 @@ def drive_in_parallel(agent: Any, steps: int, random: np.random.Generator, episo
 def reload(agent: Any, folder: Path, name: str, **options: Any) -> Any:
     """A new agent that goes on from the checkpoint of another, as a new process would."""
     folder.mkdir(exist_ok=True)
-    bundle = pickle.loads(pickle.dumps(agent.bundle_and_checkpoint(str(folder), 0)))
+    bundle = safe_pickle.loads(safe_pickle.dumps(agent.bundle_and_checkpoint(str(folder), 0)))
     other = build(name, **options)
     assert other.unbundle(str(folder), 0, bundle)
     return other

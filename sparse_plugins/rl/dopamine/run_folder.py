@@ -4,7 +4,6 @@ import difflib
 import fcntl
 import hashlib
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dopamine.discrete_domains import checkpointer
+
+from sparse_plugins.rl.dopamine import safe_pickle
 
 __all__ = [
     "CheckpointError",
@@ -103,7 +104,7 @@ class SealedCheckpointer(checkpointer.Checkpointer):
         return sorted(int(path.suffix[1:]) for path in self._folder.glob(f"{_SENTINEL}.*") if path.suffix[1:].isdigit())
 
     def _save_data_to_file(self, data: dict[str, Any], filename: str) -> None:
-        content = pickle.dumps(data)
+        content = safe_pickle.dumps(data)
         Path(filename).write_bytes(content + _SEAL + hashlib.sha256(content).digest())
 
     def _read(self, number: int) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class SealedCheckpointer(checkpointer.Checkpointer):
             raise _DamagedError(f"was cut off, or is not one of a SparseRunner ({file.name} has no digest)")
         if hashlib.sha256(content).digest() != digest:
             raise _DamagedError(f"has changed since it was written ({file.name} does not match its digest)")
-        data = pickle.loads(content)
+        data = safe_pickle.loads(content)
         for name, checksum in data[_REPLAY_SUMS].items():
             if not (replay / name).exists() or _checksum(replay / name) != checksum:
                 raise _DamagedError(f"has a missing or changed replay memory ({replay.name}/{name})")

@@ -4,13 +4,14 @@ Dopamine seeds no environment and leaves environments out of its checkpoints. An
 here, outermost first; what each remembers are its attributes, and of the Arcade Learning Environment a clone.
 """
 
-import pickle
 from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
 import jax
 import numpy as np
+
+from sparse_plugins.rl.dopamine import safe_pickle
 
 __all__ = ["restore_environment", "seed_environment", "take_snapshot"]
 
@@ -67,7 +68,7 @@ def take_snapshot(environment: Any, *, in_episode: bool) -> bytes:
     Raises:
         TypeError: If the state is out of reach: a simulator behind Python, in the middle of an episode.
     """
-    return pickle.dumps([(_name(layer), _state(layer, in_episode)) for layer in _layers(environment)])
+    return safe_pickle.dumps([(_name(layer), _state(layer, in_episode)) for layer in _layers(environment)])
 
 
 def restore_environment(environment: Any, snapshot: bytes) -> None:
@@ -80,7 +81,7 @@ def restore_environment(environment: Any, snapshot: bytes) -> None:
     Raises:
         ValueError: If the environment consists of other wrappers.
     """
-    layers, states = list(_layers(environment)), pickle.loads(snapshot)
+    layers, states = list(_layers(environment)), safe_pickle.loads(snapshot)
     taken_of = " around ".join(name for name, _ in states)
     if taken_of != _described(environment):
         raise ValueError(
@@ -119,7 +120,7 @@ def _state(layer: Any, in_episode: bool) -> dict[str, Any]:
         if name in _LINKS or name in _NO_STATE or callable(value):
             continue
         try:
-            pickle.dumps(value)
+            safe_pickle.dumps(value)
         except Exception as error:  # whatever the attribute's type raises
             raise TypeError(
                 f"{_name(layer)}.{name} is a {type(value).__name__}, which can't be saved in a checkpoint ({error})."
