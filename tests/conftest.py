@@ -1,5 +1,7 @@
 """The session is stricter than a user's, and the same every time."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -17,6 +19,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Tests of sharding make their devices in a process of their own; this one stays as users have it."""
     if (count := jax.local_device_count()) != 1:
         raise pytest.UsageError(f"the suite needs one JAX device in a process, found {count}: unset XLA_FLAGS")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles each program once in a session: most come again, in other closures and other tests.
+
+    Processes that tests start share a folder of their own: one that is killed may leave half a program there.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", f"{folder.name}/here")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder.name}/started"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 # First, because they stay in one process and so take longest: Dopamine is imported, and its steps compiled, once.
