@@ -22,14 +22,13 @@ early enough for the stretch under way and its checkpoint, and go on with the ne
 Memory: a frame is 7 kB, so a run with the full replay of 1M frames takes 7.1 GB on the device; four such runs together
 28 GB, and all seven cells with one seed 50 GB. `--memory-gb` bounds it, by default at four fifths of the device. A
 checkpoint holds the replay and is as large; two are kept on disk while a batch is trained, and none after it.
-`--capacity` makes all of this smaller. Figures are drawn where Matplotlib is: copy the folder there and run `--resume`
-on it.
+`--capacity` makes all of this smaller. Figures are drawn where Matplotlib is: copy the folder there and run
+`python -m experiments.tables FOLDER --write`.
 
 Source: Lee et al., JaxPruner: A Concise Library for Sparsity Research (2023); Obando-Ceron et al., In value-based deep
 reinforcement learning, a pruned network is a good network (2024).
 """
 
-import dataclasses
 import functools
 import shlex
 import sys
@@ -38,17 +37,15 @@ from pathlib import Path
 
 from experiments.atari.config import StudyConfig
 from experiments.atari.measure import measure, table
-from experiments.atari.plan import fitted, plan
-from experiments.atari.report import about, sections
+from experiments.atari.plan import about, fitted, plan
 from experiments.atari.train import train_batch
-from experiments.files import changed_packages, create_folder, locked, read_config
-from experiments.rl_study.flags import read_command_line
-from experiments.rl_study.study import run
-from experiments.surroundings import surroundings
+from experiments.record.files import read_config
+from experiments.record.flags import read_command_line
+from experiments.record.study import begin, explained, run
+from experiments.rl_study.study import study_of
 from sparse_plugins.rl.environments import EnvironmentFailure
 
 PACKAGES = ("ale-py", "dm-haiku", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")
-TITLE = "DQN on Atari: return and sparsity"
 DESCRIPTION = (
     "Trains DQN on Atari games, dense and sparse, several cells at once, and compares returns with published ones."
     " Makes a new folder with tables, plots and config.json. SIGTERM stops it after the current stretch of training,"
@@ -65,37 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     asked = read_command_line(StudyConfig, "atari", DESCRIPTION, arguments)
+    command = shlex.join(["python", "-m", "experiments.atari", *arguments])
+    return explained(functools.partial(_study, asked, command))
+
+
+def _study(asked: StudyConfig | Path, command: str) -> int:
+    folder = asked if isinstance(asked, Path) else None
+    config = read_config(asked, StudyConfig) if isinstance(asked, Path) else fitted(asked)
+    if config.measure:
+        print(plan(config), flush=True)
+        batches = list(config.batches())
+        print(f"\n{table(config, batches, measure(config, batches[0]))}")
+        return 0
+    train = functools.partial(train_batch, config)
+    record = {"about": about(config), "changes": config.mask_changes}
+    made = study_of("atari", config, folder, train, plan=plan(config), packages=PACKAGES, record=record)
+    folder = folder or begin(made, command)
     try:
-        if isinstance(asked, StudyConfig):
-            config = fitted(asked)
-            if config.measure:
-                print(plan(config), flush=True)
-                batches = list(config.batches())
-                print(f"\n{table(config, batches, measure(config, batches[0]))}")
-                return 0
-            command = shlex.join(["python", "-m", "experiments.atari", *arguments])
-            record = surroundings(command, dataclasses.asdict(config), PACKAGES)
-            folder = create_folder(Path(config.output) / config.name, record)
-        else:
-            folder, config = asked, read_config(asked, StudyConfig)
-            for change in changed_packages(folder, PACKAGES):
-                print(f"note: {change}; results may differ in their last bits from those of a study without a stop.")
-        with locked(folder):
-            print(plan(config), flush=True)
-            return run(
-                config,
-                folder,
-                TITLE,
-                about(config),
-                functools.partial(train_batch, config),
-                functools.partial(sections, config),
-            )
+        return run(made, folder, command)
     except EnvironmentFailure as error:
         print(f"error: {error} Go on with --resume {folder}", file=sys.stderr)
         return 1
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 if __name__ == "__main__":

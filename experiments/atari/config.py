@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.rl_study.cells import DENSE, Cell, grid
-from experiments.rl_study.flags import flag, flag_name
+from experiments.atari.layout import STEPS
+from experiments.record.cells import DENSE
+from experiments.record.flags import flag, flag_name
+from experiments.rl_study.cells import Cell, grid
 from experiments.rl_study.settings import StudySettings
 from sparse_plugins import core
 from sparse_plugins.rl.atari.roms import game_name
@@ -22,7 +24,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "pruned": {"algorithms": (DENSE, "magnitude"), "sparsities": (0.95,), "network": "impala", "width": (1, 3)},
 }
-STEPS = 10_000_000  # of the papers: 40 iterations of 1M frames
 PERIOD = 4  # environment steps per optimizer step
 TARGET_STEPS = 8_000  # environment steps between two copies to the target network
 HALVES = 2

@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.atari.config import StudyConfig
 from experiments.atari.train import agent
-from experiments.rl_study.cells import DENSE, Cell
+from experiments.record.cells import DENSE
+from experiments.rl_study.cells import Cell
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.atari.protocols import machado
@@ -73,3 +74,16 @@ def plan(config: StudyConfig) -> str:
 def _parameters(config: StudyConfig, cell: Cell) -> PyTree:
     observation = jax.ShapeDtypeStruct((1, *replay(config).observation_shape), np.uint8)
     return jax.eval_shape(agent(config, cell).init, jax.random.key(0), observation).params
+
+
+def about(config: StudyConfig) -> str:
+    """What is trained, for the report."""
+    start, end = config.mask_changes
+    network = "Nature's network" if config.network == "nature" else "Impala's network"
+    return (
+        f"{config.steps:,} environment steps of 4 frames, {network}, an optimizer step of batch"
+        f" {config.batch} for every {config.loop.clock.period} of them after {config.warm_up:,},"
+        f" {'ERK' if config.distribution == 'erk' else 'uniform'} sparsity. Pruners change masks from step {start:,} to"
+        f" {end:,}, set and rigl from the first optimizer step to the same end. {config.evaluation_episodes} evaluation"
+        " games per seed, 0.1 % of their actions random. Sticky actions, rewards clipped to [-1, 1] for learning alone."
+    )

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +10,10 @@ import numpy as np
 import optax
 
 from experiments.atari.config import PERIOD, TARGET_STEPS, StudyConfig
+from experiments.record.runs import Recorder
 from experiments.rl_study.cells import Cell
-from experiments.rl_study.record import Row
-from experiments.rl_study.zeros import zeros
+from experiments.rl_study.layout import Row
+from experiments.rl_study.watched import WatchedVector, layers_to, zeros
 from sparse_plugins.rl.atari import AtariVector
 from sparse_plugins.rl.haiku import SparseDQN, impala_torso, nature_torso
 from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer
@@ -61,13 +61,13 @@ def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
 
 def groups(config: StudyConfig, batch: Sequence[Cell]) -> list[Group]:
     """A group of runs for every cell."""
-    return [Group(cell.folder, agent(config, cell), config.seeds) for cell in batch]
+    return [Group(cell.name, agent(config, cell), config.seeds) for cell in batch]
 
 
 def train_batch(
-    config: StudyConfig, batch: Sequence[Cell], folder: Path, reach: Callable[[int], None]
+    config: StudyConfig, batch: Sequence[Cell], recorders: Sequence[Recorder], reach: Callable[[int], None]
 ) -> list[Row] | None:
-    """Trains all seeds of some cells of a game, from the newest checkpoint in the folder on, and evaluates them.
+    """Trains all seeds of some cells of a game, from their newest checkpoint on, and evaluates them.
 
     Returns:
         The rows of all seeds; None if SIGTERM came first.
@@ -76,10 +76,11 @@ def train_batch(
     trainer = VectorTrainer(environments(config, game), groups(config, batch), config.loop)
     try:
         per_stretch = stretch(config)
+        watched: Any = WatchedVector(trainer, layers_to(recorders))
         run = train(
-            trainer,
+            watched,
             config.steps,
-            folder,
+            recorders[0].scratch,
             chunk_iterations=per_stretch // _steps_per_iteration(config),
             checkpoint_chunks=config.checkpoint_every,
             settings={"network": config.network, "reseed_after": config.reseed_after},
@@ -92,8 +93,8 @@ def train_batch(
         )
         rows: list[Row] = []
         for cell, state in zip(batch, trainer.states, strict=True):
-            for seed, end in zip(config.seeds, _ends(state, scores[cell.folder]), strict=True):
-                own = [one for one in run.episodes if (one.group, one.seed) == (cell.folder, seed)]
+            for seed, end in zip(config.seeds, _ends(state, scores[cell.name]), strict=True):
+                own = [one for one in run.episodes if (one.group, one.seed) == (cell.name, seed)]
                 rows += _rows(cell, seed, own, per_stretch, trainer.environment_steps, end)
         return rows
     finally:

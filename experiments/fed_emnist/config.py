@@ -4,15 +4,15 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from experiments.record.cells import DENSE, grid
+from experiments.record.flags import flag, flag_name
 from sparse_plugins import core
 from sparse_plugins.fed import datasets, growth
 from sparse_plugins.fed.codec.value_codes import DTYPES
-
-DENSE = "no_prune"
 
 
 class Run(NamedTuple):
@@ -43,26 +43,10 @@ class Run(NamedTuple):
         """Protocol of `fed.growth`; None if it is the updater's own."""
         return self.algorithm.partition(":")[2] or None
 
-    @property
-    def folder(self) -> str:
-        """Name of the folder of its files."""
-        return f"{self.algorithm.replace(':', '-')}-{self.sparsity}-seed{self.seed}"
-
     def seed_for(self, use: str) -> int:
         """A seed for one use, such as `model`: other uses and other runs' seeds get unrelated numbers."""
         words = np.random.SeedSequence([self.seed, zlib.crc32(use.encode())]).generate_state(1)
         return int(words[0]) >> 1
-
-
-def flag_name(field: str) -> str:
-    """The command line's name of a field."""
-    return "--" + field.replace("_", "-")
-
-
-def _flag(text: str, kind: type = str, **options: Any) -> Any:
-    """A field that is also a flag; without a `default`, `cli.resolve` decides."""
-    default = options.pop("default", dataclasses.MISSING)
-    return dataclasses.field(default=default, metadata={"help": text, "type": kind, **options})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,12 +57,12 @@ class StudyConfig:
         ValueError: a setting is out of its range, or an updater refuses it; the message says what is allowed.
     """
 
-    dataset: str = _flag("handwriting to train on", choices=datasets.NAMES, default="digits")
-    cache_dir: str | None = _flag("folder of EMNIST's two sqlite files", default=None)
-    only_digits: bool = _flag("of EMNIST and strokes, only the 10 digit classes", bool, default=False)
-    num_writers: int | None = _flag("of strokes, 1 to 10000; the other data sets have their own", int)
-    model: str = _flag("dense: 784-200-200, conv: FedJAX's EMNIST network", choices=("dense", "conv"))
-    algorithms: tuple[str, ...] = _flag(
+    dataset: str = flag("handwriting to train on", choices=datasets.NAMES, default="digits")
+    cache_dir: str | None = flag("folder of EMNIST's two sqlite files", default=None)
+    only_digits: bool = flag("of EMNIST and strokes, only the 10 digit classes", bool, default=False)
+    num_writers: int | None = flag("of strokes, 1 to 10000; the other data sets have their own", int)
+    model: str = flag("dense: 784-200-200, conv: FedJAX's EMNIST network", choices=("dense", "conv"))
+    algorithms: tuple[str, ...] = flag(
         f"of: {', '.join(core.all_algorithm_names())}; those that grow weights by gradients may be told how clients"
         f" say them, as in rigl:dense, of: {', '.join(growth.PROTOCOLS)}",
         nargs="+",
@@ -94,43 +78,43 @@ class StudyConfig:
             "rigl",
         ),
     )
-    sparsities: tuple[float, ...] = _flag(
+    sparsities: tuple[float, ...] = flag(
         "target fraction of zeros in the weight matrices, 0 to 1; several train each algorithm at each",
         float,
         nargs="+",
         default=(0.8,),
     )
-    seeds: tuple[int, ...] = _flag("0 or more; several train everything once with each", int, nargs="+")
-    distribution: str = _flag("of the sparsity over the layers", choices=("erk", "uniform"))
-    structure: str = _flag("unstructured, n:m such as 2:4, or a block such as 4x4", default="unstructured")
-    rounds: int = _flag("federated rounds, 1 or more", int)
-    clients_per_round: int = _flag("writers drawn per round, 1 up to all there are", int)
-    batch_size: int = _flag("images per client step, 1 or more", int, default=32)
-    local_epochs: int = _flag("passes of a client over its images per round, 1 or more", int, default=1)
-    client_learning_rate: float = _flag("of the clients' SGD, above 0", float)
-    server_learning_rate: float = _flag("of the server's Adam in the first round, above 0", float)
-    server_schedule: str = _flag(
+    seeds: tuple[int, ...] = flag("0 or more; several train everything once with each", int, nargs="+")
+    distribution: str = flag("of the sparsity over the layers", choices=("erk", "uniform"))
+    structure: str = flag("unstructured, n:m such as 2:4, or a block such as 4x4", default="unstructured")
+    rounds: int = flag("federated rounds, 1 or more", int)
+    clients_per_round: int = flag("writers drawn per round, 1 up to all there are", int)
+    batch_size: int = flag("images per client step, 1 or more", int, default=32)
+    local_epochs: int = flag("passes of a client over its images per round, 1 or more", int, default=1)
+    client_learning_rate: float = flag("of the clients' SGD, above 0", float)
+    server_learning_rate: float = flag("of the server's Adam in the first round, above 0", float)
+    server_schedule: str = flag(
         "the server's learning rate stays constant, or falls to 0 in the last round as a cosine",
         choices=("constant", "cosine"),
     )
-    server_epsilon: float = _flag("of the server's Adam, above 0", float, default=1e-4)
-    update_start: int = _flag("round from which masks change, counted from 0", int)
-    update_end: int = _flag("round of the last mask change, counted from 0", int)
-    update_every: int = _flag("rounds from one mask change to the next, 1 or more", int)
-    drop_fraction: float = _flag(
+    server_epsilon: float = flag("of the server's Adam, above 0", float, default=1e-4)
+    update_start: int = flag("round from which masks change, counted from 0", int)
+    update_end: int = flag("round of the last mask change, counted from 0", int)
+    update_every: int = flag("rounds from one mask change to the next, 1 or more", int)
+    drop_fraction: float = flag(
         "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
         float,
         default=0.3,
     )
-    wire: str = _flag("widest number format of parameters and updates in messages", choices=DTYPES, default="float32")
-    backend: str = _flag(
+    wire: str = flag("widest number format of parameters and updates in messages", choices=DTYPES, default="float32")
+    backend: str = flag(
         "jit: FedJAX's own, a call per batch; scan: a call per client", choices=("jit", "scan"), default="scan"
     )
-    evaluate_every: int = _flag("rounds from one evaluation to the next, 1 or more", int)
-    checkpoint_every: int = _flag("rounds from one checkpoint of a run to the next; 0 writes none", int)
-    jobs: int = _flag("runs that are trained at once, each in a process of its own", int, default=1)
-    output: str = _flag("folder that holds the results of every study", default="runs")
-    name: str = _flag("folder of this study in it; must not exist yet")
+    evaluate_every: int = flag("rounds from one evaluation to the next, 1 or more", int)
+    checkpoint_every: int = flag("rounds from one checkpoint of a run to the next; 0 writes none", int)
+    jobs: int = flag("runs that are trained at once, each in a process of its own", int, default=1)
+    output: str = flag("folder that holds the results of every study", default="runs")
+    name: str = flag("folder of this study in it; must not exist yet")
 
     def __post_init__(self) -> None:
         for field in (
@@ -168,10 +152,9 @@ class StudyConfig:
 
     def runs(self) -> Iterator[Run]:
         """Every run of the study. Dense training has no sparsity, so it comes once per seed."""
-        for algorithm in self.algorithms:
-            for sparsity in (0.0,) if algorithm == DENSE else self.sparsities:
-                for seed in self.seeds:
-                    yield Run(algorithm, sparsity, seed)
+        for algorithm, sparsity in grid(self.algorithms, self.sparsities):
+            for seed in self.seeds:
+                yield Run(algorithm, sparsity, seed)
 
     def updater(self, run: Run) -> core.BaseUpdater:
         """The sparsity algorithm of one run, which counts in rounds."""

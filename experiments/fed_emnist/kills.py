@@ -18,7 +18,7 @@ STUDY = (
     *("--dataset=digits", "--algorithms", "no_prune", "rigl", "--seeds=0", "--clients-per-round=2", "--rounds=24"),
     *("--update-start=2", "--update-every=2", "--evaluate-every=3", "--checkpoint-every=2"),
 )
-NOT_COMPARED = {"config.json", "timing.csv"}  # They tell when and how long.
+NOT_COMPARED = {"config.json", "results.md", "timing.csv"}  # They tell when, of which commit and how long.
 
 
 def survive(output: Path, kills: int, seed: int, study: Sequence[str] = STUDY) -> Iterator[str]:
@@ -85,8 +85,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 def _standing(folder: Path) -> str:
     if not folder.exists():
         return "nothing there yet"
-    checkpoints = [int(path.name) for path in folder.glob("runs/*/checkpoints/*") if path.name.isdecimal()]
-    ended = len([*folder.glob("runs/*/params.npz")])
+    checkpoints = [int(path.name) for path in folder.glob("runs/*/*/training/*") if path.name.isdecimal()]
+    ended = len([*folder.glob("runs/*/*/params.npz")])
     return f"{ended} runs with parameters, newest checkpoint of round {max(checkpoints, default=0)}"
 
 

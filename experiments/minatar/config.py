@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 
-from experiments.rl_study.flags import flag
+from experiments.record.flags import flag
 from experiments.rl_study.settings import StudySettings
 from sparse_plugins.rl.loops.config import FusedConfig
 

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +10,11 @@ import numpy as np
 import optax
 
 from experiments.minatar.config import StudyConfig
-from experiments.rl_study.cells import DENSE, Cell
-from experiments.rl_study.record import Row
-from experiments.rl_study.zeros import zeros
+from experiments.record.cells import DENSE
+from experiments.record.runs import Recorder
+from experiments.rl_study.cells import Cell
+from experiments.rl_study.layout import Row
+from experiments.rl_study.watched import WatchedFused, layers_to, zeros
 from sparse_plugins import core
 from sparse_plugins.rl.environments import JaxEnvironment
 from sparse_plugins.rl.haiku import SparseDQN, minatar_torso
@@ -59,9 +60,9 @@ def plan(config: StudyConfig) -> str:
 
 
 def train_cell(
-    config: StudyConfig, batch: Sequence[Cell], folder: Path, reach: Callable[[int], None]
+    config: StudyConfig, batch: Sequence[Cell], recorders: Sequence[Recorder], reach: Callable[[int], None]
 ) -> list[Row] | None:
-    """Trains all seeds of a cell, alone in its batch, from the newest checkpoint in the folder on, and evaluates them.
+    """Trains all seeds of a cell, alone in its batch, from their newest checkpoint on, and evaluates them.
 
     Returns:
         The rows of all seeds; None if SIGTERM came first.
@@ -70,11 +71,12 @@ def train_cell(
     trainer = FusedTrainer(environment(cell.game), agent(config, cell), config.loop)
     keys = jax.vmap(jax.random.key)(np.asarray(config.seeds, np.uint32))
     iterations = config.loop.iterations(config.steps)
+    watched: Any = WatchedFused(trainer, layers_to(recorders))
     run = train(
-        trainer,
+        watched,
         keys,
         config.steps,
-        folder,
+        recorders[0].scratch,
         chunk_iterations=math.ceil(iterations / config.curve_points),
         checkpoint_chunks=config.checkpoint_every,
         settings=cell._asdict(),

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.record.surroundings import surroundings
 from experiments.rl_demo.jobs import execute
 from experiments.rl_demo.outcomes import DENSE, Frames, Outcome, Point
 from experiments.rl_demo.report import figure, pong_table, report, summary, table
-from experiments.surroundings import surroundings
 from sparse_plugins import core
 
 PACKAGES = ("ale-py", "dopamine-rl", "flax", "gymnasium", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")

@@ -4,14 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from experiments.tables import percent
-
-DENSE = "no_prune"
-
-
-def label(algorithm: str) -> str:
-    """An algorithm's name for readers."""
-    return "dense" if algorithm == DENSE else algorithm
+from experiments.record import cells
+from experiments.record.layout import Shown
 
 
 class Cell(NamedTuple):
@@ -30,25 +24,24 @@ class Cell(NamedTuple):
     width: int = 1
 
     def __str__(self) -> str:
-        at = "" if self.algorithm == DENSE else f" at {percent(self.sparsity)}"
-        return f"{self.name}{at} on {self.game}"
+        return str(self.shown)
+
+    @property
+    def shown(self) -> Shown:
+        """The cell for readers."""
+        width = f" (width {self.width})" if self.width > 1 else ""
+        return Shown(self.game, cells.label(self.algorithm) + width, self.sparsity)
 
     @property
     def name(self) -> str:
-        """Algorithm and width, for readers."""
-        return label(self.algorithm) + (f" (width {self.width})" if self.width > 1 else "")
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder of its files."""
-        width = f"-x{self.width}" if self.width > 1 else ""
-        return f"{self.game.replace('/', '-')}-{self.algorithm}{width}-{self.sparsity}"
+        """One word for it, of which the grid has no second one."""
+        return f"{self.game.replace('/', '-')}-{self.algorithm}-{self.sparsity}-{self.width}"
 
 
 def grid(
     games: Sequence[str], algorithms: Sequence[str], sparsities: Sequence[float], widths: Sequence[int] = (1,)
 ) -> Iterator[Cell]:
     """Every cell, game by game. Dense training has no sparsity, so it comes once per game and width."""
-    for game, width, algorithm in itertools.product(games, widths, algorithms):
-        for sparsity in (0.0,) if algorithm == DENSE else sparsities:
+    for game, width in itertools.product(games, widths):
+        for algorithm, sparsity in cells.grid(algorithms, sparsities):
             yield Cell(game, algorithm, sparsity, width)

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.rl_study.cells import DENSE, Cell, grid
-from experiments.rl_study.flags import flag, flag_name
+from experiments.record.cells import DENSE
+from experiments.record.flags import flag, flag_name
+from experiments.rl_study.cells import Cell, grid
 from sparse_plugins import core
 
 MASK_CHANGES = 150  # in a million steps of a DQN that learns every 4, one every 1,000 optimizer steps
@@ -96,4 +97,9 @@ class StudySettings:
     @property
     def mask_changes(self) -> tuple[int, int]:
         """Environment steps of the first and the last mask change."""
-        return self.steps // 5, 4 * self.steps // 5
+        return mask_changes(self.steps)
+
+
+def mask_changes(steps: int) -> tuple[int, int]:
+    """Steps of the first and the last mask change of a training of so many."""
+    return steps // 5, 4 * steps // 5

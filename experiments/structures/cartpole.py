@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.fused_cartpole.agent import CONFIG, DENSE, STEPS, pruned, trainer
+from experiments.record.layers import masks_of
+from experiments.record.runs import Recorder
 from experiments.structures.settings import StructureSettings
-from experiments.supervised.record import Measurement, Row
-from experiments.supervised.report import Labels
+from experiments.supervised.layout import Row
 from experiments.supervised.settings import Cell, Study
-from experiments.supervised.study import Plan, Run
+from experiments.supervised.study import Plan, TrainRun
 from experiments.supervised.train import measured_sparsity
 from sparse_plugins import core
 from sparse_plugins.core.config import parse_structure
@@ -49,20 +49,23 @@ def build(settings: StructureSettings, study: Study) -> Plan:
         f"DQN on CartPole, two layers of 64 units, {settings.steps:,} environment steps a seed (the learning rate"
         f" falls within {STEPS:,}), all seeds at once; {schedule}; returns of {settings.episodes} greedy episodes."
     )
-    return Plan(about, cells, "", functools.partial(_prepare, settings), Labels("return", 1.0, "environment step"))
+    return Plan(about, cells, "", functools.partial(_prepare, settings))
 
 
-def _prepare(settings: StructureSettings, cell: Cell) -> Run:
+def _prepare(settings: StructureSettings, cell: Cell) -> TrainRun:
     """Trains all seeds of a cell at once."""
     trained = trainer(updater(settings, cell))
     keys = jax.vmap(jax.random.key)(np.asarray(settings.seeds, np.uint32))
     state, _ = trained.run(trained.init(keys), CONFIG.iterations(settings.steps))
     returns = trained.evaluate(state, settings.episodes, jax.random.key(1)).mean(axis=1)
 
-    def run(seed: int) -> Iterator[Row | Measurement]:
+    def run(recorder: Recorder) -> None:
+        seed = recorder.run.seed
         place = settings.seeds.index(seed)
         own: Any = jax.tree.map(lambda leaf: leaf[place], state.learner)
         sparsity = measured_sparsity(own.params, own.optimizer_state)
-        yield Row(cell=cell.name, seed=seed, step=settings.steps, score=float(returns[place]), sparsity=sparsity)
+        score = float(returns[place])
+        row = Row(cell=cell.name, seed=seed, step=settings.steps, score=score, sparsity=sparsity, is_last=1)
+        recorder.add(row, masks_of(own.params, own.optimizer_state))
 
     return run

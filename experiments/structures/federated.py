@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 
 from experiments.fed_emnist import cli, train
 from experiments.fed_emnist.config import Run as FederatedRun
 from experiments.fed_emnist.config import StudyConfig
+from experiments.record.layers import masks_of
+from experiments.record.runs import Recorder
 from experiments.structures.settings import StructureSettings
-from experiments.supervised.record import Measurement, Row
-from experiments.supervised.report import Labels
+from experiments.supervised.layout import Row
 from experiments.supervised.settings import Cell, Study
-from experiments.supervised.study import Plan, Run
+from experiments.supervised.study import Plan, TrainRun
 from experiments.supervised.train import measured_sparsity
 from sparse_plugins import core, fed
 
@@ -72,20 +72,20 @@ def build(settings: StructureSettings, study: Study) -> Plan:
         f" {settings.rounds} rounds of {config.clients_per_round} clients; masks change from round"
         f" {config.update_start} to {config.update_end}."
     )
-    return Plan(about, cells, plan, functools.partial(_prepare, settings), Labels("test accuracy, %", 100.0, "round"))
+    return Plan(about, cells, plan, functools.partial(_prepare, settings))
 
 
-def _prepare(settings: StructureSettings, cell: Cell) -> Run:
+def _prepare(settings: StructureSettings, cell: Cell) -> TrainRun:
     config = config_of(settings, cell)
     runs = {run.seed: run for run in config.runs()}
     task = train.prepare(config)
 
-    def run(seed: int) -> Iterator[Row | Measurement]:
-        own = runs[seed]
-        algorithm = train.averaging(config, own, task, ledger := fed.Ledger())
-        for step in train.train(config, own, task, algorithm, train.first_state(own, task, algorithm)):
+    def run(recorder: Recorder) -> None:
+        seed = recorder.run.seed
+        algorithm = train.averaging(config, runs[seed], task, ledger := fed.Ledger())
+        for step in train.train(config, runs[seed], task, algorithm, train.first_state(runs[seed], task, algorithm)):
             if (found := step.evaluation) is not None:
-                yield Row(
+                row = Row(
                     cell=cell.name,
                     seed=seed,
                     step=found.round,
@@ -93,10 +93,11 @@ def _prepare(settings: StructureSettings, cell: Cell) -> Run:
                     loss=found.test_loss,
                     score=found.test_accuracy,
                     sparsity=measured_sparsity(step.state.params, step.state.opt_state),
+                    is_last=int(found.round == config.rounds),
                 )
+                recorder.add(row, masks_of(step.state.params, step.state.opt_state))
         total, messages = ledger.total(), config.rounds * config.clients_per_round
         for item, size in (("down", total.down), ("up", total.up + total.growth)):
-            quantity = "kB per client and round"
-            yield Measurement(cell=cell.name, seed=seed, item=item, quantity=quantity, value=size / messages / 1000)
+            recorder.measure(item, "kB per client and round", size / messages / 1000)
 
     return run

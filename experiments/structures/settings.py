@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.rl_study.flags import flag, flag_name
+from experiments.record.flags import flag, flag_name
 from experiments.supervised.settings import StudySettings
 from sparse_plugins.fed import datasets
 

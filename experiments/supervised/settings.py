@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
 
-from experiments.rl_study.flags import flag, flag_name
+from experiments.record.flags import flag, flag_name
 from sparse_plugins import core
 
 DENSE = "dense"
@@ -25,11 +24,6 @@ class Cell(NamedTuple):
 
     name: str
     keywords: Mapping[str, Any]
-
-    @property
-    def folder(self) -> str:
-        """Name of the folders of its files."""
-        return self.name.replace(":", "-").replace(" ", "-")
 
 
 DENSE_CELL = Cell(DENSE, {"algorithm": "no_prune"})
@@ -60,11 +54,6 @@ class StudySettings:
             raise ValueError(f"--seeds takes numbers of 0 or more, each once, got {list(self.seeds)}.")
         if not 0 <= self.sparsity <= 1:
             raise ValueError(f"--sparsity must be in [0, 1], got {self.sparsity}.")
-
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        return Path(self.output) / self.name.replace(" ", "-")
 
     def chosen(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells to train.

@@ -1,15 +1,17 @@
 """From a task to the plan of a study, and the cells that domains share."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from experiments.supervised.record import Measurement, Row
-from experiments.supervised.report import Labels
+from experiments.record.layers import masks_of
+from experiments.record.runs import Recorder
+from experiments.supervised.layout import Row, described
 from experiments.supervised.settings import DENSE, DENSE_CELL, Cell, Study, SupervisedSettings
-from experiments.supervised.study import Domain, Plan, Run
+from experiments.supervised.study import Domain, Plan, TrainRun
 from experiments.supervised.train import Task, make_train
 from sparse_plugins import core
 
@@ -46,7 +48,6 @@ def domain(
     settings: type[SupervisedSettings],
     studies: Mapping[str, Study],
     task: Callable[[Any], Task],
-    labels: Labels,
 ) -> Domain:
     """The studies of one kind of model.
 
@@ -56,20 +57,18 @@ def domain(
         settings: Dataclass of their settings.
         studies: By name.
         task: From settings to model and data.
-        labels: How the numbers are called.
     """
-    build_one = lambda given, name: build(task(given), given, studies[name], labels)  # noqa: E731
+    build_one = lambda given, name: build(task(given), given, studies[name])  # noqa: E731
     return Domain(module, description, settings, studies, build_one)
 
 
-def build(task: Task, settings: SupervisedSettings, study: Study, labels: Labels) -> Plan:
+def build(task: Task, settings: SupervisedSettings, study: Study) -> Plan:
     """The plan of a study.
 
     Args:
         task: Model and data.
         settings: Of the study.
         study: Which.
-        labels: How the numbers are called.
 
     Raises:
         ValueError: an updater does not fit the model.
@@ -83,33 +82,33 @@ def build(task: Task, settings: SupervisedSettings, study: Study, labels: Labels
     plan = f"Plan of {sparse[0].name}:\n{core.describe_plan(updaters[sparse[0].name], shapes)}" if sparse else ""
     train = make_train(task, settings)
 
-    def prepare(cell: Cell) -> Run:
+    def prepare(cell: Cell) -> TrainRun:
         updater = updaters[cell.name]
         return functools.partial(_run, task, settings, study, cell, updater, train(updater))
 
-    return Plan(f"{task.about} {_described(settings)}", cells, plan, prepare, labels)
-
-
-def _described(settings: SupervisedSettings) -> str:
-    start, end = (round(part * settings.steps) for part in (settings.change_from, settings.change_until))
-    return (
-        f"{settings.steps:,} steps of {settings.optimizer} with batches of {settings.batch_size}, learning rate"
-        f" {settings.learning_rate:g}; masks change from step {start:,} to {end:,}."
-    )
+    return Plan(f"{task.about} {described(dataclasses.asdict(settings))}", cells, plan, prepare)
 
 
 def _run(
-    task: Task, settings: SupervisedSettings, study: Study, cell: Cell, updater: core.BaseUpdater, train: Any, seed: int
-) -> Iterator[Row | Measurement]:
-    for point in train(seed):
-        yield Row(
+    task: Task,
+    settings: SupervisedSettings,
+    study: Study,
+    cell: Cell,
+    updater: core.BaseUpdater,
+    train: Any,
+    recorder: Recorder,
+) -> None:
+    for point in train(recorder.run.seed):
+        row = Row(
             cell=cell.name,
-            seed=seed,
+            seed=recorder.run.seed,
             step=point.step,
             training_loss=None if point.step == 0 else point.training_loss,
             loss=point.loss,
             score=point.score,
             sparsity=point.sparsity,
+            is_last=int(point.step == settings.steps),
         )
-    for item, quantity, value in study.probe(task, settings, updater, point.state) if study.probe else ():
-        yield Measurement(cell=cell.name, seed=seed, item=item, quantity=quantity, value=value)
+        recorder.add(row, masks_of(point.state.params, point.state.optimizer))
+    for measured in study.probe(task, settings, updater, point.state) if study.probe else ():
+        recorder.measure(*measured)

@@ -3,16 +3,14 @@
 import functools
 import sys
 
-from experiments.supervised.report import Labels
 from experiments.supervised.studies import domain
 from experiments.supervised.study import main
 from experiments.t5.studies import STUDIES
 from experiments.t5.task import T5Settings, task
 
 ABOUT = "Trains T5 1.1 by span corruption, dense and sparse, and compares losses and bytes."
-LABELS = Labels("token accuracy, %", 100.0, "step")
 
-run = functools.partial(main, domain("t5", ABOUT, T5Settings, STUDIES, task, LABELS))
+run = functools.partial(main, domain("t5", ABOUT, T5Settings, STUDIES, task))
 
 if __name__ == "__main__":
     sys.exit(run())

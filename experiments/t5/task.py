@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.rl_study.flags import flag
+from experiments.record.flags import flag
 from experiments.supervised.settings import SupervisedSettings
 from experiments.supervised.train import Task
 from experiments.t5 import data

@@ -2,15 +2,20 @@
 
 import argparse
 import datetime
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.files import create_folder, write_rows, write_whole
-from experiments.surroundings import surroundings
+from experiments.record.files import create_folder, read_record
+from experiments.record.layout import layout_of
+from experiments.record.runs import Recorder, Run
+from experiments.record.study import collect
+from experiments.record.surroundings import surroundings
+from experiments.tables import refresh
 from experiments.versus_dopamine.jobs import execute
-from experiments.versus_dopamine.outcomes import TASKS, Run, table
+from experiments.versus_dopamine.outcomes import SIDES, TASKS
 
 PACKAGES = ("dm-haiku", "dopamine-rl", "flax", "gymnasium", "gymnax", "jax", "jaxlib", "minatar", "numpy", "optax")
 
@@ -19,21 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs both sides.
 
     Returns:
-        Exit status: 0, or 2 if there is nowhere to write.
+        Exit status: 0, 1 if a run failed, or 2 if there is nowhere to write.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "experiments.versus_dopamine", *arguments])
+    record = surroundings(command, vars(options), PACKAGES)
+    cells = list(itertools.product(options.tasks, SIDES))
+    known = {"domain": "versus_dopamine", "cells": cells, **record}
     try:
-        folder = create_folder(Path(options.output) / options.name, surroundings(command, vars(options), PACKAGES))
+        folder = create_folder(Path(options.output) / options.name, known)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    runs = execute(options.tasks, options.seeds, options.scale, options.jobs, folder)
-    write_rows(folder / "results.csv", Run, runs)
-    write_whole(folder / "results.md", report(runs))
-    print(f"\n{table(runs)}\n\nIn {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    return 0
+    layout, has_failed = layout_of(read_record(folder)), False
+    for end in execute(options.tasks, options.seeds, options.scale, options.jobs, folder):
+        recorder = Recorder(folder, layout, Run((end.task, end.side), end.seed), record)
+        if isinstance(end.result, Exception):
+            recorder.fail(end.result)
+            has_failed = True
+        else:
+            recorder.rewrite([end.result])
+        print(recorder.end(end.seconds, end.together), flush=True)
+    collect(folder, [Run(cell, seed) for cell in cells for seed in options.seeds])
+    refresh.write(folder)
+    print(f"\n{refresh.table(folder)}\n\nIn {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    return int(has_failed)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,19 +67,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", default="runs", help="where the folder goes")
     made.add_argument("--name", default=f"versus-dopamine-{datetime.datetime.now():%Y%m%d-%H%M%S}", help="its name")
     return made
-
-
-def report(runs: Sequence[Run]) -> str:
-    """The text of `results.md`."""
-    return f"""# DQN by Dopamine and by `rl.FusedTrainer`, with equal settings
-
-{table(runs)}
-
-Return is the mean of the episodes that ended in the last fifth of training, exploration included; intervals are those
-of a bootstrap over seeds. Agent steps per cpu-second include learning and leave compiling out; ours are those of all
-seeds, which one process computes together. Dopamine plays Gymnasium's CartPole and MinAtar's Breakout, our side those
-of gymnax. Dopamine's replay leaves out the transition that ends an episode; "last transitions kept" has it.
-"""
 
 
 if __name__ == "__main__":

@@ -3,16 +3,14 @@
 import functools
 import sys
 
-from experiments.supervised.report import Labels
 from experiments.supervised.studies import domain
 from experiments.supervised.study import main
 from experiments.vision.studies import STUDIES
 from experiments.vision.task import VisionSettings, task
 
 ABOUT = "Trains image classifiers, dense and sparse, and compares accuracy, spectra and bytes."
-LABELS = Labels("test accuracy, %", 100.0, "step")
 
-run = functools.partial(main, domain("vision", ABOUT, VisionSettings, STUDIES, task, LABELS))
+run = functools.partial(main, domain("vision", ABOUT, VisionSettings, STUDIES, task))
 
 if __name__ == "__main__":
     sys.exit(run())

@@ -1,8 +1,10 @@
-"""SIGTERM in the middle of a study."""
+"""SIGTERM in the middle of a study, and what it must not change."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 
 def stopping(train: Callable[..., object], after: int) -> Callable[..., object]:
@@ -19,3 +21,8 @@ def stopping(train: Callable[..., object], after: int) -> Callable[..., object]:
         return train(*arguments, report=report_and_stop, **options)
 
     return stopped
+
+
+def report_of(folder: Path) -> str:
+    """The report of a study but for the commit, which may change between two studies."""
+    return re.sub(r"\b[0-9a-f]{7}\b[+ ]|-+:|  +", "", (folder / "results.md").read_text())

@@ -1,6 +1,7 @@
 """The federated study end to end: what it leaves behind, that it repeats, and what it says when it can't."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,17 +12,22 @@ import optax
 import pytest
 from matplotlib.image import imread
 
-from experiments.fed_emnist import report, train
+from experiments.fed_emnist import train
 from experiments.fed_emnist.__main__ import main
 from experiments.fed_emnist.cli import parse
 from experiments.fed_emnist.config import Run, StudyConfig
-from experiments.fed_emnist.record import Row, read_rows, write_rows
+from experiments.fed_emnist.layout import Row, layout, parameter_bytes
+from experiments.record import rows as csv_rows
+from experiments.record import runs as record
+from experiments.tables import report
+from experiments.tables.stored import Stored
 from sparse_plugins import fed
 from sparse_plugins.fed.datasets import SeededClientSampler
 from tests.fed.emnist_files import write_emnist
 
-FILES = ["accuracy.png", "bytes.png", "config.json", "results.csv", "results.md", "runs", "timing.csv"]
-RUN_FILES = ["ledger.csv", "params.npz", "results.csv", "timing.csv"]
+FILES = ["bytes.png", "churn.png", "config.json", "curves.png", "layers.csv", "layers.png", "results.csv", "results.md"]
+FILES += ["runs", "sparsity.png", "timing.csv"]
+RUN_FILES = ["config.json", "ledger.csv", "params.npz", "results.csv", "summary.json", "timing.csv"]
 QUICK = ["--rounds=3", "--clients-per-round=2", "--evaluate-every=2"]
 TWO = ["--algorithms", "no_prune", "static_sparse"]
 
@@ -29,6 +35,14 @@ TWO = ["--algorithms", "no_prune", "static_sparse"]
 def study(output: Path, name: str, *flags: str) -> tuple[int, list[Row]]:
     status = main([*QUICK, f"--output={output}", f"--name={name}", *flags])
     return status, read_rows(output / name)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    return csv_rows.read_rows(folder / "results.csv", Row)
+
+
+def folder_of(study: Path, row: Row) -> Path:
+    return study / record.Run((row.algorithm, row.sparsity), row.seed).path
 
 
 def evaluations_of(config: StudyConfig, run: Run) -> list[train.Evaluation]:
@@ -48,11 +62,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_study_leaves_its_files(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == FILES
-    runs = ["no_prune-0.0-seed0", "no_prune-0.0-seed1", "static_sparse-0.8-seed0", "static_sparse-0.8-seed1"]
-    assert sorted(run.name for run in (folder / "runs").iterdir()) == runs
-    for run in (folder / "runs").iterdir():
-        assert sorted(file.name for file in run.iterdir()) == RUN_FILES
-    for picture in ("accuracy.png", "bytes.png"):
+    runs = [f"{cell}/seed-{seed}" for cell in ("no_prune-0.0", "static_sparse-0.8") for seed in (0, 1)]
+    assert sorted(str(run.relative_to(folder / "runs")) for run in (folder / "runs").glob("*/*")) == runs
+    for run in (folder / "runs").glob("*/*"):
+        masks = ["layers.csv"] if "static_sparse" in str(run) else []
+        assert sorted(file.name for file in run.iterdir()) == sorted([*RUN_FILES, *masks])
+    for picture in ("curves.png", "sparsity.png", "bytes.png", "layers.png", "churn.png"):
         height, width, _ = imread(folder / picture).shape
         assert min(height, width) > 600
 
@@ -77,7 +92,7 @@ def test_there_is_a_row_for_every_evaluation_of_every_run(folder: Path) -> None:
 
 def test_bytes_are_those_of_the_ledger_and_fewer_where_it_is_sparse(folder: Path) -> None:
     for row in read_rows(folder):
-        ledger = fed.Ledger.from_csv((folder / "runs" / row.run.folder / "ledger.csv").read_text())
+        ledger = fed.Ledger.from_csv((folder_of(folder, row) / "ledger.csv").read_text())
         assert [entry.round for entry in ledger] == [0, 0, 1, 1, 2, 2], "two clients a round"
         total = ledger.total(before_round=row.round)
         assert (row.down_bytes, row.up_bytes) == (total.down, total.up + total.growth)
@@ -85,22 +100,28 @@ def test_bytes_are_those_of_the_ledger_and_fewer_where_it_is_sparse(folder: Path
     parameters = 784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10
     assert dense.up_bytes == pytest.approx(3 * 2 * 4 * parameters, rel=1e-3)
     assert 0.2 < static.up_bytes / dense.up_bytes < 0.21
-    assert "| 100.01 % |" in (folder / "results.md").read_text()
+    assert " 100.01 ± 0.00 |" in (folder / "results.md").read_text()
 
 
 def test_narrower_values_take_fewer_bytes(folder: Path, tmp_path: Path) -> None:
     flags = ("--algorithms", "static_sparse", "--seeds=0", "--wire=float16", "--backend=jit")
     _, rows = study(tmp_path, "narrow", *flags)
-    wide = next(row for row in read_rows(folder) if row.run == rows[-1].run and row.round == 3)
+    wide = next(
+        row for row in read_rows(folder) if row.algorithm == "static_sparse" and row.seed == 0 and row.round == 3
+    )
     assert rows[-1].up_bytes == pytest.approx(wide.up_bytes / 2, rel=0.01)
     assert rows[-1].test_loss == pytest.approx(wide.test_loss, rel=0.01)
 
 
 def test_the_last_parameters_are_kept_by_name(folder: Path) -> None:
-    params = np.load(folder / "runs" / "static_sparse-0.8-seed0" / "params.npz")
+    params = np.load(folder / "runs" / "static_sparse-0.8" / "seed-0" / "params.npz")
     assert params["linear/w"].shape == (784, 200)
     weights = [params[name] for name in params if name.endswith("/w")]
     assert sum((w != 0).sum() for w in weights) == round(0.2 * sum(w.size for w in weights))
+    lines = csv_rows.read_lines(folder / "runs" / "static_sparse-0.8" / "seed-0" / "layers.csv")
+    assert [(line["round"], line["changed"]) for line in lines] == 3 * [("0", "")] + 3 * [("2", "0")] + 3 * [("3", "0")]
+    kept = {line["layer"]: int(line["kept"]) for line in lines if line["round"] == "3"}
+    assert kept == {name: np.count_nonzero(params[name]) for name in params if name.endswith("/w")}
 
 
 def test_time_stands_in_a_file_of_its_own(folder: Path) -> None:
@@ -173,9 +194,9 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     start = Row(algorithm="set", sparsity=0.1, seed=3, round=0, test_accuracy=1 / 3, test_loss=1e-30, down_bytes=0)
     end = Row(algorithm="set", sparsity=0.1, seed=3, round=0, failure='ValueError: "a, b"\nc')
     assert read_rows(tmp_path) == []
-    for rows in ([start], [start, end]):
-        write_rows(tmp_path, rows)
-        assert read_rows(tmp_path) == rows
+    for number, row in enumerate((start, end)):
+        csv_rows.append_rows(tmp_path / "results.csv", Row, [row])
+        assert read_rows(tmp_path) == [start, end][: number + 1]
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
 
 
@@ -197,8 +218,10 @@ def test_a_failed_run_is_recorded_and_costs_no_other(tmp_path: Path, capsys: pyt
     assert [row.round for row in static] == [0, 2, 3]
     assert not any(row.failure for row in static)
     for text in ((tmp_path / "a" / "results.md").read_text(), capsys.readouterr().out):
-        assert "- dense at 0 %, seed 0, failed after round 0: TrainingDivergedError" in text
-    assert (tmp_path / "a" / "accuracy.png").exists()
+        assert "- dense, seed 0, at round 0: TrainingDivergedError" in text
+    summary = json.loads((folder_of(tmp_path / "a", dense[-1]) / "summary.json").read_text())
+    assert (summary["status"], summary["failure"]) == ("failed", dense[-1].failure)
+    assert (tmp_path / "a" / "curves.png").exists()
 
 
 def test_real_emnist_takes_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,13 +322,20 @@ def test_the_table_averages_over_finished_runs_and_counts_the_others() -> None:
         )
 
     rows = [row("set", 0, 0.1), row("set", 0, 0.25), row("set", 1, 0.5), row("set", 2, None, "boom")]
-    found = report.outcomes([*rows, row("rigl", 0, 0.75)])
+    rows.append(row("rigl", 0, 0.75))
+    config = parse(["--rounds=4", "--update-end=3", "--algorithms", "set", "rigl", "--sparsities=0.5"])
+    record = {"settings": json.loads(json.dumps(dataclasses.asdict(config)))}
+    study = Stored((), (record,), layout(record), rows, [], [], {(("set", 0.5), 0): "abc"})
+    found = study.outcomes()
     assert [(len(outcome.finished), len(outcome.failed)) for outcome in found] == [(2, 1), (1, 0)]
-    assert found[0].spread("test_accuracy") == pytest.approx(0.1767767)
-    lines = report.table(found, parse(["--rounds=4", "--update-end=3"]), dense_bytes=1000).splitlines()
+    lines = report.tables(study).splitlines()
+    dense = parameter_bytes(record["settings"]) / 1000
+    assert dense == 4 * (784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10) / 1000
+    of_dense = [f"{100 * middle / dense:.2f} ± {100 * 0.5**0.5 / dense:.2f}" for middle in (0.5,)]
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
-        *("set", "50 %", "37.5 %", "37.50 ± 17.68 %", "0.375", "0.5 kB", "50 %", "0.5 kB", "50 %", "2", "1")
+        *("set", "50 %", "37.5 %", "37.50 ± 17.68", "0.3750 ± 0.1768", "0.5 ± 0.7", *of_dense, "0.5 ± 0.7", *of_dense),
+        *("2", "1", "abc"),
     ]
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]][3:5] == ["75.00 %", "0.75"]
-    assert lines[-1] == "- set at 50 %, seed 2, failed after round 4: boom"
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]][3:5] == ["75.00", "0.7500"]
+    assert lines[-1] == "- set at 50 %, seed 2, at round 4: boom"
     assert len({len(line) for line in lines[:4]}) == 1, "columns line up"

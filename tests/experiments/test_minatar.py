@@ -13,20 +13,37 @@ from matplotlib.image import imread
 from experiments.minatar import train
 from experiments.minatar.__main__ import main
 from experiments.minatar.config import StudyConfig
-from experiments.rl_study import plot, report
-from experiments.rl_study.cells import DENSE, Cell, grid
-from experiments.rl_study.flags import read_command_line
-from experiments.rl_study.outcomes import outcomes, relative
-from experiments.rl_study.record import Row, read_rows
-from experiments.statistics import iqm
+from experiments.minatar.layout import layout
+from experiments.record import rows as csv_rows
+from experiments.record.cells import DENSE
+from experiments.record.flags import read_command_line
+from experiments.rl_study.cells import Cell, grid
+from experiments.rl_study.layout import FINAL, Row
+from experiments.rl_study.relative import relative
+from experiments.tables import figures, report
+from experiments.tables.outcomes import outcomes
+from experiments.tables.statistics import iqm
+from experiments.tables.stored import Stored
 from sparse_plugins.core import erk
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk
-from tests.experiments.stopping import stopping
+from tests.experiments.stopping import report_of, stopping
 
-FILES = ["cells", "config.json", "curves-Breakout.png", "results.csv", "results.md", "sparsity.png", "timing.csv"]
+FILES = ["churn.png", "config.json", "curves.png", "layers.csv", "layers.png", "results.csv", "results.md", "runs"]
+FILES += ["sparsity.png", "timing.csv"]
+RUN_FILES = ["config.json", "results.csv", "summary.json", "timing.csv"]
 QUICK = ["--algorithms", DENSE, "magnitude", "--sparsities=0.9", "--seeds=2", "--steps=2000"]
 QUICK += ["--curve-points=5", "--checkpoint-every=1", "--evaluation-episodes=3"]
+
+
+SETTINGS = {"games": ["A", "B"], "algorithms": [DENSE, "magnitude", "rigl"], "sparsities": [0.5, 0.9], "steps": 100}
+SETTINGS |= {"seeds": [0, 1, 2, 3], "distribution": "erk", "evaluation_episodes": 3, "drop_fraction": 0.1}
+RECORD = {"settings": SETTINGS, "command": "python -m experiments.minatar"}
+LAYOUT = layout(RECORD)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    return csv_rows.read_rows(folder / "results.csv", Row)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,9 +69,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_study_leaves_its_files(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == FILES
-    for cell in ("Breakout-no_prune-0.0", "Breakout-magnitude-0.9"):
-        assert sorted(file.name for file in (folder / "cells" / cell).iterdir()) == ["results.csv", "timing.csv"]
-    for picture in ("curves-Breakout.png", "sparsity.png"):
+    for cell, further in (("Breakout-no_prune-0.0-1", []), ("Breakout-magnitude-0.9-1", ["layers.csv"])):
+        for seed in (0, 1):
+            own = sorted(file.name for file in (folder / "runs" / cell / f"seed-{seed}").iterdir())
+            assert own == sorted([*RUN_FILES, *further])
+    for picture in ("curves.png", "sparsity.png", "layers.png", "churn.png"):
         height, width, _ = imread(folder / picture).shape
         assert min(height, width) > 600
     record = json.loads((folder / "config.json").read_text())
@@ -62,7 +81,7 @@ def test_a_study_leaves_its_files(folder: Path) -> None:
     assert {"gymnax", "jax"} <= {name for name, version in record["packages"].items() if version}
     text = (folder / "results.md").read_text()
     assert "| dense     |" in text
-    assert "| magnitude |     90 % |     90 % |" in text
+    assert "| magnitude |   90 % |  90 % |" in text
     assert "masks change from step 400 to 1,600" in text
 
 
@@ -98,15 +117,21 @@ def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
     assert f"go on with --resume {stopped}" in capsys.readouterr().out
     assert not (stopped / "results.md").exists()
     assert len(read_rows(stopped)) == 10, "the first cell alone"
-    finished = (stopped / "cells" / "Breakout-no_prune-0.0" / "results.csv").stat()
+    finished = (stopped / "runs" / "Breakout-no_prune-0.0-1" / "seed-0" / "results.csv").stat()
     trained = []
     whole = train.train
     monkeypatch.setattr(train, "train", lambda *given, **options: (trained.append(given), whole(*given, **options))[1])
     assert main([f"--resume={stopped}"]) == 0
     assert len(trained) == 1, "a finished cell is not trained again"
-    assert (stopped / "cells" / "Breakout-no_prune-0.0" / "results.csv").stat() == finished
-    for name in ("results.csv", "results.md", "cells/Breakout-magnitude-0.9/results.csv", "sparsity.png"):
+    assert (stopped / "runs" / "Breakout-no_prune-0.0-1" / "seed-0" / "results.csv").stat() == finished
+    for name in (
+        "results.csv",
+        "layers.csv",
+        "runs/Breakout-magnitude-0.9-1/seed-1/results.csv",
+        "sparsity.png",
+    ):
         assert (stopped / name).read_bytes() == (folder / name).read_bytes()
+    assert report_of(stopped) == report_of(folder)
 
 
 def test_a_finished_study_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,11 +162,11 @@ def test_a_cell_that_breaks_is_told_and_costs_no_other(
     assert sum(row.final_return is not None for row in rows) == 2, "magnitude finished"
     text = (tmp_path / "broken" / "results.md").read_text()
     for line in (
-        "- rigl at 90 % on Breakout, seed 1, at step 1,200: RuntimeError: the game is over",
-        "Left out, because",
+        "- rigl at 90 % on Breakout, seed 1, at environment step 1,200: RuntimeError: the game is over",
+        "No dense training to compare with.",
     ):
         assert line in text
-    assert "2 seeds failed" in printed
+    assert printed.count("failed: RuntimeError") == 2
     assert main([f"--resume={tmp_path / 'broken'}"]) == 1, "and is not trained again"
 
 
@@ -154,7 +179,7 @@ def test_a_seed_whose_loss_is_not_finite_has_failed() -> None:
     assert whole[-1].final_return == 4.0
     assert [row.training_return for row in broken] == [None, None]
     assert broken[-1].failure == "the loss is nan"
-    (outcome,) = outcomes([*whole, *broken])
+    (outcome,) = outcomes([*whole, *broken], LAYOUT)
     assert (list(outcome.finished), [row.seed for row in outcome.failed]) == ([0], [1])
 
 
@@ -208,33 +233,39 @@ def made_up(games: dict[str, float], seeds: int = 4) -> list[Row]:
     return rows
 
 
+def stored(rows: list[Row]) -> Stored:
+    return Stored((), (RECORD,), LAYOUT, rows, [], [], {})
+
+
 def test_the_tables_hold_what_the_rows_say() -> None:
     rows = made_up({"A": 1.0, "B": 10.0})
     rows[-1:] = [Row(game="B", algorithm="rigl", sparsity=0.9, seed=3, step=90, failure="the loss is nan")]
-    text = report.report("Title", "About.", rows)
+    text = report.report(stored(rows))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert ["dense", "0 %", "0 %", "11.50", "[10.50, 12.50]", "3.50", "[3.50, 3.50]", "4", "0"] in lines
-    assert ["rigl", "90 %", "90 %", "34.00", "[33.00, 35.00]", "3.50", "[3.50, 3.50]", "3", "1"] in lines
+    dense = ["11.50 ± 1.29", "[10.50, 12.50]", "3.50 ± 0.00", "[3.50, 3.50]"]
+    assert ["dense", "0 %", "0 %", *dense, "4", "0", ""] in lines
+    assert ["rigl", "90 %", "90 %", "34.00 ± 1.00", "[33.00, 35.00]", *dense[2:], "3", "1", ""] in lines
     scores = np.concatenate([(4.4 + np.arange(4)) / 11.5, (44 + np.arange(4)) / 101.5])
-    (aggregate,) = (line for line in lines if line[:2] == ["magnitude", "90 %"] and len(line) == 8)
-    assert aggregate[2::2] == [f"{iqm(scores):.3f}", f"{scores.mean():.3f}", "2"]
-    assert aggregate[-1] == "8"
-    assert "- rigl at 90 % on B, seed 3, at step 90: the loss is nan" in text
+    (relative_line,) = (line for line in lines if line[:2] == ["magnitude", "90 %"] and len(line) == 9)
+    assert relative_line[2::2] == [f"{scores.mean():.3f}", f"{iqm(scores):.3f}", "2", ""]
+    assert relative_line[7] == "8"
+    assert "- rigl at 90 % on B, seed 3, at environment step 90: the loss is nan" in text
 
 
 def test_games_without_a_dense_mean_above_zero_are_not_compared() -> None:
     rows = made_up({"A": 1.0, "B": -10.0})
-    assert {game for group in relative(outcomes(rows)) for game in group.by_game} == {"A"}
-    assert "there to compare with: B." in report.report("Title", "About.", rows)
+    assert {game for group in relative(outcomes(rows, LAYOUT), FINAL) for game in group.by_game} == {"A"}
+    assert "there to compare with: B." in report.report(stored(rows))
 
 
 def test_the_pictures_show_every_game_and_sparsity() -> None:
-    found = outcomes(made_up({"A": 1.0, "B": 10.0}))
-    curves = plot.curves_figure("A", found, (20, 80))
-    assert [axes.get_title() for axes in curves.axes] == ["At 50 % sparsity", "At 90 % sparsity"]
-    for axes in curves.axes:
+    drawn = figures.figures(stored(made_up({"A": 1.0, "B": 10.0})))
+    assert list(drawn) == ["curves.png", "sparsity.png"]
+    titles = [f"{game}, at {at} % sparsity" for game in "AB" for at in (50, 90)]
+    assert [axes.get_title() for axes in drawn["curves.png"].axes] == titles
+    for axes in drawn["curves.png"].axes:
         assert [line.get_ydata().tolist() for line in axes.lines] == 3 * [[1.0, 2.0, 4.0]]
-    levels = plot.sparsity_figure(found)
-    assert [axes.get_title() for axes in levels.axes] == ["A", "B", "Relative to dense (2 games)"]
-    (dense,) = (line for line in levels.axes[0].lines if line.get_label() == "dense")
+    levels = drawn["sparsity.png"].axes
+    assert [axes.get_title() for axes in levels] == ["A", "B"]
+    (dense,) = (line for line in levels[0].lines if line.get_label() == "dense")
     assert set(dense.get_ydata()) == {11.5}

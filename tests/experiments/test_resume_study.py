@@ -9,7 +9,7 @@ import pytest
 from experiments.fed_emnist import runs
 from experiments.fed_emnist.__main__ import main
 from experiments.fed_emnist.kills import differences, survive
-from experiments.files import locked
+from experiments.record.files import locked
 from sparse_plugins.fed.checkpoints import Checkpoints
 
 FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seeds=0"]
@@ -46,15 +46,15 @@ def stopped_study(output: Path, monkeypatch: pytest.MonkeyPatch, saves: int) -> 
 
 def test_a_run_goes_on_from_its_newest_checkpoint(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = stopped_study(tmp_path, monkeypatch, saves=4)
-    assert (stopped / "runs" / "static_sparse-0.8-seed0" / "params.npz").exists()
-    assert Checkpoints(stopped / "runs" / "rigl-topk-0.8-seed0" / "checkpoints").rounds() == [2, 4]
-    finished = (stopped / "runs" / "static_sparse-0.8-seed0" / "params.npz").stat()
+    assert (stopped / "runs" / "static_sparse-0.8" / "seed-0" / "params.npz").exists()
+    assert Checkpoints(stopped / "runs" / "rigl-topk-0.8" / "seed-0" / "training").rounds() == [2, 4]
+    finished = (stopped / "runs" / "static_sparse-0.8" / "seed-0" / "params.npz").stat()
     seen = []
     train = runs.train
     monkeypatch.setattr(runs, "train", lambda *given: (seen.append(given[-1].round), train(*given))[1])
     assert main([f"--resume={stopped}"]) == 0
     assert seen == [4], "one run, from round 4 on"
-    assert (stopped / "runs" / "static_sparse-0.8-seed0" / "params.npz").stat() == finished
+    assert (stopped / "runs" / "static_sparse-0.8" / "seed-0" / "params.npz").stat() == finished
     assert differences(whole, stopped) == []
 
 
@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_costs_time_and_no_bit(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = stopped_study(tmp_path, monkeypatch, saves=2)
-    newest = stopped / "runs" / "static_sparse-0.8-seed0" / "checkpoints" / "4"
+    newest = stopped / "runs" / "static_sparse-0.8" / "seed-0" / "training" / "4"
     shutil.rmtree(newest / "record")
     with pytest.warns(RuntimeWarning, match="the checkpoint of round 4 in .* is damaged"):
         assert main([f"--resume={stopped}"]) == 0
@@ -84,11 +84,12 @@ def test_a_finished_study_is_left_alone(whole: Path, capsys: pytest.CaptureFixtu
 def test_a_report_is_written_again_if_it_is_all_that_is_missing(whole: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
-    for name in ("results.md", "accuracy.png", "results.csv"):
+    for name in ("results.md", "curves.png", "results.csv"):
         (copy / name).unlink()
-    (copy / "runs" / "rigl-topk-0.8-seed0" / "checkpoints").mkdir()
+    (copy / "runs" / "rigl-topk-0.8" / "seed-0" / "training").mkdir()
     assert main([f"--resume={copy}"]) == 0
     assert differences(whole, copy) == []
+    assert (copy / "results.md").read_bytes() == (whole / "results.md").read_bytes()
 
 
 def test_other_flags_beside_it_are_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +107,22 @@ def test_what_is_no_study_is_refused(whole: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert main([f"--resume={tmp_path}"]) == 2
     assert "of another version of this program" in capsys.readouterr().err
+
+
+def test_what_an_older_version_left_unfinished_is_refused_and_what_it_finished_is_left_alone(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((whole / "config.json").read_text())
+    older = {name: value for name, value in record.items() if name not in ("cells", "domain", "hardware")}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert main([f"--resume={tmp_path}"]) == 2
+    assert f"finish it with its own commit, {record['git']['commit']}" in capsys.readouterr().err
+    for name in ("results.csv", "results.md"):
+        shutil.copy(whole / name, tmp_path / name)
+    before = sorted(tmp_path.iterdir())
+    assert main([f"--resume={tmp_path}"]) == 0
+    assert "is finished and left alone" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_two_processes_do_not_go_on_with_one_study(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,4 +145,4 @@ def test_a_checkpoint_of_another_model_stops_it(
 def test_a_study_survives_kills_at_any_moment(tmp_path: Path) -> None:
     lines = list(survive(tmp_path, kills=3, seed=1))
     assert sum(line.startswith("kill ") for line in lines) == 3
-    assert lines[-1] == "done, and 10 files as of the undisturbed study"
+    assert lines[-1] == "done, and 16 files as of the undisturbed study"

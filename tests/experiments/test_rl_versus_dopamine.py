@@ -5,9 +5,16 @@ import pytest
 
 import sparse_plugins.rl.dopamine  # noqa: F401 - repairs Dopamine before it is imported
 from experiments.benchmarks import rl_collect
+from experiments.tables import report
+from experiments.tables.stored import Stored
 from experiments.versus_dopamine import dopamine_side, our_side
-from experiments.versus_dopamine.__main__ import report
-from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, REPAIRED, Run, table
+from experiments.versus_dopamine.layout import layout
+from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, REPAIRED, Run
+
+
+def stored(runs: list[Run]) -> Stored:
+    record = {"settings": {"tasks": ["cartpole-small", "breakout"], "seeds": [0, 1, 2]}}
+    return Stored((), (record,), layout(record), runs, [], [], {})
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +30,10 @@ def test_both_sides_learn_cartpole_and_share_a_table():
         assert 8 < run.last_return <= 500
         assert run.episodes > 0
         assert run.steps_per_cpu_second > 0
-    lines = table([*theirs, *ours]).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        f"CartPole-v1, 2 x 64 units, {side}" for side in (DOPAMINE, REPAIRED, OURS)
-    ]
-    assert "last transitions kept" in report([*theirs, *ours])
+    text = report.report(stored([*theirs, *ours]))
+    lines = text[text.index("## CartPole-v1, 2 x 64 units") :].splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:7]] == [DOPAMINE, REPAIRED, OURS]
+    assert "last transitions kept" in text
 
 
 def test_the_tables_difference_is_that_of_the_means():
@@ -37,11 +43,11 @@ def test_the_tables_difference_is_that_of_the_means():
         for side, mean in ((DOPAMINE, 1.0), (OURS, 4.0))
         for seed in range(3)
     ]
-    first, second = table(runs).splitlines()[2:]
-    assert "2.00" in first
-    assert "+3.00" in first
-    assert "5.00" in second
-    assert "+" not in second
+    text = report.tables(stored(runs))
+    assert "2.00 ± 1.00" in text
+    assert "5.00 ± 1.00" in text
+    assert "| MinAtar Breakout, dopamine |" in text
+    assert "+3.00 (" in text
 
 
 def test_the_benchmark_of_pong_runs_both_sides():

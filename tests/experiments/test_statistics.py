@@ -1,8 +1,4 @@
-"""Means and bootstrap intervals against slow loops, and the files and tables that studies share."""
-
-import dataclasses
-import json
-from pathlib import Path
+"""Means and bootstrap intervals against slow loops, and the look of tables."""
 
 import numpy as np
 import pytest
@@ -10,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments import files
-from experiments.statistics import interval, iqm, mean
 from experiments.tables import markdown_table, percent
+from experiments.tables.statistics import interval, iqm, mean
 
 SCORES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
@@ -89,30 +84,3 @@ def test_tables_align_their_columns() -> None:
     lines = markdown_table(("name", "score"), [("a", "1.5"), ("longer", "10")]).splitlines()
     assert lines == ["| name   | score |", "| ------ | ----: |", "| a      |   1.5 |", "| longer |    10 |"]
     assert [percent(part) for part in (0, 0.5, 0.985, 0.98765)] == ["0 %", "50 %", "98.5 %", "98.77 %"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    name: str
-    step: int
-    score: float | None = None
-    failure: str = ""
-
-
-def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    rows = [Line("a", 1, 0.1 + 0.2), Line("b", 2), Line("c", 3, None, 'broke, with "quotes"\nand a line')]
-    files.write_rows(tmp_path / "rows.csv", Line, rows)
-    assert files.read_rows(tmp_path / "rows.csv", Line) == rows
-    assert files.read_rows(tmp_path / "none.csv", Line) == []
-    assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"], "no half file is left"
-
-
-def test_a_folder_is_made_once_and_knows_its_settings(tmp_path: Path) -> None:
-    record = {"settings": {"name": "x", "step": 3, "score": [1, 2]}, "packages": {"numpy": "1.0"}}
-    folder = files.create_folder(tmp_path / "runs" / "x", record)
-    assert json.loads((folder / "config.json").read_text()) == record
-    assert files.read_config(folder, Line) == Line("x", 3, (1, 2))
-    assert files.changed_packages(folder, ["numpy"]) == [f"numpy 1.0 is now {np.__version__}"]
-    with pytest.raises(FileExistsError, match="is never overwritten"):
-        files.create_folder(folder, record)
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["x"]

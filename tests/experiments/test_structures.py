@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.files import read_rows
+from experiments.record.rows import read_lines, read_rows
+from experiments.record.runs import Measurement
 from experiments.structures.__main__ import run
-from experiments.supervised.record import Measurement, Row
+from experiments.supervised.layout import Row
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,8 @@ def test_all_layers_but_the_last_end_two_of_four(study: str, flags: list[str], t
     assert all(row.score > 0 for row in ends)
     sizes = [one for one in read_rows(tmp_path / "x" / "measurements.csv", Measurement) if one.item == "down"]
     assert [one.seed for one in sizes] == ([0, 1] if study == "federated" else [])
-    assert (tmp_path / "x" / "runs" / "2-4-seed1").is_dir()
+    ends = read_lines(tmp_path / "x" / "runs" / "2-4" / "seed-1" / "layers.csv")[-2:]
+    assert [2 * int(line["kept"]) for line in ends] == [int(line["size"]) for line in ends]
 
 
 def test_too_few_steps_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.files import read_rows
+from experiments.record.rows import read_rows
+from experiments.record.runs import Measurement
 from experiments.supervised.layers import RMSNorm
-from experiments.supervised.record import Measurement, Row
+from experiments.supervised.layout import Row
 from experiments.supervised.settings import with_defaults
 from experiments.supervised.studies import build, storage_cells
 from experiments.supervised.study import Domain, main
 from experiments.t5 import data
-from experiments.t5.__main__ import LABELS
 from experiments.t5.budgets import PARTS, favouring
 from experiments.t5.model import BASE, T5, TINY
 from experiments.t5.positions import relative_buckets
@@ -253,7 +253,7 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cell of the study of budgets, with what the study of memory measures."""
     study = STUDIES["budgets"]._replace(probe=STUDIES["memory"].probe)
-    domain = Domain("t5", "", T5Settings, {"budgets": study}, lambda s, name: build(task(s), s, study, LABELS))
+    domain = Domain("t5", "", T5Settings, {"budgets": study}, lambda s, name: build(task(s), s, study))
     command = ["budgets", "--only", "denser embeddings", "--seeds", "0", "1", "--steps=4", "--batch-size=4"]
     command += ["--length=24", "--evaluations=1", "--changes=2", "--name=x"]
     output = tmp_path_factory.mktemp("runs")

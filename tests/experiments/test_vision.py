@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.files import read_rows
+from experiments.record.rows import read_rows
+from experiments.record.runs import Measurement, Recorder
 from experiments.supervised import data as batches
-from experiments.supervised.record import Measurement, Row
-from experiments.supervised.report import Labels, outcomes, table
+from experiments.supervised.layout import Row
 from experiments.supervised.settings import Cell, Study, SupervisedSettings, with_defaults
 from experiments.supervised.study import Domain, Plan, main
+from experiments.tables.stored import read_study
 from experiments.vision import data
 from experiments.vision.__main__ import run as run_vision
 from experiments.vision.resnet import BasicBlock, ResNet, cifar_resnet, resnet50
@@ -207,7 +208,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_study_leaves_its_files_and_is_never_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = ["config.json", "results.csv", "results.md", "runs", "scores.png", "timing.csv"]
+    files = ["churn.png", "config.json", "curves.png", "layers.csv", "layers.png", "results.csv", "results.md", "runs"]
+    files += ["sparsity.png", "timing.csv"]
     assert sorted(file.name for file in folder.iterdir()) == files
     record = json.loads((folder / "config.json").read_text())
     assert (record["study"], record["settings"]["steps"], record["settings"]["learning_rate"]) == ("resnet", 6, 0.3)
@@ -261,14 +263,16 @@ def _domain(ends: dict[tuple[str, int], float]) -> Domain:
     cells = [Cell(name, {"algorithm": name}) for name in ("dense", "good", "bad")]
 
     def prepare(cell: Cell) -> Any:
-        def run(seed: int) -> Any:
-            yield Row(cell=cell.name, seed=seed, step=0, loss=1.0, score=0.0, sparsity=0.0)
-            yield Row(cell=cell.name, seed=seed, step=9, loss=1.0, score=ends[cell.name, seed], sparsity=0.5)
+        def run(recorder: Recorder) -> None:
+            common = {"cell": cell.name, "seed": recorder.run.seed, "loss": 1.0}
+            recorder.add(Row(**common, step=0, score=0.0, sparsity=0.0))
+            end = ends[cell.name, recorder.run.seed] / 100
+            recorder.add(Row(**common, step=9, score=end, sparsity=0.5, is_last=1))
 
         return run
 
     study = Study("A study", "nothing.", lambda settings, shapes: cells, {"short": {}, "long": {"seeds": (0, 1)}})
-    plan = lambda settings, name: Plan("", settings.chosen(cells), "", prepare, Labels("score", 1.0, "step"))  # noqa: E731
+    plan = lambda settings, name: Plan("", settings.chosen(cells), "", prepare)  # noqa: E731
     return Domain("vision", "", with_defaults(SupervisedSettings, {"data": "", "model": ""}), {"one": study}, plan)
 
 
@@ -278,7 +282,7 @@ def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_w
     ends = {("dense", 0): 1.0, ("dense", 1): 3.0, ("good", 0): 2.0, ("good", 1): 2.0, ("bad", 1): 0.5}
     command = ["one", "--preset=long", f"--output={tmp_path}", "--name=x"]
     assert main(_domain(ends), command) == 1
-    found = {outcome.cell: outcome for outcome in outcomes(read_rows(tmp_path / "x" / "results.csv", Row))}
+    found = {outcome.cell.name: outcome for outcome in read_study(tmp_path / "x").outcomes()}
     assert {name: (len(own.finished), len(own.failed)) for name, own in found.items()} == {
         "dense": (2, 0),
         "good": (2, 0),
@@ -286,12 +290,14 @@ def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_w
     }
     text = (tmp_path / "x" / "results.md").read_text()
     assert "2.00 ± 1.41" in text
-    assert "- bad, seed 0, at step 0: KeyError: ('bad', 0)" in text
-    before = (tmp_path / "x" / "runs" / "good-seed1" / "timing.csv").read_text()
-    (tmp_path / "x" / "runs" / "dense-seed0" / "results.csv").unlink()
+    assert "- bad at 80 %, seed 0, at step 0: KeyError: ('bad', 0)" in text
+    before = (tmp_path / "x" / "runs" / "good" / "seed-1" / "timing.csv").read_text()
+    stopped = tmp_path / "x" / "runs" / "dense" / "seed-0"  # in the middle of a line
+    (stopped / "summary.json").unlink()
+    (stopped / "results.csv").write_bytes((stopped / "results.csv").read_bytes()[:-9])
     assert main(_domain({**ends, ("dense", 0): 5.0}), ["one", "--preset=long", "--resume", str(tmp_path / "x")]) == 1
-    assert (tmp_path / "x" / "runs" / "good-seed1" / "timing.csv").read_text() == before
-    assert "4.00 ± 1.41" in table(outcomes(read_rows(tmp_path / "x" / "results.csv", Row)), Labels("score", 1.0, ""))
+    assert (tmp_path / "x" / "runs" / "good" / "seed-1" / "timing.csv").read_text() == before
+    assert "4.00 ± 1.41" in (tmp_path / "x" / "results.md").read_text()
     capsys.readouterr()
 
 

@@ -1,0 +1,145 @@
+"""The rows of the federated study, and how they are read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.record.cells import grid, label
+from experiments.record.layout import Curve, Layout, Measure, Settings, Shown, differences, keys, last
+from experiments.tables.published import FEDERATED
+
+# JaxPruner's federated study (Lee et al., 2023).
+PAPER = {
+    "dataset": ("emnist", "for data"),
+    "model": ("conv", "for a network"),
+    "rounds": (1000, "rounds"),
+    "clients_per_round": (50, "clients per round"),
+    "batch_size": (32, "images in a client's batch"),
+    "local_epochs": (1, "local epochs"),
+    "client_learning_rate": (10**-1.5, "as the clients' learning rate"),
+    "server_learning_rate": (10**-2.5, "as the server's learning rate"),
+    "server_schedule": ("constant", "as its schedule"),
+    "server_epsilon": (1e-4, "as its epsilon"),
+    "update_start": (250, "as the first round that changes masks"),
+    "update_end": (750, "as the last one"),
+    "update_every": (10, "rounds between two mask changes"),
+    "distribution": ("uniform", "for the sparsity over the layers"),
+    "structure": ("unstructured", "for a structure"),
+    "wire": ("float32", "for the values in messages"),
+}
+NETWORKS = {"dense": "784-200-200 network", "conv": "convolutional network"}
+DISTRIBUTIONS = {"erk": "ERK", "uniform": "uniform"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of `results.csv`: an evaluation, or how a run failed.
+
+    Attributes:
+        algorithm: as given to the command line.
+        sparsity: target fraction of zeros, 0 for dense training.
+        seed: of the run.
+        round: finished rounds; of a failed run, those of its last evaluation.
+        test_accuracy: fraction of the test images, 0 to 1; empty if the run failed, like all measurements.
+        test_loss: mean cross-entropy of the test images, in nats.
+        train_loss: the same of the training images of the writers of the first round.
+        measured_sparsity: fraction of zeros in the weight matrices that the clients get.
+        down_bytes: sent to all clients so far.
+        up_bytes: sent by all clients so far, growth signals included.
+        failure: empty, or why the run ended early.
+    """
+
+    algorithm: str
+    sparsity: float
+    seed: int
+    round: int
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    train_loss: float | None = None
+    measured_sparsity: float | None = None
+    down_bytes: int | None = None
+    up_bytes: int | None = None
+    failure: str = ""
+
+
+def layout(record: Mapping[str, Any]) -> Layout:
+    """The layout of a study.
+
+    Args:
+        record: What its `config.json` holds.
+    """
+    settings = record["settings"]
+    messages = settings["rounds"] * settings["clients_per_round"]
+    return Layout(
+        title=f"Federated averaging on {settings['dataset']}",
+        about=about(settings),
+        row=Row,
+        cell=("algorithm", "sparsity"),
+        show=lambda key: Shown("", label(key[0]), key[1]),
+        cells=keys(record.get("cells", list(grid(settings["algorithms"], settings["sparsities"])))),
+        seeds=tuple(settings["seeds"]),
+        step="round",
+        step_label="round",
+        is_last=lambda row: row.round == settings["rounds"],
+        scores=(
+            Measure("test accuracy, %", last("test_accuracy"), 100),
+            Measure("test loss", last("test_loss"), digits=4),
+            Measure("down, kB", last("down_bytes"), 1 / messages / 1000, 1),
+            Measure("down, % of dense", _of_dense("down_bytes", messages, settings)),
+            Measure("up, kB", last("up_bytes"), 1 / messages / 1000, 1),
+            Measure("up, % of dense", _of_dense("up_bytes", messages, settings)),
+        ),
+        sparsity=Measure("zeros", last("measured_sparsity"), digits=4),
+        curve=Curve("test accuracy, %", "test_accuracy", 100),
+        traffic=(
+            Curve("megabytes from the server to all clients", "down_bytes", 1e-6),
+            Curve("megabytes from all clients to the server", "up_bytes", 1e-6),
+        ),
+        changes=(settings["update_start"], settings["update_end"]),
+        published=FEDERATED,
+        deviations=tuple(deviations(settings)),
+        notes=(
+            "Test accuracy and loss are those of the model that the clients get after the last round, on all test"
+            " images; zeros is the fraction of zeros in its weight matrices. Down and up are bytes per client and round"
+            " over the whole training: lengths of the messages that were used, masks and growth signals included,"
+            f" values as {settings['wire']}; of dense is relative to all parameters in float32,"
+            f" {parameter_bytes(settings) / 1000:.1f} kB. What each client sent and got is in the `ledger.csv` of its"
+            " run."
+        ),
+    )
+
+
+def about(settings: Settings) -> str:
+    """What was trained."""
+    return (
+        f"{NETWORKS[settings['model']]}, {settings['rounds']} rounds of {settings['clients_per_round']} writers,"
+        f" {DISTRIBUTIONS[settings['distribution']]} sparsity, masks change from round {settings['update_start']} to"
+        f" {settings['update_end']}."
+    )
+
+
+def deviations(settings: Settings) -> list[str]:
+    """What is not as in the paper."""
+    return [
+        *differences(settings, PAPER),
+        "Clients see and train the sparse model only; the paper's trainer lets them train the dense weights behind"
+        " magnitude_ste and reports what was trained.",
+    ]
+
+
+def parameter_bytes(settings: Settings) -> int:
+    """Bytes of all parameters in float32.
+
+    Example:
+        >>> parameter_bytes({"model": "dense", "dataset": "digits", "only_digits": False})
+        796840
+    """
+    classes = 10 if settings["only_digits"] or settings["dataset"] == "digits" else 62
+    inner = {"dense": 784 * 200 + 200 + 200 * 200 + 200, "conv": 9 * 32 + 32 + 9 * 32 * 64 + 64 + 9216 * 128 + 128}
+    outputs = {"dense": 200, "conv": 128}[settings["model"]] * classes + classes
+    return 4 * (inner[settings["model"]] + outputs)
+
+
+def _of_dense(field: str, messages: int, settings: Settings) -> Callable[[Sequence[Any]], float | None]:
+    whole = messages * parameter_bytes(settings)
+    return lambda rows: 100 * getattr(rows[-1], field) / whole

@@ -1,0 +1,51 @@
+"""How a study of MinAtar's games is read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.record.layout import Layout, Settings, differences
+from experiments.rl_study import layout as agents
+from experiments.rl_study.settings import mask_changes
+from experiments.tables.published import MSPACMAN
+
+# JaxPruner's study of DQN on MsPacman (Lee et al., 2023).
+PAPER = {
+    "steps": (10_000_000, "environment steps"),
+    "distribution": ("erk", "for the sparsity over the layers"),
+    "drop_fraction": (0.3, "as the first drop fraction of set and rigl"),
+}
+
+
+def layout(record: Mapping[str, Any]) -> Layout:
+    """The layout of a study.
+
+    Args:
+        record: What its `config.json` holds.
+    """
+    settings = record["settings"]
+    return agents.layout(
+        record,
+        "DQN on MinAtar: return and sparsity",
+        about(settings),
+        changes=mask_changes(settings["steps"]),
+        beside=MSPACMAN,
+        deviations=[
+            f"MinAtar's {', '.join(settings['games'])} instead of Atari's MsPacman: returns are on another scale, and"
+            " only what they are relative to dense training can be set beside the paper's.",
+            "MinAtar's network of one convolution instead of Nature's.",
+            *differences(settings, PAPER),
+            "The target network gets new masks when the online network does, not with the next copy.",
+        ],
+    )
+
+
+def about(settings: Settings) -> str:
+    """What was trained."""
+    start, end = mask_changes(settings["steps"])
+    names = {"erk": "ERK", "uniform": "uniform"}
+    return (
+        f"{settings['steps']:,} environment steps, an optimizer step of batch 32 for every 4 of them,"
+        f" {names[settings['distribution']]} sparsity, masks change from step {start:,} to {end:,};"
+        f" {settings['evaluation_episodes']} evaluation episodes per seed. Games are those of gymnax, with sticky"
+        " actions."
+    )

@@ -1,0 +1,48 @@
+"""`python -m experiments.tables`: stored studies as Markdown tables with the papers' numbers, and as pictures."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.tables import refresh
+from experiments.tables.report import report
+from experiments.tables.stored import check_complete, joined, read_study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the tables of the study folders of a command line, the process's own when None.
+
+    Returns:
+        Exit status: 0, or 1 if a folder can't be read or misses seeds that it promises.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        studies = [read_study(folder) for folder in options.folders]
+        for study in studies:
+            check_complete(study)
+        print("\n".join(report(study) for study in joined(studies)), end="")
+        for folder in options.folders if options.write else ():
+            refresh.write(folder)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m experiments.tables",
+        description="Prints a table for each study: mean ± sample standard deviation, number of seeds, commit, and the"
+        " paper's number where there is one. Studies of one kind that differ in nothing but seeds, algorithms and"
+        " sparsities share a table. Failed seeds are shown; a study of which seeds are missing gets no table.",
+        allow_abbrev=False,
+    )
+    made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="what a study left behind")
+    made.add_argument("--write", action="store_true", help="also renew results.md and the pictures in each folder")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""How the comparison with Dopamine is read."""
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.record.layout import Layout, Measure, Shown, keys, last
+from experiments.tables import markdown_table
+from experiments.tables.outcomes import Outcome
+from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS, Run
+
+RETURN = Measure("return", last("last_return"), has_interval=True)
+PACE = Measure("agent steps per cpu-second", last("steps_per_cpu_second"), digits=0)
+ABOUT = (
+    "Return is the mean of the episodes that ended in the last fifth of training, exploration included. Agent steps per"
+    " cpu-second include learning and leave compiling out; ours are those of all seeds, which one process computes"
+    " together. Dopamine plays Gymnasium's CartPole and MinAtar's Breakout, our side those of gymnax. Dopamine's replay"
+    ' leaves out the transition that ends an episode; "last transitions kept" has it.'
+)
+
+
+def layout(record: Mapping[str, Any]) -> Layout:
+    """The layout of the comparison.
+
+    Args:
+        record: What its `config.json` holds.
+    """
+    settings = record["settings"]
+    return Layout(
+        title="DQN by Dopamine and by `rl.FusedTrainer`, with equal settings",
+        about=ABOUT,
+        row=Run,
+        cell=("task", "side"),
+        show=lambda key: Shown(TASKS[key[0]].game, key[1]),
+        cells=keys(record.get("cells", list(itertools.product(settings["tasks"], SIDES)))),
+        seeds=tuple(settings["seeds"]),
+        step="episodes",
+        step_label="episode",
+        is_last=lambda row: row.last_return is not None,
+        scores=(RETURN, PACE),
+        sparsity=None,
+        curve=None,
+        notes="Brackets are 95 % intervals of a bootstrap over seeds.",
+        sections=differences,
+    )
+
+
+def differences(found: Sequence[Outcome]) -> list[str]:
+    """How our returns differ from those of Dopamine, with intervals, and how our pace does."""
+    by_place = {(outcome.cell.group, outcome.cell.name): outcome for outcome in found if outcome.finished}
+    lines = []
+    for (game, side), theirs in by_place.items():
+        if side != OURS and (ours := by_place.get((game, OURS))) is not None:
+            pace = statistics.median(ours.values(PACE)) / statistics.median(theirs.values(PACE))
+            lines.append((f"{game}, {side}", difference(ours.values(RETURN), theirs.values(RETURN)), f"{pace:.1f}"))
+    header = ("", "our return less this", "our agent steps per cpu-second / these")
+    return [f"## Ours beside {DOPAMINE.capitalize()}", markdown_table(header, lines)] if lines else []
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Difference of the means with its 95 % bootstrap interval."""
+    random = np.random.default_rng(0)
+    sides = [np.array(ours), np.array(theirs)]
+    redrawn = [side[random.integers(side.size, size=(2000, side.size))].mean(axis=1) for side in sides]
+    low, high = np.percentile(redrawn[0] - redrawn[1], [2.5, 97.5])
+    return f"{sides[0].mean() - sides[1].mean():+.2f} ({low:+.2f} to {high:+.2f})"

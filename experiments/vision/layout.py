@@ -1,0 +1,49 @@
+"""How a study of image classifiers is read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.record.layout import Layout, Measure, differences, last
+from experiments.supervised import layout as supervised
+from experiments.tables.published import RESNET50, VIT_B16_90
+
+SCORE = Measure("test accuracy, %", last("score"), 100)
+# JaxPruner's studies on ImageNet (Lee et al., 2023), of which the presets called `paper` have the settings.
+COMMON = {
+    "data": ("imagenet2012", "for data"),
+    "image_size": (224, "pixels of each side"),
+    "batch_size": (4096, "images in a batch"),
+}
+PAPERS = {
+    "resnet": (
+        RESNET50,
+        {
+            **COMMON,
+            "model": ("resnet50", "for a model"),
+            "steps": (31_200, "steps"),
+            "learning_rate": (1.6, "as the peak of the learning rate"),
+            "distribution": ("uniform", "for the sparsity over the layers"),
+        },
+    ),
+    "ste": (
+        VIT_B16_90,
+        {
+            **COMMON,
+            "model": ("vit_b16", "for a model"),
+            "steps": (28_080, "steps"),
+            "learning_rate": (3e-3, "as the peak of the learning rate"),
+            "distribution": ("erk", "for the sparsity over the layers"),
+        },
+    ),
+}
+
+
+def layout(record: Mapping[str, Any]) -> Layout:
+    """The layout of a study.
+
+    Args:
+        record: What its `config.json` holds.
+    """
+    published, paper = PAPERS.get(record["study"], (None, {}))
+    deviations = [*differences(record["settings"], paper), *(["No dropout."] if published is VIT_B16_90 else [])]
+    return supervised.layout(record, SCORE, published=published, deviations=deviations)

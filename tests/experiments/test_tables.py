@@ -1,0 +1,186 @@
+"""The command that turns stored studies into tables: what it shows, and what it refuses."""
+
+import csv
+import json
+import shutil
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from experiments.record.files import read_record
+from experiments.tables.__main__ import main
+from experiments.tables.stored import joined, read_study
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+STUDIES = sorted(path.parent for path in RESULTS.glob("*/config.json"))
+
+
+def csv_lines(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_lines(folder: Path, lines: list[dict[str, str]]) -> None:
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*lines[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def part(source: Path, folder: Path, seeds: list[int], **settings: object) -> Path:
+    """A copy of a study with some of its seeds."""
+    folder.mkdir()
+    record = read_record(source)
+    record["settings"] = {**record["settings"], "seeds": seeds, "name": folder.name, **settings}
+    (folder / "config.json").write_text(json.dumps(record))
+    write_lines(folder, [line for line in csv_lines(source) if int(line["seed"]) in seeds])
+    return folder
+
+
+def cells_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_every_committed_study_has_a_table_that_names_its_commit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# ")
+    assert read_record(folder)["git"]["commit"][:7] in text
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "field", "factor", "column"),
+    [
+        ("fed_strokes", ("algorithm", "sparsity"), "test_accuracy", 100, 3),
+        ("fed_growth", ("algorithm", "sparsity"), "test_accuracy", 100, 3),
+        ("minatar_breakout", ("algorithm", "sparsity"), "final_return", 1, 3),
+        ("vision_ste", ("cell",), "score", 100, 3),
+    ],
+)
+def test_means_and_sample_deviations_are_those_of_the_file(
+    name: str,
+    cell: tuple[str, ...],
+    field: str,
+    factor: int,
+    column: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    last = {(*(line[own] for own in cell), line["seed"]): line for line in csv_lines(RESULTS / name)}
+    values = defaultdict(list)
+    for key, line in last.items():
+        values[key[:-1]].append(factor * float(line[field]))
+    assert main([str(RESULTS / name)]) == 0
+    lines = cells_of(capsys.readouterr().out)[2:]
+    for (own, seeds), line in zip(values.items(), lines, strict=False):
+        assert line[0] == own[0].replace("no_prune", "dense")
+        mean, deviation = sum(seeds) / len(seeds), statistics.stdev(seeds)
+        assert line[column] == f"{mean:.2f} ± {deviation:.2f}"
+        assert str(len(seeds)) in line
+
+
+def test_the_papers_numbers_stand_beside_the_same_algorithm_and_sparsity(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(RESULTS / "fed_strokes"), str(RESULTS / "vision_ste")]) == 0
+    text = capsys.readouterr().out
+    lines = {(line[0], line[1]): line for line in cells_of(text)}
+    place = lines["algorithm", "target"].index("published (ViT-B/16 90 epochs, %)")
+    assert lines["magnitude_ste", "80 %"][place] == "74.21"
+    federated = {(line[0], line[1]): line[-4] for line in cells_of(text) if len(line) == 13}
+    assert federated["rigl", "80 %"] == "84.64"
+    assert federated["rigl", "90 %"] == ""
+    assert federated["dense", "0 %"] == "86.21"
+    for line in ("- 200 rounds instead of 1,000.", "- strokes for data instead of emnist.", "- No dropout."):
+        assert line in text
+    assert "batch" not in text[text.index("# Federated") : text.index("# Straight")].split("differs")[1]
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_missing_seed_is_refused_by_name(is_cut: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = part(RESULTS / "vision_ste", tmp_path / "copy", [0, 1, 2])
+    if is_cut:  # in the middle of the last line
+        whole = (folder / "results.csv").read_bytes()
+        (folder / "results.csv").write_bytes(whole[:-20])
+        reason = "static_sparse at 80 %, seed 2: only up to step 525"
+    else:
+        own = [line for line in csv_lines(folder) if (line["cell"], line["seed"]) != ("magnitude", "1")]
+        write_lines(folder, own)
+        reason = "magnitude at 80 %, seed 1: no row"
+    assert main([str(RESULTS / "fed_growth"), str(folder), "--write"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"- {reason}\n" in told.err
+    assert f"Finish it with: python -m experiments.vision ste --resume {folder}" in told.err
+    assert not (folder / "results.md").exists()
+
+
+def test_a_whole_cell_that_is_missing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = part(RESULTS / "fed_growth", tmp_path / "copy", [0, 1])
+    write_lines(folder, [line for line in csv_lines(folder) if line["algorithm"] != "set"])
+    assert main([str(folder)]) == 1
+    assert "- set at 95 %, seed 0: no row\n- set at 95 %, seed 1: no row" in capsys.readouterr().err
+
+
+def test_a_failed_seed_is_shown_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = part(RESULTS / "vision_ste", tmp_path / "copy", [0, 1, 2])
+    lines = csv_lines(folder)
+    end = max(i for i, line in enumerate(lines) if (line["cell"], line["seed"]) == ("magnitude", "1"))
+    lines[end] = {**dict.fromkeys(lines[end], ""), "cell": "magnitude", "seed": "1", "step": "525", "is_last": "1"}
+    lines[end]["failure"] = "FloatingPointError: the loss is nan"
+    write_lines(folder, lines)
+    assert main([str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "- magnitude at 80 %, seed 1, at step 525: FloatingPointError: the loss is nan" in text
+    (line,) = (line for line in cells_of(text) if line[0] == "magnitude")
+    assert line[-3:-1] == ["2", "1"]
+
+
+def test_studies_that_differ_in_seeds_share_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = RESULTS / "fed_growth"
+    first, second = (part(source, tmp_path / name, seeds) for name, seeds in (("a", [0, 1]), ("b", [2])))
+    assert main([str(source)]) == 0
+    whole = cells_of(capsys.readouterr().out)
+    assert main([str(first), str(second)]) == 0
+    text = capsys.readouterr().out
+    assert cells_of(text) == whole
+    assert text.count("\n- `a`: commit") == text.count("\n- `b`: commit") == 1
+
+
+def test_studies_that_differ_in_more_or_share_runs_do_not(tmp_path: Path) -> None:
+    source = RESULTS / "fed_growth"
+    first = part(source, tmp_path / "a", [0, 1])
+    other = part(source, tmp_path / "b", [2], batch_size=16)
+    overlapping = part(source, tmp_path / "c", [1, 2])
+    studies = [read_study(folder) for folder in (first, other, overlapping, RESULTS / "vision_ste")]
+    assert [study.folders for study in joined(studies)] == [(folder,) for (folder,) in (s.folders for s in studies)]
+
+
+def test_writing_renews_what_is_derived_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(RESULTS / "vision_ste", folder)
+    before = {name: (folder / name).read_bytes() for name in ("config.json", "results.csv", "timing.csv")}
+    (folder / "results.md").write_text("old")
+    for _ in range(2):
+        assert main([str(folder), "--write"]) == 0
+    assert capsys.readouterr().out == 2 * (folder / "results.md").read_text()
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    for name in ("curves.png", "sparsity.png"):
+        height, width, _ = imread(folder / name).shape
+        assert min(height, width) > 600
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "holds no study"), ('{"command": "python -m experiments.fuzz"}', "'fuzz' writes no study")],
+)
+def test_what_is_no_study_is_told(
+    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert main([str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
