@@ -68,8 +68,8 @@ class SparsityConfig:
         sparsity: Fraction of zeros in [0, 1]; with an 'n:m' structure it defaults to 1 - n / m.
         dist_type: 'uniform' or 'erk'; not read by the global algorithms.
         sparsity_type: None for the algorithm's own; a structure or its name: 'unstructured', 'nm_2,4' or '2:4',
-            'block_4,4' or '4x4', 'channel_-1', 'fan_in_-1'; or pairs (regular expression for a path, one of these) for
-            a structure per layer.
+            'block_4,4' or '4x4', `'channel_-1'`, `'fan_in_-1'`; or pairs (regular expression for a path, one of these)
+            for a structure per layer.
         update_start_step: First step at which masks change; None for no changes.
         update_end_step: Last step at which they do; equal to the start for a one-shot change.
         update_freq: Steps between changes.

@@ -36,7 +36,7 @@ def save_sparse(
     The file appears under its name only once it is complete.
 
     Args:
-        path: File to write, usually '*.npz'; its folder has to exist.
+        path: File to write, usually `*.npz`; its folder has to exist.
         params: Parameters in use; what lies outside the masks is not stored.
         masks: Their masks, as in `SparseState.masks`.
         compress: Deflate: slower and a little smaller.

@@ -124,7 +124,7 @@ def recycle_into_growth(
         optimizer: The optimizer that `opt_state` belongs to.
         updater: The updater whose masks these are, for their structure.
         key: JAX key, or int, for random growth.
-        grads: Gradients: grow where its absolute value is largest, in place of at random.
+        grads: Gradients: grow where their absolute value is largest, in place of at random.
 
     Returns:
         `Recycled(params, opt_state)`.

@@ -133,7 +133,7 @@ def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None) -> Deco
 
     Args:
         payload: What `encode` returned.
-        like: The receiver's model: arrays or `jax.ShapeDtypeStruct`s, of which only paths, shapes and dtypes are read.
+        like: The receiver's model: arrays or `jax.ShapeDtypeStruct` leaves; only paths, shapes and dtypes are read.
         base: Masks that `encode` was given as `base`; needed if `needed_base` says so.
 
     Returns:
