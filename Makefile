@@ -33,6 +33,10 @@ $(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-rl
 	$(INSTALL) '.[all,experiments,dev]'
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml requirements.lock | $(IN_VENV)
+	$(INSTALL) '.[all,experiments,docs]'
+	@touch $@
+
 demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
 	$(IN_VENV) -m experiments.fed_emnist --dataset=digits --jobs=2 $(ARGS)
 
@@ -55,6 +59,21 @@ doctests: $(VENV)/.dev ## Only the examples in docstrings
 format: $(VENV)/.dev ## Rewrite the code in the house style
 	$(IN_VENV) -m ruff check --fix $(CHECKED)
 	$(IN_VENV) -m ruff format $(CHECKED)
+
+coverage: $(VENV)/.dev ## The suite again, with the share of branches that it takes in each file: an hour
+	$(PYTEST) --doctest-modules --cov=sparse_plugins --cov-branch --cov-report=term:skip-covered sparse_plugins tests
+
+dist: $(VENV)/.dev ## Wheel and source archive in dist/, checked
+	$(INSTALL) '.[release]'
+	rm -rf build dist
+	$(IN_VENV) -m build --no-isolation
+	$(IN_VENV) -m twine check --strict dist/*
+
+check-dist: dist ## Install the wheel with each extra in an empty environment, then the demonstration from it: 15 minutes
+	for extra in core fed dopamine haiku atari gymnax vision t5 zstd all; do ./release/check_extra.sh $(PYTHON) $$extra; done
+
+docs: $(VENV)/.docs ## The documentation in docs/_build/html, its notebooks run: 5 minutes
+	$(IN_VENV) -m sphinx --fail-on-warning --keep-going --show-traceback --jobs=2 -b html docs docs/_build/html
 
 bench: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated rounds: ratios in one process, 30 minutes
 	$(IN_VENV) -m experiments.benchmarks.step
@@ -84,6 +103,9 @@ study-vision: $(VENV)/.demo ## ResNets on handwriting, dense and seven algorithm
 study-t5: $(VENV)/.demo ## T5 1.1 on Python's manual, dense and five algorithms at 80 %, three seeds: 10 minutes
 	$(IN_VENV) -m experiments.t5 $(or $(ARGS),algorithms)
 
+tables: $(VENV)/.demo ## Tables of stored studies beside the papers' numbers: ARGS="experiments/results/fed_strokes"
+	$(IN_VENV) -m experiments.tables $(ARGS)
+
 kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those of one that ran through
 	$(IN_VENV) -m experiments.fed_emnist.kills --kills 50
 
@@ -91,14 +113,14 @@ kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those 
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
 	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
 	$(PYTHON) -m venv "$$env"; \
-	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[all,experiments,dev]'; \
+	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[all,experiments,dev,docs,release]'; \
 	{ sed '/^#/!d' requirements.lock; \
 	  "$$env/bin/python" -m pip list --disable-pip-version-check --format=freeze \
 	    --exclude pip --exclude sparse-plugins; } > "$$env/lock"; \
 	cp "$$env/lock" requirements.lock
 
 clean: ## Remove the environment, build output and caches; runs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-rl test lint types doctests format bench bench-rl fuzz study study-rl study-vision study-t5 kills lock clean
+.PHONY: help demo demo-rl test lint types doctests format coverage dist check-dist docs bench bench-rl fuzz study study-rl study-vision study-t5 tables kills lock clean

@@ -6,6 +6,6 @@ ordinary subpackage and is loaded when you ask for it, for example `from sparse_
 
 from sparse_plugins import core
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = ["__version__", "core"]
