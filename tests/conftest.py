@@ -22,16 +22,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles each program once in a session: most come again, in other closures and other tests.
+    """Compiles a program that takes long once in a session: many come again, in other closures and other tests.
 
     Processes that tests start share a folder of their own: one that is killed may leave half a program there.
     """
     folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     jax.config.update("jax_compilation_cache_dir", f"{folder.name}/here")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder.name}/started"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 # First, because they stay in one process and so take longest: Dopamine is imported, and its steps compiled, once.
@@ -47,7 +47,12 @@ def _is_of_dopamine(item: pytest.Item) -> bool:
 _TOGETHER = (
     "tests/test_sharding.py",
     "tests/integration/test_keras.py",
-    *(f"tests/experiments/test_{name}.py" for name in ("atari", "minatar", "t5", "vision")),
+    "tests/fed/test_backends.py",
+    "tests/t5/test_t5_sharding.py",
+    *(
+        f"tests/experiments/test_{name}.py"
+        for name in ("atari", "fed_emnist", "minatar", "resume_study", "t5", "vision")
+    ),
 )
 
 
@@ -68,6 +73,7 @@ _QUICKLY_COMPILED = (
     "tests/rl_haiku/",
     "tests/rl/",
     "tests/experiments/",
+    "tests/test_docs.py",
     "tests/t5/test_t5_optimizer",
     "tests/vision/",
     *(f"tests/fed/test_{name}" for name in ("averaging", "checkpoints", "client_masks", "faults", "sparsified")),
