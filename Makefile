@@ -44,7 +44,7 @@ demo-rl: $(VENV)/.demo-rl ## DQN on CartPole, dense and sparse, then Pong from i
 	$(IN_VENV) -m experiments.rl_demo $(ARGS)
 
 test: lint types ## Lint, types, doctests, README code and the suite
-	$(PYTEST) --doctest-modules sparse_plugins tests
+	$(PYTEST) --doctest-modules sparse_plugins experiments/record experiments/tables tests
 
 lint: $(VENV)/.dev ## Style and layering rules
 	$(IN_VENV) -m ruff check $(CHECKED)
@@ -54,7 +54,7 @@ types: $(VENV)/.dev ## Static types of the package and the experiments
 	$(IN_VENV) -m mypy
 
 doctests: $(VENV)/.dev ## Only the examples in docstrings
-	$(PYTEST) --doctest-modules sparse_plugins
+	$(PYTEST) --doctest-modules sparse_plugins experiments/record experiments/tables
 
 format: $(VENV)/.dev ## Rewrite the code in the house style
 	$(IN_VENV) -m ruff check --fix $(CHECKED)
