@@ -41,8 +41,8 @@ from experiments.atari.plan import about, fitted, plan
 from experiments.atari.train import train_batch
 from experiments.record.files import read_config
 from experiments.record.flags import read_command_line
-from experiments.record.study import begin, explained, run
 from experiments.rl_study.study import study_of
+from experiments.study import begin, explained, run
 from sparse_plugins.rl.environments import EnvironmentFailure
 
 PACKAGES = ("ale-py", "dm-haiku", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")

@@ -16,7 +16,7 @@ from experiments.fed_emnist.train import Task, prepare
 from experiments.record.cells import DENSE
 from experiments.record.files import read_config
 from experiments.record.runs import Run
-from experiments.record.study import Study, begin, explained, run
+from experiments.study import Study, begin, explained, run
 from sparse_plugins import core
 from sparse_plugins.fed.checkpoints import CheckpointMismatchError
 from sparse_plugins.fed.datasets import DatasetUnavailableError

@@ -12,8 +12,8 @@ from experiments.minatar.layout import about
 from experiments.minatar.train import plan, train_cell
 from experiments.record.files import read_config
 from experiments.record.flags import read_command_line
-from experiments.record.study import begin, explained, run
 from experiments.rl_study.study import study_of
+from experiments.study import begin, explained, run
 
 PACKAGES = ("dm-haiku", "gymnax", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")
 DESCRIPTION = (

@@ -1,1 +1,1 @@
-"""What every study leaves behind, and the loop that leaves it: one folder for a study, one for each of its runs."""
+"""What every study leaves behind: a folder for it, one for each of its runs, and how they are written and read."""

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.record.runs import Recorder, Run, has_ended
-from experiments.record.study import Study
 from experiments.rl_study.cells import Cell
 from experiments.rl_study.layout import Row
 from experiments.rl_study.progress import Progress
 from experiments.rl_study.settings import StudySettings
 from experiments.rl_study.watched import cells_of
+from experiments.study import Study
 from sparse_plugins.rl.environments import EnvironmentFailure
 from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError
 from sparse_plugins.rl.loops.runs import SettingsMismatchError

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.record import study as record
+from experiments import study as loop
 from experiments.record.files import read_config, read_record
 from experiments.record.flags import read_command_line
 from experiments.record.runs import Recorder, Run
@@ -76,12 +76,12 @@ def main(domain: Domain, arguments: Sequence[str] | None = None) -> int:
         if folder is not None:
             _check_study(folder, chosen.study)
         made = study_of(domain, settings, study, domain.build(settings, chosen.study), chosen.study)
-        return record.run(made, record.begin(made, command) if folder is None else folder, command)
+        return loop.run(made, loop.begin(made, command) if folder is None else folder, command)
 
-    return record.explained(begun, DataUnavailableError)
+    return loop.explained(begun, DataUnavailableError)
 
 
-def study_of(domain: Domain, settings: StudySettings, study: Study, plan: Plan, name: str) -> record.Study:
+def study_of(domain: Domain, settings: StudySettings, study: Study, plan: Plan, name: str) -> loop.Study:
     """A study for the loop of all studies.
 
     Args:
@@ -101,7 +101,7 @@ def study_of(domain: Domain, settings: StudySettings, study: Study, plan: Plan, 
         return True
 
     counts = f"{len(plan.cells)} cells of {len(settings.seeds)} seeds"
-    return record.Study(
+    return loop.Study(
         domain=domain.module,
         settings=dataclasses.asdict(settings),
         cells=[(cell.name,) for cell in plan.cells],

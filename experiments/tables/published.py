@@ -45,12 +45,6 @@ VIT_B16_90 = _table(
     0.8,
     _row(74.04, 69.76, 72.89, 72.80, 73.60, 74.21, 64.61, 70.98, 71.58),
 )
-VIT_B16_300 = _table(
-    "ViT-B/16 300 epochs, %",
-    "ViT-B/16 on ImageNet, 300 epochs",
-    0.8,
-    _row(74.84, 73.43, 75.73, 75.95, 75.65, 76.13, 70.17, 75.62, 75.64),
-)
 FEDERATED = _table(
     "Fed. EMNIST, %",
     "federated averaging on EMNIST (its row is called Fed. MNIST)",

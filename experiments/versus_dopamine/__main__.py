@@ -11,8 +11,8 @@ from pathlib import Path
 from experiments.record.files import create_folder, read_record
 from experiments.record.layout import layout_of
 from experiments.record.runs import Recorder, Run
-from experiments.record.study import collect
 from experiments.record.surroundings import surroundings
+from experiments.study import collect
 from experiments.tables import refresh
 from experiments.versus_dopamine.jobs import execute
 from experiments.versus_dopamine.outcomes import SIDES, TASKS
