@@ -8,6 +8,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.quick import compile_fully, compile_quickly
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # A compilation in one example of many would break a deadline; a failure on one machine should be one on every other.
@@ -76,9 +78,11 @@ _QUICKLY_COMPILED = (
     "tests/test_docs.py",
     "tests/t5/test_t5_optimizer",
     "tests/vision/",
-    *(f"tests/fed/test_{name}" for name in ("averaging", "checkpoints", "client_masks", "faults", "sparsified")),
+    *(
+        f"tests/fed/test_{name}"
+        for name in ("averaging", "backends", "checkpoints", "client_masks", "faults", "sparsified")
+    ),
 )
-_QUICK = "jax_disable_most_optimizations"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,18 +92,14 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patches:
-        patches.setenv(_QUICK.upper(), "1")
-        jax.config.update(_QUICK, True)
+        compile_quickly(patches)
         yield
-        jax.config.update(_QUICK, False)
 
 
 @pytest.fixture
-def full_compilation(quick_compilation: None) -> Iterator[None]:
+def full_compilation(quick_compilation: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test among these that compares the bits of two programs."""
-    jax.config.update(_QUICK, False)
-    yield
-    jax.config.update(_QUICK, True)
+    compile_fully(monkeypatch)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -14,12 +14,12 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from tests.quick import quick_jit
 
 HALF = functools.partial(core.uniform, sparsity=0.5)
 NOW = core.OneShotSchedule(0)
 EVERY = core.PeriodicSchedule(update_freq=1, update_start_step=0)
 GRADUAL = core.PolynomialSchedule(update_freq=1, update_start_step=0, update_end_step=4)
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
@@ -29,8 +29,8 @@ def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = jnp.float32) -> j
 def run(updater: core.BaseUpdater, params: Any, grads: Any, steps: int, inner: Any = None) -> tuple[list, list]:
     """Parameters and full-size masks before the first step and after each."""
     tx = updater.wrap_optax(inner or optax.sgd(0.1))
-    state = quick(tx.init)(params)
-    update = quick(tx.update)
+    state = quick_jit(tx.init)(params)
+    update = quick_jit(tx.update)
     seen, masks = [params], [core.unpack_masks(params, state.masks)]
     for _ in range(steps):
         updates, state = update(grads, state, seen[-1])

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sparse_plugins import core
+from tests.quick import quick_jit
 
 ROOT = Path(__file__).parents[1]
 ROWS: dict[str, dict[str, Any]] = {
@@ -47,7 +48,7 @@ def make_step(name: str) -> Any:
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    return jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
+    return quick_jit(step)
 
 
 def advance(name: str, params: Any, state: Any, steps: range) -> tuple[Any, Any]:

@@ -19,8 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparse_plugins import core
 from tests.eight_devices import run_on_eight_devices
+from tests.quick import quick_jit
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 IMAGES = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
 TARGETS = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
 INIT = jax.nn.initializers.lecun_normal()

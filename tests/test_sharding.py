@@ -18,8 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparse_plugins import core
 from tests.eight_devices import collectives, run_on_eight_devices
+from tests.quick import quick_jit
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Both axes, one axis, the other, a stack of layers; the first is large enough for the one-device form of counting.
 SPECS = {
     "a": ((512, 160), PartitionSpec("x", "y")),

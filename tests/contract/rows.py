@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from sparse_plugins import core
+from tests.quick import quick_jit
 
 # Masks change at steps 1, 3 and 4 of 6, so there are steps before, between and after.
 WINDOW = {"update_freq": 2, "update_start_step": 1, "update_end_step": 4}
@@ -166,11 +167,6 @@ def loss(params: Any) -> jax.Array:
 def gradient(params: Any) -> Any:
     """Of the loss."""
     return jax.grad(loss)(params)
-
-
-def quick_jit(function: Callable) -> Any:
-    """`jax.jit` that spends its time on these tiny programs' checks, not on making them fast."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def score_arguments(params: Any) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from tests.contract.rows import (
     kept_counts,
     make_step,
     make_updater,
-    quick_jit,
 )
+from tests.quick import quick_jit
 
 
 def with_garbage_under_masks(state: core.SparseState) -> tuple[core.SparseState, int]:

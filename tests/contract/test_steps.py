@@ -27,10 +27,10 @@ from tests.contract.rows import (
     kept_counts,
     make_step,
     make_updater,
-    quick_jit,
     score_arguments,
     trajectory,
 )
+from tests.quick import quick_jit
 
 every_updater = pytest.mark.parametrize("row", UPDATERS)
 every_family = pytest.mark.parametrize("row", FAMILIES)

@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from tests.contract.rows import STEPS, TREES, assert_on_mask, assert_same, make_step, make_updater, quick_jit
+from tests.contract.rows import STEPS, TREES, assert_on_mask, assert_same, make_step, make_updater
+from tests.quick import quick_jit
 
 RANDOM = ["random", "random_ste", "static_sparse", "set", "mixture of set and random_ste"]
 

@@ -10,11 +10,11 @@ import pytest
 
 from sparse_plugins import core
 from tests import reference
+from tests.quick import quick_jit
 
 WINDOW = {"update_freq": 2, "update_start_step": 2, "update_end_step": 8}
 GRADUAL = core.PolynomialSchedule(**WINDOW)
 SHAPES = {"w": (12, 10), "head": (10, 4)}
-quick_jit = lambda f: jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})  # noqa: E731
 
 
 def draw(seed: int) -> dict[str, np.ndarray]:

@@ -26,8 +26,8 @@ from tests.contract.rows import (
     make_step,
     make_updater,
     params_like,
-    quick_jit,
 )
+from tests.quick import quick_jit
 
 HALF = functools.partial(core.uniform, sparsity=0.5)
 MODULES = ("torso", "actor", "critic", "value", "free")

@@ -13,6 +13,7 @@ import pytest
 from sparse_plugins import core
 from sparse_plugins.core.seeds import random_scores
 from tests import reference
+from tests.quick import quick_jit
 
 HALF = functools.partial(core.uniform, sparsity=0.5)
 GROWN = core.PeriodicSchedule(update_freq=2, update_start_step=1)
@@ -25,7 +26,7 @@ def row(*values: float) -> dict[str, jax.Array]:
 def run(updater: core.BaseUpdater, params: Any, gradients: list[Any], inner: Any = None) -> list[tuple[Any, Any]]:
     """Parameters and state after the start and after each gradient."""
     tx = updater.wrap_optax(inner or optax.sgd(1.0))
-    init, update = (jax.jit(f, compiler_options={"xla_backend_optimization_level": 0}) for f in (tx.init, tx.update))
+    init, update = map(quick_jit, (tx.init, tx.update))
     state = init(params)
     seen = [(updater.pre_forward_update(params, state), state)]
     for grads in gradients:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -48,15 +47,13 @@ def read_rows(folder: Path) -> list[Row]:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once() -> Iterator[None]:
-    """Compiling is nearly all that takes time here: less of it per program, and one program per cell."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Compiling is nearly all that takes time here: one program per cell."""
     made, build = {}, FusedTrainer
     train.FusedTrainer = lambda game, learner, loop: made.setdefault(
         (game.name, type(learner.updater), loop), build(game, learner, loop)
     )
     yield
     train.FusedTrainer = build
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,5 @@ def in_a_process(folder: Path, port: str, rank: str) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes the time here
     folder, what, *arguments = sys.argv[1:]
     {"sharded": on_devices, "distributed": in_a_process}[what](Path(folder), *arguments)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sparse_plugins import fed
 from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend
 from tests.fed import rounds
+from tests.quick import FLAGS
 
 fedjax = fed.import_fedjax()
 ROOT = Path(__file__).parents[2]
@@ -34,15 +35,6 @@ BACKENDS = {
 def assert_close(ours, expected) -> None:
     assert jax.tree.structure(ours) == jax.tree.structure(expected)
     jax.tree.map(lambda a, b: npt.assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, expected)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Compiling is what takes the time here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +204,7 @@ def leaves(folder: Path, name: str) -> list:
 
 
 def test_eight_devices_end_as_one(tmp_path, expected):
-    in_processes(tmp_path, [["sharded"]], XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    in_processes(tmp_path, [["sharded"]], XLA_FLAGS=f"{FLAGS} --xla_force_host_platform_device_count=8")
     for algorithm, params in expected.items():
         assert_close(leaves(tmp_path, f"{algorithm} 8"), jax.tree.leaves(params))
     assert_close(leaves(tmp_path, "fed_avg 3"), jax.tree.leaves(expected["fed_avg"]))

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,9 @@ from hypothesis import strategies as st
 from jax import lax
 
 from sparse_plugins.fed.backends import im2col
+from tests.quick import quick_jit
 
 # Compiled as a whole, without optimizations: compiling is what takes the time here.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CHWN", "IHWO", "HWNC")]
 
 

@@ -15,8 +15,9 @@ import orbax.checkpoint as ocp
 
 from sparse_plugins import core
 from sparse_plugins.core.trees import leaf_names
-from tests.contract.rows import assert_on_mask, assert_same, quick_jit
+from tests.contract.rows import assert_on_mask, assert_same
 from tests.integration.libraries import IMAGES, LABELS, Library
+from tests.quick import quick_jit
 
 SPARSITY = 0.75
 # Masks change at steps 1, 3 and 5.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from tests.contract.rows import quick_jit
+from tests.quick import quick_jit
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype(np.float32)
 LABELS = np.arange(8) % 6

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tests.rl_haiku.toy_learner import BATCHES, Transitions, greedy, init, loss, quick_jit
+from tests.quick import quick_jit
+from tests.rl_haiku.toy_learner import BATCHES, Transitions, greedy, init, loss
 
 
 class ZooAgent:

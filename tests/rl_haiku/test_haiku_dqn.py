@@ -11,7 +11,8 @@ import pytest
 
 from sparse_plugins import core
 from sparse_plugins.rl import haiku, q_learning
-from tests.rl_haiku.toy_learner import compiled, mask_changes, quick_jit, run, transitions, updater_of
+from tests.quick import quick_jit
+from tests.rl_haiku.toy_learner import compiled, mask_changes, run, transitions, updater_of
 
 KEY = jax.random.key(1)
 C51 = {"atoms": 5, "v_min": -2.0, "v_max": 2.0}

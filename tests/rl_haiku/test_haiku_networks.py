@@ -10,7 +10,7 @@ import pytest
 
 from sparse_plugins.rl import haiku
 from sparse_plugins.rl.haiku.convolution import Convolution
-from tests.rl_haiku.toy_learner import quick_jit
+from tests.quick import quick_jit
 
 KEY = jax.random.key(0)
 GRIDS = np.random.default_rng(0).random((2, 10, 10, 4)) > 0.7

@@ -13,6 +13,7 @@ import pytest
 
 from sparse_plugins import core
 from sparse_plugins.core.masks import is_pruned
+from tests.quick import quick_jit
 from tests.rl_haiku.toy_learner import (
     BATCHES,
     OPTIMIZER,
@@ -23,7 +24,6 @@ from tests.rl_haiku.toy_learner import (
     learner_of,
     loss,
     mask_changes,
-    quick_jit,
     run,
     updater_of,
 )

@@ -11,6 +11,7 @@ import optax
 from sparse_plugins import core
 from sparse_plugins.core.masks import map_pruned
 from sparse_plugins.rl import LearnerState, SparseLearner
+from tests.quick import quick_jit
 
 STEPS, ROWS = 20, 8
 RAMP = {"update_start_step": 4, "update_end_step": 16, "update_freq": 4}
@@ -117,7 +118,6 @@ def run(learner: SparseLearner, key: jax.Array, batches: Any = BATCHES) -> tuple
 
 
 # Compiling is what takes the time here.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def compiled(learner: SparseLearner) -> Any:

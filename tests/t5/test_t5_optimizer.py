@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_plugins import core, t5
+from tests.quick import quick_jit
 from tests.t5 import t5x_stand_in
 from tests.t5.tiny import (
     AXES,
@@ -22,7 +23,6 @@ from tests.t5.tiny import (
     gradients,
     optimizer,
     parameters,
-    quick_jit,
     run,
     train_state,
     train_step,

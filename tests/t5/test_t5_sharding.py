@@ -12,8 +12,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.eight_devices import collectives, run_on_eight_devices
+from tests.quick import quick_jit
 from tests.t5.t5x_stand_in import PjitPartitioner, install
-from tests.t5.tiny import CASES, RULES, create, quick_jit, run, train_state_shape, train_step
+from tests.t5.tiny import CASES, RULES, create, run, train_state_shape, train_step
 
 SHARDED = ("rigl, Adafactor", "magnitude_ste, momentum")
 TWO_DIMENSIONAL = {**RULES, "embed": "data"}

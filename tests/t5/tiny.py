@@ -11,6 +11,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import PartitionSpec
 
 from sparse_plugins import t5
+from tests.quick import quick_jit
 from tests.t5 import t5x_stand_in
 
 LAYERS: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {
@@ -23,7 +24,6 @@ LAYERS: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {
 AXES = unflatten_dict({name: axes for name, (_, axes) in LAYERS.items()}, sep="/")
 RULES = {"vocab": "model", "joined_kv": "model", "heads": "model", "embed": None, "relpos_buckets": None}
 WINDOW = {"update_freq": 2, "update_start_step": 1, "update_end_step": 3}
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def parameters(seed: int = 0) -> Any:

@@ -1,0 +1,33 @@
+"""Programs that compile in a third of the time, without what makes them fast: most of the suite is compiling."""
+
+import functools
+
+import jax
+import pytest
+from jax._src import compiler
+
+# The second is the older way to write loops in machine code; jax 0.11 has it no more.
+OPTIONS = {"xla_backend_optimization_level": 0} | (
+    {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+)
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
+
+quick_jit = functools.partial(jax.jit, compiler_options=OPTIONS)
+
+_as_users_have_it = compiler.get_compile_options
+
+
+def _quickly(*args, env_options_overrides=None, **keywords):
+    return _as_users_have_it(*args, env_options_overrides={**OPTIONS, **(env_options_overrides or {})}, **keywords)
+
+
+def compile_quickly(patches: pytest.MonkeyPatch) -> None:
+    """Also whatever a framework compiles, and in processes that a test starts; jax's public setting does half of it."""
+    patches.setattr(compiler, "get_compile_options", _quickly)
+    patches.setenv("XLA_FLAGS", FLAGS)
+
+
+def compile_fully(patches: pytest.MonkeyPatch) -> None:
+    """As users have it."""
+    patches.setattr(compiler, "get_compile_options", _as_users_have_it)
+    patches.delenv("XLA_FLAGS", raising=False)
