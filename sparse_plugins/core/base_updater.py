@@ -48,7 +48,8 @@ class BaseUpdater:
     Attributes:
         scheduler: When masks change and how sparse; see `sparse_plugins.core.schedules`.
         skip_gradients: Zero the update of every step that changes masks. The optimizer's state still advances.
-        is_sparse_gradients: Zero the gradients of pruned weights before the optimizer sees them.
+        is_sparse_gradients: Zero the gradients of pruned weights before the optimizer sees them. It matters where the
+            step of one weight depends on the gradients of others: norms that are clipped, factored moments, ratios.
         sparsity_type: Structure of the masks, or `ByPath` for one per layer.
         sparsity_distribution_fn: From parameters to target sparsities, e.g. `partial(erk, sparsity=0.8)`.
         rng_seed: int or JAX key from which all random scores derive; it is kept in the state.

@@ -175,6 +175,17 @@ def test_random_masks_only_shrink_and_static_ones_stay() -> None:
     assert static[0][1].masks["w"].tolist() == static[-1][1].masks["w"].tolist()
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_pruned_weights_take_part_in_a_clipped_norm_unless_gradients_are_masked(masked: bool) -> None:
+    updater = core.MagnitudePruning(
+        sparsity_distribution_fn=HALF, scheduler=core.OneShotSchedule(0), is_sparse_gradients=masked
+    )
+    inner = optax.chain(optax.clip_by_global_norm(5.0), optax.sgd(1.0))
+    (_, (after, _)) = run(updater, row(10, 9, 1, 0.5), [row(3, 4, 0, 12)], inner)
+    clipped = 1 if masked else 5 / 13
+    np.testing.assert_allclose(after["w"], row(10 - 3 * clipped, 9 - 4 * clipped, 0, 0)["w"], rtol=1e-6)
+
+
 def test_own_topk_and_own_scores_are_used() -> None:
     class Positive(core.MagnitudePruning):
         def calculate_scores(self, params: Any, sparse_state: Any = None, grads: Any = None, **kwargs: Any) -> Any:
