@@ -102,6 +102,11 @@ def full_compilation(quick_compilation: None, monkeypatch: pytest.MonkeyPatch) -
     compile_fully(monkeypatch)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A payload is too long for the name of its test."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Lets go of what a file has compiled; over the whole suite that comes to gigabytes in each process."""
     if nextitem is None or nextitem.path != item.path:
