@@ -83,7 +83,7 @@ class TestTargets:
         assert (found[5] > 0) == averaged, "a copy of the online network is as sparse as that is"
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def dense_run() -> tuple:
     """A DQN loop that knows nothing of sparsity."""
 
@@ -95,7 +95,7 @@ def dense_run() -> tuple:
         target = jax.tree.map(lambda new, old: jnp.where(steps % 5 == 0, new, old), params, target)
         return (params, target, state, steps), None
 
-    @quick_jit
+    @jax.jit
     def all_steps(key):
         params = init(jax.random.split(key)[1], BATCHES.observation[0])
         return jax.lax.scan(step, (params, params, OPTIMIZER.init(params), 0), BATCHES)[0]
@@ -104,9 +104,9 @@ def dense_run() -> tuple:
 
 
 @pytest.mark.parametrize("pruner", ["no_prune", "magnitude", "global_magnitude", "rigl", "granet", "magnitude_ste"])
-def test_sparsity_0_is_the_plain_loop_bit_for_bit(pruner, dense_run):
-    state = compiled(learner_of(updater_of(pruner, sparsity=0.0)))(KEY)[0]
-    params, target, optimizer_state, _ = dense_run
+def test_sparsity_0_is_the_plain_loop_bit_for_bit(pruner, full_compilation):
+    state = jax.jit(functools.partial(run, learner_of(updater_of(pruner, sparsity=0.0))))(KEY)[0]
+    params, target, optimizer_state, _ = dense_run()
     assert_same_bits(state.params, params)
     assert_same_bits(state.target_params, target)
     assert_same_bits(state.sparse_state.inner_state, optimizer_state)
