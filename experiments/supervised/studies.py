@@ -36,6 +36,12 @@ def structure_cells(rules: Sequence[tuple[str, Any]]) -> list[Cell]:
     return [DENSE_CELL, *(Cell(name, {**common, "sparsity_type": kind}) for name, kind in STRUCTURES.items())]
 
 
+def with_masked_gradients(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
+    """These cells, and those of these names again, in which the optimizer sees no gradient of a pruned weight."""
+    chosen = [cell for cell in cells if cell.name in names]
+    return [*cells, *(Cell(f"{name}, masked gradients", {**own, "is_sparse_gradients": True}) for name, own in chosen)]
+
+
 def storage_cells() -> list[Cell]:
     """Dense training and magnitude pruning with every way to store masks; all three train the same weights."""
     common = {"algorithm": "magnitude"}
