@@ -97,7 +97,7 @@ study: $(VENV)/.demo ## Nine algorithms at 80, 90 and 95 % on strokes, three see
 study-rl: $(VENV)/.demo-rl ## DQN on MinAtar's Breakout, dense and sparse, ten seeds: 40 minutes; ARGS="--resume=..." goes on
 	$(IN_VENV) -m experiments.minatar $(or $(ARGS),--sparsities 0.9 0.98 --steps 120000)
 
-study-vision: $(VENV)/.demo ## ResNets on handwriting, dense and seven algorithms at 80 %, three seeds: 10 minutes
+study-vision: $(VENV)/.demo ## ResNets on handwriting, dense and seven algorithms at 80 %, three seeds: 25 minutes
 	$(IN_VENV) -m experiments.vision $(or $(ARGS),resnet)
 
 study-t5: $(VENV)/.demo ## T5 1.1 on Python's manual, dense and five algorithms at 80 %, three seeds: 10 minutes
