@@ -69,7 +69,7 @@ dist: $(VENV)/.dev ## Wheel and source archive in dist/, checked
 	$(IN_VENV) -m build --no-isolation
 	$(IN_VENV) -m twine check --strict dist/*
 
-check-dist: dist ## Install the wheel with each extra in an empty environment, then the demonstration from it: 15 minutes
+check-dist: dist ## Install the wheel with each extra in an empty environment, then the demonstration from it: 8 minutes
 	for extra in core fed dopamine haiku atari gymnax vision t5 zstd all; do ./release/check_extra.sh $(PYTHON) $$extra; done
 
 docs: $(VENV)/.docs ## The documentation in docs/_build/html, its notebooks run: 5 minutes
