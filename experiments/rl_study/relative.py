@@ -61,6 +61,8 @@ def relative_section(found: Sequence[Outcome], measure: Measure, beside: Publish
         parts.append(f"Left out, because no dense mean above 0 is there to compare with: {', '.join(left_out)}.")
     if lines:
         parts.append("IQM is the mean of the middle half of all scores; intervals redraw the seeds of each game.")
+    if len({line[6] for line in lines}) > 1:
+        parts.append("Lines of different numbers of games can't be compared with each other.")
     if lines and beside:
         parts.append(f"Published: {beside.source}")
     return "\n\n".join(parts)

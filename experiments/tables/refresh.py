@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.record.files import write_whole
 from experiments.tables import report
-from experiments.tables.stored import check_complete, read_study
+from experiments.tables.stored import Stored, check_complete, read_study
 
 
 def table(folder: Path) -> str:
@@ -16,19 +16,40 @@ def table(folder: Path) -> str:
 def write(folder: Path) -> None:
     """Writes `results.md` and the figures of a study; rows and settings are only read.
 
-    Without Matplotlib there are no figures, and a line says how to come by them.
-
     Raises:
         MissingRunsError: a run that the study promises has neither finished nor failed.
     """
     study = read_study(folder)
     check_complete(study)
+    _write(study, folder, f"{folder} --write")
+
+
+def write_joint(study: Stored, folder: Path) -> None:
+    """Writes `results.md` and the figures of several studies that are read as one.
+
+    Args:
+        study: As `stored.joined` gives it.
+        folder: Made if it is not there; a study of its own has no place in it.
+
+    Raises:
+        FileExistsError: it holds a study, whose report would be lost.
+    """
+    if (folder / "config.json").exists():
+        raise FileExistsError(
+            f"{folder} holds a study of its own, and its results.md would be lost: name another folder after --into."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(study, folder, f"{' '.join(map(str, study.folders))} --into {folder}")
+
+
+def _write(study: Stored, folder: Path, arguments: str) -> None:
+    """Without Matplotlib there are no figures, and a line says how to come by them."""
     try:
         from experiments.tables.figures import figures
     except ModuleNotFoundError as error:
         print(
             f"No figures: {error.name} is not installed here. Where it is, this draws them:"
-            f" python -m experiments.tables {folder} --write"
+            f" python -m experiments.tables {arguments}"
         )
     else:
         for name, figure in figures(study).items():

@@ -1,6 +1,7 @@
 """Studies as they are stored: read, checked for missing seeds, and joined where that makes sense."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from experiments.record.rows import read_lines, read_rows
 from experiments.record.runs import Measurement
 from experiments.tables.outcomes import Outcome, by_run, outcomes
 
-# In which studies may differ that are joined in one table; the last ones change no number.
-FREE = frozenset({"seeds", "algorithms", "sparsities", "only", "output", "name", "jobs"})
+# In which studies may differ that are joined in one table: what spans their grids, and what changes no number.
+SPANS = ("games", "algorithms", "sparsities", "seeds")
+FREE = frozenset({*SPANS, "only", "output", "name", "jobs"})
 
 
 class MissingRunsError(ValueError):
@@ -124,17 +126,24 @@ def _join(group: Sequence[Stored]) -> Stored:
         return first
     cells = None
     if all(study.layout.cells is not None for study in group):
-        cells = tuple(dict.fromkeys(cell for study in group for cell in study.layout.cells or ()))
-    seeds = tuple(dict.fromkeys(seed for study in group for seed in study.layout.seeds))
+        cells = tuple(_union(study.layout.cells or () for study in group))
+    (record,) = first.records
+    settings = [study.records[0]["settings"] for study in group]
+    spans = {name: _union(own[name] for own in settings) for name in SPANS if name in settings[0]}
+    layout = layout_of({**record, "settings": {**settings[0], **spans}})
     return Stored(
         folders=tuple(folder for study in group for folder in study.folders),
         records=tuple(record for study in group for record in study.records),
-        layout=dataclasses.replace(first.layout, cells=cells, seeds=seeds),
+        layout=dataclasses.replace(layout, cells=cells),
         rows=[row for study in group for row in study.rows],
         layers=[line for study in group for line in study.layers],
         measurements=[one for study in group for one in study.measurements],
         commits={run: name for study in group for run, name in study.commits.items()},
     )
+
+
+def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
 
 
 def commit(record: Mapping[str, Any]) -> str:

@@ -150,6 +150,46 @@ def test_studies_that_differ_in_seeds_share_a_table(tmp_path: Path, capsys: pyte
     assert text.count("\n- `a`: commit") == text.count("\n- `b`: commit") == 1
 
 
+def split_games(tmp_path: Path) -> tuple[Path, Path]:
+    """Breakout at two sparsities, and a part of it that stands for another game at one of them."""
+    source = RESULTS / "minatar_breakout"
+    first = part(source, tmp_path / "breakout", [0, 1])
+    second = part(source, tmp_path / "freeway", [0, 1], games=["Freeway"], sparsities=[0.9])
+    lines = [line for line in csv_lines(second) if line["sparsity"] != "0.98"]
+    write_lines(second, [{**line, "game": "Freeway"} for line in lines])
+    return first, second
+
+
+def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    first, second = split_games(tmp_path)
+    before = {path: path.read_bytes() for own in (first, second) for path in own.iterdir()}
+    for _ in range(2):  # it is derived, and may be written again
+        assert main([str(first), str(second), "--into", str(tmp_path / "joint")]) == 0
+    assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == ["curves.png", "results.md", "sparsity.png"]
+    assert {path: path.read_bytes() for own in (first, second) for path in own.iterdir()} == before
+    text = (tmp_path / "joint" / "results.md").read_text()
+    assert "- MinAtar's Breakout, Freeway instead of Atari's MsPacman" in text
+    lines = cells_of(text[text.index("## Relative") :])
+    places = [lines[0].index(name) for name in ("algorithm", "target", "games", "runs")]
+    counts = {tuple(line[place] for place in places) for line in lines if line[0] in {"dense", "rigl"}}
+    assert counts == {("dense", "0 %", "2", "4"), ("rigl", "90 %", "2", "4"), ("rigl", "98 %", "1", "2")}
+    assert "Lines of different numbers of games can't be compared" in text
+
+
+def test_a_joint_report_of_several_tables_or_over_a_study_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = split_games(tmp_path)
+    other = part(RESULTS / "fed_growth", tmp_path / "other", [0, 1, 2])
+    assert main([str(first), str(other), "--into", str(tmp_path / "joint")]) == 1
+    assert "differ in nothing but seeds, games, algorithms and sparsities" in capsys.readouterr().err
+    (second / "results.md").write_text("own")
+    assert main([str(first), str(second), "--into", str(second)]) == 1
+    assert "holds a study of its own" in capsys.readouterr().err
+    assert (second / "results.md").read_text() == "own"
+    assert not (tmp_path / "joint").exists()
+
+
 def test_studies_that_differ_in_more_or_share_runs_do_not(tmp_path: Path) -> None:
     source = RESULTS / "fed_growth"
     first = part(source, tmp_path / "a", [0, 1])
