@@ -84,7 +84,7 @@ class SupervisedSettings(StudySettings):
     learning_rate: float = flag("its peak; it falls to 0 as a cosine", float, default=2e-3)
     warmup: float = flag("fraction of the steps in which the learning rate rises from 0", float, default=0.1)
     weight_decay: float = flag("of matrices and kernels: times the learning rate with adamw", float, default=1e-4)
-    clip: float = flag("largest norm of all gradients together", float, default=1.0)
+    clip: float = flag("largest norm of all gradients together; 0 leaves gradients as they are", float, default=1.0)
     change_from: float = flag("fraction of the steps after which masks change first", float, default=0.25)
     change_until: float = flag("fraction of the steps after which they change last", float, default=0.75)
     changes: int = flag("how often masks change", int, default=20)
@@ -100,9 +100,10 @@ class SupervisedSettings(StudySettings):
         for name in ("steps", "batch_size", "changes", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag_name(name)} must be 1 or more, got {getattr(self, name)}.")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{flag_name(name)} must be above 0, got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}.")
+        if not self.clip >= 0:
+            raise ValueError(f"--clip must be above 0, or 0 to leave gradients as they are, got {self.clip}.")
         if not 0 <= self.change_from <= self.change_until < 1 or not 0 <= self.warmup < 1:
             raise ValueError(
                 "masks change within training: choose 0 <= --change-from <= --change-until < 1 and 0 <= --warmup < 1,"
@@ -118,7 +119,7 @@ class SupervisedSettings(StudySettings):
         """The optimizer of dense training."""
         warmup = round(self.warmup * self.steps)
         rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(self.steps, warmup + 1))
-        clip = optax.clip_by_global_norm(self.clip)
+        clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
         if self.optimizer == "adamw":
             return optax.chain(clip, optax.adamw(rate, weight_decay=self.weight_decay, mask=_matrices))
         decay = optax.add_decayed_weights(self.weight_decay, mask=_matrices)

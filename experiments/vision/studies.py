@@ -26,8 +26,8 @@ _VIT = {"model": "vit_small", "image_size": 20, "learning_rate": 5e-3, "steps": 
 _LONG = {"image_size": 28, "steps": 6_000, "batch_size": 128, "seeds": (0, 1, 2, 3, 4), "evaluations": 30}
 _RESNET50 = {
     **{"data": "imagenet2012", "image_size": 224, "model": "resnet50", "optimizer": "sgd", "learning_rate": 1.6},
-    **{"batch_size": 4096, "steps": 31_200, "warmup": 0.05, "weight_decay": 1e-4, "evaluations": 50},
-    **{"change_from": 10_000 / 31_200, "change_until": 25_000 / 31_200, "changes": 15},
+    **{"batch_size": 4096, "steps": 31_200, "warmup": 0.05, "weight_decay": 1e-4, "clip": 0.0},
+    **{"change_from": 10_000 / 31_200, "change_until": 25_000 / 31_200, "changes": 15, "evaluations": 50},
 }
 _VIT_B16 = {
     **{"data": "imagenet2012", "image_size": 224, "model": "vit_b16", "learning_rate": 3e-3, "distribution": "erk"},

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from matplotlib.image import imread
 
@@ -192,6 +193,16 @@ def test_the_paper_presets_have_the_steps_at_which_masks_changed_there() -> None
     schedules = [settings.updater(cell, prunable).scheduler for settings in (resnet, vit)]
     found = [(own.update_start_step, own.update_end_step, own.update_freq) for own in schedules]
     assert found == [(10_000, 25_000, 1000), (10_000, 20_000, 1000)]
+    assert (resnet.clip, vit.clip) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("clip", "norm"), [(0.0, 5.0), (1.0, 1.0), (9.0, 5.0)])
+def test_gradients_are_clipped_by_their_norm_or_not_at_all(clip: float, norm: float) -> None:
+    flags = {"optimizer": "sgd", "learning_rate": 1.0, "warmup": 0.0, "weight_decay": 0.0, "clip": clip}
+    tx = with_defaults(VisionSettings, {**STUDIES["resnet"].presets["short"], **flags})(name="x").transformation()
+    gradients = {"kernel": jnp.array([[3.0]]), "bias": jnp.array([4.0])}
+    step, _ = tx.update(gradients, tx.init(gradients), gradients)
+    assert float(optax.tree.norm(step)) == pytest.approx(norm)
 
 
 QUICK = ["--data=digits", "--image-size=8", "--steps=6", "--batch-size=16", "--evaluations=2", "--change-until=0.5"]
@@ -308,7 +319,7 @@ def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_w
         (["--seeds", "1", "1"], "--seeds takes numbers of 0 or more, each once"),
         (["--sparsity=1.5"], "--sparsity must be in"),
         (["--steps=0"], "--steps must be 1 or more"),
-        (["--clip=0"], "--clip must be above 0"),
+        (["--clip=-1"], "--clip must be above 0, or 0 to leave gradients as they are"),
         (["--change-from=0.9"], "choose 0 <= --change-from <= --change-until < 1"),
         (["--preset=huge"], "one has no preset 'huge'; it has short, long"),
         (["--resume=/nowhere"], "/nowhere holds no study"),
