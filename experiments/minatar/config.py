@@ -2,13 +2,18 @@
 
 import dataclasses
 import difflib
+from typing import Any
 
 from experiments.record.flags import flag
+from experiments.rl_study.cells import Cell
 from experiments.rl_study.settings import StudySettings
+from sparse_plugins import core
 from sparse_plugins.rl.loops.config import FusedConfig
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 WARM_UP = 1_000
+FAN_IN = "fan_in"
+START_SPARSE = ("static_sparse", "set", "rigl", "srigl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,12 @@ class StudyConfig(StudySettings):
     """
 
     games: tuple[str, ...] = flag(f"of: {', '.join(GAMES)}", nargs="+", default=("Breakout",))
+    algorithms: tuple[str, ...] = flag(
+        f"of: {', '.join(core.all_algorithm_names())}; {', '.join(START_SPARSE)} also with :{FAN_IN}, so that initial"
+        " weights are scaled to the inputs that are kept",
+        nargs="+",
+        default=StudySettings.algorithms,
+    )
     curve_points: int = flag("stretches of training with a row of results each", int, default=50)
     checkpoint_every: int = flag("stretches from one checkpoint of a cell to the next", int, default=10)
 
@@ -35,6 +46,20 @@ class StudyConfig(StudySettings):
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}.")
         if self.steps < 2 * WARM_UP:
             raise ValueError(f"--steps must be {2 * WARM_UP} or more, twice the warm-up, got {self.steps}.")
+
+    def updater(self, cell: Cell, rng_seed: Any = 0) -> core.BaseUpdater:
+        """As of `StudySettings`; how weights are drawn is not the updater's part of an algorithm.
+
+        Raises:
+            ValueError: weights can't be drawn like that.
+        """
+        name, colon, weights = cell.algorithm.partition(":")
+        if colon and (name not in START_SPARSE or weights != FAN_IN):
+            raise ValueError(
+                f"{cell.algorithm!r}: after a colon stands {FAN_IN}, and only what starts sparse may have it:"
+                f" {', '.join(START_SPARSE)}."
+            )
+        return super().updater(cell._replace(algorithm=name), rng_seed)
 
     @property
     def loop(self) -> FusedConfig:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.minatar.config import StudyConfig
+from experiments.minatar.config import FAN_IN, StudyConfig
 from experiments.record.cells import DENSE
 from experiments.record.runs import Recorder
 from experiments.rl_study.cells import Cell
@@ -19,6 +20,7 @@ from sparse_plugins import core
 from sparse_plugins.rl.environments import JaxEnvironment
 from sparse_plugins.rl.haiku import SparseDQN, minatar_torso
 from sparse_plugins.rl.jax_environments import gymnax_environment
+from sparse_plugins.rl.learner import LearnerState
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk, train
 
@@ -32,10 +34,21 @@ def environment(game: str) -> JaxEnvironment:
     return gymnax_environment(f"{game}-MinAtar", sticky_actions=STICKY_ACTIONS)
 
 
+class FanInDQN(SparseDQN):
+    """DQN whose initial weights are as large as if each unit had been drawn for the inputs that it keeps."""
+
+    def init(self, key: jax.Array, *inputs: Any) -> LearnerState:
+        """As of `SparseDQN`, but for the weights."""
+        state = super().init(key, *inputs)
+        params = core.rescale_to_fan_in(state.params, state.sparse_state.masks)
+        return state._replace(params=params, target_params=jax.tree.map(jnp.copy, params))
+
+
 def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
     """DQN with MinAtar's network and the numbers of `sparse_plugins/rl/configs/minatar_dqn.gin`."""
     clock = config.loop.clock
-    return SparseDQN(
+    kind = FanInDQN if cell.algorithm.endswith(f":{FAN_IN}") else SparseDQN
+    return kind(
         num_actions=environment(cell.game).num_actions,
         torso=minatar_torso(),
         loss="mse",

@@ -4,7 +4,10 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -189,6 +192,11 @@ def test_a_seed_whose_loss_is_not_finite_has_failed() -> None:
         (["--seeds", "0"], "--seeds takes one value or more"),
         (["--seeds", "-1", "2"], "--seeds must be 0 or more, got -1"),
         (["--algorithms", "rigle"], "rigle"),
+        (
+            ["--algorithms", "rigl:fan"],
+            "'rigl:fan': after a colon stands fan_in, and only what starts sparse may have it",
+        ),
+        (["--algorithms", "magnitude:fan_in"], "'magnitude:fan_in': after a colon stands fan_in"),
         (["--sparsities", "1.5"], "1.5"),
         (["--steps", "1999"], "--steps must be 2000 or more"),
         (["--curve-points", "0"], "--curve-points must be 1 or more"),
@@ -208,6 +216,26 @@ def test_seeds_are_a_number_or_a_list() -> None:
     assert read(["--seeds", "1"]).seeds == (0,)
     assert read(["--seeds", "7", "3"]).seeds == (7, 3)
     assert len(list(read([]).cells())) == 1 + 5 * 5
+
+
+def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:
+    config = StudyConfig(name="x", algorithms=("static_sparse", "static_sparse:fan_in"), sparsities=(0.9,))
+    plain, scaled = (
+        train.agent(config, cell).init(jax.random.key(3), jnp.zeros((1, 10, 10, 4))) for cell in config.cells()
+    )
+    for name, layer in plain.params.items():
+        weights, own = np.asarray(layer["w"]), np.asarray(scaled.params[name]["w"])
+        units, own_units = (np.moveaxis(each, -1, 0).reshape(each.shape[-1], -1) for each in (weights, own))
+        for unit, own_unit in zip(units, own_units, strict=True):
+            kept = np.count_nonzero(unit)
+            np.testing.assert_allclose(own_unit, unit * np.sqrt(unit.size / max(kept, 1)), rtol=1e-6)
+    assert zeros_of(scaled.params) == zeros_of(plain.params) > 0.8
+    jax.tree.map(np.testing.assert_array_equal, scaled.target_params, scaled.params)
+
+
+def zeros_of(params: Any) -> float:
+    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+    return 1 - sum(map(np.count_nonzero, weights)) / sum(leaf.size for leaf in weights)
 
 
 # Reports of made-up studies.
