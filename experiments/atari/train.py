@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,7 +75,12 @@ def train_batch(
     game = batch[0].game
     trainer = VectorTrainer(environments(config, game), groups(config, batch), config.loop)
     try:
-        per_stretch = stretch(config)
+        per_stretch, broken = stretch(config), Broken()
+
+        def report(step: int, episodes: object) -> None:
+            reach(step)
+            broken.look(step, {cell.name: state.loss for cell, state in zip(batch, trainer.states, strict=True)})
+
         watched: Any = WatchedVector(trainer, layers_to(recorders))
         run = train(
             watched,
@@ -84,7 +89,7 @@ def train_batch(
             chunk_iterations=per_stretch // _steps_per_iteration(config),
             checkpoint_chunks=config.checkpoint_every,
             settings={"network": config.network, "reseed_after": config.reseed_after},
-            report=lambda step, episodes: reach(step),
+            report=report,
         )
         if not run.is_finished:
             return None
@@ -95,7 +100,8 @@ def train_batch(
         for cell, state in zip(batch, trainer.states, strict=True):
             for seed, end in zip(config.seeds, _ends(state, scores[cell.name]), strict=True):
                 own = [one for one in run.episodes if (one.group, one.seed) == (cell.name, seed)]
-                rows += _rows(cell, seed, own, per_stretch, trainer.environment_steps, end)
+                found = _rows(cell, seed, own, per_stretch, trainer.environment_steps, end)
+                rows += broken.cut(list(found), cell.name, config.seeds.index(seed))
         return rows
     finally:
         trainer.close()
@@ -111,14 +117,43 @@ def _steps_per_iteration(config: StudyConfig) -> int:
     return config.loop.num_envs * config.loop.vector_steps
 
 
+class Broken:
+    """At which step, and with what loss, runs were found broken: a loss that is not finite stays so."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int], tuple[int, float]] = {}
+
+    def look(self, step: int, losses: Mapping[str, Any]) -> None:
+        """Remembers new ones.
+
+        Args:
+            step: Environment steps so far.
+            losses: float32[seeds] of each group.
+
+        Raises:
+            FloatingPointError: all are broken, so that there is nothing to train.
+        """
+        every = [(name, i, loss) for name, own in losses.items() for i, loss in enumerate(np.asarray(own).tolist())]
+        for name, i, loss in every:
+            if not math.isfinite(loss):
+                self._found.setdefault((name, i), (step, loss))
+        if len(self._found) == len(every):
+            raise FloatingPointError(f"no run is left whose loss is finite; here it is {every[0][2]}")
+
+    def cut(self, rows: Sequence[Row], group: str, number: int) -> list[Row]:
+        """The rows of a run, which end where it was found broken."""
+        if (group, number) not in self._found:
+            return list(rows)
+        step, loss = self._found[group, number]
+        before = [row for row in rows if row.step < step]
+        return [*before, Row(**rows[0].cell._asdict(), seed=rows[0].seed, step=step, failure=f"the loss is {loss}")]
+
+
 def _ends(state: RunState, scores: np.ndarray) -> Iterator[dict[str, Any]]:
     """What the last row of each seed says beside its stretch."""
     online, target = zeros(state.learner.params), zeros(state.learner.target_params)
-    for i, loss in enumerate(np.asarray(state.loss).tolist()):
-        if math.isfinite(loss):
-            yield {"final_return": float(scores[i].mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
-        else:
-            yield {"failure": f"the loss is {loss}"}
+    for i, own in enumerate(scores):
+        yield {"final_return": float(own.mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
 
 
 def _rows(

@@ -29,8 +29,9 @@ class Panel(NamedTuple):
 
 def figures(study: Stored) -> dict[str, Figure]:
     """All pictures that the rows of a study are enough for, by the name of their file."""
-    found = [outcome for outcome in study.outcomes() if outcome.finished]
-    colours = colours_of(dict.fromkeys(outcome.cell.name for outcome in found), BASELINE)
+    every = study.outcomes()  # those that failed have masks, too
+    colours = colours_of(dict.fromkeys(outcome.cell.name for outcome in every), BASELINE)
+    found = [outcome for outcome in every if outcome.finished]
     drawn: dict[str, Figure] = {}
     if found and study.layout.curve is not None:
         drawn["curves.png"] = curves_figure(study, found, colours)

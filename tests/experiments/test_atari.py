@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
 from experiments.atari import plan, train
@@ -27,7 +28,7 @@ from experiments.tables.report import report
 from experiments.tables.stored import Stored
 from sparse_plugins.core import erk
 from sparse_plugins.rl.environments import EnvironmentFailure
-from sparse_plugins.rl.haiku import mlp_torso
+from sparse_plugins.rl.haiku import SparseDQN, mlp_torso
 from sparse_plugins.rl.loops.vector import Episode
 from tests.experiments.stopping import report_of, stopping
 
@@ -125,6 +126,39 @@ def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
     for name in ("results.csv", "layers.csv", "sparsity.png", f"runs/{CELLS[1].name}/seed-1/results.csv"):
         assert (stopped / name).read_bytes() == (folder / name).read_bytes()
     assert report_of(stopped) == report_of(folder)
+
+
+def test_a_run_that_breaks_is_cut_where_it_broke_and_costs_the_others_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = train.agent
+
+    def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
+        own = build(config, cell)
+        return own if cell.algorithm == DENSE else dataclasses.replace(own, optimizer=optax.sgd(1e30))
+
+    monkeypatch.setattr(train, "agent", agent)
+    assert main([*QUICK, f"--output={tmp_path}", "--name=broken"]) == 1
+    rows, whole = read_rows(tmp_path / "broken"), read_rows(folder)
+    assert [row for row in rows if row.cell == CELLS[0]] == [row for row in whole if row.cell == CELLS[0]]
+    broken = [row for row in rows if row.cell == CELLS[1]]
+    assert [(row.seed, row.step, row.failure) for row in broken] == [
+        (0, 52, "the loss is nan"),
+        (1, 52, "the loss is nan"),
+    ]
+    assert "- magnitude at 98 % on MsPacman, seed 1, at environment step 52: the loss is nan" in report_of(
+        tmp_path / "broken"
+    )
+
+
+def test_training_ends_when_no_run_is_left() -> None:
+    broken, rows = train.Broken(), [Row(**CELLS[0]._asdict(), seed=4, step=step) for step in (10, 20, 30)]
+    broken.look(10, {"dense": np.array([0.5, 2.0]), "rigl": np.array([1.0, 0.1])})
+    broken.look(20, {"dense": np.array([np.inf, 2.0]), "rigl": np.array([np.nan, np.nan])})
+    assert broken.cut(rows, "dense", 0) == [rows[0], dataclasses.replace(rows[1], failure="the loss is inf")]
+    assert broken.cut(rows, "dense", 1) == rows
+    with pytest.raises(FloatingPointError, match="no run is left"):
+        broken.look(30, {"dense": np.array([np.nan, np.nan]), "rigl": np.array([np.nan, np.nan])})
 
 
 def test_figures_that_are_missing_are_drawn_later(
