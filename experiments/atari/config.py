@@ -165,24 +165,19 @@ class StudyConfig(StudySettings):
             clip_rewards=True,
         )
 
-    def updater(self, cell: Cell, rng_seed: Any = 0) -> core.BaseUpdater:
-        """The sparsity algorithm of a cell, with the papers' schedules, sooner and faster if training is shorter.
-
-        Returns:
-            An updater that counts optimizer steps.
-        """
+    def sparsity_config(self, cell: Cell) -> dict[str, Any]:
+        """The papers' schedules, in optimizer steps, sooner and faster if training is shorter."""
         exchanges = cell.algorithm in ("set", "rigl")
         start, end = self._first_and_last_change
-        return core.create_updater_from_config(
-            algorithm=cell.algorithm,
-            sparsity=cell.sparsity,
-            dist_type=self.distribution,
-            update_start_step=1 if exchanges else start,
-            update_end_step=end,
-            update_freq=self._scaled(5_000 if exchanges else 1_000),
-            drop_fraction=self.drop_fraction,
-            rng_seed=rng_seed,
-        )
+        return {
+            "algorithm": cell.algorithm,
+            "sparsity": cell.sparsity,
+            "dist_type": self.distribution,
+            "update_start_step": 1 if exchanges else start,
+            "update_end_step": end,
+            "update_freq": self._scaled(5_000 if exchanges else 1_000),
+            "drop_fraction": self.drop_fraction,
+        }
 
     @property
     def mask_changes(self) -> tuple[int, int]:

@@ -12,8 +12,9 @@ from sparse_plugins.rl.loops.config import FusedConfig
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 WARM_UP = 1_000
-FAN_IN = "fan_in"
-START_SPARSE = ("static_sparse", "set", "rigl", "srigl")
+# What may stand behind an algorithm and a colon, and behind which.
+FAN_IN, PUBLISHED = "fan_in", "published"
+VARIANTS = {FAN_IN: ("static_sparse", "set", "rigl", "srigl"), PUBLISHED: ("set", "rigl")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,9 @@ class StudyConfig(StudySettings):
 
     games: tuple[str, ...] = flag(f"of: {', '.join(GAMES)}", nargs="+", default=("Breakout",))
     algorithms: tuple[str, ...] = flag(
-        f"of: {', '.join(core.all_algorithm_names())}; {', '.join(START_SPARSE)} also with :{FAN_IN}, so that initial"
-        " weights are scaled to the inputs that are kept",
+        f"of: {', '.join(core.all_algorithm_names())}; behind {', '.join(VARIANTS[FAN_IN])} may stand :{FAN_IN}, so"
+        f" that initial weights are scaled to the inputs that are kept, and behind {' and '.join(VARIANTS[PUBLISHED])}"
+        f" :{PUBLISHED}, so that they exchange weights from the first step on as in JaxPruner's study",
         nargs="+",
         default=StudySettings.algorithms,
     )
@@ -47,19 +49,21 @@ class StudyConfig(StudySettings):
         if self.steps < 2 * WARM_UP:
             raise ValueError(f"--steps must be {2 * WARM_UP} or more, twice the warm-up, got {self.steps}.")
 
-    def updater(self, cell: Cell, rng_seed: Any = 0) -> core.BaseUpdater:
-        """As of `StudySettings`; how weights are drawn is not the updater's part of an algorithm.
+    def sparsity_config(self, cell: Cell) -> dict[str, Any]:
+        """As of `StudySettings`, or for a variant as JaxPruner's gin file says of SET and RigL on MsPacman.
 
         Raises:
-            ValueError: weights can't be drawn like that.
+            ValueError: the algorithm has no such variant.
         """
-        name, colon, weights = cell.algorithm.partition(":")
-        if colon and (name not in START_SPARSE or weights != FAN_IN):
-            raise ValueError(
-                f"{cell.algorithm!r}: after a colon stands {FAN_IN}, and only what starts sparse may have it:"
-                f" {', '.join(START_SPARSE)}."
-            )
-        return super().updater(cell._replace(algorithm=name), rng_seed)
+        algorithm, colon, variant = cell.algorithm.partition(":")
+        if colon and algorithm not in VARIANTS.get(variant, ()):
+            allowed = "; ".join(f":{name} behind {', '.join(own)}" for name, own in VARIANTS.items())
+            raise ValueError(f"{cell.algorithm!r} is no algorithm with a variant of it; allowed are {allowed}.")
+        config = super().sparsity_config(cell._replace(algorithm=algorithm))
+        if variant == PUBLISHED:  # every 5,000 of 2.5 million optimizer steps, the last of them after four fifths
+            first = self.loop.clock.environment_step(1)
+            config |= {"update_start_step": first, "update_freq": max(self.steps // 500, 1), "drop_fraction": 0.3}
+        return config
 
     @property
     def loop(self) -> FusedConfig:

@@ -14,6 +14,7 @@ PAPER = {
     "distribution": ("erk", "for the sparsity over the layers"),
     "drop_fraction": (0.3, "as the first drop fraction of set and rigl"),
 }
+LATE = "set and rigl exchange weights while pruners prune; published from the first step on, as in `:published` cells."
 
 
 def layout(record: Mapping[str, Any]) -> Layout:
@@ -34,6 +35,7 @@ def layout(record: Mapping[str, Any]) -> Layout:
             " only what they are relative to dense training can be set beside the paper's.",
             "MinAtar's network of one convolution instead of Nature's.",
             *differences(settings, PAPER),
+            *([LATE] if {"set", "rigl"} & set(settings["algorithms"]) else []),
             "The target network gets new masks when the online network does, not with the next copy.",
         ],
     )

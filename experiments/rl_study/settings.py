@@ -72,27 +72,27 @@ class StudySettings:
         return ((cell,) for cell in self.cells())
 
     def updater(self, cell: Cell, rng_seed: Any = 0) -> core.BaseUpdater:
-        """The sparsity algorithm of a cell, which changes masks from 20 % to 80 % of training.
+        """The sparsity algorithm of a cell.
 
         Args:
             cell: Of the grid.
             rng_seed: int or JAX key.
-
-        Returns:
-            An updater that counts environment steps.
         """
+        return core.create_updater_from_config(**self.sparsity_config(cell), rng_seed=rng_seed)
+
+    def sparsity_config(self, cell: Cell) -> dict[str, Any]:
+        """What a cell's updater is made of; masks change from 20 % to 80 % of training, in environment steps."""
         start, end = self.mask_changes
-        return core.create_updater_from_config(
-            algorithm=cell.algorithm,
-            sparsity=cell.sparsity,
-            dist_type=self.distribution,
-            step_unit="environment step",
-            update_start_step=start,
-            update_end_step=end,
-            update_freq=max((end - start) // MASK_CHANGES, 1),
-            drop_fraction=self.drop_fraction,
-            rng_seed=rng_seed,
-        )
+        return {
+            "algorithm": cell.algorithm,
+            "sparsity": cell.sparsity,
+            "dist_type": self.distribution,
+            "step_unit": "environment step",
+            "update_start_step": start,
+            "update_end_step": end,
+            "update_freq": max((end - start) // MASK_CHANGES, 1),
+            "drop_fraction": self.drop_fraction,
+        }
 
     @property
     def mask_changes(self) -> tuple[int, int]:

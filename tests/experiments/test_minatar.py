@@ -192,11 +192,8 @@ def test_a_seed_whose_loss_is_not_finite_has_failed() -> None:
         (["--seeds", "0"], "--seeds takes one value or more"),
         (["--seeds", "-1", "2"], "--seeds must be 0 or more, got -1"),
         (["--algorithms", "rigle"], "rigle"),
-        (
-            ["--algorithms", "rigl:fan"],
-            "'rigl:fan': after a colon stands fan_in, and only what starts sparse may have it",
-        ),
-        (["--algorithms", "magnitude:fan_in"], "'magnitude:fan_in': after a colon stands fan_in"),
+        (["--algorithms", "rigl:fan"], "'rigl:fan' is no algorithm with a variant of it; allowed are :fan_in behind"),
+        (["--algorithms", "magnitude:fan_in"], ":published behind set, rigl"),
         (["--sparsities", "1.5"], "1.5"),
         (["--steps", "1999"], "--steps must be 2000 or more"),
         (["--curve-points", "0"], "--curve-points must be 1 or more"),
@@ -216,6 +213,15 @@ def test_seeds_are_a_number_or_a_list() -> None:
     assert read(["--seeds", "1"]).seeds == (0,)
     assert read(["--seeds", "7", "3"]).seeds == (7, 3)
     assert len(list(read([]).cells())) == 1 + 5 * 5
+
+
+def test_weights_can_be_exchanged_as_in_the_published_study() -> None:
+    config = StudyConfig(name="x", algorithms=("rigl", "rigl:published"), sparsities=(0.9,), steps=10_000_000)
+    late, early = (config.loop.clock.in_optimizer_steps(config.updater(cell)) for cell in config.cells())
+    assert late.scheduler.update_start_step == pytest.approx(500_000, rel=0.01)
+    assert (early.scheduler.update_start_step, early.scheduler.update_freq) == (1, 5_000)
+    assert early.scheduler.update_end_step == pytest.approx(2_000_000, rel=0.01)
+    assert (late.drop_fraction_fn.fraction, early.drop_fraction_fn.fraction) == (0.1, 0.3)
 
 
 def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:
