@@ -125,36 +125,38 @@ def test_training_and_evaluation_take_turns(tmp_path: Path, capsys: pytest.Captu
     assert clock.environment_step(done - 1) <= int(columns[0]["steps"]) <= clock.environment_step(done + 1)
 
 
+ATARI_100K = [
+    "create_agent.agent_name = 'atari_100k_rainbow'",
+    "Atari100kRainbowAgent.seed = 0",
+    "JaxDQNAgent.min_replay_history = 1000",
+    "JaxDQNAgent.observation_shape = (28, 28)",
+    "AtariPreprocessing.screen_size = 28",
+    "ReplayBuffer.max_capacity = 100",
+    "ReplayBuffer.batch_size = 2",
+    "PrioritizedSamplingDistribution.max_capacity = 100",
+    "atari_lib.create_atari_environment.game_name = 'Pong'",
+    "Runner.training_steps = 20",
+    "Runner.max_steps_per_episode = 15",
+    "Runner.use_legacy_logger = False",
+    "DataEfficientAtariRunner.num_eval_episodes = 1",
+    "DataEfficientAtariRunner.num_eval_envs = 1",
+    "DataEfficientAtariRunner.max_noops = 4",
+    "CollectorDispatcher.collectors = ()",
+]
+
+
+def run_atari_100k(folder: Path, iterations: int, *bindings: str) -> Any:
+    gin.clear_config()
+    gin.parse_config([*ATARI_100K, f"Runner.num_iterations = {iterations}", *bindings])
+    runner = runners.create_sparse_runner(str(folder))
+    runner.run_experiment()
+    return runner
+
+
 def test_the_runner_for_atari_100k_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    bindings = [
-        "create_agent.agent_name = 'atari_100k_rainbow'",
-        "Atari100kRainbowAgent.seed = 0",
-        "JaxDQNAgent.min_replay_history = 1000",
-        "JaxDQNAgent.observation_shape = (28, 28)",
-        "AtariPreprocessing.screen_size = 28",
-        "ReplayBuffer.max_capacity = 100",
-        "ReplayBuffer.batch_size = 2",
-        "PrioritizedSamplingDistribution.max_capacity = 100",
-        "atari_lib.create_atari_environment.game_name = 'Pong'",
-        "Runner.training_steps = 20",
-        "Runner.max_steps_per_episode = 15",
-        "Runner.use_legacy_logger = False",
-        "DataEfficientAtariRunner.num_eval_episodes = 1",
-        "DataEfficientAtariRunner.num_eval_envs = 1",
-        "DataEfficientAtariRunner.max_noops = 4",
-        "CollectorDispatcher.collectors = ()",
-    ]
-
-    def run(folder: str, iterations: int) -> Any:
-        gin.clear_config()
-        gin.parse_config([*bindings, f"Runner.num_iterations = {iterations}"])
-        runner = runners.create_sparse_runner(str(tmp_path / folder))
-        runner.run_experiment()
-        return runner
-
-    whole = run("whole", 2)
-    run("parts", 1)
-    parts = run("parts", 2)
+    whole = run_atari_100k(tmp_path / "whole", 2)
+    run_atari_100k(tmp_path / "parts", 1)
+    parts = run_atari_100k(tmp_path / "parts", 2)
     assert isinstance(parts, runners.SparseDataEfficientRunner)
     assert (tmp_path / "parts" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
     for one, other in zip(whole.train_state[:4], parts.train_state[:4], strict=True):
@@ -162,3 +164,15 @@ def test_the_runner_for_atari_100k_goes_on_where_it_stopped(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.asarray(whole._agent._rng), np.asarray(parts._agent._rng))
     names = ["checkpoints/1/replay/checkpoint.msgpack"]
     assert all((tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
+
+
+def test_each_iteration_of_atari_100k_reports_its_own_episodes(tmp_path: Path) -> None:
+    """Dopamine makes one step more than asked for; episodes have 15."""
+    run_atari_100k(tmp_path, 3, "Runner.training_steps = 9")
+    rows = [row.split(",") for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    steps, returned, episodes = (
+        [row[rows[0].index(name)] for row in rows[1:]] for name in ("steps", "train_return", "train_episodes")
+    )
+    assert steps == ["10", "20", "30"]
+    assert episodes == ["0", "1", "1"]
+    assert [text == "" for text in returned] == [True, False, False]

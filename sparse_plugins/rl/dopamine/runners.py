@@ -90,12 +90,14 @@ class ExactRun:
         self._collector_dispatcher.close()
 
     def _report(self, iteration: int, statistics: dict[str, list[Any]]) -> dict[str, Any]:
-        self._steps += sum(statistics["train_episode_lengths"])
+        self._steps = self._steps_made(statistics)
         row: dict[str, Any] = {"iteration": iteration, "steps": self._steps}
         for phase in ("train", "eval"):
             if f"{phase}_average_return" in statistics:
-                row[f"{phase}_return"] = float(statistics[f"{phase}_average_return"][-1])
-                row[f"{phase}_episodes"] = len(statistics[f"{phase}_episode_returns"])
+                episodes = len(statistics.get(f"{phase}_episode_returns", []))
+                # Without an episode, Dopamine's average is 0.
+                row[f"{phase}_return"] = float(statistics[f"{phase}_average_return"][-1]) if episodes else None
+                row[f"{phase}_episodes"] = episodes
         measured = self._metrics.measure(iteration)
         self._collector_dispatcher.write(
             [
@@ -105,6 +107,10 @@ class ExactRun:
         )
         self._file.append(row | measured)
         return row | measured
+
+    def _steps_made(self, statistics: dict[str, list[Any]]) -> int:
+        """Environment steps of training since the run began."""
+        return self._steps + sum(statistics["train_episode_lengths"])
 
     def _initialize_checkpointer_and_maybe_resume(self, checkpoint_file_prefix: str) -> None:
         """Only the first half: some runners are not ready to be resumed when they call this."""
@@ -195,7 +201,14 @@ class SparseDataEfficientRunner(ExactRun, atari_100k_runner.DataEfficientAtariRu
     def _run_train_phase(self, statistics: Any) -> Any:
         # The replay's accumulator still refers to these buffers, and Dopamine would write the next frames into them.
         self.train_state = copy.deepcopy(self.train_state)
+        if self.train_state is not None:
+            # Returns and lengths of the episodes since the run began, which would be counted again.
+            self.train_state = (*self.train_state[:-2], [], [])
         return super()._run_train_phase(statistics)
+
+    def _steps_made(self, statistics: dict[str, list[Any]]) -> int:
+        unfinished = sum(environment.cum_length for environment in self.train_envs)
+        return self.num_steps + unfinished
 
     def _seeded(self, environment: Any) -> Any:
         seed_environment(environment, int(self._environment_seeds.integers(2**31)))
