@@ -125,6 +125,16 @@ def test_weight_decay_stays_inside_the_mask_and_in_a_checkpoint(tmp_path):
     assert_same_bits(again.online_params, agent.online_params)
 
 
+def test_a_run_without_a_seed_goes_on_looking_at_the_same_states(tmp_path):
+    agent = build(RARELY)
+    agent._seed = 1793000000000001  # the time of the start, if none is bound
+    drive(agent, 60, np.random.default_rng(0))
+    options = {"updater": updater_of(), "reset_mode": "neurons", **SMALL}
+    again = reload_agent(agent, tmp_path / "checkpoint", "redo_dqn", **options)
+    again.gradient_step = agent.gradient_step
+    assert_same_bits(again._sample_batch_for_statistics(), agent._sample_batch_for_statistics())
+
+
 def test_settings_of_dopamines_recycler_hold():
     agent = build([*RESETS, "BaseRecycler.reset_start_step = 20", "BaseRecycler.reset_end_step = 30"])
     due = [step for step in range(60) if agent.weight_recycler.is_reset(step)]

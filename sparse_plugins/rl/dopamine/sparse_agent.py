@@ -26,7 +26,7 @@ _OPTIMIZERS = ("optimizer", "network_optimizer")
 _ONLINE = ("online_params", "network_params")
 _TARGETS = ("target_network_params", "target_params")
 # What an agent remembers between two steps and Dopamine's checkpoints leave out.
-_BETWEEN_STEPS = ("_rng", "_observation", "_last_observation", "action")
+_BETWEEN_STEPS = ("_rng", "_seed", "_observation", "_last_observation", "action")
 
 
 class SparseAgent:
