@@ -132,9 +132,9 @@ def _configure() -> None:
     gin.parse_config(_DEFAULTS)
     gin.parse_config_files_and_bindings(files, shortcuts, finalize_config=False)
     if FLAGS.seed is not None:
-        from sparse_plugins.rl.dopamine.runners import dense_agent_class
+        from sparse_plugins.rl.dopamine.agents import chosen_agent
 
-        gin.parse_config(f"{dense_agent_class().__name__}.seed = {FLAGS.seed}")
+        gin.parse_config(f"{_seed_taker(chosen_agent()).__name__}.seed = {FLAGS.seed}")
         gin.parse_config(f"create_updater_from_config.rng_seed = {FLAGS.seed}")
     gin.parse_config_files_and_bindings([], FLAGS.gin_bindings)
 
@@ -143,6 +143,11 @@ def _packaged(name: str) -> str:
     if name not in config_names():
         raise ValueError(f"--config is {name!r}; allowed are {', '.join(config_names())}.")
     return str(_CONFIGS / f"{name}.gin")
+
+
+def _seed_taker(agent_class: type) -> type:
+    """The class whose own constructor has the seed; those of some agents leave it to their parents."""
+    return next(base for base in agent_class.__mro__ if "seed" in _parameters(vars(base).get("__init__", object)))
 
 
 def _parted(binding: str) -> tuple[str, str]:

@@ -72,6 +72,13 @@ def test_a_packaged_configuration_is_chosen_by_name(capsys: pytest.CaptureFixtur
     assert "--config is 'cartpol_dqn'; allowed are acrobot_dqn, " in capsys.readouterr().err
 
 
+def test_a_seed_reaches_an_agent_that_leaves_it_to_its_parent() -> None:
+    gin.clear_config()
+    flags.FLAGS(["train", "--config=redo_dqn", "--seed=4"])
+    train._configure()
+    assert gin.query_parameter("JaxDQNAgent.seed") == 4
+
+
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
