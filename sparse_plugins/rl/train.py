@@ -130,7 +130,8 @@ def _configure() -> None:
     files = [*([_packaged(FLAGS.config)] if FLAGS.config is not None else []), *FLAGS.gin_files]
     shortcuts = shortcut_bindings({flag: FLAGS[flag].value for flag in _SHORTCUTS}, FLAGS.gin_bindings)
     gin.parse_config(_DEFAULTS)
-    gin.parse_config_files_and_bindings(files, shortcuts, finalize_config=False)
+    # Bindings are read twice: they may choose the agent that gets the seed, and they win over it.
+    gin.parse_config_files_and_bindings(files, [*shortcuts, *FLAGS.gin_bindings], finalize_config=False)
     if FLAGS.seed is not None:
         from sparse_plugins.rl.dopamine.agents import chosen_agent
 

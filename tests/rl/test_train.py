@@ -12,6 +12,7 @@ from absl import app, flags
 from absl.testing import flagsaver
 
 from sparse_plugins.rl import train
+from sparse_plugins.rl.dopamine.bindings import bound
 from tests.rl.resume_worker import BINDINGS
 
 SHORT = ["Runner.num_iterations = 1", "Runner.training_steps = 60"]
@@ -72,11 +73,24 @@ def test_a_packaged_configuration_is_chosen_by_name(capsys: pytest.CaptureFixtur
     assert "--config is 'cartpol_dqn'; allowed are acrobot_dqn, " in capsys.readouterr().err
 
 
-def test_a_seed_reaches_an_agent_that_leaves_it_to_its_parent() -> None:
+QUANTILE = "--gin_bindings=create_agent.agent_name = 'jax_quantile'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seeds"),
+    [
+        (["--config=cartpole_dqn"], {"JaxDQNAgent": 4}),
+        (["--config=redo_dqn"], {"JaxDQNAgent": 4}),  # leaves it to its parent
+        (["--config=cartpole_dqn", QUANTILE], {"JaxQuantileAgent": 4, "JaxDQNAgent": None}),
+        ([QUANTILE], {"JaxQuantileAgent": 4}),
+        (["--config=cartpole_dqn", "--gin_bindings=JaxDQNAgent.seed = 7"], {"JaxDQNAgent": 7}),
+    ],
+)
+def test_a_seed_reaches_the_agent_that_is_chosen(arguments: list[str], seeds: dict[str, int | None]) -> None:
     gin.clear_config()
-    flags.FLAGS(["train", "--config=redo_dqn", "--seed=4"])
+    flags.FLAGS(["train", "--seed=4", *arguments])
     train._configure()
-    assert gin.query_parameter("JaxDQNAgent.seed") == 4
+    assert {agent: bound(f"{agent}.seed") for agent in seeds} == seeds
 
 
 @pytest.mark.parametrize(
