@@ -15,11 +15,14 @@ import numpy as np
 import optax
 import pytest
 from dopamine.discrete_domains import gym_lib
+from dopamine.jax.replay_memory import accumulator, replay_buffer
+from flax import serialization
 
 from sparse_plugins import core
 from sparse_plugins.rl.dopamine import UnsafeCheckpointError, allow_in_checkpoints, safe_pickle
 from sparse_plugins.rl.dopamine.run_folder import SealedCheckpointer
 from sparse_plugins.rl.dopamine.snapshots import restore_environment, take_snapshot
+from tests.rl import driving
 
 
 class Trap:
@@ -104,6 +107,28 @@ def test_a_checkpoint_from_a_stranger_runs_nothing_though_its_digest_is_right(tm
     with pytest.raises(UnsafeCheckpointError, match="from someone else, do not read it"):
         SealedCheckpointer(str(tmp_path)).newest()
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("part", ["memory", "transition_accumulator"])
+def test_a_replay_from_a_stranger_runs_nothing(part: str, tmp_path: Path) -> None:
+    agent, sprung = driving.build("jax_dqn"), tmp_path / "sprung"
+    driving.drive(agent, 30, np.random.default_rng(0))
+    bundle = agent.bundle_and_checkpoint(str(tmp_path), 0)
+    file = next(tmp_path.rglob("*.msgpack"))
+    whole = file.read_bytes()
+    content = serialization.msgpack_restore(whole)
+    content[part]["treedef"] = pickle.dumps(Trap(sprung))
+    file.write_bytes(serialization.msgpack_serialize(content))
+    other = driving.build("jax_dqn")
+    with pytest.raises(UnsafeCheckpointError, match=r"names pathlib\.Path\.touch"):
+        other.unbundle(str(tmp_path), 0, bundle)
+    assert not sprung.exists()
+    assert replay_buffer.pickle is accumulator.pickle is pickle, "for others nothing has changed"
+    file.write_bytes(whole)
+    assert other.unbundle(str(tmp_path), 0, bundle)
+    assert list(other._replay._memory) == list(agent._replay._memory)
+    for one, same in zip(other._replay._memory.values(), agent._replay._memory.values(), strict=True):
+        driving.assert_same_bits(one, same)
 
 
 def test_a_state_of_ones_own_is_refused_when_it_is_saved_and_allowed_on_request(monkeypatch: Any) -> None:

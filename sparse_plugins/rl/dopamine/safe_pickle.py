@@ -4,18 +4,26 @@ A pickle can call anything that can be imported. Here it may build arrays, rando
 the states of emulators; whatever else it names is refused before it is called, and nothing is imported.
 """
 
+import contextlib
 import io
 import pickle
 import sys
+import types
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["UnsafeCheckpointError", "allow_in_checkpoints", "dumps", "loads"]
+import jax
+
+__all__ = ["UnsafeCheckpointError", "allow_in_checkpoints", "dumps", "loads", "of_replay"]
 
 _ALLOWED = {
     "ale_py._ale_py": ("ALEState",),
     "builtins": ("bytearray", "complex", "frozenset", "range", "set", "slice"),
     "collections": ("OrderedDict", "defaultdict", "deque"),
+    "dopamine.jax.replay_memory.elements": ("ReplayElement",),
     "jax._src.array": ("_reconstruct_array",),
+    "jax._src.tree_util": ("default_registry",),
+    jax.tree_util.PyTreeDef.__module__: ("PyTreeDef",),
     "ml_dtypes": ("bfloat16", "float8_e4m3fn", "float8_e5m2"),
     "numpy": ("dtype", "ndarray"),
     "numpy._core.multiarray": ("_reconstruct", "scalar"),
@@ -83,6 +91,22 @@ def loads(content: bytes) -> Any:
         sparse_plugins.rl.dopamine.safe_pickle.UnsafeCheckpointError: a checkpoint names builtins.print, ...
     """
     return _Unpickler(io.BytesIO(content)).load()
+
+
+@contextlib.contextmanager
+def of_replay() -> Iterator[None]:
+    """For a while, Dopamine's replay reads and writes the pickles inside its own files with `loads` and `dumps`."""
+    from dopamine.jax.replay_memory import accumulator, replay_buffer
+
+    ours, modules = types.SimpleNamespace(loads=loads, dumps=dumps), (accumulator, replay_buffer)
+    kept = [vars(module)["pickle"] for module in modules]
+    try:
+        for module in modules:
+            vars(module)["pickle"] = ours
+        yield
+    finally:
+        for module, own in zip(modules, kept, strict=True):
+            vars(module)["pickle"] = own
 
 
 class _Unpickler(pickle.Unpickler):

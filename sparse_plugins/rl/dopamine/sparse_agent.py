@@ -16,6 +16,7 @@ from sparse_plugins.core.state import SparseState, find_sparse_state
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.clock import Clock
+from sparse_plugins.rl.dopamine import safe_pickle
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
 from sparse_plugins.rl.dopamine.bundles import check_bundle
 from sparse_plugins.rl.policy import TargetPolicy
@@ -122,7 +123,8 @@ class SparseAgent:
 
     def bundle_and_checkpoint(self, checkpoint_dir: str, iteration_number: int) -> dict[str, Any] | None:
         """The agent's checkpoint, with its random key and what it saw last."""
-        bundle = super().bundle_and_checkpoint(checkpoint_dir, iteration_number)  # type: ignore[misc]
+        with safe_pickle.of_replay():
+            bundle = super().bundle_and_checkpoint(checkpoint_dir, iteration_number)  # type: ignore[misc]
         if bundle is not None:
             bundle["between_steps"] = {name: vars(self).get(name) for name in _BETWEEN_STEPS}
         return bundle
@@ -132,20 +134,25 @@ class SparseAgent:
 
         Raises:
             ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way.
+            UnsafeCheckpointError: If its replay names something that reading it must not call.
         """
         if bundle_dictionary is None:
-            return super().unbundle(checkpoint_dir, iteration_number, None)  # type: ignore[misc]
+            return self._unbundle_dense(checkpoint_dir, iteration_number, None)
         state, own = bundle_dictionary.get("optimizer_state"), (self.optimizer_state, self._updates_seen)
         check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
         # First, so that a target network which is masked when it is written meets its own masks.
         self._updates_seen, self.optimizer_state = int(find_sparse_state(state).count), state
-        if not super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary):  # type: ignore[misc]
+        if not self._unbundle_dense(checkpoint_dir, iteration_number, bundle_dictionary):
             self.optimizer_state, self._updates_seen = own
             return False
         setattr(self, self._optimizer_attribute, self._wrapped)  # some agents have built a bare optimizer
         for name, value in bundle_dictionary["between_steps"].items():
             setattr(self, name, value)
         return True
+
+    def _unbundle_dense(self, *checkpoint: Any) -> bool:
+        with safe_pickle.of_replay():
+            return super().unbundle(*checkpoint)  # type: ignore[misc]
 
 
 def sparsify(agent_class: type, name: str | None = None) -> type:
