@@ -95,9 +95,11 @@ class TestBothShapes:
         totals = [core.summarize_sparsity(params)["_total_sparsity"] for params in dense]
         assert [float(total) for total in totals] == pytest.approx([0.5, 0.0])
 
-    def test_masks_outlive_a_checkpoint(self, shape):
+    @pytest.mark.parametrize("policy", ["at_mask_update", "after_polyak"])
+    def test_masks_outlive_a_checkpoint(self, shape, policy):
+        """After 12 steps masks have changed since the last copy."""
         build, step = SHAPES[shape]
-        agent, again = build(updater_of("set")), build(updater_of("set"))
+        agent, again = (build(updater_of("set"), target_policy=policy) for _ in range(2))
         for i in range(12):
             step(agent, i)
         if shape == "zoo":
@@ -105,6 +107,7 @@ class TestBothShapes:
         else:
             again.restore(pickle.loads(pickle.dumps(agent.save())))
         assert_same_bits(again.sparse_state.masks, agent.sparse_state.masks)
+        assert_same_bits(networks(again), networks(agent))
         for i, one in itertools.product(range(12, 20), (agent, again)):
             step(one, i)
         assert_same_bits(again.sparse_state, agent.sparse_state)

@@ -43,6 +43,7 @@ class SparseAgent:
     target_policy: TargetPolicy
     clock: Clock
     optimizer_state: Any
+    _restoring = False
 
     def __init__(
         self,
@@ -111,7 +112,8 @@ class SparseAgent:
             self._follow_masks()
 
     def _masks_target_when(self, policy: TargetPolicy) -> bool:
-        return self.target_policy is policy and vars(self).get("_target_attribute") is not None
+        has_target = vars(self).get("_target_attribute") is not None
+        return self.target_policy is policy and has_target and not self._restoring
 
     def _follow_masks(self) -> None:
         updates = int(self.sparse_state.count)
@@ -138,17 +140,22 @@ class SparseAgent:
         """
         if bundle_dictionary is None:
             return self._unbundle_dense(checkpoint_dir, iteration_number, None)
-        state, own = bundle_dictionary.get("optimizer_state"), (self.optimizer_state, self._updates_seen)
         check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
-        # First, so that a target network which is masked when it is written meets its own masks.
-        self._updates_seen, self.optimizer_state = int(find_sparse_state(state).count), state
-        if not self._unbundle_dense(checkpoint_dir, iteration_number, bundle_dictionary):
-            self.optimizer_state, self._updates_seen = own
-            return False
-        setattr(self, self._optimizer_attribute, self._wrapped)  # some agents have built a bare optimizer
-        for name, value in bundle_dictionary["between_steps"].items():
-            setattr(self, name, value)
-        return True
+        own, done = self.optimizer_state, False
+        # The target network comes back as it was, which may be with the masks of its last copy.
+        self._restoring = True
+        try:
+            self.optimizer_state = bundle_dictionary["optimizer_state"]
+            if done := self._unbundle_dense(checkpoint_dir, iteration_number, bundle_dictionary):
+                setattr(self, self._optimizer_attribute, self._wrapped)  # some agents have built a bare optimizer
+                for name, value in bundle_dictionary["between_steps"].items():
+                    setattr(self, name, value)
+                self._updates_seen = int(self.sparse_state.count)
+        finally:
+            if not done:
+                self.optimizer_state = own
+            self._restoring = False
+        return done
 
     def _unbundle_dense(self, *checkpoint: Any) -> bool:
         with safe_pickle.of_replay():

@@ -5,7 +5,8 @@ them, and a subclass keeps in step what it remembers, what acts and what the tar
 which an agent takes over the result of a step. The step itself is left alone.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ class _Follower:
                 "can't find them; use True, which takes one bit a weight."
             )
         self.updater, self.policy, self._steps = updater, TargetPolicy.of(target_policy), 0
+        self._as_it_was = False
         self._one = jax.jit(updater.pre_forward_update)
         self._replicas = jax.jit(jax.vmap(updater.pre_forward_update))
 
@@ -41,17 +43,27 @@ class _Follower:
         return target if self.policy is TargetPolicy.DENSE else self.onto_masks(target, opt_state)
 
     def after_step(self, target: PyTree, opt_state: PyTree) -> PyTree:
-        """The target network after an optimizer step, or after a checkpoint was read."""
+        """The target network after an optimizer step."""
         steps = int(np.ravel(find_sparse_state(opt_state).count)[0])
         skipped = steps not in (self._steps, self._steps + 1)
         changed = skipped or (steps > self._steps and bool(self.updater.is_refresh_due(self._steps)))
         self._steps = steps
-        follows = self.policy is TargetPolicy.AT_MASK_UPDATE and changed
+        follows = self.policy is TargetPolicy.AT_MASK_UPDATE and changed and not self._as_it_was
         return self.onto_masks(target, opt_state) if follows else target
 
     def after_write(self, target: PyTree, opt_state: PyTree) -> PyTree:
         """The target network as the agent is about to write it."""
-        return self.onto_masks(target, opt_state) if self.policy is TargetPolicy.AFTER_POLYAK else target
+        follows = self.policy is TargetPolicy.AFTER_POLYAK and not self._as_it_was
+        return self.onto_masks(target, opt_state) if follows else target
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """For a while, the target network is left as it is written: a checkpoint's, with the masks it last met."""
+        self._as_it_was = True
+        try:
+            yield
+        finally:
+            self._as_it_was = False
 
 
 class SparseZooAgent:
@@ -88,7 +100,8 @@ class SparseZooAgent:
             ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way.
         """
         _check_same_kind(state["opt_state"], self._opt_state, type(self).__name__)
-        super().set_state(state)  # type: ignore[misc]
+        with self._follower.restoring():
+            super().set_state(state)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and keeps in step what belongs together; see the module's docstring."""
@@ -139,7 +152,8 @@ class SparseAcmeLearner:
             ValueError: If it comes from a dense learner, or from one that is sparse in another way.
         """
         _check_same_kind(state.opt_state, self._state.opt_state, type(self).__name__)
-        super().restore(state)  # type: ignore[misc]
+        with self._follower.restoring():
+            super().restore(state)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and keeps in step what belongs together; see the module's docstring."""
