@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from sparse_plugins.core import masks
+from sparse_plugins.rl import plasticity
+from sparse_plugins.rl.activations import hidden_activations
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics, MetricsFile, sample_states
 from tests.rl import driving, resume_worker
 from tests.rl.test_resume import assert_same
@@ -91,6 +93,20 @@ def test_plasticity_is_measured_on_every_agent(name: str) -> None:
     assert 1 <= unchanged["srank"] <= 4 * 64
     driving.drive(agent, 12, random)
     assert metrics.measure(2)[change] >= 0
+
+
+def test_units_are_dormant_behind_the_networks_own_activation() -> None:
+    agent = driving.build("ppo")
+    driving.drive(agent, 20, np.random.default_rng(0))
+    states = sample_states(agent, np.random.default_rng((0, 1)), 4)
+    shares = {}
+    for activation in (jax.nn.tanh, jax.nn.relu):
+        network = (agent.network_def, agent.sparse_params, states, jax.random.PRNGKey(0))
+        hidden = hidden_activations(*network, activation=activation)
+        shares[activation] = float(plasticity.dormant_share(plasticity.dormant_units(hidden, 0.3)))
+    assert shares[jax.nn.tanh] != shares[jax.nn.relu]
+    metrics = IterationMetrics(agent, plasticity=True, states=4, dormant_threshold=0.3)
+    assert metrics.measure(1)["dormant_share"] == shares[jax.nn.tanh]
 
 
 def test_states_come_from_the_replay_and_leave_its_sampler_alone() -> None:

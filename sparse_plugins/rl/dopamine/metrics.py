@@ -76,8 +76,10 @@ class IterationMetrics:
         agent = self._agent
         states = sample_states(agent, np.random.default_rng((self._seed, iteration)), self._states)
         inputs, options = _further_inputs(agent)
-        hidden = activations.hidden_activations(agent.network_def, agent.sparse_params, states, *inputs, **options)
-        features = activations.penultimate_features(agent.network_def, agent.sparse_params, states, *inputs, **options)
+        network = (agent.network_def, agent.sparse_params, states, *inputs)
+        own_activation = getattr(agent.network_def, "activation", jax.nn.relu)  # PPO's is tanh
+        hidden = activations.hidden_activations(*network, activation=own_activation, **options)
+        features = activations.penultimate_features(*network, **options)
         before, after = (
             jax.vmap(lambda state, params=params: agent.network_def.apply(params, state, *inputs, **options))(states)
             for params in (self._params, agent.sparse_params)
