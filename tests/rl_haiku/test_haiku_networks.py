@@ -127,6 +127,13 @@ def test_bounds_scale_vectors():
     np.testing.assert_allclose(bounded.apply(params, x), plain.apply(params, scaled), rtol=1e-6, atol=1e-6)
 
 
+def test_bounds_of_bytes_are_bytes():
+    x = np.array([[0, 0], [255, 100], [51, 50]], np.uint8)
+    bounded = haiku.q_network(2, haiku.mlp_torso((8,), low=[0, 0], high=[255, 100]))
+    params = quick_jit(bounded.init)(KEY, x)
+    np.testing.assert_array_equal(bounded.apply(params, x), bounded.apply(params, x.astype(np.float32)))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -155,8 +155,10 @@ def mlp_torso(
     bounds = None if low is None and high is None else _bounds(low, high)
 
     def torso(x: jax.Array) -> jax.Array:
-        x = hk.Flatten()(_as_float(x))
-        if bounds is not None:
+        if bounds is None:
+            x = hk.Flatten()(_as_float(x))
+        else:
+            x = hk.Flatten()(x.astype(jnp.float32))
             x = 2.0 * (x - bounds[0]) / (bounds[1] - bounds[0]) - 1.0
         for i, width in enumerate(units, start=1):
             x = jax.nn.relu(hk.Linear(width, w_init=XAVIER, name=f"hidden_{i}")(x))
