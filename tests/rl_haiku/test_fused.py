@@ -8,9 +8,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.rl import haiku
 from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedTrainer
@@ -246,3 +248,13 @@ def test_types_in_configurations_are_checked():
     with pytest.raises(TypeError, match="prioritized is 'no'; give True or False"):
         FusedConfig(prioritized="no")
     assert UPDATER.rng_seed == 0
+
+
+def test_a_network_that_does_not_fit_the_game_is_an_error_before_anything_is_compiled():
+    def dqn(hyper):
+        torso, optimizer = haiku.mlp_torso((4,)), optax.adam(hyper["lr"])
+        return haiku.SparseDQN(num_actions=6, torso=torso, optimizer=optimizer, updater=core.NoPruning())
+
+    for learner_of, hyper in ((dqn({"lr": 0.1}), None), (dqn, HYPER)):
+        with pytest.raises(ValueError, match=r"corridor has 2 actions, the network gives values for 6; build it for 2"):
+            FusedTrainer(Corridor(), learner_of, CONFIG).init(KEYS, hyper)

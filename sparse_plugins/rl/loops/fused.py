@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.environments import JaxEnvironment
+from sparse_plugins.rl.environments import JaxEnvironment, check_network
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.replay import Replay, ReplayState, Row
@@ -124,9 +124,10 @@ class FusedTrainer:
             The state.
 
         Raises:
-            ValueError: If a seed repeats with the same hyper-parameters, or these don't fit.
+            ValueError: If a seed repeats with the same hyper-parameters, or these or the network don't fit.
         """
         self._check_seeds(keys, hyper)
+        check_network(self.environment, self._learner(jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], hyper)))
         return self._init(keys, hyper)  # type: ignore[attr-defined]
 
     def template(self, keys: jax.Array, hyper: PyTree = None) -> FusedState:
