@@ -59,7 +59,8 @@ class Sums:
     def __init__(self, like: Any, masks: Any = None) -> None:
         zeros = lambda x, m: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
         counts = lambda x, m: jnp.zeros(x.shape, jnp.int32)  # noqa: E731
-        self._sum = jax.tree.map(jnp.zeros_like, like)
+        self._like = like
+        self._sum = wide_zeros(like)
         self._weight = 0.0
         self._held = masks and map_pruned(zeros, like, masks, otherwise=lambda x: NOT_PRUNED)
         self._votes = masks and map_pruned(counts, like, masks, otherwise=lambda x: NOT_PRUNED)
@@ -83,15 +84,37 @@ class Sums:
     def aggregate(self, aggregation: Aggregation) -> Any:
         """The one update; 0 where no client of any weight has a say."""
         total = max(self._weight, jnp.finfo(jnp.float32).tiny)
-        if aggregation.rule == "mean" or self._held is None:
-            return jax.tree.map(lambda x: x / jnp.asarray(total, x.dtype), self._sum)
+        over_all = lambda x: x / jnp.asarray(total, x.dtype)  # noqa: E731
         over_voters = lambda x, held: jnp.where(held > 0, x / jnp.maximum(held, 1e-30), 0).astype(x.dtype)  # noqa: E731
-        return map_pruned(over_voters, self._sum, self._held, otherwise=lambda x: x / jnp.asarray(total, x.dtype))
+        if aggregation.rule == "mean" or self._held is None:
+            return in_dtypes_of(self._like, jax.tree.map(over_all, self._sum))
+        return in_dtypes_of(self._like, map_pruned(over_voters, self._sum, self._held, otherwise=over_all))
 
     def elected(self, aggregation: Aggregation) -> Any:
         """uint8 masks of the weights that enough clients hold."""
         enough = lambda x, votes: (votes >= aggregation.min_votes).astype(jnp.uint8)  # noqa: E731
         return map_pruned(enough, self._sum, self._votes, otherwise=lambda x: NOT_PRUNED)
+
+
+def wide_zeros(like: Any) -> Any:
+    """Zeros to sum up many trees in: half precision would stop growing, or overflow.
+
+    Example:
+        >>> [zeros.dtype.name for zeros in wide_zeros([jnp.ones(2, jnp.bfloat16), jnp.ones(2)])]
+        ['float32', 'float32']
+    """
+    return jax.tree.map(lambda x: jnp.zeros_like(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), like)
+
+
+def in_dtypes_of(like: Any, mean: Any) -> Any:
+    """A mean of wide sums, in the floating dtypes of what was summed up.
+
+    Example:
+        >>> in_dtypes_of(jnp.ones(2, jnp.bfloat16), jnp.ones(2)).dtype.name
+        'bfloat16'
+    """
+    cast = lambda x, m: m.astype(jnp.result_type(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else m  # noqa: E731
+    return jax.tree.map(cast, like, mean)
 
 
 @jax.jit

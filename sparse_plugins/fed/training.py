@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins import core
+from sparse_plugins.fed.aggregation import in_dtypes_of, wide_zeros
 
 GradFn = Callable[[Any, Any, Any], Any]
 
@@ -54,18 +55,18 @@ def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
     """
 
     def client_init(params: Any, client: Any) -> Any:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return {"params": params, "sum": zeros, "examples": jnp.zeros(()), "rng": client["rng"]}
+        return {"params": params, "sum": wide_zeros(params), "examples": jnp.zeros(()), "rng": client["rng"]}
 
     def client_step(state: Any, batch: Any) -> Any:
         rng, use_rng = jax.random.split(state["rng"])
         grads = grad_fn(state["params"], batch, use_rng)
         examples = len(jax.tree.leaves(batch)[0])
-        total = jax.tree.map(lambda s, g: s + g * jnp.asarray(examples, s.dtype), state["sum"], grads)
+        add = lambda s, g: s + g.astype(s.dtype) * jnp.asarray(examples, s.dtype)  # noqa: E731
+        total = jax.tree.map(add, state["sum"], grads)
         return {**state, "sum": total, "examples": state["examples"] + examples, "rng": rng}
 
     def client_final(params: Any, state: Any) -> Any:
         examples = jnp.maximum(state["examples"], 1)
-        return jax.tree.map(lambda s: s / examples.astype(s.dtype), state["sum"])
+        return in_dtypes_of(params, jax.tree.map(lambda s: s / examples.astype(s.dtype), state["sum"]))
 
     return fedjax.for_each_client(client_init, client_step, client_final)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from sparse_plugins import core, fed
+from sparse_plugins.fed.training import mean_gradient
 from tests import reference
 from tests.fed.toy import (
     ALGORITHMS,
@@ -188,6 +189,15 @@ def test_a_growth_signal_of_nothing_but_zeros_is_an_error():
         ValueError, match=r"round 1 is to grow weights by gradients.*all gradients of pruned weights are 0"
     ):
         algorithm.apply(state, clients_of_a_round(1))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_clients_mean_gradient_has_the_accuracy_of_float32(dtype):
+    probe = mean_gradient(lambda params, batch, rng: jax.tree.map(lambda p: jnp.full_like(p, 40.0), params))
+    batches = fedjax.ClientDataset({"x": np.ones((2000, 1), np.float32)}).batch(batch_size=2)
+    ((_, grads),) = probe({"w": jnp.zeros(2, dtype)}, [(b"anna", batches, {"rng": jax.random.PRNGKey(0)})])
+    assert grads["w"].dtype == dtype
+    assert grads["w"].tolist() == [40.0, 40.0]
 
 
 @pytest.mark.parametrize("name", ["set", "rigl"])

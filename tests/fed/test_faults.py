@@ -236,6 +236,33 @@ def test_aggregation_follows_the_slow_rule(data, num_clients, min_votes):
     npt.assert_array_equal(np.flatnonzero(kept), sorted(order[: before.sum()]))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("rule", ["mean", "voters"])
+@pytest.mark.parametrize(("weight", "change"), [(1, 1.0), (220, 0.25), (220, 40.0)])
+def test_half_precision_updates_of_many_clients_have_the_mean_of_float32(dtype, rule, weight, change):
+    """400 clients: past 256 a sum in bfloat16 stops growing, past 65504 one in float16 is infinite."""
+    like, masks = {"w": jnp.zeros(2, dtype), "b": jnp.zeros(1, dtype)}, {"w": jnp.ones(2, jnp.uint8)}
+    masks["b"] = core.NOT_PRUNED
+    sums = Sums(like, masks)
+    for _ in range(400):
+        sums.add(jax.tree.map(lambda x: jnp.full_like(x, change), like), weight, masks)
+    mean = sums.aggregate(fed.Aggregation(rule))
+    assert [leaf.dtype for leaf in jax.tree.leaves(mean)] == [dtype] * 2
+    assert [leaf.tolist() for leaf in jax.tree.leaves(mean)] == [[change], [change, change]]
+
+
+def test_sums_in_float32_are_those_of_float32():
+    rng, total, weights = np.random.default_rng(0), np.zeros(100, np.float32), range(1, 50)
+    sums = Sums({"w": jnp.zeros(100)})
+    for weight in weights:
+        update = rng.normal(size=100).astype(np.float32)
+        sums.add({"w": jnp.asarray(update)}, float(weight))
+        total += update * np.float32(weight)
+    mean = sums.aggregate(fed.Aggregation())["w"]
+    npt.assert_allclose(mean, total / np.float32(sum(weights)), rtol=1e-5)
+    assert mean.dtype == jnp.float32
+
+
 def test_aggregations_that_are_none_are_errors():
     with pytest.raises(ValueError, match="rule is 'median'; choose 'mean' or 'voters'"):
         fed.Aggregation("median")
