@@ -118,6 +118,14 @@ def test_an_upload_inside_the_broadcast_masks_has_a_byte_a_leaf_for_positions() 
     assert len(encode(masks, values, base=masks)) == OVERHEAD + 3 + 3 * 200 * 4
 
 
+def test_decoded_masks_are_the_callers_own() -> None:
+    base, values = {"w": np.array([True, False, True])}, {"w": np.ones(3, np.float32)}
+    decoded = decode(encode(base, values, base=base), values, base=base)
+    assert decoded.forms == ("same",)
+    decoded.masks["w"][:] = 0
+    assert base["w"].tolist() == [True, False, True]
+
+
 def test_a_difference_costs_what_the_change_carries() -> None:
     """Conditional on the old mask, within 3 % of the entropy of what was dropped and of what was grown."""
     n, kept, changed = 200_000, 40_000, 4_000

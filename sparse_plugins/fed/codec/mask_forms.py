@@ -189,7 +189,7 @@ def _decode_form(form: bytes, reader: Reader, leaf: Leaf) -> Array | None:
     if leaf.base is None:
         raise CodecError("its mask refers to a base mask, but this leaf or payload has none.")
     if form == _SAME:
-        return leaf.base
+        return leaf.base.copy()
     mask = leaf.base.copy()
     num_kept = int(np.count_nonzero(leaf.base))
     mask[leaf.base] = ~decode_positions(reader.byte(), reader, num_kept)
