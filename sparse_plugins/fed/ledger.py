@@ -116,7 +116,7 @@ class Ledger:
         if reader.fieldnames != list(kinds):
             raise ValueError(f"a ledger has the columns {', '.join(kinds)}; this file has {reader.fieldnames}.")
         try:
-            return cls(Entry(**{name: kinds[name](value) for name, value in row.items()}) for row in reader)
+            return cls(_entry(row, kinds) for row in reader)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"line {reader.line_num} of the ledger is damaged: {error}") from error
 
@@ -126,3 +126,10 @@ class Ledger:
         half = path.with_name(f"{path.name}.partial")
         half.write_text(self.to_csv())
         os.replace(half, path)
+
+
+def _entry(row: dict[str, Any], kinds: dict[str, Any]) -> Entry:
+    missing = [name for name, value in row.items() if value is None]
+    if missing:
+        raise ValueError(f"it has no {' and no '.join(missing)}; a line has {len(kinds)} columns.")
+    return Entry(**{name: kinds[name](value) for name, value in row.items()})

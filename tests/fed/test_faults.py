@@ -195,8 +195,12 @@ def test_a_ledger_is_saved_whole_and_goes_on_from_a_round(tmp_path):
     again.truncate(before_round=2)
     assert again.total() == ledger.total(before_round=2)
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.csv"]
-    with pytest.raises(ValueError, match="line 2 of the ledger is damaged"):
-        fed.Ledger.from_csv("round,client,down,up,growth,status\n0,a,1,2\n")
+    header = "round,client,down,up,growth,status\n"
+    for damaged in ("0,a,1,2", "0,a,1,2,3,ok,4", "0,a,1,2,many,ok"):
+        with pytest.raises(ValueError, match="line 2 of the ledger is damaged"):
+            fed.Ledger.from_csv(f"{header}{damaged}\n")
+    with pytest.raises(ValueError, match="line 3 of the ledger is damaged: it has no status; a line has 6 columns"):
+        fed.Ledger.from_csv(f"{header}0,a,1,2,3,ok\n3,anna,1,2,3\n")
     with pytest.raises(ValueError, match="a ledger has the columns"):
         fed.Ledger.from_csv("a,b\n")
 
