@@ -95,7 +95,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
         moved = [move(*step) for step in steps]
         opt_states, models = ([pair[i] for pair in moved] for i in (0, 1))
         inner = _with_models(inner, models)
-        return SparsifiedState(_with_personal_models(inner, opt_states[0]), opt_states), diagnostics
+        return SparsifiedState(_with_personal_models(inner, models[0], opt_states[0]), opt_states), diagnostics
 
     return fedjax.FederatedAlgorithm(init, apply)
 
@@ -122,10 +122,11 @@ def _with_own_clients(state: Any) -> Any:
     return dataclasses.replace(state, client_states=dict(personal)) if isinstance(personal, Mapping) else state
 
 
-def _with_personal_models(state: Any, opt_state: Any) -> Any:
+def _with_personal_models(state: Any, server: Any, opt_state: Any) -> Any:
     personal = getattr(state, "client_states", None)
     if not isinstance(personal, Mapping):
         return state
-    masks = find_sparse_state(opt_state).masks
+    # Masks that are not stored are the zeros of the server's model, not of a client's.
+    masks = core.unpack_masks(server, find_sparse_state(opt_state).masks)
     onto_mask = lambda own: dataclasses.replace(own, params=core.apply_masks(own.params, masks))  # noqa: E731
     return dataclasses.replace(state, client_states={client: onto_mask(own) for client, own in personal.items()})

@@ -1,5 +1,7 @@
 """Algorithms without a server optimizer, clusters and personal models, made sparse from outside."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy.testing as npt
@@ -59,6 +61,17 @@ def test_every_algorithm_ends_exactly_sparse_and_learns(algorithm, name):
                 assert not own["w"][state.params[layer]["w"] == 0].any()
     first, last = (models(state)[0]["mlp/~/linear_0"]["b"] for state in (states[1], states[-1]))
     assert not jnp.allclose(first, last)
+
+
+def test_personal_models_are_on_the_servers_mask_where_its_zeros_are_the_mask():
+    updater = dataclasses.replace(updater_of("magnitude"), use_packed_masks="zeros")
+    state = run(fed.sparsify(DENSE["apfl"](), updater))[-1]
+    stored = run(fed.sparsify(DENSE["apfl"](), updater_of("magnitude")))[-1]
+    assert state.client_states
+    for name, client in state.client_states.items():
+        for layer, own in client.params.items():
+            assert not own["w"][state.params[layer]["w"] == 0].any()
+            npt.assert_allclose(own["w"], stored.client_states[name].params[layer]["w"], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers")
