@@ -10,12 +10,14 @@ Clients that upload survivors only say nothing about pruned weights. In rounds t
 Gradients are those of a client's data at the parameters of the broadcast.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sparse_plugins import core
+from sparse_plugins.core.algorithms.parts import Parts
 from sparse_plugins.core.counts import keep_count
 from sparse_plugins.core.masks import is_pruned, map_pruned, unpack
 from sparse_plugins.core.seeds import random_scores
@@ -26,12 +28,16 @@ PROTOCOLS = ("random", "topk", "delta", "dense")
 
 
 def grows_by_gradient(updater: core.BaseUpdater) -> bool:
-    """Whether an updater grows weights by their gradients, so that its server needs them for pruned weights.
+    """Whether an updater, or one of a `core.PerModule`, grows weights by gradients, which its server then needs.
 
     Example:
         >>> grows_by_gradient(core.RigL()), grows_by_gradient(core.SET())
         (True, False)
+        >>> grows_by_gradient(core.PerModule([("head/.*", core.SET()), (".*", core.RigL())]))
+        True
     """
+    if isinstance(updater, core.PerModule):
+        return any(grows_by_gradient(one) for _, one in updater.updaters)
     return isinstance(updater, core.RigL)
 
 
@@ -39,16 +45,23 @@ def check_signal(updater: Any, state: core.SparseState, grads: Any) -> None:
     """Checks that weights about to be grown by their gradients have gradients.
 
     Args:
-        updater: The server's updater.
+        updater: The server's updater. Each of a `core.PerModule` is asked about its part.
         state: Its state before the round's update.
         grads: What it is going to rank by. Nothing is checked if these are being traced.
 
     Raises:
         ValueError: If weights are to be replaced now, and all gradients of pruned ones are 0.
     """
-    if not grows_by_gradient(updater) or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, grads))):
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, grads))):
         return
-    if updater.use_packed_masks == "zeros" or not bool(updater.is_refresh_due(state.count)):
+    if isinstance(updater, core.PerModule):
+        patterns, updaters = zip(*updater.updaters, strict=True)
+        parts = Parts((*updaters, core.NoPruning()), grads, patterns)
+        parts.each(lambda one: functools.partial(check_signal, one), state._replace(inner_state=()), grads)
+        return
+    if not grows_by_gradient(updater) or updater.use_packed_masks == "zeros":
+        return
+    if not bool(updater.is_refresh_due(state.count)):
         return
     kept, heard = _kept_and_heard(state.masks, grads)
     if any(_replaced(updater, int(state.count), int(n)) for n in kept) and not heard:

@@ -40,7 +40,7 @@ def sparse_server_optimizer(
     Args:
         optimizer: What turns a round's mean delta into an update: an optax transformation, or a
             `fedjax.Optimizer` made from one, such as `fedjax.optimizers.adam(0.01)`.
-        updater: Which weights to keep, how many and from which round on.
+        updater: Which weights to keep, how many and from which round on; a `core.PerModule` too.
 
     Returns:
         The optimizer, whose state is a `core.SparseState`. An updater that starts sparse prunes in the first
@@ -78,7 +78,7 @@ def sparse_server_optimizer(
     """
     check_updater(updater)
     dense = optax_transformation(optimizer)
-    updater = dataclasses.replace(updater, skip_gradients=False)
+    updater = _applying_every_delta(updater)
     compiled = fedjax.optimizers.create_optimizer_from_optax(updater.wrap_optax(dense))
 
     def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
@@ -174,6 +174,13 @@ def _closed_over_transformation(optimizer: fedjax.Optimizer) -> optax.GradientTr
         return None
     transformation = inspect.getclosurevars(apply).nonlocals.get("opt")
     return transformation if isinstance(transformation, optax.GradientTransformation) else None
+
+
+def _applying_every_delta(updater: core.BaseUpdater) -> core.BaseUpdater:
+    if not isinstance(updater, core.PerModule):
+        return dataclasses.replace(updater, skip_gradients=False)
+    rules = [(pattern, dataclasses.replace(one, skip_gradients=False)) for pattern, one in updater.updaters]
+    return dataclasses.replace(updater, updaters=rules)
 
 
 def _described(value: Any) -> str:

@@ -6,7 +6,18 @@ import optax
 import pytest
 
 from sparse_plugins import core, fed
-from tests.fed.toy import ALGORITHMS, CLIENT, END_ROUND, KEPT, MODEL, ROUNDS, clients_of_a_round, num_kept, updater_of
+from tests.fed.toy import (
+    ALGORITHMS,
+    CLIENT,
+    END_ROUND,
+    KEPT,
+    MODEL,
+    ROUNDS,
+    SPARSE_CLIENT,
+    clients_of_a_round,
+    num_kept,
+    updater_of,
+)
 
 fedjax = fed.import_fedjax()
 
@@ -94,6 +105,44 @@ def test_the_delta_of_a_round_that_changes_masks_is_applied(updater_class):
     assert (was_kept != is_kept).any()
     survivors = was_kept & is_kept
     npt.assert_array_equal(after["w"][survivors], (before["w"] - delta["w"])[survivors])
+
+
+def per_module(second: str) -> core.PerModule:
+    return core.PerModule([("mlp/~/linear_0/.*", updater_of("magnitude")), ("mlp/~/linear_1/.*", updater_of(second))])
+
+
+@pytest.mark.parametrize("second", ["rigl", "set"])
+def test_a_per_module_updater_serves_a_fedjax_server_part_by_part(second):
+    alone = [run("fed_avg", fed.sparse_server_optimizer(optax.sgd(1.0), updater_of("magnitude")), rounds=1)]
+    alone += [run("fed_avg", fed.sparse_server_optimizer(optax.sgd(1.0), updater_of(second)), rounds=1)]
+    together = run("fed_avg", fed.sparse_server_optimizer(optax.sgd(1.0), per_module(second)))
+    ((first,),), ((other,),), ((now,), *_, (last,)) = *alone, together
+    npt.assert_array_equal(now["mlp/~/linear_0"]["w"], first["mlp/~/linear_0"]["w"])
+    npt.assert_array_equal(now["mlp/~/linear_1"]["w"], other["mlp/~/linear_1"]["w"])
+    assert num_kept(last) == KEPT
+    assert ((now["mlp/~/linear_1"]["w"] != 0) != (last["mlp/~/linear_1"]["w"] != 0)).any()
+
+
+@pytest.mark.parametrize("second", ["rigl", "set"])
+def test_the_delta_of_a_round_that_changes_masks_is_applied_in_every_part(second):
+    updater = core.PerModule([("a", updater_of("magnitude")), ("b", updater_of(second))])
+    assert dict(updater.updaters)["b"].skip_gradients
+    server = fed.sparse_server_optimizer(optax.sgd(1.0), updater)
+    draw = lambda seed: {name: jax.random.normal(jax.random.PRNGKey(seed), (8, 8)) for name in "ab"}  # noqa: E731
+    state, before = server.apply(draw(1), server.init(draw(0)), draw(0))
+    _, after = server.apply(draw(2), state, before)
+    for name in "ab":
+        survivors = (before[name] != 0) & (after[name] != 0)
+        assert ((before[name] != 0) != (after[name] != 0)).any()
+        npt.assert_array_equal(after[name][survivors], (before[name] - draw(2)[name])[survivors])
+
+
+def test_a_part_that_grows_by_gradients_needs_some():
+    server = fed.sparse_server_optimizer(optax.adam(0.01), per_module("rigl"))
+    federated = ALGORITHMS["fed_avg"](server, SPARSE_CLIENT)
+    state, _ = federated.apply(federated.init(MODEL.init(jax.random.PRNGKey(0))), clients_of_a_round(0))
+    with pytest.raises(ValueError, match="round 1 is to grow weights by gradients"):
+        federated.apply(state, clients_of_a_round(1))
 
 
 SGD, MAGNITUDE = optax.sgd(0.1), core.MagnitudePruning()

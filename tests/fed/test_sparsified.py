@@ -104,6 +104,14 @@ def test_growth_follows_what_dense_clients_changed():
     assert num_kept(states[0].params) == num_kept(states[-1].params) == KEPT
 
 
+@pytest.mark.parametrize("second", ["rigl", "set"])
+def test_parts_of_a_model_have_their_own_updaters(second):
+    rules = [("mlp/~/linear_0/.*", updater_of("magnitude")), ("mlp/~/linear_1/.*", updater_of(second))]
+    states = run(fed.sparsify(DENSE["mime"](), core.PerModule(rules)))
+    assert num_kept(states[0].params) == {"mlp/~/linear_0": 64, "mlp/~/linear_1": 8}
+    assert num_kept(states[-1].params) == KEPT
+
+
 def test_the_state_before_a_round_stays_as_it_was():
     algorithm = fed.sparsify(DENSE["apfl"](), updater_of("magnitude"))
     states = run(algorithm, 2)
