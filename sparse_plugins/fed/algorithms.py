@@ -45,7 +45,8 @@ class SparseServerState:
 
     Attributes:
         params: The forward view: what is broadcast, evaluated and exported. 0 outside the masks and not 0 inside.
-        opt_state: `core.SparseState` of the server's optimizer; its count are rounds that had a valid client.
+        opt_state: `core.SparseState` of the server's optimizer; its count are rounds that had a valid client, without
+            those that put a mask change off.
         round: Rounds so far, int.
     """
 
@@ -77,7 +78,8 @@ def sparse_federated_averaging(
     the ledger, and the round goes on with the others; a round without a valid update warns and leaves the model and
     its schedule as they were.
 
-    Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`). The
+    Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`). If none of
+    these growth signals can be used, the round warns and puts the mask change off: the next round is due instead. The
     round's mean delta is applied in every round.
 
     Args:
@@ -92,7 +94,8 @@ def sparse_federated_averaging(
         personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
             trains; the weights that enough clients hold compete by magnitude for the server's next mask. For SET and
             RigL with unstructured masks.
-        max_norm: Refuse updates with a larger l2 norm; None takes any.
+        max_norm: Refuse updates with a larger l2 norm; None takes any. It is not applied to growth signals, which are
+            gradients and have another scale.
         wire: Number formats and compression.
         faults: Drop-out, lateness and damage to simulate.
         ledger: Gets an entry for each client and round.
@@ -203,6 +206,12 @@ class _Averaging:
         if sums.clients < self.aggregation.min_votes:
             _warn_of_idle_round(exchange.entries(), sums.clients, self.aggregation.min_votes)
             return dataclasses.replace(state, round=state.round + 1), exchange.diagnostics()
+        reasons = exchange.lost_growth()
+        if reasons:
+            _warn_of_lost_growth(state.round, reasons)
+            after = self._step(state, sums, is_due=False, signal=None)
+            opt_state = after.opt_state._replace(count=state.opt_state.count)
+            return dataclasses.replace(after, opt_state=opt_state), exchange.diagnostics()
         return self._step(state, sums, is_due, signal), exchange.diagnostics()
 
     def _seed(self, state: SparseServerState) -> SeededMasks | None:
@@ -272,9 +281,21 @@ class _Averaging:
         return opt_state, self.updater.pre_forward_update(params, opt_state)
 
 
+def _counted(reasons: Iterable[str]) -> str:
+    return "; ".join(f"{count} {reason}" for reason, count in collections.Counter(reasons).most_common())
+
+
+def _warn_of_lost_growth(number: int, reasons: list[str]) -> None:
+    warnings.warn(
+        f"round {number}: masks are to change, but none of {len(reasons)} growth signals can be used "
+        f"({_counted(reasons)}); updates are applied, and the mask change is put off to the next round.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 def _warn_of_idle_round(entries: list[Entry], valid: int, wanted: int) -> None:
-    reasons = collections.Counter(entry.status for entry in entries if entry.status != DELIVERED)
-    told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    told = _counted(entry.status for entry in entries if entry.status != DELIVERED)
     warnings.warn(
         f"round {entries[0].round if entries else '?'}: {valid} valid updates of {len(entries)} clients, {wanted} are "
         f"needed; the model stays as it was ({told or 'no clients'}).",

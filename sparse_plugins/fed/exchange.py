@@ -57,7 +57,7 @@ class Exchange:
         masks: uint8 masks to broadcast.
         wire: Number formats.
         faults: What goes wrong.
-        max_norm: l2 norm above which updates are refused; None refuses none.
+        max_norm: l2 norm above which updates are refused; None refuses none. Growth signals have another scale.
         seed: What the masks were drawn from, if they were.
 
     Attributes:
@@ -86,6 +86,7 @@ class Exchange:
         self._bytes = [{"up": 0, "growth": 0} for _ in clients]
         self._norms: list[float | None] = [None for _ in clients]
         self._status = ["dropped out" for _ in clients]
+        self._growth_status: list[str] = []
 
     def present(self) -> list[int]:
         """Places in the list of clients of those that answer."""
@@ -109,7 +110,13 @@ class Exchange:
         message, status = self._through_channel(place, values, self._masks if masks is None else masks, kind)
         if kind == "up":
             self._status[place] = status
+        else:
+            self._growth_status.append(status)
         return message
+
+    def lost_growth(self) -> list[str]:
+        """What became of the growth signals, if clients were asked for some and none of them can be used."""
+        return [] if DELIVERED in self._growth_status else list(self._growth_status)
 
     def _through_channel(self, place: int, values: Any, masks: Any, kind: str) -> tuple[Message | None, str]:
         base = self._masks if kind == "up" else None
@@ -132,7 +139,7 @@ class Exchange:
             self._norms[place] = norm
         if not is_finite:
             return None, "refused: NaN or infinite values"
-        if self._max_norm is not None and norm > self._max_norm:
+        if kind == "up" and self._max_norm is not None and norm > self._max_norm:
             return None, f"refused: its norm of {norm:.6g} is above {self._max_norm:.6g}"
         return Message(decoded.values, decoded.masks), DELIVERED
 

@@ -31,8 +31,8 @@ ADAM = optax.adam(0.01)
 DENSE = {"mlp/~/linear_0": 64, "mlp/~/linear_1": 32}
 
 
-def averaging(updater, grad_fn=GRADIENT, server=ADAM, **options) -> fedjax.FederatedAlgorithm:
-    return fed.sparse_federated_averaging(grad_fn, CLIENT, server, updater, TRAIN, **options)
+def averaging(updater, grad_fn=GRADIENT, server=ADAM, client=CLIENT, **options) -> fedjax.FederatedAlgorithm:
+    return fed.sparse_federated_averaging(grad_fn, client, server, updater, TRAIN, **options)
 
 
 def run(algorithm, rounds: int = ROUNDS) -> list:

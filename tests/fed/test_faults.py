@@ -1,5 +1,7 @@
 """What goes wrong between clients and server is refused, counted and told; the round goes on with the rest."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 
 from sparse_plugins import core, fed
 from sparse_plugins.fed.aggregation import Sums, reprune
-from tests.fed.test_averaging import averaging, run
-from tests.fed.toy import KEPT, MODEL, ROUNDS, clients_of_a_round, num_kept, updater_of
+from tests.fed.test_averaging import averaging, growing, run
+from tests.fed.toy import GRADIENT, KEPT, MODEL, ROUNDS, clients_of_a_round, num_kept, updater_of
 
 fedjax = fed.import_fedjax()
 
@@ -91,6 +93,47 @@ def test_an_update_above_the_norm_is_refused():
     _, _, diagnostics, _ = one_round(max_norm=limit)
     assert {client for client, told in diagnostics.items() if told["status"] != "ok"} == {largest}
     assert "is above" in diagnostics[largest]["status"]
+
+
+@pytest.mark.parametrize("growth", ["topk", "dense"])
+def test_growth_signals_may_be_longer_than_updates(growth):
+    """They are gradients: a limit for updates says nothing about them."""
+    gentle = lambda *args: jax.tree.map(lambda grad: 10 * grad, GRADIENT(*args))  # noqa: E731
+    slow = {"grad_fn": gentle, "client": fedjax.optimizers.sgd(1e-3), "growth": growth}
+    state = run(averaging(growing(), **slow), 1)[-1]
+    free, told = averaging(growing(), **slow).apply(state, clients_of_a_round(1))
+    limit = 1.01 * max(client["delta_l2_norm"] for client in told.values())
+    limited, again = averaging(growing(), max_norm=limit, **slow).apply(state, clients_of_a_round(1))
+    assert again == told
+    jax.tree.map(npt.assert_array_equal, limited.params, free.params)
+
+
+class LosesGrowth(fed.Faults):
+    """In round 1 growth signals, which refer to no masks of the broadcast, arrive as something else or never."""
+
+    substitute = None
+
+    def deliver(self, round_num, client, payload):
+        return self.substitute if round_num == 1 and fed.codec.needed_base(payload) is None else payload
+
+
+@pytest.mark.parametrize(("substitute", "reason"), [(None, "4 too late"), (b"", "4 refused: a payload has at least")])
+@pytest.mark.parametrize("name", ["rigl", "gradual_rigl"])
+def test_without_a_growth_signal_the_mask_change_waits_for_the_next_round(name, substitute, reason):
+    channel = type("Channel", (LosesGrowth,), {"substitute": substitute})()
+    updater = growing("rigl") if name == "rigl" else dataclasses.replace(updater_of(name), start_part=0.5)
+    algorithm = averaging(updater, faults=channel)
+    before = run(algorithm, 1)[-1]
+    message = rf"round 1: masks are to change, but none of 4 growth signals can be used \({reason}.*put off"
+    with pytest.warns(RuntimeWarning, match=message):
+        after, told = algorithm.apply(before, clients_of_a_round(1))
+    assert [client["status"] for client in told.values()] == ["ok"] * 4
+    jax.tree.map(npt.assert_array_equal, after.opt_state.masks, before.opt_state.masks)
+    assert all(jnp.any(after.params[layer]["w"] != before.params[layer]["w"]) for layer in KEPT)
+    assert (after.round, int(after.opt_state.count)) == (2, int(before.opt_state.count))
+    last = algorithm.apply(after, clients_of_a_round(2))[0]
+    assert int(last.opt_state.count) == int(before.opt_state.count) + 1
+    assert any((last.opt_state.masks[layer]["w"] != before.opt_state.masks[layer]["w"]).any() for layer in KEPT)
 
 
 @pytest.mark.parametrize(
