@@ -89,7 +89,7 @@ def sparse_federated_averaging(
         updater: Which weights to keep; its schedule counts rounds with valid updates.
         client_batch_hparams: How clients batch their data.
         growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients, 'dense' if
-            their masks have a structure. Other updaters make no use of it.
+            their masks have a structure. Other updaters make no use of it, and personal masks take none.
         aggregation: How updates become one.
         personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
             trains; the weights that enough clients hold compete by magnitude for the server's next mask. For SET and
@@ -141,6 +141,11 @@ def sparse_federated_averaging(
         raise ValueError(
             f"personal_masks=True works with core.SET and core.RigL and unstructured masks, not with {updater}: every "
             "client changes its mask by the updater's rule and keeps as many weights."
+        )
+    if personal_masks and growth is not None:
+        raise ValueError(
+            f"growth is {growth!r} and personal_masks=True, but clients with masks of their own grow by their own "
+            "gradients and are asked for none; drop one of the two."
         )
     if max_norm is not None and not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}; give a number above 0, or None to take updates of any size.")

@@ -263,6 +263,8 @@ def test_training_goes_on_from_what_was_decoded(wire):
 def test_bad_arguments_say_what_to_change(options, message):
     with pytest.raises(ValueError, match=message):
         averaging(updater_of("magnitude"), **options)
+    with pytest.raises(ValueError, match=r"growth is 'topk' and personal_masks=True.*drop one of the two"):
+        averaging(growing(), growth="topk", personal_masks=True)
     with pytest.raises(ValueError, match="cannot serve a PerModule"):
         averaging(core.PerModule([(".*", growing())]))
     with pytest.raises(TypeError, match="updater is a"):
