@@ -29,6 +29,7 @@ from sparse_plugins.fed.growth import (
     pruned_places,
     random_signal,
     replaced_per_layer,
+    settled_masks,
     strongest_pruned,
 )
 from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
@@ -240,9 +241,10 @@ class _Averaging:
         counts = replaced_per_layer(self.updater, int(state.opt_state.count), exchange.masks)
         sums = Sums(state.params)
         if any(jax.tree.leaves(counts)):
+            settled = settled_masks(self.updater, state.opt_state, exchange.params, exchange.masks, counts)
             for place, grads in self.probe(exchange.params, self._inputs(present)):
-                strongest = strongest_pruned(grads, exchange.masks, counts)
-                places = strongest if self.protocol == "topk" else pruned_places(grads, exchange.masks)
+                is_topk = self.protocol == "topk"
+                places = strongest_pruned(grads, settled, counts) if is_topk else pruned_places(grads, settled)
                 message = exchange.receive(place, grads, places, "growth")
                 if message is not None:
                     sums.add(message.values, len(present[place][1]))
@@ -269,7 +271,7 @@ class _Averaging:
         else:
             if is_due:
                 signal = mean if signal is None else signal
-                check_signal(self.updater, opt_state, signal)
+                check_signal(self.updater, opt_state, state.params, signal)
                 opt_state = self.refresh(opt_state, state.params, signal)
             opt_state, params = self.optimizer.apply(mean, opt_state, state.params)
         params = mark_in_use(params, opt_state.masks)

@@ -8,8 +8,13 @@ Clients that upload survivors only say nothing about pruned weights. In rounds t
 - `dense`: all gradients of pruned weights.
 
 Gradients are those of a client's data at the parameters of the broadcast.
+
+Updaters drop weights and then grow others. Where fewer are pruned than are to be grown, as in a run that starts dense,
+some of those just dropped come back, and clients are asked about all that do not survive the drop. Which these are
+follows from the broadcast, so both sides know.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,10 +24,9 @@ import jax.numpy as jnp
 from sparse_plugins import core
 from sparse_plugins.core.algorithms.parts import Parts
 from sparse_plugins.core.counts import keep_count
-from sparse_plugins.core.masks import is_pruned, map_pruned, unpack
+from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
 from sparse_plugins.core.seeds import random_scores
 from sparse_plugins.core.topk import exact_topk
-from sparse_plugins.core.trees import aligned
 
 PROTOCOLS = ("random", "topk", "delta", "dense")
 
@@ -41,48 +45,56 @@ def grows_by_gradient(updater: core.BaseUpdater) -> bool:
     return isinstance(updater, core.RigL)
 
 
-def check_signal(updater: Any, state: core.SparseState, grads: Any) -> None:
+def check_signal(updater: Any, state: core.SparseState, params: Any, grads: Any) -> None:
     """Checks that weights about to be grown by their gradients have gradients.
 
     Args:
         updater: The server's updater. Each of a `core.PerModule` is asked about its part.
         state: Its state before the round's update.
+        params: The server's parameters before the round's update.
         grads: What it is going to rank by. Nothing is checked if these are being traced.
 
     Raises:
-        ValueError: If weights are to be replaced now, and all gradients of pruned ones are 0.
+        ValueError: If weights are to be replaced now, and all gradients of those that may be grown are 0.
     """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, grads))):
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, params, grads))):
         return
     if isinstance(updater, core.PerModule):
         patterns, updaters = zip(*updater.updaters, strict=True)
-        parts = Parts((*updaters, core.NoPruning()), grads, patterns)
-        parts.each(lambda one: functools.partial(check_signal, one), state._replace(inner_state=()), grads)
+        parts = Parts((*updaters, core.NoPruning()), params, patterns)
+        parts.each(lambda one: functools.partial(check_signal, one), state._replace(inner_state=()), params, grads)
         return
     if not grows_by_gradient(updater) or updater.use_packed_masks == "zeros":
         return
     if not bool(updater.is_refresh_due(state.count)):
         return
-    kept, heard = _kept_and_heard(state.masks, grads)
-    if any(_replaced(updater, int(state.count), int(n)) for n in kept) and not heard:
-        raise ValueError(
-            f"round {int(state.count)} is to grow weights by gradients, but all gradients of pruned weights are 0: "
-            "clients that train inside the mask send none, and masks would never move. Use core.SET, which grows at "
-            "random, let clients train densely with an ordinary client optimizer, or use "
-            "fed.sparse_federated_averaging(growth='topk'), whose clients send the few gradients that are needed."
-        )
+    masks = core.unpack_masks(params, state.masks)
+    counts = replaced_per_layer(updater, int(state.count), masks)
+    places = pruned_places(grads, settled_masks(updater, state, params, masks, counts))
+    if not _are_wanted(counts, places) or _are_heard(grads, places):
+        return
+    raise ValueError(
+        f"round {int(state.count)} is to grow weights by gradients, but all gradients of pruned weights are 0: "
+        "clients that train inside the mask send none, and masks would never move. Use core.SET, which grows at "
+        "random, let clients train densely with an ordinary client optimizer, or use "
+        "fed.sparse_federated_averaging(growth='topk'), whose clients send the few gradients that are needed."
+    )
+
+
+def _are_wanted(counts: Any, places: Any) -> bool:
+    """Whether a layer replaces weights and has any to choose from."""
+    wanted = map_pruned(lambda places, count: bool(count) and bool(jnp.any(places)), places, counts, otherwise=_never)
+    return any(jax.tree.leaves(wanted))
+
+
+def _never(places: jax.Array) -> bool:
+    return False
 
 
 @jax.jit
-def _kept_and_heard(masks: Any, grads: Any) -> tuple[list[jax.Array], jax.Array]:
-    """Weights kept in each layer that has pruned ones (0 in others), and whether any pruned weight has a gradient."""
-    kept, heard = [], jnp.zeros((), jnp.bool_)
-    for grad, mask in zip(jax.tree.leaves(grads), aligned(grads, masks, "masks"), strict=True):
-        if is_pruned(mask):
-            inside = unpack(mask, grad.shape)
-            kept.append(jnp.where(jnp.all(inside), 0, jnp.sum(inside)))
-            heard |= jnp.any(~inside & (grad != 0))
-    return kept, heard
+def _are_heard(grads: Any, places: Any) -> jax.Array:
+    heard = jax.tree.map(lambda grad, asked: jnp.any((asked != 0) & (grad != 0)), grads, places)
+    return jnp.any(jnp.array(jax.tree.leaves(heard)))
 
 
 def _replaced(updater: Any, step: int, kept: int) -> int:
@@ -130,13 +142,56 @@ def replaced_per_layer(updater: Any, step: int, masks: Any) -> Any:
     return jax.tree.map(lambda mask: _replaced(updater, step, int(jnp.sum(mask != 0))), masks)
 
 
+def settled_masks(updater: Any, state: core.SparseState, params: Any, masks: Any, counts: Any) -> Any:
+    """Masks of the weights that a mask change is certain to keep, about which nobody needs to be asked.
+
+    Args:
+        updater: An updater that grows by gradients.
+        state: Its state before the change.
+        params: The parameters of the broadcast.
+        masks: uint8 masks of the broadcast.
+        counts: How many weights of each layer are replaced, at most.
+
+    Returns:
+        uint8 masks: those of the broadcast, or what survives the drop in layers in which fewer weights are pruned than
+        are to be grown (nothing, if the masks have a structure); `core.NOT_PRUNED` where a leaf stays dense.
+
+    Example:
+        >>> quarter = lambda params: {"w": 0.25}
+        >>> rigl = core.RigL(sparsity_distribution_fn=quarter, drop_fraction_fn=core.ConstantDrop(0.6))
+        >>> params, masks = {"w": jnp.array([[1.0, 4.0, 3.0, 2.0]])}, {"w": jnp.array([[0, 1, 1, 1]], jnp.uint8)}
+        >>> state = rigl.with_masks(rigl.init_state(params), params, masks)
+        >>> settled_masks(rigl, state, params, masks, replaced_per_layer(rigl, 0, masks))["w"].tolist()
+        [[0, 1, 0, 0]]
+    """
+    is_short = lambda mask, count: int(jnp.sum(mask == 0)) < count  # noqa: E731
+    if not any(jax.tree.leaves(jax.tree.map(is_short, masks, counts))):
+        return masks
+    # Without a drop, a mask change leaves the weights among which the drop chooses.
+    dropping_none = dataclasses.replace(updater, drop_fraction_fn=core.ConstantDrop(0.0))
+    left = dropping_none.refresh(state._replace(inner_state=()), params, params)
+    is_unstructured = updater.sparsity_type == core.Unstructured()
+
+    def settled(param: jax.Array, mask: jax.Array, stays: jax.Array) -> jax.Array:
+        kept = int(jnp.sum(stays))
+        grown = _replaced(updater, int(state.count), kept)
+        if kept == param.size or not is_short(mask, grown):
+            return mask
+        if not is_unstructured:
+            return jnp.zeros_like(mask)
+        scores = jnp.where((stays != 0) & (mask != 0), jnp.abs(param).astype(jnp.float32), -1.0)
+        return exact_topk([scores], kept - grown)[0] & mask
+
+    return map_pruned(settled, params, masks, core.unpack_masks(params, left.masks), otherwise=lambda *_: NOT_PRUNED)
+
+
 @jax.jit
 def strongest_pruned(grads: Any, masks: Any, counts: Any) -> Any:
     """Masks of the pruned weights with the largest gradients.
 
     Args:
         grads: Gradients of one client at the parameters of the broadcast.
-        masks: uint8 masks of the broadcast.
+        masks: uint8 masks of weights that are not to be chosen.
         counts: How many to choose in each layer.
 
     Returns:
@@ -157,7 +212,7 @@ def strongest_pruned(grads: Any, masks: Any, counts: Any) -> Any:
 
 
 def pruned_places(grads: Any, masks: Any) -> Any:
-    """uint8 masks of all pruned weights; none in layers that stay dense."""
+    """uint8 masks of all weights outside masks; none in layers that stay dense."""
     return map_pruned(
         lambda g, mask: (mask == 0).astype(jnp.uint8), grads, masks, otherwise=lambda g: jnp.zeros(g.shape, jnp.uint8)
     )

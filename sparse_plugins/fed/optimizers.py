@@ -82,7 +82,7 @@ def sparse_server_optimizer(
     compiled = fedjax.optimizers.create_optimizer_from_optax(updater.wrap_optax(dense))
 
     def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-        check_signal(updater, opt_state, grads)
+        check_signal(updater, opt_state, params, grads)
         opt_state, params = compiled.apply(grads, opt_state, params)
         return opt_state, mark_in_use(params, opt_state.masks)
 

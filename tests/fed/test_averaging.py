@@ -1,6 +1,7 @@
 """Federated averaging with explicit masks: the same training as FedJAX's, exactly sparse, in every path."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,61 @@ def test_topk_sends_as_many_gradients_as_weights_are_replaced():
             assert sent.masks[layer]["w"].sum() == replaced
             assert not sent.masks[layer]["w"][np.asarray(masks[layer]["w"]) != 0].any()
             assert not sent.masks[layer]["b"].any()
+
+
+def crowded(name: str) -> core.BaseUpdater:
+    """One that grows more weights at its first mask change than are pruned before it."""
+    if name in ("gradual_rigl", "granet"):  # from dense
+        return core.create_updater_from_config(
+            algorithm=name, sparsity=0.5, update_freq=1, update_start_step=0, update_end_step=1, drop_fraction=0.5
+        )
+    return dataclasses.replace(growing(name), sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.2))
+
+
+CROWDED = ["rigl", "srigl", "gradual_rigl", "granet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [(name, how) for name in CROWDED for how in ("topk", "dense") if (name, how) != ("srigl", "topk")],
+)
+def test_where_few_weights_are_pruned_those_just_dropped_come_back_by_their_gradients(name, protocol):
+    """As if the server had all gradients of all weights."""
+    updater = crowded(name)
+    algorithm = averaging(updater, growth=protocol)
+    before = algorithm.init(MODEL.init(jax.random.PRNGKey(0)))
+    number = next(number for number in range(ROUNDS) if updater.is_refresh_due(number))
+    for num_round in range(number):
+        before, _ = algorithm.apply(before, clients_of_a_round(num_round))
+    clients = clients_of_a_round(number)[: 4 if protocol == "dense" else 1]
+    after, _ = algorithm.apply(before, clients)
+    grads = [GRADIENT(before.params, data.all_examples(), jax.random.key(0)) for _, data, _ in clients]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *grads)
+    expected = updater.refresh(before.opt_state, before.params, mean)
+    for layer, mask in core.unpack_masks(before.params, expected.masks).items():
+        npt.assert_array_equal(masks_of(after)[layer]["w"], mask["w"])
+
+
+def test_clients_are_asked_about_weights_that_do_not_survive_where_few_are_pruned():
+    channel, updater, ledger = Listening(), crowded("gradual_rigl"), fed.Ledger()
+    before, _ = run(averaging(updater, growth="topk", faults=channel, ledger=ledger), 1)
+    signals = [payload for _, _, payload in channel.payloads if fed.codec.needed_base(payload) is None][:4]
+    assert ledger.total().growth == sum(map(len, signals)) > 0
+    for payload in signals:
+        sent = fed.codec.decode(payload, before.params)
+        for layer, size in DENSE.items():
+            weights = np.abs(np.asarray(before.params[layer]["w"]))
+            kept = round((1 - updater.scheduler.get_sparsity_at_step(0.5, 0)) * size)
+            survives = weights >= np.sort(weights, axis=None)[-round(kept / 2)]
+            assert not sent.masks[layer]["w"][survives].any()
+            assert sent.masks[layer]["w"].sum() >= kept - round(kept / 2)
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_gradients_of_zero_are_an_error_where_few_weights_are_pruned_too(name):
+    blind = lambda params, batch, rng: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+    with pytest.raises(ValueError, match="is to grow weights by gradients"):
+        run(averaging(crowded(name), blind))
 
 
 def test_a_growth_signal_of_nothing_but_zeros_is_an_error():
