@@ -87,7 +87,10 @@ def sparse_federated_averaging(
         grad_fn: From parameters, batch and key to gradients, such as `fedjax.model_grad(model)`.
         client_optimizer: Trains the clients; an ordinary one.
         server_optimizer: What turns a round's mean delta into an update; a dense one.
-        updater: Which weights to keep; its schedule counts rounds with valid updates.
+        updater: Which weights to keep; its schedule counts rounds with valid updates. Straight-through ones
+            (`core.SteMagnitudePruning` and its kin) keep dense weights on the server, but clients train inside the
+            mask, so those out of use learn nothing while they are; for all to learn, use `sparse_server_optimizer`
+            with an ordinary client optimizer.
         client_batch_hparams: How clients batch their data.
         growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients, 'dense' if
             their masks have a structure. Other updaters make no use of it, and personal masks take none.

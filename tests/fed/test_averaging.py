@@ -69,6 +69,20 @@ def test_it_trains_as_fedjax_does_with_sparse_optimizers(name):
         jax.tree.map(npt.assert_array_equal, ours.opt_state.masks, state.opt_state.masks)
 
 
+@pytest.mark.parametrize("is_dense", [True, False])
+@pytest.mark.parametrize("name", ["magnitude_ste", "random_ste", "sr_ste", "soft_topk_ste"])
+def test_weights_behind_a_straight_through_mask_learn_from_dense_clients_alone(name, is_dense):
+    """As the documentation says."""
+    server = fed.sparse_server_optimizer(optax.sgd(1.0), updater_of(name))
+    algorithm = ALGORITHMS["fed_avg"](server) if is_dense else averaging(updater_of(name), server=optax.sgd(1.0))
+    before, after = run(algorithm)[-2:]
+    for layer in KEPT:
+        hidden = (before.params[layer]["w"] == 0) & (after.params[layer]["w"] == 0)
+        old, new = (np.asarray(state.opt_state.dense_params[layer]["w"])[hidden] for state in (before, after))
+        assert hidden.any()
+        assert np.allclose(old, new, rtol=1e-3, atol=0) != is_dense  # sr_ste decays them a little, all the same
+
+
 NEED_MORE = {"wanda", "grasp"}
 
 
