@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.checks import check_fields, check_targets, check_update
-from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.counts import as_number, check_fraction
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
@@ -164,7 +164,8 @@ class BaseUpdater:
             Tree of uint8 masks of the scores' shapes, `NOT_PRUNED` where a leaf stays dense.
         """
         if self.topk_fn is not None:
-            return map_pruned(self.topk_fn, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
+            own = lambda score, sparsity: self.topk_fn(score, as_number(sparsity))  # noqa: E731
+            return map_pruned(own, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
         best = in_turns(lambda score, sparsity, kind: create_mask(score, kind, sparsity))
         return map_pruned(best, scores, sparsities, self._structures(scores), otherwise=lambda s, kind: NOT_PRUNED)
 
@@ -365,6 +366,10 @@ class BaseUpdater:
             )
 
         return map_pruned(at_step, params, self.target_sparsities(params), otherwise=lambda p: NOT_PRUNED)
+
+    def _rankings(self, params: PyTree) -> PyTree:
+        """By leaf 0 if its entries are ranked among themselves, else a number that all leaves of a ranking share."""
+        return jax.tree.map(lambda leaf: 0, params)
 
     def _structures(self, params: PyTree) -> PyTree:
         """The structure of every leaf."""

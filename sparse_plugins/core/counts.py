@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["StepTable", "check_fraction", "check_positive", "keep_count", "part_count"]
+__all__ = ["StepTable", "as_number", "check_fraction", "check_positive", "keep_count", "part_count"]
 
 Fraction = Any  # float | StepTable | scalar jax.Array
 
@@ -83,6 +83,11 @@ class StepTable:
     def count(self, counts: np.ndarray) -> jax.Array:
         """The chosen entry of `counts`, int32[]."""
         return jnp.asarray(counts, jnp.int32)[self.index]
+
+
+def as_number(fraction: Fraction) -> float | jax.Array:
+    """A fraction that may be calculated with: a float, or float32[]."""
+    return fraction.__jax_array__() if isinstance(fraction, StepTable) else fraction
 
 
 def keep_count(n: int | jax.Array, sparsity: Fraction) -> int | jax.Array:

@@ -86,7 +86,11 @@ def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure
         [1, 0]
     """
     if isinstance(structure, (Block, Channel)):
-        return jnp.where(active, scores.astype(jnp.float32), -jnp.inf)
+        scores = scores.astype(jnp.float32)
+        units = _pool(jnp.where(active, scores, 0.0), structure)
+        is_broken = _spread(~(units > -jnp.inf), structure, scores.shape)
+        lowest = jnp.finfo(jnp.float32).min / max(scores.size, 1)  # the sum over a unit stays finite
+        return jnp.where(active, jnp.where(is_broken, lowest, scores), -jnp.inf)
     return _ranks(scores, active)
 
 
@@ -101,7 +105,7 @@ def regrow_mask(
     """Drops the weakest active units and grows the most promising others.
 
     Args:
-        mask: bool of the parameter's shape, at least `survivors` units active.
+        mask: bool of the parameter's shape; where fewer than `survivors` units are active, all of them stay.
         drop_scores: Real array; the lowest active units are dropped.
         grow_scores: Real array; the highest of all units that did not survive are grown.
         structure: What the units are.
@@ -118,9 +122,11 @@ def regrow_mask(
         [0, 1, 1]
     """
     active = _pool(mask.astype(jnp.float32), structure) > 0
-    alive = _best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0
-    grown = _best_units(_ranks(_pool(grow_scores, structure), ~alive), structure, kept - survivors) != 0
-    return _spread((alive | grown).astype(jnp.uint8), structure, mask.shape)
+    alive = (_best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0) & active
+    growth = _ranks(_pool(grow_scores, structure), ~alive)
+    highest = growth.dtype.type(jnp.iinfo(growth.dtype).max)
+    ranks = jnp.where(alive, highest, jnp.minimum(growth, highest - growth.dtype.type(1)))
+    return _spread(_best_units(ranks, structure, kept), structure, mask.shape)
 
 
 def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.checks import check_leaves
+from sparse_plugins.core.counts import keep_count
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.structured import kept_units
 from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure
@@ -107,7 +108,8 @@ def summarize_intersection(
 
 def _bits(mask: jax.Array) -> jax.Array:
     """float32[], number of ones; packed and plain masks alike, since padding bits are zero."""
-    return jnp.sum(jax.lax.population_count(mask), dtype=jnp.int32).astype(jnp.float32)
+    words = mask.astype(jnp.uint8) if mask.dtype == jnp.bool_ else mask
+    return jnp.sum(jax.lax.population_count(words), dtype=jnp.int32).astype(jnp.float32)
 
 
 def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
@@ -119,7 +121,7 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
 
     Returns:
         Text: the steps at which masks change, in the schedule's unit, and per layer its shape, target sparsity and
-        number of entries kept.
+        number of entries kept, which one ranking across layers leaves open for each of them.
 
     Example:
         >>> import functools
@@ -140,9 +142,14 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     rows = [("layer", "shape", "target sparsity", "kept")]
     kept_in_all = size_in_all = 0
     kinds = aligned(params, updater._structures(params), "structures")
-    for name, leaf, target, kind in zip(names, leaves, targets, kinds, strict=True):
+    rankings = aligned(params, updater._rankings(params), "rankings")
+    common: dict[int, tuple[int, float]] = {}  # of rankings across layers: entries so far, and target
+    for name, leaf, target, kind, ranking in zip(names, leaves, targets, kinds, rankings, strict=True):
         size = math.prod(leaf.shape)
-        if is_pruned(target):
+        if is_pruned(target) and ranking:
+            common[ranking] = (common.get(ranking, (0, target))[0] + size, target)
+            rows.append((name, str(tuple(leaf.shape)), f"{target:.4g} in all", f"some of {size}"))
+        elif is_pruned(target):
             kept = _planned_entries(kind, tuple(leaf.shape), target)
             # Blocks at an edge may be smaller, and which ones will be kept is not known yet.
             uneven = isinstance(kind, Block) and size % kind.units(tuple(leaf.shape))
@@ -151,6 +158,8 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
             rows.append((name, str(tuple(leaf.shape)), f"{target:.4g}", f"{about}{kept} of {size}"))
         else:
             rows.append((name, str(tuple(leaf.shape)), "dense", f"{size} of {size}"))
+    for size, target in common.values():
+        kept_in_all, size_in_all = kept_in_all + int(keep_count(size, target)), size_in_all + size
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     sparsity = 1 - kept_in_all / size_in_all if size_in_all else 0.0

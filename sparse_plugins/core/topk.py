@@ -17,7 +17,7 @@ from jax import lax
 
 from sparse_plugins.core.bracket import PIVOTS, Bracket, compared, find_kth
 
-__all__ = ["exact_topk", "order_keys"]
+__all__ = ["exact_topk", "of_one_type", "order_keys"]
 
 _MIN_CHUNK = 16384
 # A chunk's hits are summed in 8-bit lanes, so one accumulation may take at most 255 chunks.
@@ -84,7 +84,7 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
         >>> [mask.tolist() for mask in exact_topk([jnp.array([3.0, 1.0]), jnp.array([3.0])], 1)]
         [[1, 0], [0]]
     """
-    scores = _of_one_type([jnp.asarray(score) for score in scores])
+    scores = of_one_type([jnp.asarray(score) for score in scores])
     total = sum(score.size for score in scores)
     if total == 0:
         return [jnp.zeros(score.shape, jnp.uint8) for score in scores]
@@ -115,14 +115,28 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     return [mask(score, start) for score, start in zip(scores, starts, strict=True)]
 
 
-def _of_one_type(scores: list[jax.Array]) -> list[jax.Array]:
-    """Scores whose keys can be compared: promoted to the widest dtype, all of one kind."""
+def of_one_type(scores: Sequence[jax.Array]) -> list[jax.Array]:
+    """Scores whose keys can be compared: promoted to the widest dtype, all of one kind.
+
+    Args:
+        scores: Real arrays; floats of 8 bits, which JAX promotes to nothing else, count as float32 beside others.
+
+    Raises:
+        TypeError: If floats, integers and booleans are mixed.
+    """
     dtypes = {score.dtype for score in scores}
+    if len(dtypes) == 1:
+        return list(scores)
+    dtypes = {jnp.dtype(jnp.float32) if _is_short_float(dtype) else dtype for dtype in dtypes}
     kinds = (jnp.floating, jnp.signedinteger, jnp.unsignedinteger, jnp.bool_)
     if not any(all(jnp.issubdtype(dtype, kind) for dtype in dtypes) for kind in (*kinds, jnp.complexfloating)):
         raise TypeError(f"scores of {', '.join(sorted(map(str, dtypes)))} cannot be ranked together; give one dtype.")
     widest = functools.reduce(jnp.promote_types, dtypes)
     return [score.astype(widest) for score in scores]
+
+
+def _is_short_float(dtype: jnp.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1
 
 
 def _highest_key(dtype: jnp.dtype) -> int:

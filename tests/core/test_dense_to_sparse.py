@@ -88,6 +88,28 @@ def test_gradual_set_grows_at_random_and_may_start_part_way() -> None:
     assert (again[0][1]["w"] != seen[0][1]["w"]).any()
 
 
+@pytest.mark.parametrize(("target", "shape"), [(0.58, (5, 5)), (0.59, (5, 10)), (0.62, (5, 5))])
+def test_a_start_part_way_ends_at_the_planned_count(target: float, shape: tuple[int, int]) -> None:
+    updater = core.GradualRigL(
+        sparsity_distribution_fn=lambda p: core.uniform(p, target), scheduler=core.OneShotSchedule(0), start_part=0.1
+    )
+    params = {"w": jax.random.normal(jax.random.key(0), shape)}
+    masks = core.unpack_masks(params, updater.refresh(updater.init_state(params), params, params).masks)
+    kept = round((1 - target) * (shape[0] * shape[1]))
+    assert int(masks["w"].sum()) == kept
+    assert f"{kept} of {shape[0] * shape[1]} kept" in core.describe_plan(updater, params)
+
+
+def test_counts_without_an_end_are_exact_beyond_the_whole_numbers_of_float32() -> None:
+    updater = core.GradualSET(
+        sparsity_distribution_fn=lambda p: core.uniform(p, 0.1), scheduler=core.PeriodicSchedule(10, 0)
+    )
+    size = 2**25 + 33
+    kept, survivors = jax.jit(lambda step: updater._counts(core.Unstructured(), (size, 1), 0.1, step))(jnp.int32(10))
+    assert int(kept) == round(0.9 * size)
+    assert int(survivors) == round(0.7 * int(kept))
+
+
 def test_without_dropping_gradual_rigl_is_magnitude_pruning() -> None:
     options: dict[str, Any] = {"sparsity_distribution_fn": lambda p: core.uniform(p, 0.75), "scheduler": GRADUAL}
     regrown = core.GradualRigL(drop_fraction_fn=core.ConstantDrop(0.0), skip_gradients=False, **options)

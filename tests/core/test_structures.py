@@ -207,6 +207,27 @@ def test_an_active_unit_of_zeros_is_not_exchanged_for_a_pruned_one(structure: St
     np.testing.assert_array_equal(mask_of(scores, structure, 0.5), active)
 
 
+@pytest.mark.parametrize("structure", [Unstructured(), Block((1, 2)), Block((1, 2), use_avg_pooling=False), Channel()])
+@pytest.mark.parametrize("broken", [jnp.nan, -jnp.inf])
+def test_broken_units_stay_ahead_of_pruned_ones_and_behind_the_others(structure: Structure, broken: float) -> None:
+    active = jnp.zeros((1, 8), bool).at[:, 4:].set(True)
+    scores = jnp.array([[9.0, 9, 9, 9, broken, broken, -3e5, 1]])
+    for sparsity, kept in ((0.5, [4, 5, 6, 7]), (0.75, [6, 7])):
+        mask = mask_of(rank_active_first(scores, active, structure), structure, sparsity)
+        assert np.flatnonzero(mask).tolist() == kept
+
+
+@pytest.mark.parametrize("structure", [Unstructured(), NByM(2, 4, axis=-1), ConstantFanIn(axis=0), Channel()], ids=str)
+def test_where_too_few_are_active_all_stay_and_the_best_are_grown(structure: Structure) -> None:
+    mask = np.zeros((2, 8), bool)
+    mask[:, 1] = True
+    grow = np.tile(np.arange(8.0, dtype=np.float32), (2, 1))
+    kept = {Unstructured: 8, Channel: 4}.get(type(structure), 2 if isinstance(structure, NByM) else 4)
+    new = np.asarray(regrow_mask(*map(jnp.asarray, (mask, grow, grow)), structure, kept, kept))
+    expected = [1, 3, 6, 7] if isinstance(structure, NByM) else [1, 5, 6, 7]
+    assert [np.flatnonzero(row).tolist() for row in new] == [expected] * 2
+
+
 @bounded
 @given(st.integers(0, 99), st.sampled_from([(8, 6), (10, 3)]), st.floats(0, 1), st.floats(0, 1))
 def test_group_counts_of_nm_and_subsets(seed: int, shape: tuple, a: float, b: float) -> None:

@@ -76,6 +76,26 @@ def test_plan_says_what_will_be_kept(structure: object) -> None:
     assert f"{sum(kept.values())} of 136 kept" in lines[5]
 
 
+def test_plan_of_one_ranking_across_layers_leaves_their_counts_open() -> None:
+    params = {"a": jnp.ones((1, 5)), "b": 2 * jnp.ones((1, 5)), "c": 3 * jnp.ones((1, 5)), "own": jnp.ones((2, 5))}
+    together = core.GlobalMagnitudePruning(sparsity=0.5, rules=[("own", 0.8)])
+    lines = core.describe_plan(together, params).splitlines()
+    kept = sum(int(mask.sum()) for mask in together.instant_sparsify(params)[1].values())
+    assert [" ".join(line.split()) for line in lines[2:]] == [
+        *(f"{name} (1, 5) 0.5 in all some of 5" for name in "abc"),
+        "own (2, 5) 0.8 2 of 10",
+        f"prunable: {kept} of 25 kept (sparsity {1 - kept / 25:.4g})",
+    ]
+    half, fifth = (core.GlobalMagnitudePruning(sparsity=sparsity) for sparsity in (0.5, 0.2))
+    plan = core.describe_plan(core.PerModule([("[ab]", half), (".*", fifth)]), params)
+    assert f"{round(0.5 * 10) + round(0.8 * 15)} of 25 kept" in plan
+
+
+def test_masks_of_booleans_can_be_compared() -> None:
+    one, other = {"w": jnp.array([True, True, False])}, {"w": jnp.array([False, True, True])}
+    assert float(core.summarize_intersection(one, other)["w"]) == 0.5
+
+
 def test_packed_masks_are_not_taken_for_sparsity() -> None:
     params = {"w": jax.random.normal(jax.random.key(0), (16, 8))}
     updater = core.MagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.25))

@@ -199,6 +199,27 @@ def test_own_topk_and_own_scores_are_used() -> None:
     assert updater.instant_sparsify(params, importance=row(0, 9, 9, 0))[0]["w"][0].tolist() == [0, 2, 3, 0]
 
 
+def test_own_topk_gets_a_number_that_may_be_calculated_with() -> None:
+    def above(scores: jax.Array, sparsity: Any) -> jax.Array:
+        return (scores > (1 - (1 - sparsity)) * scores.size).astype(jnp.uint8)
+
+    schedule = core.PolynomialSchedule(1, 0, 2, power=1)
+    updater = core.MagnitudePruning(sparsity_distribution_fn=HALF, scheduler=schedule, topk_fn=above)
+    seen = run(updater, row(1, 2, 3, 4, 5, 6, 7, 8), 3 * [row(*8 * [0])])
+    kept = [8 * (1 - schedule.get_sparsity_at_step(0.5, step)) for step in range(3)]
+    assert [sum(value > 0 for value in step) for step in values(seen)] == [8, *kept]
+    assert kept[0] > kept[-1] == 4
+
+
+@pytest.mark.parametrize("short", [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn])
+def test_one_ranking_compares_layers_of_different_precision_by_value(short: Any) -> None:
+    params = {"a": jnp.array([[10, 9, 8, 7]], short), "b": jnp.array([[1.0, 2, 3, 4]])}
+    updater = core.GlobalMagnitudePruning(sparsity=0.5, use_normalization=False, scheduler=core.OneShotSchedule(0))
+    state = jax.jit(updater.refresh)(updater.init_state(params), params, params)
+    masks = core.unpack_masks(params, state.masks)
+    assert (masks["a"].tolist(), masks["b"].tolist()) == ([[1, 1, 1, 1]], [[0, 0, 0, 0]])
+
+
 @pytest.mark.parametrize("cls", [core.MagnitudePruning, core.GlobalMagnitudePruning, core.SteMagnitudePruning])
 def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit(cls: Any) -> None:
     """A select between update and addition keeps the compiler from fusing them, which would show in the last bit."""

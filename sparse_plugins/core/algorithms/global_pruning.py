@@ -14,7 +14,7 @@ from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_o
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structures import Unstructured
-from sparse_plugins.core.topk import exact_topk
+from sparse_plugins.core.topk import exact_topk, of_one_type
 from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]
@@ -69,9 +69,15 @@ class GlobalPruningMixin(BaseUpdater):
         grads: PyTree | None = None,
         **kwargs: Any,
     ) -> PyTree:
-        """The scores of the per-layer algorithm, normalised."""
+        """The scores of the per-layer algorithm, normalised, of one dtype where they share a ranking."""
         scores = super().calculate_scores(params, sparse_state, grads, **kwargs)
-        return jax.tree.map(self._normalized, scores) if self.use_normalization else scores
+        if self.use_normalization:
+            scores = jax.tree.map(self._normalized, scores)
+        leaves, treedef = jax.tree.flatten(scores)
+        common = self._common(params)
+        for i, leaf in zip(common, of_one_type([leaves[i] for i in common]), strict=True):
+            leaves[i] = leaf
+        return jax.tree.unflatten(treedef, leaves)
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
         """Masks of the best scores of all layers together."""
@@ -79,9 +85,8 @@ class GlobalPruningMixin(BaseUpdater):
         leaves, treedef = jax.tree.flatten(scores)
         # Scores may be integer ranks by now; it is the parameters they stand for that the rules are about.
         stands_for = jax.tree.map(lambda score: jax.ShapeDtypeStruct(score.shape, jnp.float32), scores)
-        plan = resolve(stands_for, self.filter_fn, self.custom_sparsity_map, self.rules)
         targets = aligned(scores, sparsities, "sparsities")
-        common = [i for i, target in enumerate(plan) if target == SHARED and is_pruned(targets[i])]
+        common = [i for i in self._common(stands_for) if is_pruned(targets[i])]
         masks = aligned(scores, own, "masks")
         if common:
             sparsity = targets[common[0]]
@@ -89,6 +94,16 @@ class GlobalPruningMixin(BaseUpdater):
             for i, mask in zip(common, exact_topk([leaves[i] for i in common], kept), strict=True):
                 masks[i] = mask
         return jax.tree.unflatten(treedef, masks)
+
+    def _common(self, params: PyTree) -> list[int]:
+        """Places of the leaves that share a ranking."""
+        plan = resolve(params, self.filter_fn, self.custom_sparsity_map, self.rules)
+        return [i for i, target in enumerate(plan) if target == SHARED]
+
+    def _rankings(self, params: PyTree) -> PyTree:
+        leaves, treedef = jax.tree.flatten(params)
+        common = set(self._common(params))
+        return jax.tree.unflatten(treedef, [id(self) if i in common else 0 for i in range(len(leaves))])
 
     def _normalized(self, score: jax.Array) -> jax.Array:
         """One broken entry must not cost its layer the ranking: the norm is that of the finite entries."""

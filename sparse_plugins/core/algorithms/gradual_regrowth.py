@@ -71,11 +71,17 @@ class GradualSET(SET):
         size, least = competitors(kind, shape)
         begin = self.start_part * target
 
+        def sparsity_at(step: Step) -> Any:
+            part = self.scheduler.get_sparsity_at_step(1.0, step)
+            return begin * (1.0 - part) + target * part  # exact at both ends
+
         def kept_at(step: Step) -> Any:
             xp = array_module(step)
-            sparsity = begin + self.scheduler.get_sparsity_at_step(target - begin, step)
-            return xp.maximum(xp.rint((1.0 - sparsity) * size), least)
+            return xp.maximum(xp.rint((1.0 - sparsity_at(step)) * size), least)
 
+        if self.scheduler.refresh_steps() is None:  # a count may be too large for the floats of a traced step
+            units = jnp.maximum(keep_count(size, sparsity_at(step)), least)
+            return units, keep_count(units, self.drop_fraction_fn(step))
         survivors_at = lambda step: (1.0 - self.drop_fraction_fn(step)) * kept_at(step)  # noqa: E731
         kept, survivors = (count_at_refresh(count_at, self.scheduler, step) for count_at in (kept_at, survivors_at))
         return kept, survivors

@@ -167,6 +167,9 @@ class PerModule(BaseUpdater):
         landed, dense = zip(*parts.each(lambda one: one._land, updates, params, latent, state, masks), strict=True)
         return parts.join(landed), () if state.dense_params == () else parts.join(dense)
 
+    def _rankings(self, params: PyTree) -> PyTree:
+        return self._parts(params).joined(lambda one: one._rankings, params)
+
     def _structures(self, params: PyTree) -> PyTree:
         return self._parts(params).joined(lambda one: one._structures, params)
 
