@@ -135,11 +135,19 @@ def _join(group: Sequence[Stored]) -> Stored:
         folders=tuple(folder for study in group for folder in study.folders),
         records=tuple(record for study in group for record in study.records),
         layout=dataclasses.replace(layout, cells=cells),
-        rows=[row for study in group for row in study.rows],
+        rows=_in_order([row for study in group for row in study.rows], layout),
         layers=[line for study in group for line in study.layers],
         measurements=[one for study in group for one in study.measurements],
         commits={run: name for study in group for run, name in study.commits.items()},
     )
+
+
+def _in_order(rows: Sequence[Any], layout: Layout) -> list[Any]:
+    """Rows by group, algorithm and sparsity, as if one study had written them; all else stays in place."""
+    shown = [layout.show(layout.key(row)) for row in rows]
+    groups, names = (list(dict.fromkeys(getattr(cell, field) for cell in shown)) for field in ("group", "name"))
+    places = [(groups.index(cell.group), names.index(cell.name), cell.sparsity or 0.0) for cell in shown]
+    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
 
 
 def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:

@@ -176,6 +176,21 @@ def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(tmp_path
     assert "Lines of different numbers of games can't be compared" in text
 
 
+def test_a_joint_table_is_ordered_as_that_of_one_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = RESULTS / "minatar_breakout"
+    sparse = [name for name in read_record(source)["settings"]["algorithms"] if name != "no_prune"]
+    whole = part(source, tmp_path / "whole", [0, 1])
+    high = part(source, tmp_path / "high", [0, 1], sparsities=[0.98])
+    low = part(source, tmp_path / "low", [0, 1], sparsities=[0.9], algorithms=sparse)
+    for folder, levels in ((high, ("0.0", "0.98")), (low, ("0.9",))):
+        write_lines(folder, [line for line in csv_lines(folder) if line["sparsity"] in levels])
+    tables = []
+    for folders in ([whole], [high, low]):
+        assert main(list(map(str, folders))) == 0
+        tables.append(cells_of(capsys.readouterr().out))
+    assert tables[0] == tables[1]
+
+
 def test_a_joint_report_of_several_tables_or_over_a_study_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
