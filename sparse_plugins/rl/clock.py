@@ -137,6 +137,8 @@ class Clock:
     def _converted(self, schedule: Any, unit: str) -> Any:
         given = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
         moments = {name: self.optimizer_step(given[name], unit) for name in _MOMENTS if given.get(name) is not None}
+        if "end_step" in moments:
+            moments["end_step"] = max(moments["end_step"], 1)  # that of a drop fraction, which may lie in the warm-up
         per_update = self.period * self._per_environment_step(unit)
         lengths = {name: max(round(given[name] / per_update), 1) for name in _LENGTHS if name in given}
         own_unit = {"step_unit": "optimizer step"} if "step_unit" in given else {}

@@ -11,7 +11,7 @@ from dopamine.jax.agents.dqn import dqn_agent
 
 from sparse_plugins import core
 from sparse_plugins.core.masks import is_pruned
-from sparse_plugins.rl import TargetPolicy, dopamine
+from sparse_plugins.rl import Clock, TargetPolicy, dopamine
 from tests.rl.driving import assert_same_bits, build, drive, observe, outside_masks, reload
 
 AGENTS = sorted(dopamine.AGENTS)
@@ -265,3 +265,9 @@ def test_schedules_in_environment_steps_and_frames():
         build("jax_dqn", updater=asked(step_unit="round"))
     assert build("ppo").clock.period * 6 == 24, "6 updates for 24 environment steps"
     assert TargetPolicy.AT_SYNC == "at_sync"
+
+
+def test_a_drop_fraction_may_end_within_the_warm_up():
+    schedule = core.PeriodicSchedule(100, 0, 900, step_unit="environment step")
+    updater = core.SET(scheduler=schedule, drop_fraction_fn=core.CosineDrop(0.3, end_step=900))
+    assert Clock(warm_up=1000, period=4).in_optimizer_steps(updater).drop_fraction_fn.end_step == 1
