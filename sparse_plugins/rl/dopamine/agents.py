@@ -66,7 +66,7 @@ def create_sparse_agent(
     Args:
         sess: Not used; Dopamine's runners pass one.
         environment: The environment, with a discrete or, for 'sac' and 'ppo', a continuous action space.
-        summary_writer: Folder for the agent's own summaries.
+        summary_writer: Folder for the agent's own summaries; 'sac' and 'ppo' write none.
         agent_name: One of `AGENTS`; None for the one that gin binds to `create_agent.agent_name`.
         target_policy: When the target network gets the masks; see `TargetPolicy`.
         updater: The updater; None for the one that `create_updater_from_config` is bound to describe.
