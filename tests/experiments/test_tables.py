@@ -12,6 +12,7 @@ from matplotlib.image import imread
 
 from experiments.record.files import read_record
 from experiments.tables.__main__ import main
+from experiments.tables.report import report
 from experiments.tables.stored import joined, read_study
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -148,6 +149,14 @@ def test_studies_that_differ_in_seeds_share_a_table(tmp_path: Path, capsys: pyte
     text = capsys.readouterr().out
     assert cells_of(text) == whole
     assert text.count("\n- `a`: commit") == text.count("\n- `b`: commit") == 1
+
+
+def test_the_committed_report_of_all_of_minatar_is_that_of_its_folders() -> None:
+    text = (RESULTS / "minatar" / "results.md").read_text()
+    names = [line.split("`")[1] for line in text.splitlines() if line.startswith("- `minatar")]
+    assert sorted(names) == [folder.name for folder in STUDIES if folder.name.startswith("minatar")]
+    (together,) = joined(read_study(RESULTS / name) for name in names)
+    assert report(together) == text
 
 
 def split_games(tmp_path: Path) -> tuple[Path, Path]:
