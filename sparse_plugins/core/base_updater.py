@@ -94,6 +94,8 @@ class BaseUpdater:
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
     # Whether a weight that comes back starts from fresh optimizer moments.
     restarts_moments: ClassVar[bool] = False
+    # Whether masks are made of the weights that an update has moved, instead of those it is about to move.
+    masks_follow_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -126,7 +128,7 @@ class BaseUpdater:
         return map_pruned(ones, params, target_sparsities, otherwise=lambda p: NOT_PRUNED)
 
     def is_refresh_due(self, step: Any) -> Any:
-        """Whether masks change at a step: bool for a host step, bool[] for a traced one."""
+        """Whether the update of a step changes masks: bool for a host step, bool[] for a traced one."""
         return self.scheduler.is_mask_update_iter(step)
 
     def describe_schedule(self) -> str:
@@ -210,7 +212,8 @@ class BaseUpdater:
         Args:
             inner: Any optax transformation.
             refresh_in_graph: True changes masks inside `update` when the schedule says so. False leaves that to
-                explicit calls of `refresh`, in loops that know the step on the host; both give the same run.
+                explicit calls of `refresh`, in loops that know the step on the host; both give the same run. Masks of
+                straight-through updaters change inside `update` either way.
 
         Returns:
             A transformation whose state is a `SparseState`. Its `update` needs `params` and passes extra arguments
@@ -224,6 +227,8 @@ class BaseUpdater:
 
     def refresh(self, opt_state: PyTree, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> PyTree:
         """Changes the masks now; call it before `update` of the same step, with `refresh_in_graph=False`.
+
+        Masks of straight-through updaters stay: they follow the weights inside `update`, which has to move these first.
 
         Args:
             opt_state: Optimizer state that holds the sparse state.
@@ -314,10 +319,24 @@ class BaseUpdater:
     def _refreshed(self, state: SparseState, params: PyTree, grads: PyTree | None, **kwargs: Any) -> SparseState:
         params, grads = own_leaves(params, state.masks), None if grads is None else own_leaves(grads, state.masks)
         check_update(self, grads, state, params)
+        if self.masks_follow_weights:
+            return state
         latent = self._latent_params(params, self._in_force(params, state.masks), state)
         return self.update_state(state, latent, grads, **kwargs)
 
     # Seams between the update and families of algorithms.
+
+    def _changes_before(self, step: Any) -> Any:
+        """Whether the update of a step changes masks before it moves the weights."""
+        return False if self.masks_follow_weights else self.is_refresh_due(step)
+
+    def _changes_after(self, step: Any) -> Any:
+        """Whether it does so afterwards."""
+        return self.is_refresh_due(step) if self.masks_follow_weights else False
+
+    def _followed(self, state: SparseState, weights: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+        """The state after a step, with masks of the weights that it moved."""
+        return self.update_state(state, weights, grads, **kwargs)
 
     def _check_inner_state(self, inner_state: PyTree) -> None:
         """Refuses an optimizer that lacks what the scores are made of."""
@@ -340,16 +359,18 @@ class BaseUpdater:
         due = changes and self.is_refresh_due(step)
         return updates if due is False else jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
 
-    def _land(
-        self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
-    ) -> tuple[PyTree, PyTree]:
-        """Updates that take `params` onto the masks, and the dense weights to keep."""
+    def _moved(self, updates: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        """The dense weights to keep, as the optimizer moved them; () if the parameters are all there is."""
+        return ()
+
+    def _land(self, updates: PyTree, params: PyTree, moved: PyTree, masks: PyTree) -> PyTree:
+        """Updates that take `params` onto the masks."""
 
         def onto_mask(param: jax.Array, mask: jax.Array, update: jax.Array) -> jax.Array:
             dtype = jnp.promote_types(update.dtype, param.dtype)
             return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))
 
-        return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u), state.dense_params
+        return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u)
 
     def _in_force(self, params: PyTree, masks: PyTree) -> PyTree:
         """The masks that act: a layer of target 0 is left to the optimizer alone, bit for bit."""

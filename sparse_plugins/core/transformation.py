@@ -14,7 +14,7 @@ from sparse_plugins.core.moments import check_inner, reset_pruned
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.state import SparseState, holds_sparse_state
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.core.zero_masks import beside_zero, forget_masks, masks_of_step
+from sparse_plugins.core.zero_masks import beside_zero, forget_masks, masks_if, masks_of_step
 
 __all__ = ["ZEROS_NEED_GRAPH", "sparse_transformation"]
 
@@ -59,21 +59,32 @@ def sparse_transformation(
             )
         return state._replace(masks=forget_masks(params, state.masks)) if in_zeros else state
 
-    def masks_at(due: Any, updates: PyTree, state: SparseState, params: PyTree, **extra: Any) -> PyTree:
+    def masks_before(due: Any, updates: PyTree, state: SparseState, params: PyTree, **extra: Any) -> PyTree:
         # The latent parameters are made inside the branch: as its operand they would be written out first.
         def fresh(masks: PyTree) -> PyTree:
             return updater._refreshed(state._replace(masks=masks), params, updates, **extra).masks
 
         if in_zeros:
             return masks_of_step(updater, state, params, due, fresh)
-        return fresh_if(due, lambda: fresh(state.masks), state.masks) if refresh_in_graph else state.masks
+        return fresh_if(due, lambda: fresh(state.masks), state.masks)
+
+    def masks_after(
+        due: Any, masks: PyTree, moved: PyTree, updates: PyTree, state: SparseState, params: PyTree, **extra: Any
+    ) -> PyTree:
+        def fresh() -> PyTree:
+            weights = map_pruned(lambda p, dense: dense, params, moved, otherwise=lambda p: p)
+            after = state._replace(masks=masks, count=optax.safe_increment(state.count), dense_params=moved)
+            return updater._followed(after, weights, updates, **extra).masks
+
+        return masks_if(due, fresh, params, masks) if in_zeros else fresh_if(due, fresh, masks)
 
     def update(
         updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparseState]:
         check_update(updater, updates, state, params)
-        due = updater.is_refresh_due(state.count) if refresh_in_graph else False
-        masks = masks_at(due, updates, state, params, **extra)
+        grads = updates
+        due = updater._changes_before(state.count) if refresh_in_graph else False
+        masks = masks_before(due, grads, state, params, **extra)
         in_force = updater._in_force(params, masks)
         latent = updater._latent_params(params, in_force, state)
         inner_state = state.inner_state
@@ -81,9 +92,12 @@ def sparse_transformation(
         if jax.tree.leaves(restarted):
             latent = apply_masks(latent, restarted)  # some optimizers keep parameters in their state
             inner_state = reset_pruned(inner_state, inner.init(latent), latent, restarted)
-        updates, inner_state = inner.update(updater._gradients(updates, latent, in_force), inner_state, latent, **extra)
+        updates, inner_state = inner.update(updater._gradients(grads, latent, in_force), inner_state, latent, **extra)
         updates = updater._held(updates, state.count)
-        updates, dense_params = updater._land(updates, params, latent, state, in_force)
+        moved = updater._moved(updates, latent, in_force)
+        masks = masks_after(updater._changes_after(state.count), masks, moved, grads, state, params, **extra)
+        in_force = updater._in_force(params, masks)
+        updates = updater._land(updates, params, moved, in_force)
         if in_zeros:
             beside = lambda p, m, u: jnp.where(unpack(m, p.shape), beside_zero(p, u), u)  # noqa: E731
             updates = map_pruned(beside, params, in_force, updates, otherwise=lambda p, u: u)
@@ -93,7 +107,7 @@ def sparse_transformation(
             target_sparsities=state.target_sparsities,
             count=optax.safe_increment(state.count),
             rng=state.rng,
-            dense_params=dense_params,
+            dense_params=moved,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -16,7 +16,7 @@ from sparse_plugins.core.masks import IN_ZEROS, NOT_PRUNED, kept, map_pruned, pa
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
-__all__ = ["beside_zero", "forget_masks", "masks_of_step"]
+__all__ = ["beside_zero", "forget_masks", "masks_if", "masks_of_step"]
 
 
 def masks_of_step(
@@ -41,19 +41,35 @@ def masks_of_step(
         masks = fresh_if(first, lambda: pack_masks(params, _first_masks(updater, state, params)), in_zeros())
         return fresh_if(due, lambda: fresh(masks), masks) if fresh else masks
 
-    # What is read from the parameters stays outside the branch, where it fuses into whatever uses it.
     in_zeros = lambda: pack_masks(params, state.masks)  # noqa: E731
+    return masks_if(made, new, params, state.masks)
+
+
+def masks_if(due: Any, fresh: Callable[[], PyTree], params: PyTree, masks: PyTree) -> PyTree:
+    """The masks that are made where due, else those there are, read where they are used.
+
+    Args:
+        due: bool, concrete or traced bool[].
+        fresh: Makes packed masks.
+        params: Parameters, on their masks.
+        masks: Their masks, however they are stored.
+
+    Returns:
+        bool masks of the parameters' shapes.
+    """
+    # What is read from the parameters stays outside the branch, where it fuses into whatever uses it.
     blank = lambda p, m: jnp.zeros(packed_shape(p.shape), jnp.uint8)  # noqa: E731
-    bits = fresh_if(made, new, map_pruned(blank, params, state.masks, otherwise=lambda p: NOT_PRUNED))
-    choose = lambda p, m, b: jnp.where(made, unpack(b, p.shape), kept(p, m))  # noqa: E731
-    return map_pruned(choose, params, state.masks, bits, otherwise=lambda p, b: NOT_PRUNED)
+    bits = fresh_if(due, fresh, map_pruned(blank, params, masks, otherwise=lambda p: NOT_PRUNED))
+    choose = lambda p, m, b: jnp.where(due, unpack(b, p.shape), kept(p, m))  # noqa: E731
+    return map_pruned(choose, params, masks, bits, otherwise=lambda p, b: NOT_PRUNED)
 
 
 def _first_masks(updater: Any, state: SparseState, params: PyTree) -> PyTree:
     seeded = copy.copy(updater)
     seeded.rng_seed = state.rng
     hidden = map_pruned(lambda p, m: jnp.zeros(p.shape, jnp.bool_), params, state.masks, otherwise=lambda p: NOT_PRUNED)
-    return seeded.get_initial_masks(updater._latent_params(params, hidden, state), updater.target_sparsities(params))
+    latent = updater._latent_params(params, updater._in_force(params, hidden), state)
+    return seeded.get_initial_masks(latent, updater.target_sparsities(params))
 
 
 def forget_masks(params: PyTree, masks: PyTree) -> PyTree:

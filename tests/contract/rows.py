@@ -21,11 +21,13 @@ from tests.quick import quick_jit
 WINDOW = {"update_freq": 2, "update_start_step": 1, "update_end_step": 4}
 STEPS = 6
 
+RIGL_AND_STE = "mixture of rigl and magnitude_ste"
+
 # Entries kept of w (8, 6) and head (6, 4) in the end, by hand; one number where the layers share a budget.
 # "2:4" runs down the rows, so the last two rows of head are a short group; channels round half to even.
 # Rows that are several rows at once, by path; the layer that is left out stays dense.
 MIXTURES: dict[str, dict[str, str]] = {
-    "mixture of rigl and magnitude_ste": {"w": "rigl", "head|b": "magnitude_ste"},
+    RIGL_AND_STE: {"w": "rigl", "head|b": "magnitude_ste"},
     "mixture of set and random_ste": {"w": "random_ste", "head": "set"},
     "mixture of acdc and fisher": {"head": "acdc", ".*": "fisher"},
     "mixture of granet and grasp": {"w": "granet", "head": "grasp"},
@@ -56,11 +58,13 @@ UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "mixture of 2:4 and nothing": ({}, (48, 16)),
 }
 NEVER_CHANGE = {"no_prune", "static_sparse", "mixture of static_sparse and no_prune"}
+# Masks of one part change before an update moves the weights, those of the other afterwards.
+TWO_PHASES = {RIGL_AND_STE, "mixture of set and random_ste"}
 # One row for each way masks come about, for checks that cost a compilation of their own.
 FAMILIES = [
     *("magnitude", "global_saliency", "random_ste", "rigl", "set 2x2", "magnitude 2:4"),
     *("granet", "gradual_set", "acdc", "fisher", "wanda", "grasp", "soft_topk_ste"),
-    "mixture of rigl and magnitude_ste",
+    RIGL_AND_STE,
 ]
 
 

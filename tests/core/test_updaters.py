@@ -71,9 +71,23 @@ def test_straight_through_by_hand() -> None:
     """Gradients move hidden weights; one that overtakes comes back with all it has learnt."""
     updater = core.SteMagnitudePruning(sparsity_distribution_fn=HALF)
     seen = run(updater, row(4, 3, 2, 1), [row(1, 0, 0, -4), row(0, 0, 0, 0), row(0, 0, -6, 1)])
-    assert values(seen) == [[4, 3, 0, 0], [3, 3, 0, 0], [3, 0, 0, 5], [3, 0, 0, 4]]
+    assert values(seen) == [[4, 3, 0, 0], [3, 0, 0, 5], [3, 0, 0, 5], [0, 0, 8, 4]]
     assert seen[2][1].dense_params["w"][0].tolist() == [3, 3, 2, 5]
     assert seen[3][1].dense_params["w"][0].tolist() == [3, 3, 8, 4]
+
+
+@pytest.mark.parametrize("stored", [True, False, "zeros"])
+@pytest.mark.parametrize("cls", [core.SteMagnitudePruning, functools.partial(core.SrSte, decay=0.0)])
+def test_a_straight_through_view_is_that_of_the_weights_just_moved(cls: Any, stored: bool | str) -> None:
+    updater = cls(sparsity_distribution_fn=HALF, use_packed_masks=stored)
+    assert values(run(updater, row(1, 2), [row(-3, 0), row(3, -1)])) == [[0, 2], [4, 0], [0, 3]]
+
+
+def test_masks_that_follow_every_other_step_are_those_of_that_steps_weights() -> None:
+    schedule = core.PeriodicSchedule(update_freq=2, update_start_step=0)
+    updater = core.SteMagnitudePruning(sparsity_distribution_fn=HALF, scheduler=schedule)
+    assert values(run(updater, row(1, 2), [row(-3, 0), row(0, -9), row(0, 0)])) == [[0, 2], [0, 2], [0, 11], [0, 11]]
+    assert values(run(updater, row(1, 2), [row(-3, 0), row(0, 0)])) == [[0, 2], [0, 2], [4, 0]]
 
 
 def test_straight_through_gradient_is_that_of_the_sparse_view() -> None:

@@ -93,16 +93,13 @@ class PerModule(BaseUpdater):
         for (pattern, one), own in zip(self.updaters, parts.cut(params)[:-1], strict=True):
             _refuse_idle(pattern, one, own)
         states = parts.each(lambda one: one.init_state, params)
-        dense = [state.dense_params for state in states]
-        nothing = parts.cut(jax.tree.map(lambda p: NOT_PRUNED, params))
-        kept = [none if own == () else own for none, own in zip(nothing, dense, strict=True)]
         return SparseState(
             masks=parts.join([state.masks for state in states]),
             inner_state=(),
             target_sparsities=parts.join([state.target_sparsities for state in states]),
             count=jnp.zeros((), jnp.int32),
             rng=tuple(state.rng for state in states[:-1]),
-            dense_params=() if all(own == () for own in dense) else parts.join(kept),
+            dense_params=_joined_dense(parts, [state.dense_params for state in states]),
         )
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
@@ -134,15 +131,29 @@ class PerModule(BaseUpdater):
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """The state with new masks where they are due at its step."""
+        due = lambda one: one._changes_before(sparse_state.count)  # noqa: E731
+        return self._changed(due, sparse_state, params, grads, **kwargs)
 
+    def _followed(self, state: SparseState, weights: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+        return self._changed(lambda one: one._changes_after(state.count - 1), state, weights, grads, **kwargs)
+
+    def _changed(
+        self, due: Callable[[BaseUpdater], Any], state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any
+    ) -> SparseState:
         def changed(one: BaseUpdater) -> Callable[..., PyTree]:
             def masks(state: SparseState, params: PyTree, grads: PyTree, **extra: Any) -> PyTree:
                 fresh = lambda: one.update_state(state, params, grads, **extra).masks  # noqa: E731
-                return fresh_if(one.is_refresh_due(state.count), fresh, state.masks)
+                return fresh_if(due(one), fresh, state.masks)
 
             return masks
 
-        return sparse_state._replace(masks=self._parts(params).joined(changed, sparse_state, params, grads, **kwargs))
+        return state._replace(masks=self._parts(params).joined(changed, state, params, grads, **kwargs))
+
+    def _changes_before(self, step: Any) -> Any:
+        return functools.reduce(operator.or_, (one._changes_before(step) for _, one in self.updaters))
+
+    def _changes_after(self, step: Any) -> Any:
+        return functools.reduce(operator.or_, (one._changes_after(step) for _, one in self.updaters))
 
     def _check_inner_state(self, inner_state: PyTree) -> None:
         for _, one in self.updaters:
@@ -160,12 +171,14 @@ class PerModule(BaseUpdater):
     def _held(self, updates: PyTree, step: Any) -> PyTree:
         return self._parts(updates).joined(lambda one: lambda own: one._held(own, step), updates)
 
-    def _land(
-        self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
-    ) -> tuple[PyTree, PyTree]:
+    def _moved(self, updates: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        parts = self._parts(latent)
+        return _joined_dense(parts, parts.each(lambda one: one._moved, updates, latent, masks))
+
+    def _land(self, updates: PyTree, params: PyTree, moved: PyTree, masks: PyTree) -> PyTree:
         parts = self._parts(params)
-        landed, dense = zip(*parts.each(lambda one: one._land, updates, params, latent, state, masks), strict=True)
-        return parts.join(landed), () if state.dense_params == () else parts.join(dense)
+        moved = jax.tree.map(lambda p: NOT_PRUNED, params) if moved == () else moved
+        return parts.joined(lambda one: one._land, updates, params, moved, masks)
 
     def _rankings(self, params: PyTree) -> PyTree:
         return self._parts(params).joined(lambda one: one._rankings, params)
@@ -176,6 +189,14 @@ class PerModule(BaseUpdater):
     def _parts(self, params: PyTree) -> Parts:
         patterns, updaters = zip(*self.updaters, strict=True)
         return Parts((*updaters, NoPruning()), params, patterns)
+
+
+def _joined_dense(parts: Parts, dense: Sequence[PyTree]) -> PyTree:
+    """The dense weights of all updaters, or () where none keeps any."""
+    if all(own == () for own in dense):
+        return ()
+    nothing = parts.cut(jax.tree.map(lambda p: NOT_PRUNED, parts.params))
+    return parts.join([none if own == () else own for none, own in zip(nothing, dense, strict=True)])
 
 
 def _check(updaters: Sequence[tuple[str, Any]]) -> None:

@@ -26,8 +26,10 @@ __all__ = ["SoftTopKSte", "SrSte", "SteMagnitudePruning", "SteMixin", "SteRandom
 class SteMixin(BaseUpdater):
     """Keeps the dense weights and puts a mask in front of them.
 
-    The schedule gives the sparsity and the steps at which the mask follows the weights; it goes on doing so after the
-    schedule's end, at the target. `NoUpdateSchedule` means the target sparsity at every step, as in the paper.
+    The schedule gives the sparsity and the steps at which the mask is made anew; this goes on after the schedule's
+    end, at the target. `NoUpdateSchedule` means the target sparsity at every step, as in the paper. The mask with which
+    such a step starts is that of the dense weights as they are then: the update of the step before makes it, once it
+    has moved them, also with `refresh_in_graph=False`.
 
     Raises:
         ValueError: With is_sparse_gradients, which would take the estimator's gradients away.
@@ -35,6 +37,7 @@ class SteMixin(BaseUpdater):
 
     starts_dense: ClassVar[bool] = False
     prunes_for_good: ClassVar[bool] = False
+    masks_follow_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,21 +52,25 @@ class SteMixin(BaseUpdater):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Masks of the first step, if the schedule starts there; else everything kept."""
-        if not self.is_refresh_due(0):
+        if not self._is_mask_new(0):
             return super().get_initial_masks(params, target_sparsities)
         return self.create_masks(
             self.calculate_scores(params), self.scheduler.get_sparsity_at_step(target_sparsities, 0)
         )
 
     def is_refresh_due(self, step: Any) -> Any:
-        """At every step of the schedule's grid, without an end."""
-        return self.scheduler.is_mask_update_iter(step) | self.scheduler.is_open_ended_iter(step)
+        """Whether the update of a step changes the masks, which the next step uses."""
+        return self._is_mask_new(step + 1)
 
     def describe_schedule(self) -> str:
         """The schedule, in words."""
         if type(self.scheduler) is NoUpdateSchedule:
             return f"masks follow the weights at every {self.scheduler.step_unit}"
         return f"{super().describe_schedule()}, and go on following the weights"
+
+    def _is_mask_new(self, step: Any) -> Any:
+        """At every step of the schedule's grid, without an end."""
+        return self.scheduler.is_mask_update_iter(step) | self.scheduler.is_open_ended_iter(step)
 
     def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
         # Visible weights are read where the loop keeps them, so that a change made there (an average, a restore) is
@@ -74,18 +81,16 @@ class SteMixin(BaseUpdater):
 
         return map_pruned(dense, params, masks, state.dense_params, otherwise=lambda p, _: p)
 
-    def _land(
-        self, updates: PyTree, params: PyTree, latent: PyTree, state: SparseState, masks: PyTree
-    ) -> tuple[PyTree, PyTree]:
-        moved = optax.apply_updates(latent, updates)
+    def _moved(self, updates: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        return self._dense_leaves(latent, masks, optax.apply_updates(latent, updates))
 
+    def _land(self, updates: PyTree, params: PyTree, moved: PyTree, masks: PyTree) -> PyTree:
         def onto_view(param: jax.Array, mask: jax.Array, dense: jax.Array, update: jax.Array) -> jax.Array:
             wide = jnp.promote_types(jnp.promote_types(update.dtype, param.dtype), jnp.float32)
             own = param.astype(wide)
             return jnp.where(unpack(mask, param.shape), dense.astype(wide) - own, -own)
 
-        landed = map_pruned(onto_view, params, masks, moved, updates, otherwise=lambda p, dense, update: update)
-        return landed, self._dense_leaves(params, masks, moved)
+        return map_pruned(onto_view, params, masks, moved, updates, otherwise=lambda p, dense, update: update)
 
     def _dense_leaves(self, params: PyTree, masks: PyTree, dense: PyTree) -> PyTree:
         return map_pruned(lambda p, mask, d: d, params, masks, dense, otherwise=lambda p, d: NOT_PRUNED)
@@ -102,9 +107,8 @@ class SteMagnitudePruning(SteMixin, MagnitudePruning):
         >>> tx, params = updater.wrap_optax(optax.sgd(1.0)), {"w": jnp.array([[1.0, 2.0]])}
         >>> state = tx.init(params)
         >>> params = updater.pre_forward_update(params, state)
-        >>> for grad in [-3.0, 0.0]:
-        ...     updates, state = tx.update({"w": jnp.array([[grad, 0.0]])}, state, params)
-        ...     params = optax.apply_updates(params, updates)
+        >>> updates, state = tx.update({"w": jnp.array([[-3.0, 0.0]])}, state, params)
+        >>> params = optax.apply_updates(params, updates)
         >>> params["w"].tolist(), state.dense_params["w"].tolist()
         ([[4.0, 0.0]], [[4.0, 2.0]])
 
