@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import jax
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins.core.counts import keep_count
-from sparse_plugins.core.seeds import key_words, random_scores
+from sparse_plugins.core.seeds import key_words, random_score, random_scores
 from sparse_plugins.core.structured import create_mask, kept_units, rank_active_first, regrow_mask
 from sparse_plugins.core.structures import (
     Block,
@@ -134,6 +135,35 @@ def test_channel_sums_of_half_precision_are_made_in_float32() -> None:
     assert mask_of(close, Channel(), 0.5)[0].tolist() == [0, 1]
     huge = jnp.array([[60000, 60001, 0], [20000, 60000, 0]], jnp.float16)
     assert mask_of(huge, Channel(), 0.67)[0].tolist() == [0, 1, 0]
+
+
+def test_random_scores_are_those_of_a_loop_over_indices() -> None:
+    first, second = 0xDEADBEEF, 0x12345678
+
+    def mixed(number: int) -> int:
+        number = (number ^ number >> 16) * 0x7FEB352D % 2**32
+        number = (number ^ number >> 15) * 0x846CA68B % 2**32
+        return number ^ number >> 16
+
+    expected = [mixed(mixed((index + first) % 2**32) ^ second) for index in range(24)]
+    scores = random_score(jax.ShapeDtypeStruct((2, 3, 4), jnp.float32), jnp.array([first, second], jnp.uint32))
+    assert np.asarray(scores).ravel().tolist() == expected
+
+
+def test_random_masks_are_spread_evenly_and_those_of_two_steps_or_layers_are_independent() -> None:
+    shape, kept = (512, 256), 13_107
+    like = {"a": jax.ShapeDtypeStruct(shape, jnp.float32), "b": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    draws = [random_scores(like, key_words(seed), step) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    masks = [np.asarray(mask_of(scores[name], Unstructured(), 0.9)).astype(int) for scores in draws for name in "ab"]
+    part = kept / masks[0].size
+    for mask in masks:
+        for sums in (mask.sum(axis=0), mask.sum(axis=1)):
+            expected = kept / sums.size
+            chi_square = ((sums - expected) ** 2).sum() / (expected * (1 - part))
+            assert abs(chi_square - sums.size) < 5 * np.sqrt(2 * sums.size)
+    overlap, deviation = masks[0].size * part**2, np.sqrt(masks[0].size) * part * (1 - part)
+    for one, other in itertools.combinations(masks, 2):
+        assert abs((one & other).sum() - overlap) < 5 * deviation
 
 
 def test_random_scores_of_bf16_parameters_do_not_favour_low_indices() -> None:

@@ -167,17 +167,6 @@ def test_seeded_masks_are_those_of_the_random_updaters() -> None:
     assert decode(encode(masks, params, seed=SeededMasks.of(11)), params).forms == ("seed", "seed")
 
 
-@pytest.mark.parametrize("flags", [(True, False), (False, True), (False, False)])
-def test_a_seed_means_the_same_masks_under_either_flag_of_the_generator(flags: tuple[bool, bool]) -> None:
-    with jax.threefry_partitionable(flags[0]):
-        payload = encode({"w": DRAWN}, LIKE, seed=SEED)
-    with jax.threefry_partitionable(flags[1]):
-        decoded = decode(payload, LIKE)
-        assert np.array_equal(SEED.masks(LIKE, {"w": 700})["w"], DRAWN)
-    assert decoded.forms == ("seed",)
-    same_bits(decoded.masks, {"w": DRAWN})
-
-
 def test_a_seed_that_drew_other_masks_is_not_sent() -> None:
     plain = encode({"w": DRAWN}, LIKE)
     assert encode({"w": DRAWN}, LIKE, seed=SeededMasks.of(6, 3)) == plain

@@ -204,10 +204,7 @@ def _drawn(leaf: Leaf, count: int) -> Array:
 def _drawn_mask(shape: tuple[int, ...], key: Any, count: int) -> jax.Array:
     """In double precision, so that the sparsity gives just this count back."""
     sparsity = 1.0 - count / max(math.prod(shape), 1)
-    # What a seed draws depends on this flag of JAX, which sender and receiver may have set differently.
-    with jax.threefry_partitionable(True):
-        score = random_score(jax.ShapeDtypeStruct(shape, jnp.float32), key)
-    return create_mask(score, Unstructured(), sparsity)
+    return create_mask(random_score(jax.ShapeDtypeStruct(shape, jnp.float32), key), Unstructured(), sparsity)
 
 
 def masks_digest(masks: list[Array | None]) -> int:
