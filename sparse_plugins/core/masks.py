@@ -127,7 +127,8 @@ def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return stored.astype(jnp.bool_)
     axis = _packed_axis(shape)
     octets = jnp.expand_dims(stored, axis + 1)
-    kept = (octets & _bits(octets.ndim, axis + 1)) != 0
+    # Wider than a byte, which costs nothing: jaxlib 0.10 cannot load eight bytes for all lanes on some AMD processors.
+    kept = (octets.astype(jnp.uint32) & _bits(octets.ndim, axis + 1).astype(jnp.uint32)) != 0
     return lax.slice_in_dim(kept.reshape(*shape[:axis], -1, *shape[axis + 1 :]), 0, shape[axis], axis=axis)
 
 
