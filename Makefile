@@ -78,6 +78,7 @@ docs: $(VENV)/.docs ## The documentation in docs/_build/html, its notebooks run:
 bench: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated rounds: ratios in one process, 30 minutes
 	$(IN_VENV) -m experiments.benchmarks.step
 	$(IN_VENV) -m experiments.benchmarks.masks
+	$(IN_VENV) -m experiments.benchmarks.large
 	$(IN_VENV) -m experiments.benchmarks.export
 	$(IN_VENV) -m experiments.benchmarks.codec
 	$(IN_VENV) -m experiments.benchmarks.fed_round

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sparse_plugins.core.checks import check_fields, check_targets, check_update
@@ -123,7 +124,7 @@ class BaseUpdater:
         raise TypeError(f"{type(self).__name__} ranks nothing: override calculate_scores(params, sparse_state, grads).")
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
-        """Masks before the first change: everything kept."""
+        """Masks before the first change: everything kept. In large models this is traced."""
         ones = lambda p, target: jnp.ones(p.shape, jnp.uint8)  # noqa: E731
         return map_pruned(ones, params, target_sparsities, otherwise=lambda p: NOT_PRUNED)
 
@@ -202,7 +203,8 @@ class BaseUpdater:
             check_targets(self, params, targets)
         record = map_pruned(lambda p, t: jnp.float32(t), params, targets, otherwise=lambda p: NOT_PRUNED)
         state = SparseState((), (), record, jnp.zeros((), jnp.int32), key_words(self.rng_seed))
-        return self._with_masks(state, params, self.get_initial_masks(params, targets))
+        first = lambda params: self._with_masks(state, params, self.get_initial_masks(params, targets)).masks  # noqa: E731
+        return state._replace(masks=(jax.jit(first) if _is_large(params) else first)(params))
 
     def wrap_optax(
         self, inner: optax.GradientTransformation, refresh_in_graph: bool = True
@@ -400,6 +402,12 @@ class BaseUpdater:
 
     def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
         return state._replace(masks=pack_masks(params, masks) if self.use_packed_masks else masks)
+
+
+def _is_large(params: PyTree) -> bool:
+    """Whether a program of its own, which needs no copy of all scores or of unpacked masks, is worth compiling."""
+    leaves = jax.tree.leaves(params)
+    return sum(map(jnp.size, leaves)) >= 1 << 24 and all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves)
 
 
 def check_updater(updater: Any) -> None:

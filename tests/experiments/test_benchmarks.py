@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from experiments.benchmarks import export, masks, step
+from experiments.benchmarks import export, large, masks, step
 from experiments.benchmarks.models import resnet50_shapes
 
 TINY = ["--shapes", "32x16", "16x16", "--batches", "1", "4", "--sparsities", "0.5", "0.9", "--rounds=3"]
@@ -72,3 +72,13 @@ def test_the_step_benchmark_prints_time_and_memory(
         *(f"| magnitude, {variant}" for variant in ("explicit refresh", "uint8 masks", "masks in zeros")),
     ]
     assert all(" MB |" in row for row in rows)
+
+
+def test_the_benchmark_of_large_models_prints_seconds_and_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(large, "_LAYER", (32, 16))
+    run(large.main, "--parameters=0 --algorithms rigl", monkeypatch)
+    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert row[0] == "rigl"
+    assert [cell.count(" s, ") for cell in row[1:]] == [1, 1, 1, 0]

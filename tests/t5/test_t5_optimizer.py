@@ -107,10 +107,10 @@ def test_straight_through_training_is_that_of_a_loop_in_numpy():
 
     seen = {name: np.where(mask(weight), weight, 0) for name, weight in dense.items()}
     for state in states[1:]:
-        masks, grads = {name: mask(weight) for name, weight in dense.items()}, gradients(seen)
+        grads = gradients(seen)
         velocity = {name: np.asarray(grads[name]) + np.float32(0.9) * velocity[name] for name in dense}
         dense = {name: weight - np.float32(0.1) * velocity[name] for name, weight in dense.items()}
-        seen = {name: np.where(masks[name], weight, 0) for name, weight in dense.items()}
+        seen = {name: np.where(mask(weight), weight, 0) for name, weight in dense.items()}
         close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
         jax.tree.map(close, flatten_dict(state.params, sep="/"), seen)
         for name, weight in flatten_dict(state.param_states.dense_params, sep="/").items():
