@@ -8,8 +8,14 @@ import numpy as np
 
 
 def keep_count(n: int, sparsity: float) -> int:
+    """As many as `survivor_count`, but one of a layer that is not asked to be empty."""
+    kept = survivor_count(n, sparsity)
+    return 1 if kept == 0 and n > 0 and sparsity < 1 else kept
+
+
+def survivor_count(n: int, drop_fraction: float) -> int:
     """Round half to even, in rational arithmetic."""
-    return round((1 - Fraction(sparsity)) * n)
+    return round((1 - Fraction(drop_fraction)) * n)
 
 
 def best_first(scores: np.ndarray) -> list[int]:

@@ -394,6 +394,10 @@ class BaseUpdater:
         """By leaf 0 if its entries are ranked among themselves, else a number that all leaves of a ranking share."""
         return jax.tree.map(lambda leaf: 0, params)
 
+    def _foreseen_masks(self, params: PyTree) -> PyTree:
+        """Masks at the target if concrete parameters say now what a ranking across layers keeps; else `NOT_PRUNED`."""
+        return jax.tree.map(lambda leaf: NOT_PRUNED, params)
+
     def _structures(self, params: PyTree) -> PyTree:
         """The structure of every leaf."""
         return jax.tree.unflatten(

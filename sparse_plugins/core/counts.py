@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["StepTable", "as_number", "check_fraction", "check_positive", "keep_count", "part_count"]
+__all__ = ["StepTable", "as_number", "check_fraction", "check_positive", "keep_count", "part_count", "survivor_count"]
 
-Fraction = Any  # float | StepTable | scalar jax.Array
+Fraction = Any  # float | StepTable | scalar jax.Array | float64[steps] on the host
+Count = Any  # int | int32[] | float64[steps]
 
 
 def check_fraction(name: str, value: Any) -> float:
@@ -90,29 +91,57 @@ def as_number(fraction: Fraction) -> float | jax.Array:
     return fraction.__jax_array__() if isinstance(fraction, StepTable) else fraction
 
 
-def keep_count(n: int | jax.Array, sparsity: Fraction) -> int | jax.Array:
-    """`round((1 - sparsity) * n)`: how many of `n` entries a sparsity keeps.
+def keep_count(n: int | jax.Array, sparsity: Fraction) -> Count:
+    """How many of `n` entries a sparsity keeps: `round((1 - sparsity) * n)`, but one at least if it is below 1.
+
+    Rounding must not cut a small layer out of the network: 16 weights at 98 % keep one. A sparsity of 1 keeps none.
 
     Args:
         n: Number of entries, below 2**31; int or int32[].
-        sparsity: Fraction of zeros in [0, 1]: a number, a `StepTable`, or a traced float32 scalar.
+        sparsity: Fraction of zeros in [0, 1]: a number, a `StepTable`, a traced float32 scalar, or one number for each
+            of several steps on the host.
 
     Returns:
-        An int if both are known on the host, else int32[].
+        An int if both are known on the host, whole float64[steps] for several steps, else int32[].
 
     Example:
-        >>> keep_count(10, 0.8)
-        2
+        >>> keep_count(10, 0.8), keep_count(16, 0.98), keep_count(16, 1.0)
+        (2, 1, 0)
         >>> int(keep_count(25_000_001, jnp.float32(0.5)))
         12500000
     """
-    if isinstance(n, jax.Array):
-        return _round_product(n, _density(sparsity))
-    if isinstance(sparsity, StepTable):
-        return sparsity.count(np.rint((1.0 - sparsity.values) * n))
-    if isinstance(sparsity, jax.Array):
-        return _round_product(n, _density(sparsity))
-    return round((1.0 - float(sparsity)) * n)
+    if isinstance(sparsity, StepTable) and not isinstance(n, jax.Array):
+        return sparsity.count(keep_count(n, sparsity.values))
+    # What is just below 1 in a table is 1 as a float32.
+    is_wanted = sparsity.count(sparsity.values < 1) > 0 if isinstance(sparsity, StepTable) else sparsity < 1
+    kept = survivor_count(n, sparsity)
+    if isinstance(kept, int):
+        return max(kept, int(n > 0 and is_wanted))
+    xp = np if isinstance(kept, np.ndarray) else jnp
+    return xp.where((n > 0) & is_wanted, xp.maximum(kept, 1), kept)
+
+
+def survivor_count(n: int | jax.Array, drop_fraction: Fraction) -> Count:
+    """`round((1 - drop_fraction) * n)`: how many of `n` entries are left when a fraction is dropped, which may be all.
+
+    Args:
+        n: As in `keep_count`.
+        drop_fraction: In [0, 1], in the forms that `keep_count` takes.
+
+    Returns:
+        As `keep_count`.
+
+    Example:
+        >>> survivor_count(10, 0.3), survivor_count(10, 1.0)
+        (7, 0)
+    """
+    if isinstance(n, jax.Array) or isinstance(drop_fraction, jax.Array):
+        return _round_product(n, _density(drop_fraction))
+    if isinstance(drop_fraction, StepTable):
+        return drop_fraction.count(survivor_count(n, drop_fraction.values))
+    if np.ndim(drop_fraction):
+        return np.rint((1.0 - drop_fraction) * n)
+    return round((1.0 - float(drop_fraction)) * n)
 
 
 def part_count(n: int, fraction: Fraction) -> int | jax.Array:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.counts import check_fraction, keep_count
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.rules import first_match, read_rule
 from sparse_plugins.core.trees import PyTree, leaf_names, prunable_dtype
@@ -92,8 +92,8 @@ def erk(
     """Erdos-Renyi-Kernel: density in proportion to (sum of axes) / (product of axes), so small layers stay denser.
 
     A layer that would exceed density 1 is kept dense and its share goes to the others, until the layers together
-    keep exactly `round((1 - sparsity) * entries)` entries. Layers with a fixed sparsity of their own are outside
-    this budget, as in the paper.
+    keep exactly `round((1 - sparsity) * entries)` entries, each at least one. Layers with a fixed sparsity of their own
+    are outside this budget, as in the paper.
 
     Args:
         params: Parameter tree; arrays or anything with shape and dtype.
@@ -130,7 +130,7 @@ def erk(
 def _erk_counts(shapes: list[tuple[int, ...]], sparsity: float) -> list[int]:
     """Kept entries per layer, adding up to the budget exactly."""
     sizes = np.array([math.prod(shape) for shape in shapes], np.int64)
-    budget = round((1.0 - sparsity) * int(sizes.sum()))
+    budget = keep_count(int(sizes.sum()), sparsity)
     weight = np.array([sum(shape) for shape in shapes], np.float64)  # density factor * size
     dense = np.zeros(len(shapes), bool)
     share = np.zeros(len(shapes))

@@ -1,14 +1,23 @@
 """The state that an updater keeps beside the optimizer's, and how to find it again."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from sparse_plugins.core.masks import check_stored, is_pruned
+from sparse_plugins.core.masks import InZeros, check_stored, is_pruned, kept
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
-__all__ = ["SparseState", "check_state", "find_sparse_state", "holds_sparse_state", "map_sparse_states"]
+__all__ = [
+    "SparseState",
+    "check_state",
+    "find_sparse_state",
+    "holds_sparse_state",
+    "map_sparse_states",
+    "warn_of_emptied",
+]
 
 
 class SparseState(NamedTuple):
@@ -93,6 +102,8 @@ def map_sparse_states(function: Callable[[SparseState], SparseState], opt_state:
 def check_state(params: PyTree, opt_state: PyTree) -> None:
     """Checks the invariants of a concrete sparse state, for example after a restore.
 
+    It warns about layers that keep nothing and were not asked to be empty: a ranking across layers may prune one whole.
+
     Args:
         params: The parameters it belongs to.
         opt_state: Optimizer state that holds it.
@@ -101,7 +112,6 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
         ValueError: At the first parameter whose mask, target or dense weights do not fit.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> check_state({"w": jnp.ones(4)}, SparseState({"w": jnp.ones(4, jnp.uint8)}, (), {"w": 0.0}, 0))
     """
     state = find_sparse_state(opt_state)
@@ -117,3 +127,31 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
         for name, param, own in zip(leaf_names(params), jax.tree.leaves(params), dense, strict=True):
             if is_pruned(own) and own.shape != param.shape:
                 raise ValueError(f"the dense weights of {name!r} have shape {own.shape}, the parameter {param.shape}.")
+    columns = list(zip(leaf_names(params), jax.tree.leaves(params), masks, targets, strict=True))
+    # Before the first step the zeros of parameters are no masks yet.
+    unread = lambda mask: isinstance(mask, InZeros) and int(state.count) == 0  # noqa: E731
+    used = [(name, kept(p, m)) for name, p, m, target in columns if is_pruned(m) and target < 1 and not unread(m)]
+    warn_of_emptied([name for name, _ in used], [mask for _, mask in used])
+
+
+def warn_of_emptied(names: Sequence[str], masks: Sequence[jax.Array]) -> None:
+    """Warns about layers whose masks keep nothing; of masks that are being traced nothing is known.
+
+    Args:
+        names: Paths of layers that are not asked to be empty.
+        masks: Their masks, not packed.
+
+    Example:
+        >>> warn_of_emptied(["w"], [jnp.array([0, 1], jnp.uint8)])
+    """
+    if any(isinstance(mask, jax.core.Tracer) for mask in masks):
+        return
+    used = jax.device_get([jnp.any(mask) for mask in masks])
+    emptied = [name for name, mask, is_used in zip(names, masks, used, strict=True) if mask.size and not is_used]
+    if emptied:
+        warnings.warn(
+            f"a ranking across layers pruned all weights of {', '.join(map(repr, emptied))}, which cuts the network in "
+            f"two unless something leads around them. Give them a rule, such as rules=[({emptied[0]!r}, 0.9)], lower "
+            "the sparsity, or use an algorithm that ranks each layer alone.",
+            stacklevel=3,
+        )

@@ -8,16 +8,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from sparse_plugins.core.counts import Fraction, keep_count
+from sparse_plugins.core.counts import Count, Fraction, keep_count
 from sparse_plugins.core.exact_sums import exact_sum
 from sparse_plugins.core.structures import Block, Channel, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.topk import exact_topk, order_keys
 
 __all__ = ["competitors", "create_mask", "kept_units", "rank_active_first", "regrow_mask"]
-
-Count = int | jax.Array
 
 
 def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> jax.Array:
@@ -46,15 +45,21 @@ def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> 
 
 
 def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction) -> Count:
-    """How many units a sparsity keeps: of all entries, blocks or channels; else of each group, for N:M n at least.
+    """How many units a sparsity keeps: of all entries, blocks or channels; else of each group or output.
+
+    One at least if the sparsity is below 1; of a group of N:M n at any sparsity.
 
     Example:
-        >>> kept_units(NByM(2, 4), (8, 8), 0.25), kept_units(NByM(2, 4), (8, 8), 0.9)
-        (3, 2)
+        >>> [int(kept_units(NByM(2, 4), (8, 8), sparsity)) for sparsity in (0.25, 0.9, 1.0)]
+        [3, 2, 2]
+        >>> [int(kept_units(Channel(), (8, 8), sparsity)) for sparsity in (0.25, 0.99, 1.0)]
+        [6, 1, 0]
     """
     size, least = competitors(structure, shape)
     kept = keep_count(size, sparsity)
-    return max(kept, least) if isinstance(kept, int) else jnp.maximum(kept, least)
+    if isinstance(kept, int):
+        return max(kept, least)
+    return np.maximum(kept, least) if isinstance(kept, np.ndarray) else jnp.maximum(kept, least)
 
 
 def competitors(structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What a model's sparsity is, how two masks compare, and what a run is going to do."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.checks import check_leaves
 from sparse_plugins.core.counts import keep_count
-from sparse_plugins.core.masks import is_pruned
+from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
 from sparse_plugins.core.structured import kept_units
 from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
@@ -117,11 +118,12 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
 
     Args:
         updater: The updater.
-        params: Parameter tree; shapes are read only.
+        params: Parameter tree; shapes will do. Values are read where weights alone decide in a ranking across layers.
 
     Returns:
         Text: the steps at which masks change, in the schedule's unit, and per layer its shape, target sparsity and
-        number of entries kept, which one ranking across layers leaves open for each of them.
+        number of entries kept, which one ranking across layers leaves open for each of them. Layers that such a ranking
+        would empty, of the weights as they are, are named; or it says that this is not known before the scores are.
 
     Example:
         >>> import functools
@@ -164,7 +166,29 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     sparsity = 1 - kept_in_all / size_in_all if size_in_all else 0.0
     total = f"prunable: {kept_in_all} of {size_in_all} kept (sparsity {sparsity:.4g})"
-    return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total])
+    shared = [bool(ranking) and is_pruned(t) and t < 1 for ranking, t in zip(rankings, targets, strict=True)]
+    emptied = _emptied_lines(updater, params, shared)
+    return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total, *emptied])
+
+
+def _emptied_lines(updater: BaseUpdater, params: PyTree, shared: list[bool]) -> list[str]:
+    """Which of the layers that share a ranking, and are not asked to be empty, it is going to empty."""
+    if not any(shared):
+        return []
+    has_values = lambda leaf: not isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer))  # noqa: E731
+    masks: list[Any] = [NOT_PRUNED] * len(shared)
+    if all(map(has_values, jax.tree.leaves(params))):
+        masks = aligned(params, updater._foreseen_masks(params), "masks")
+    columns = zip(leaf_names(params), masks, shared, strict=True)
+    candidates = [(name, mask) for name, mask, is_shared in columns if is_shared]
+    unknown = [name for name, mask in candidates if not is_pruned(mask)]
+    emptied = [name for name, mask in candidates if is_pruned(mask) and mask.size and not mask.any()]
+    lines = []
+    if emptied:
+        lines.append(f"emptied, if ranked together as the weights are now: {', '.join(emptied)}")
+    if unknown:
+        lines.append(f"ranked together by scores not known yet, which may empty some: {', '.join(unknown)}")
+    return lines
 
 
 def _planned_entries(structure: Structure, shape: tuple[int, ...], target: float) -> int:

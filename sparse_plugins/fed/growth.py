@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from sparse_plugins import core
 from sparse_plugins.core.algorithms.parts import Parts
-from sparse_plugins.core.counts import keep_count
+from sparse_plugins.core.counts import survivor_count
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
 from sparse_plugins.core.seeds import random_scores
 from sparse_plugins.core.topk import exact_topk
@@ -98,7 +98,7 @@ def _are_heard(grads: Any, places: Any) -> jax.Array:
 
 
 def _replaced(updater: Any, step: int, kept: int) -> int:
-    return kept - int(keep_count(kept, float(updater.drop_fraction_fn(step))))
+    return kept - int(survivor_count(kept, float(updater.drop_fraction_fn(step))))
 
 
 def growth_protocol(updater: core.BaseUpdater, name: str | None) -> str:

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_plugins.core.counts import StepTable, check_fraction, keep_count, part_count
+from sparse_plugins.core.counts import StepTable, check_fraction, keep_count, part_count, survivor_count
 from tests import reference
 
 bounded = settings(max_examples=100, deadline=None, derandomize=True)
@@ -20,11 +21,27 @@ HALF = Fraction(1, 2)
     [(0, 0.5, 0), (1, 1.0, 0), (1, 0.0, 1), (5, 0.5, 2), (7, 0.5, 4), (10, 0.8, 2), (2**31 - 1, 0.0, 2**31 - 1)],
 )
 def test_counts_by_hand_in_every_form(n: int, sparsity: float, kept: int) -> None:
-    table = StepTable(np.array([0.25, sparsity]), jnp.int32(1))
-    forms = [sparsity, np.float64(sparsity), table, jnp.float32(sparsity)]
-    assert [int(keep_count(n, form)) for form in forms] == [kept] * 4
+    for count in (keep_count, survivor_count):
+        assert in_every_form(count, n, sparsity) == [kept] * 6
     assert int(part_count(n, 1.0 - sparsity)) == kept
-    assert float(jnp.asarray(table)) == np.float32(sparsity)
+    assert float(jnp.asarray(StepTable(np.array([0.25, sparsity]), jnp.int32(1)))) == np.float32(sparsity)
+
+
+def in_every_form(count: Any, n: int, fraction: float) -> list[int]:
+    table = StepTable(np.array([0.25, fraction]), jnp.int32(1))
+    forms = [fraction, np.float64(fraction), table, jnp.float32(fraction)]
+    found = [*(count(n, form) for form in forms), count(n, table.values)[1], count(jnp.int32(n), table)]
+    return list(map(int, found))
+
+
+@pytest.mark.parametrize(("n", "sparsity"), [(16, 0.98), (1, 0.999), (3, 1 - 2**-24), (1000, 0.9999)])
+def test_what_is_not_asked_to_be_empty_keeps_one(n: int, sparsity: float) -> None:
+    assert in_every_form(keep_count, n, sparsity) == [reference.keep_count(n, sparsity)] * 6 == [1] * 6
+    assert in_every_form(survivor_count, n, sparsity) == [reference.survivor_count(n, sparsity)] * 6 == [0] * 6
+    assert in_every_form(keep_count, n, 1.0) == [0] * 6
+    assert in_every_form(keep_count, 0, sparsity) == [0] * 6
+    just_below = StepTable(np.array([1 - 2**-50]), jnp.int32(0))  # 1 as a float32
+    assert int(keep_count(n, just_below)) == int(keep_count(jnp.int32(n), just_below)) == 1
 
 
 def test_a_count_in_float32_is_off_by_one_and_ours_is_not() -> None:
@@ -39,7 +56,8 @@ def test_a_count_in_float32_is_off_by_one_and_ours_is_not() -> None:
 @given(sizes, st.floats(0, 1))
 def test_host_counts_are_exact_up_to_double_precision(n: int, sparsity: float) -> None:
     rounding = n * Fraction(1, 2**52)
-    assert abs(keep_count(n, sparsity) - (1 - Fraction(sparsity)) * n) <= HALF + rounding
+    assert abs(survivor_count(n, sparsity) - (1 - Fraction(sparsity)) * n) <= HALF + rounding
+    assert keep_count(n, sparsity) == max(survivor_count(n, sparsity), int(n > 0 and sparsity < 1))
     assert abs(part_count(n, sparsity) - Fraction(sparsity) * n) <= HALF + rounding
     table = StepTable(np.array([sparsity]), jnp.int32(0))
     assert int(keep_count(n, table)) == keep_count(n, sparsity)
@@ -51,6 +69,7 @@ def test_host_counts_are_exact_up_to_double_precision(n: int, sparsity: float) -
 def test_traced_counts_equal_rational_arithmetic(n: int, fraction: float) -> None:
     traced = jnp.float32(fraction)
     assert int(keep_count(n, traced)) == reference.keep_count(n, fraction)
+    assert int(survivor_count(n, traced)) == reference.survivor_count(n, fraction)
     assert int(part_count(n, traced)) == round(Fraction(fraction) * n)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_plugins.core.counts import keep_count
+from sparse_plugins.core.counts import survivor_count
 from sparse_plugins.core.seeds import key_words, random_score, random_scores
 from sparse_plugins.core.structured import create_mask, kept_units, rank_active_first, regrow_mask
 from sparse_plugins.core.structures import (
@@ -184,7 +184,7 @@ def test_regrown_masks_equal_the_slow_ones(structure: Structure, drop_fraction: 
     drop, grow = np.abs(draw(shape, seed=2)), np.abs(draw(shape, seed=3))
     drop.flat[::17], grow.flat[::19] = np.nan, np.nan
     kept = kept_units(structure, shape, 0.5)
-    survivors = keep_count(kept, drop_fraction)
+    survivors = survivor_count(kept, drop_fraction)
     new = np.asarray(regrown(mask != 0, drop, grow, structure, kept, survivors))
     if isinstance(structure, NByM):
         slow = reference.n_by_m_drop_and_grow(mask, drop, grow, survivors, structure.m, structure.axis)

@@ -12,10 +12,10 @@ from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.counts import check_fraction, keep_count
 from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve, uniform
 from sparse_plugins.core.masks import is_pruned
-from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.state import SparseState, warn_of_emptied
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.topk import exact_topk, of_one_type
-from sparse_plugins.core.trees import PyTree, aligned
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]
 
@@ -23,6 +23,10 @@ __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPrunin
 @dataclasses.dataclass(eq=False)
 class GlobalPruningMixin(BaseUpdater):
     """One ranking for all layers that have no sparsity of their own.
+
+    It keeps one weight in all at least, and may empty a layer. `describe_plan` names such layers where weights alone
+    decide; a mask change outside of compiled code (`refresh`, `instant_sparsify`) warns of them, after a compiled one
+    `core.check_state` does. A layer with a rule of its own keeps one weight at least.
 
     Attributes:
         sparsity: Fraction of zeros over these layers together; it takes the place of sparsity_distribution_fn.
@@ -93,6 +97,9 @@ class GlobalPruningMixin(BaseUpdater):
             kept = keep_count(sum(leaves[i].size for i in common), sparsity)
             for i, mask in zip(common, exact_topk([leaves[i] for i in common], kept), strict=True):
                 masks[i] = mask
+            if not isinstance(kept, jax.core.Tracer) and int(kept):
+                names = leaf_names(scores)
+                warn_of_emptied([names[i] for i in common], [masks[i] for i in common])
         return jax.tree.unflatten(treedef, masks)
 
     def _common(self, params: PyTree) -> list[int]:
@@ -104,6 +111,13 @@ class GlobalPruningMixin(BaseUpdater):
         leaves, treedef = jax.tree.flatten(params)
         common = set(self._common(params))
         return jax.tree.unflatten(treedef, [id(self) if i in common else 0 for i in range(len(leaves))])
+
+    def _foreseen_masks(self, params: PyTree) -> PyTree:
+        ranked = jax.jit(lambda tree: self.create_masks(self.calculate_scores(tree), self.target_sparsities(tree)))
+        try:
+            return ranked(params)
+        except ValueError:  # so says calculate_scores where it needs gradients or more
+            return super()._foreseen_masks(params)
 
     def _normalized(self, score: jax.Array) -> jax.Array:
         """One broken entry must not cost its layer the ranking: the norm is that of the finite entries."""

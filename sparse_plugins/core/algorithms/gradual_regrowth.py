@@ -10,19 +10,18 @@ import jax.numpy as jnp
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning
 from sparse_plugins.core.algorithms.regrowth import SET, RigL
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.counts import check_fraction, keep_count
+from sparse_plugins.core.counts import check_fraction, survivor_count
 from sparse_plugins.core.drops import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import (
     PeriodicSchedule,
     PolynomialSchedule,
     Step,
-    array_module,
     at_refresh,
     count_at_refresh,
 )
 from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.structured import competitors, regrow_mask
+from sparse_plugins.core.structured import kept_units, regrow_mask
 from sparse_plugins.core.structures import Structure, Unstructured
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.turns import in_turns
@@ -68,20 +67,16 @@ class GradualSET(SET):
         return super().get_initial_masks(params, begin)
 
     def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
-        size, least = competitors(kind, shape)
         begin = self.start_part * target
 
         def sparsity_at(step: Step) -> Any:
             part = self.scheduler.get_sparsity_at_step(1.0, step)
             return begin * (1.0 - part) + target * part  # exact at both ends
 
-        def kept_at(step: Step) -> Any:
-            xp = array_module(step)
-            return xp.maximum(xp.rint((1.0 - sparsity_at(step)) * size), least)
-
-        if self.scheduler.refresh_steps() is None:  # a count may be too large for the floats of a traced step
-            units = jnp.maximum(keep_count(size, sparsity_at(step)), least)
-            return units, keep_count(units, self.drop_fraction_fn(step))
+        kept_at = lambda step: kept_units(kind, shape, sparsity_at(step))  # noqa: E731
+        steps = self.scheduler.refresh_steps()
+        if steps is None or len(steps) == 0:  # a count may be too large for the floats of a traced step
+            return (units := kept_at(step)), survivor_count(units, self.drop_fraction_fn(step))
         survivors_at = lambda step: (1.0 - self.drop_fraction_fn(step)) * kept_at(step)  # noqa: E731
         kept, survivors = (count_at_refresh(count_at, self.scheduler, step) for count_at in (kept_at, survivors_at))
         return kept, survivors
@@ -139,7 +134,7 @@ class GraNet(GlobalMagnitudePruning, RigL):
         def regenerated(param: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
             active, grow = unpack(mask, param.shape), self._grow_score(param, source)
             kept = jnp.sum(active, dtype=jnp.int32)
-            return regrow_mask(active, jnp.abs(param), grow, Unstructured(), kept, keep_count(kept, drop_fraction))
+            return regrow_mask(active, jnp.abs(param), grow, Unstructured(), kept, survivor_count(kept, drop_fraction))
 
         sources = self._grow_sources(params, sparse_state, grads)
         masks = map_pruned(in_turns(regenerated), params, pruned.masks, sources, otherwise=lambda *_: NOT_PRUNED)

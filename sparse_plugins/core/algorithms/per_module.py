@@ -183,6 +183,9 @@ class PerModule(BaseUpdater):
     def _rankings(self, params: PyTree) -> PyTree:
         return self._parts(params).joined(lambda one: one._rankings, params)
 
+    def _foreseen_masks(self, params: PyTree) -> PyTree:
+        return self._parts(params).joined(lambda one: one._foreseen_masks, params)
+
     def _structures(self, params: PyTree) -> PyTree:
         return self._parts(params).joined(lambda one: one._structures, params)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import RandomPruning
-from sparse_plugins.core.counts import keep_count
+from sparse_plugins.core.counts import survivor_count
 from sparse_plugins.core.drops import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
@@ -127,7 +127,7 @@ class SET(StaticRandomSparse):
     def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
         """Units kept after the mask change, and those of them that were active before."""
         kept = int(kept_units(kind, shape, target))
-        return kept, keep_count(kept, at_refresh(self.drop_fraction_fn, self.scheduler, step))
+        return kept, survivor_count(kept, at_refresh(self.drop_fraction_fn, self.scheduler, step))
 
 
 @dataclasses.dataclass(eq=False)
