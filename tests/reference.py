@@ -85,11 +85,14 @@ def constant_fan_in(scores: np.ndarray, axis: int, sparsity: float) -> np.ndarra
 
 
 def drop_and_grow(mask: np.ndarray, drop: np.ndarray, grow: np.ndarray, survivors: int) -> np.ndarray:
-    """Keeps the best active entries, then fills up from all others, the dropped ones included."""
+    """Keeps the best active entries, then fills up from all others with a finite score, the dropped ones included."""
     active = [i for i in best_first(drop) if mask.flat[i]]
+    can_grow = np.isfinite(np.asarray(grow).astype(np.float64)).ravel()
+    if can_grow.sum() < len(active):  # as many are dropped as pruned entries can replace
+        survivors = max(survivors, len(active) - int((can_grow & (mask.ravel() == 0)).sum()))
     new = set(active[:survivors])
     for i in best_first(grow):
-        if len(new) < len(active):
+        if can_grow[i] and len(new) < len(active):
             new.add(i)
     return np.array([i in new for i in range(mask.size)], np.uint8).reshape(mask.shape)
 

@@ -109,6 +109,10 @@ def regrow_mask(
 ) -> jax.Array:
     """Drops the weakest active units and grows the most promising others.
 
+    A unit whose growth score is not finite (a gradient that overflowed or is NaN, in one of its entries at least) is
+    never grown. Units that are dropped have to be replaced: of a ranking with fewer finite scores than are to be kept,
+    only as many are dropped as pruned units with a finite score are there; with none, all that are kept were active.
+
     Args:
         mask: bool of the parameter's shape; where fewer than `survivors` units are active, all of them stay.
         drop_scores: Real array; the lowest active units are dropped.
@@ -118,19 +122,35 @@ def regrow_mask(
         survivors: Active units that are not dropped, at most `kept`.
 
     Returns:
-        uint8 mask of the parameter's shape.
+        uint8 mask of the parameter's shape. Exactly `kept` units are active, of each group or output if the structure
+        ranks those; fewer only if fewer were before and too few of the others have finite scores.
 
     Example:
         >>> from sparse_plugins.core.structures import Unstructured
         >>> mask, drop, grow = jnp.array([True, True, False]), jnp.array([1.0, 2.0, 0.0]), jnp.array([0.0, 0.0, 9.0])
         >>> regrow_mask(mask, drop, grow, Unstructured(), kept=2, survivors=1).tolist()
         [0, 1, 1]
+        >>> regrow_mask(mask, drop, grow * jnp.nan, Unstructured(), kept=2, survivors=1).tolist()
+        [1, 1, 0]
     """
     active = _pool(mask.astype(jnp.float32), structure) > 0
+    may_break = jnp.issubdtype(grow_scores.dtype, jnp.floating)  # scores drawn at random are integers
+    if may_break and isinstance(structure, (Block, Channel)):
+        broken = jnp.asarray(jnp.nan, grow_scores.dtype)  # which no sum and no maximum hides
+        grow_scores = jnp.where(jnp.isfinite(grow_scores), grow_scores, broken)
+    grow_scores = _pool(grow_scores, structure)
+    can_grow = jnp.isfinite(grow_scores) if may_break else True
+    if may_break:
+        # Where as many units have a finite score as are kept, survivors and candidates together always suffice.
+        replaceable = _per_ranking(can_grow & ~active, structure)
+        least = jnp.where(_per_ranking(can_grow, structure) >= kept, 0, kept - replaceable)
+        survivors = jnp.maximum(survivors, least)
     alive = (_best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0) & active
-    growth = _ranks(_pool(grow_scores, structure), ~alive)
+    growth = _ranks(grow_scores, can_grow & ~alive)
     highest = growth.dtype.type(jnp.iinfo(growth.dtype).max)
     ranks = jnp.where(alive, highest, jnp.minimum(growth, highest - growth.dtype.type(1)))
+    if may_break:
+        kept = jnp.minimum(kept, _per_ranking(alive | can_grow, structure))
     return _spread(_best_units(ranks, structure, kept), structure, mask.shape)
 
 
@@ -141,29 +161,45 @@ def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:
 
 
 def _best_units(units: jax.Array, structure: Structure, kept: Count) -> jax.Array:
+    """uint8, 1 = among the `kept` best; `kept` may be laid out as `_per_ranking` gives it."""
     if isinstance(structure, NByM):
         return _best_of_groups(units, structure, kept)
-    best = lambda ranked: exact_topk([ranked], kept)[0]  # noqa: E731
     if isinstance(structure, ConstantFanIn) and units.size:
-        return jax.vmap(best, in_axes=structure.axis, out_axes=structure.axis)(units)
-    return best(units)
+        best = lambda ranked, k: exact_topk([ranked], k)[0]  # noqa: E731
+        axes = (structure.axis, 0 if jnp.ndim(kept) else None)
+        return jax.vmap(best, in_axes=axes, out_axes=structure.axis)(units, kept)
+    return exact_topk([units], kept)[0]
+
+
+def _per_ranking(units: jax.Array, structure: Structure) -> jax.Array:
+    """int32[], how many units are True; of each ranking where there are several: [outputs] or [..., groups, 1, ...]."""
+    if isinstance(structure, NByM):
+        axis = structure.axis % units.ndim
+        return jnp.sum(_groups(units, structure), axis=axis + 1, keepdims=True, dtype=jnp.int32)
+    axes = _other_axes(structure, units.ndim) if isinstance(structure, ConstantFanIn) and units.size else None
+    return jnp.sum(units, axis=axes, dtype=jnp.int32)
+
+
+def _groups(units: jax.Array, structure: NByM) -> jax.Array:
+    """Entries with an axis for each group's: [..., groups, m, ...]. A short last group is filled with 0 at its end."""
+    m, axis = structure.m, structure.axis % units.ndim
+    whole = jnp.pad(units, [(0, -length % m if a == axis else 0) for a, length in enumerate(units.shape)])
+    return whole.reshape(*units.shape[:axis], whole.shape[axis] // m, m, *units.shape[axis + 1 :])
 
 
 def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Array:
     """An entry stays if fewer than `kept` of its group beat it: m comparisons, no sort."""
     m, axis = structure.m, structure.axis % scores.ndim
-    length = scores.shape[axis]
-    # A short last group is filled with the lowest key in the last places, which beats nothing.
-    keys = jnp.pad(order_keys(scores), [(0, -length % m if a == axis else 0) for a in range(scores.ndim)])
-    groups = keys.reshape(*keys.shape[:axis], -(-length // m), m, *keys.shape[axis + 1 :])
+    groups = _groups(order_keys(scores), structure)  # what fills a short group has the lowest key and beats nothing
     place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
     beaten_by = jnp.zeros(groups.shape, jnp.uint8 if m < 256 else jnp.int32)
     for j in range(m):
         rival = lax.slice_in_dim(groups, j, j + 1, axis=axis + 1)
         beats = (rival > groups) | ((rival == groups) & (j < place))
         beaten_by += beats.astype(beaten_by.dtype)
-    mask = (beaten_by < jnp.asarray(kept, beaten_by.dtype)).astype(jnp.uint8).reshape(keys.shape)
-    return lax.slice_in_dim(mask, 0, length, axis=axis)
+    best = (beaten_by < jnp.asarray(kept, beaten_by.dtype)).astype(jnp.uint8)
+    joined = best.reshape(*scores.shape[:axis], groups.shape[axis] * m, *scores.shape[axis + 1 :])
+    return lax.slice_in_dim(joined, 0, scores.shape[axis], axis=axis)
 
 
 def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
@@ -197,7 +233,7 @@ def _spread(units: jax.Array, structure: Structure, shape: tuple[int, ...]) -> j
     return jnp.broadcast_to(jnp.expand_dims(units, pooled_axes), both).reshape(whole)[tuple(map(slice, shape))]
 
 
-def _other_axes(structure: Channel, ndim: int) -> tuple[int, ...]:
+def _other_axes(structure: Channel | ConstantFanIn, ndim: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis != structure.axis % ndim)
 
 

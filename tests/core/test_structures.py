@@ -183,6 +183,7 @@ def test_regrown_masks_equal_the_slow_ones(structure: Structure, drop_fraction: 
     mask = slow_mask(draw(shape, seed=1), structure, 0.5)
     drop, grow = np.abs(draw(shape, seed=2)), np.abs(draw(shape, seed=3))
     drop.flat[::17], grow.flat[::19] = np.nan, np.nan
+    grow.flat[::23] = np.inf
     kept = kept_units(structure, shape, 0.5)
     survivors = survivor_count(kept, drop_fraction)
     new = np.asarray(regrown(mask != 0, drop, grow, structure, kept, survivors))

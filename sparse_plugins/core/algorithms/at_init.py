@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.global_pruning import GlobalPruningMixin, GlobalSaliencyPruning
+from sparse_plugins.core.finite_scores import finite_or_magnitude
 from sparse_plugins.core.schedules import NoUpdateSchedule, OneShotSchedule
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned
@@ -66,6 +67,8 @@ class GraspPruning(GlobalPruningMixin):
     ) -> PyTree:
         """W * (H g): to first order what the squared norm of the gradient loses without the weight, halved.
 
+        |w| where that is not finite in one of the layers ranked together (`finite_or_magnitude`).
+
         Raises:
             ValueError: Without hessian_gradient.
         """
@@ -76,6 +79,7 @@ class GraspPruning(GlobalPruningMixin):
             )
         aligned(params, hessian_gradient, "hessian_gradient")
         scores = jax.tree.map(lambda p, hg: p.astype(jnp.float32) * hg.astype(jnp.float32), params, hessian_gradient)
+        scores = finite_or_magnitude(params, scores, self._rankings(params))
         return jax.tree.map(self._normalized, scores) if self.use_normalization else scores
 
 

@@ -122,7 +122,11 @@ class GlobalPruningMixin(BaseUpdater):
     def _normalized(self, score: jax.Array) -> jax.Array:
         """One broken entry must not cost its layer the ranking: the norm is that of the finite entries."""
         score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
-        norm = jnp.sqrt(jnp.sum(jnp.where(jnp.isfinite(score), score, 0.0) ** 2))
+        finite = jnp.where(jnp.isfinite(score), score, 0.0)
+        norm = jnp.sqrt(jnp.sum(finite**2))
+        # Squares may be more than a float holds; then they are taken relative to the largest score.
+        largest = jnp.max(jnp.abs(finite), initial=jnp.finfo(score.dtype).tiny)
+        norm = jnp.where(jnp.isfinite(norm), norm, largest * jnp.sqrt(jnp.sum((finite / largest) ** 2)))
         return score / (norm + self.normalization_eps)
 
 

@@ -9,6 +9,7 @@ import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.exact_sums import exact_sum
+from sparse_plugins.core.finite_scores import finite_or_magnitude
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
@@ -48,7 +49,7 @@ class FisherPruning(BaseUpdater):
         grads: PyTree | None = None,
         **kwargs: Any,
     ) -> PyTree:
-        """W ** 2 * nu.
+        """W ** 2 * nu; |w| where that is not finite (`finite_or_magnitude`).
 
         Raises:
             ValueError: Without a state that holds `nu`.
@@ -63,7 +64,8 @@ class FisherPruning(BaseUpdater):
 
         nu = aligned(params, _second_moment(sparse_state.inner_state), "second moments")
         leaves, treedef = jax.tree.flatten(params)
-        return treedef.unflatten([cost(*pair) for pair in zip(leaves, nu, strict=True)])
+        costs = treedef.unflatten([cost(*pair) for pair in zip(leaves, nu, strict=True)])
+        return finite_or_magnitude(params, costs, self._rankings(params))
 
     def _check_inner_state(self, inner_state: PyTree) -> None:
         _second_moment(inner_state)
@@ -116,7 +118,7 @@ class WandaPruning(BaseUpdater):
         activations: PyTree | None = None,
         **kwargs: Any,
     ) -> PyTree:
-        """|w| * the Euclidean norm of the weight's input.
+        """|w| * the Euclidean norm of the weight's input; |w| where that is not finite (`finite_or_magnitude`).
 
         Raises:
             ValueError: If activations are missing for a pruned layer or do not fit it.
@@ -127,9 +129,10 @@ class WandaPruning(BaseUpdater):
         targets = aligned(params, self.target_sparsities(params), "target sparsities")
         leaves, treedef = jax.tree.flatten(params)
         columns = zip(names, leaves, targets, inputs, strict=True)
-        return treedef.unflatten(
+        scores = treedef.unflatten(
             [self._score(name, leaf, own) if is_pruned(target) else leaf for name, leaf, target, own in columns]
         )
+        return finite_or_magnitude(params, scores, self._rankings(params))
 
     def _score(self, name: str, param: jax.Array, inputs: Any) -> jax.Array:
         wanted = param.shape[self.input_axis]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.finite_scores import finite_or_magnitude
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.seeds import key_words, random_scores
 from sparse_plugins.core.state import SparseState
@@ -82,6 +83,8 @@ class MagnitudePruning(BaseUpdater):
 class SaliencyPruning(BaseUpdater):
     """Keeps the weights whose removal changes the loss most, to first order.
 
+    A mask change whose gradients overflowed or are NaN ranks that layer by magnitude.
+
     Example:
         >>> import functools
         >>> from sparse_plugins import core
@@ -100,7 +103,7 @@ class SaliencyPruning(BaseUpdater):
         grads: PyTree | None = None,
         **kwargs: Any,
     ) -> PyTree:
-        """|w * dL/dw|.
+        """|w * dL/dw|; |w| where gradients are not finite (`finite_or_magnitude`).
 
         Raises:
             ValueError: Without gradients.
@@ -112,7 +115,7 @@ class SaliencyPruning(BaseUpdater):
             wide = jnp.promote_types(param.dtype, jnp.float32)  # in float16 products of gradients vanish or overflow
             return jnp.abs(param.astype(wide) * grad.astype(wide))
 
-        return jax.tree.map(saliency, params, grads)
+        return finite_or_magnitude(params, jax.tree.map(saliency, params, grads), self._rankings(params))
 
 
 @dataclasses.dataclass(eq=False)
