@@ -65,7 +65,7 @@ def test_mixed_precision_lands_exactly(cls: Any) -> None:
     pairs = list(itertools.product(["float32", "bfloat16", "float16"], repeat=2))
     params = {f"{own}, {grad}": normal((8, 8), 0, own) for own, grad in pairs}
     grads = {f"{own}, {grad}": normal((8, 8), 1, grad) for own, grad in pairs}
-    updater = cls(sparsity_distribution_fn=HALF, scheduler=EVERY)
+    updater = cls(sparsity_distribution_fn=HALF, scheduler=EVERY, skip_gradients=False)
     seen, _ = run(updater, params, grads, 2, optax.chain(optax.trace(0.9), optax.scale(-0.1)))
     for name, first in params.items():
         last = np.asarray(seen[-1][name].astype(jnp.float32))
@@ -76,7 +76,7 @@ def test_mixed_precision_lands_exactly(cls: Any) -> None:
 
 @pytest.mark.parametrize("cls", [core.MagnitudePruning, core.RandomPruning, core.SteMagnitudePruning, core.RigL])
 def test_strict_promotion_and_wide_types_are_enough(cls: Any) -> None:
-    updater = cls(sparsity_distribution_fn=HALF, scheduler=GRADUAL)
+    updater = cls(sparsity_distribution_fn=HALF, scheduler=GRADUAL, skip_gradients=False)
     with jax.numpy_dtype_promotion("strict"):
         run(updater, {"w": normal((8, 8))}, {"w": normal((8, 8), 1)}, 1)
     with jax.enable_x64(True):
@@ -135,7 +135,7 @@ def test_n_by_m_follows_a_gradual_schedule() -> None:
 def test_rigl_moves_n_by_m_masks() -> None:
     updater = core.RigL(
         sparsity_distribution_fn=HALF,
-        scheduler=EVERY,
+        scheduler=NOW,
         sparsity_type=core.NByM(2, 4),
         drop_fraction_fn=core.ConstantDrop(0.5),
     )

@@ -30,6 +30,7 @@ STEPS = 3
 UPDATER = core.RigL(
     sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75, filter_fn=core.kernels_only),
     scheduler=core.PeriodicSchedule(update_freq=1, update_start_step=1, update_end_step=10),
+    skip_gradients=False,
 )
 TX = UPDATER.wrap_optax(optax.adam(0.01))
 

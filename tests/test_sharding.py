@@ -67,7 +67,7 @@ def parameters(seed: int) -> Any:
 
 
 def optimizer(name: str) -> optax.GradientTransformation:
-    window = {"update_freq": 1, "update_start_step": 0, "update_end_step": 4}
+    window = {"update_freq": 1, "update_start_step": 0, "update_end_step": 4, "skip_gradients": False}
     if name != "rigl and ste":
         updater = core.create_updater_from_config(SETTINGS[name], **window)
     else:

@@ -25,6 +25,7 @@ from sparse_plugins.core.masks import (
 )
 from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
 from sparse_plugins.core.seeds import key_words
+from sparse_plugins.core.skipped_steps import check_some_move
 from sparse_plugins.core.state import SparseState, find_sparse_state, map_sparse_states
 from sparse_plugins.core.structured import create_mask, rank_active_first
 from sparse_plugins.core.structures import ByPath, Structure, Unstructured, structure_per_leaf
@@ -48,7 +49,8 @@ class BaseUpdater:
 
     Attributes:
         scheduler: When masks change and how sparse; see `sparse_plugins.core.schedules`.
-        skip_gradients: Zero the update of every step that changes masks. The optimizer's state still advances.
+        skip_gradients: Zero the update of every step that changes masks. The optimizer's state still advances. It needs
+            a schedule with steps between.
         is_sparse_gradients: Zero the gradients of pruned weights before the optimizer sees them. It matters where the
             step of one weight depends on the gradients of others: norms that are clipped, factored moments, ratios.
         sparsity_type: Structure of the masks, or `ByPath` for one per layer.
@@ -342,6 +344,10 @@ class BaseUpdater:
 
     def _check_inner_state(self, inner_state: PyTree) -> None:
         """Refuses an optimizer that lacks what the scores are made of."""
+
+    def _check_steps(self, period: int) -> None:
+        """Refuses a schedule that leaves no step to train in, where weights move in every `period`-th step."""
+        check_some_move(self, period)
 
     def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
         """The gradients the inner optimizer gets."""

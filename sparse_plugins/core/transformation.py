@@ -12,6 +12,7 @@ from sparse_plugins.core.guard import fresh_if
 from sparse_plugins.core.masks import apply_masks, map_pruned, unpack
 from sparse_plugins.core.moments import check_inner, reset_pruned
 from sparse_plugins.core.schedules import NoUpdateSchedule
+from sparse_plugins.core.skipped_steps import accumulation_periods
 from sparse_plugins.core.state import SparseState, holds_sparse_state
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.zero_masks import beside_zero, forget_masks, masks_if, masks_of_step
@@ -39,6 +40,7 @@ def sparse_transformation(
     in_zeros = updater.use_packed_masks == "zeros"
     if in_zeros and not refresh_in_graph:
         raise ValueError(ZEROS_NEED_GRAPH)
+    updater._check_steps(1)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> SparseState:
@@ -50,6 +52,8 @@ def sparse_transformation(
         restarted = updater._restarted(params, state.masks)
         check_inner(bool(jax.tree.leaves(restarted)), inner.init, inner_state, params, restarted)
         updater._check_inner_state(inner_state)
+        for period in accumulation_periods(inner, inner_state, params):
+            updater._check_steps(period)
         stays_dense = updater.starts_dense and type(updater.scheduler) is NoUpdateSchedule
         if refresh_in_graph and stays_dense and any(jax.tree.leaves(updater.target_sparsities(params))):
             warnings.warn(

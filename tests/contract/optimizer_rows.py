@@ -101,12 +101,12 @@ OPTIMIZERS: dict[str, Make] = {
     "sophia with hutchinson_estimator_diag_hessian": lambda: contrib.sophia(0.1, update_interval=2),
     "split_real_and_imaginary": lambda: contrib.split_real_and_imaginary(optax.adam(0.1)),
     # Wrappers and links.
-    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 3).gradient_transformation(),
     "MultiSteps with extra arguments": lambda: optax.GradientTransformationExtraArgs(
         *(lambda accumulated: (accumulated.init, accumulated.update))(optax.MultiSteps(contrib.momo(), 2))
     ),
     "MultiSteps with skip_not_finite": lambda: optax.MultiSteps(
-        optax.adam(0.1), 2, should_skip_update_fn=optax.skip_not_finite
+        optax.adam(0.1), 3, should_skip_update_fn=optax.skip_not_finite
     ).gradient_transformation(),
     "apply_every": lambda: optax.chain(optax.adam(0.1), optax.apply_every(2)),
     "apply_if_finite": lambda: optax.apply_if_finite(optax.chain(record_extra(), optax.adam(0.1)), 3),

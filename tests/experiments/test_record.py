@@ -97,6 +97,7 @@ def trained(algorithm: str, storage: bool | str) -> list[tuple[dict, dict]]:
         update_start_step=1,
         update_end_step=3,
         drop_fraction=0.5,
+        skip_gradients=False,
         use_packed_masks=storage,
     )
     tx = updater.wrap_optax(optax.sgd(0.1))

@@ -41,7 +41,7 @@ FAST: dict[str, Any] = {
     f"{UPDATER}.step_unit": "optimizer step",
     f"{UPDATER}.update_start_step": 1,
     f"{UPDATER}.update_end_step": 3,
-    f"{UPDATER}.update_freq": 1,
+    f"{UPDATER}.update_freq": 2,
 }
 _PRIORITIZED = {"PrioritizedSamplingDistribution.max_capacity": 64}
 _RAINBOW = {"JaxRainbowAgent.min_replay_history": 8, **_PRIORITIZED}

@@ -159,6 +159,10 @@ class PerModule(BaseUpdater):
         for _, one in self.updaters:
             one._check_inner_state(inner_state)
 
+    def _check_steps(self, period: int) -> None:
+        for _, one in self.updaters:
+            one._check_steps(period)
+
     def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
         return self._parts(latent).joined(lambda one: one._gradients, grads, latent, masks)
 
