@@ -139,7 +139,7 @@ def regrow_mask(
         broken = jnp.asarray(jnp.nan, grow_scores.dtype)  # which no sum and no maximum hides
         grow_scores = jnp.where(jnp.isfinite(grow_scores), grow_scores, broken)
     grow_scores = _pool(grow_scores, structure)
-    can_grow = jnp.isfinite(grow_scores) if may_break else True
+    can_grow = jnp.isfinite(grow_scores) if may_break else jnp.bool_(True)
     if may_break:
         # Where as many units have a finite score as are kept, survivors and candidates together always suffice.
         replaceable = _per_ranking(can_grow & ~active, structure)

@@ -21,10 +21,10 @@ class SnipPruning(GlobalSaliencyPruning):
     """Keeps the weights to which the loss of the first batch is most sensitive, in all layers together.
 
     Example:
-        >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((1, 2))}
-        >>> grads = {"a": jnp.zeros((1, 2)), "b": jnp.ones((1, 2))}
+        >>> params = {"a": jnp.ones((1, 3)), "b": jnp.ones((1, 3))}
+        >>> grads = {"a": jnp.array([[1.0, 2.0, 6.0]]), "b": jnp.array([[3.0, 4.0, 5.0]])}
         >>> SnipPruning(sparsity=0.5).instant_sparsify(params, grads)[0]["a"].tolist()
-        [[0.0, 0.0]]
+        [[0.0, 0.0, 1.0]]
 
     Source: Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019).
     """

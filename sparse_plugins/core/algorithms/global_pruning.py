@@ -136,9 +136,9 @@ class GlobalMagnitudePruning(GlobalPruningMixin, MagnitudePruning):
 
     Example:
         >>> updater = GlobalMagnitudePruning(sparsity=0.5, use_normalization=False)
-        >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
+        >>> params = {"a": jnp.array([[1.0, 2.0, 6.0]]), "b": jnp.array([[3.0, 4.0, 5.0]])}
         >>> {name: mask.tolist() for name, mask in updater.instant_sparsify(params)[1].items()}
-        {'a': [[0, 0]], 'b': [[1, 1]]}
+        {'a': [[0, 0, 1]], 'b': [[0, 1, 1]]}
 
     Source: Lee et al., JaxPruner (2023).
     """
@@ -150,8 +150,8 @@ class GlobalSaliencyPruning(GlobalPruningMixin, SaliencyPruning):
 
     Example:
         >>> updater = GlobalSaliencyPruning(sparsity=0.5, use_normalization=False)
-        >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((1, 2))}
-        >>> grads = {"a": jnp.zeros((1, 2)), "b": jnp.ones((1, 2))}
+        >>> params = {"a": jnp.ones((1, 3)), "b": jnp.ones((1, 3))}
+        >>> grads = {"a": jnp.array([[1.0, 2.0, 6.0]]), "b": jnp.array([[3.0, 4.0, 5.0]])}
         >>> {name: mask.tolist() for name, mask in updater.instant_sparsify(params, grads)[1].items()}
-        {'a': [[0, 0]], 'b': [[1, 1]]}
+        {'a': [[0, 0, 1]], 'b': [[0, 1, 1]]}
     """
