@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "in zeros": {"algorithm": "set", "sparsity": 0.9, "drop_fraction": 0.5, "use_packed_masks": "zeros"},
     "ste": {"algorithm": "magnitude_ste", "sparsity": 0.9},
 }
+LOCAL = (*SETTINGS, "rigl and ste")
 # What devices may tell each other: counts, whether a search goes on, and bytes of a mask where eight rows lie on two
 # devices. For fan-in a count for each output; for channels their sums as well, of which layer "a" has most.
 SAID = r"s32\[\]|pred\[\]|u8\[1,48\]"
@@ -66,14 +67,16 @@ def parameters(seed: int) -> Any:
     return {name: np.float32(draw(name, shape)) for name, (shape, _) in SPECS.items()}
 
 
-def optimizer(name: str) -> optax.GradientTransformation:
+def updater_of(name: str) -> core.BaseUpdater:
     window = {"update_freq": 1, "update_start_step": 0, "update_end_step": 4, "skip_gradients": False}
     if name != "rigl and ste":
-        updater = core.create_updater_from_config(SETTINGS[name], **window)
-    else:
-        make = functools.partial(core.create_updater_from_config, sparsity=0.9, **window)
-        updater = core.PerModule([("[ad]", make(algorithm="rigl")), (".*", make(algorithm="magnitude_ste"))])
-    return updater.wrap_optax(optax.sgd(0.5, momentum=0.9))
+        return core.create_updater_from_config(SETTINGS[name], **window)
+    make = functools.partial(core.create_updater_from_config, sparsity=0.9, **window)
+    return core.PerModule([("[ad]", make(algorithm="rigl")), (".*", make(algorithm="magnitude_ste"))])
+
+
+def optimizer(name: str) -> optax.GradientTransformation:
+    return updater_of(name).wrap_optax(optax.sgd(0.5, momentum=0.9))
 
 
 def take_steps(name: str, params: Any, state: Any, grads: Any, steps: int = 2) -> tuple[Any, Any]:
@@ -89,6 +92,10 @@ def take_steps(name: str, params: Any, state: Any, grads: Any, steps: int = 2) -
 
 def run(name: str, params: Any, grads: Any) -> tuple[Any, Any]:
     return take_steps(name, params, optimizer(name).init(params), grads)
+
+
+def trained(name: str, params: Any, grads: Any) -> Any:
+    return run(name, params, grads)[0]
 
 
 def mesh_of(shape: tuple[int, int], kind: AxisType = AxisType.Auto) -> Mesh:
@@ -146,6 +153,30 @@ def explicit_axes(folder: Path) -> None:
         keep(folder / "automatic.npz", quick_jit(jax.sharding.auto_axes(step, out_sharding=specs))(*sharded))
 
 
+def shards_of(seed: int) -> list[Any]:
+    """Parameters of each of eight devices; small, for they are compiled anew for each setting."""
+    shapes = {"a": (16, 12), "b": (8, 8), "c": (8,)}
+    draw = lambda i, shape: np.float32(np.random.default_rng([seed, i]).integers(-9, 10, shape))  # noqa: E731
+    return [{name: draw(i, shape) for name, shape in shapes.items()} for i in range(8)]
+
+
+def refresh_first_masks(params: Any, grads: Any) -> Any:
+    """The masks of the first device's parameters, refreshed with one's own."""
+    updater = updater_of("rigl and ste")
+    return updater.refresh(updater.init_state(shards_of(0)[0]), params, grads).masks
+
+
+def local_shards(folder: Path) -> None:
+    """Every device prunes what it holds, as its own model would be, under `shard_map` with its checks."""
+    split, mesh = PartitionSpec(("x", "y")), mesh_of((4, 2))
+    arguments = [jax.tree.map(lambda *parts: np.concatenate(parts), *shards_of(seed)) for seed in (0, 1)]
+    for name in LOCAL:
+        of_device = jax.shard_map(functools.partial(trained, name), mesh=mesh, in_specs=split, out_specs=split)
+        keep(folder / f"local {name}.npz", quick_jit(of_device)(*arguments))
+    refreshed = jax.shard_map(refresh_first_masks, mesh=mesh, in_specs=split, out_specs=split)
+    keep(folder / "local refresh.npz", quick_jit(refreshed)(*arguments))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What eight devices left."""
@@ -198,6 +229,19 @@ def test_explicit_axes_work_or_say_what_to_do(folder: Path) -> None:
     assert "jax.sharding.auto_axes" in message
 
 
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_shards_are_models_of_their_own(name: str, folder: Path) -> None:
+    of_device = quick_jit(functools.partial(trained, name))
+    alone = [of_device(*pair) for pair in zip(shards_of(0), shards_of(1), strict=True)]
+    assert_same_bits(folder / f"local {name}.npz", jax.tree.map(lambda *parts: np.concatenate(parts), *alone))
+
+
+def test_masks_that_all_devices_share_are_refreshed_for_each(folder: Path) -> None:
+    """Those of an init outside, which differ over no axis of the mesh."""
+    masks = [quick_jit(refresh_first_masks)(*pair) for pair in zip(shards_of(0), shards_of(1), strict=True)]
+    assert_same_bits(folder / "local refresh.npz", jax.tree.map(lambda *parts: np.concatenate(parts), *masks))
+
+
 if __name__ == "__main__":
-    for work in (every_setting, two_meshes, explicit_axes):
+    for work in (every_setting, two_meshes, explicit_axes, local_shards):
         work(Path(sys.argv[1]))

@@ -32,6 +32,7 @@ from sparse_plugins.core.structures import ByPath, Structure, Unstructured, stru
 from sparse_plugins.core.transformation import ZEROS_NEED_GRAPH, sparse_transformation
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 from sparse_plugins.core.turns import in_turns
+from sparse_plugins.core.varying import masks_varying_with
 from sparse_plugins.core.zero_masks import masks_of_step
 
 __all__ = ["BaseUpdater", "check_updater"]
@@ -325,6 +326,7 @@ class BaseUpdater:
         check_update(self, grads, state, params)
         if self.masks_follow_weights:
             return state
+        state = state._replace(masks=masks_varying_with(params, state.masks))
         latent = self._latent_params(params, self._in_force(params, state.masks), state)
         return self.update_state(state, latent, grads, **kwargs)
 
@@ -411,7 +413,8 @@ class BaseUpdater:
         )
 
     def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
-        return state._replace(masks=pack_masks(params, masks) if self.use_packed_masks else masks)
+        stored = pack_masks(params, masks) if self.use_packed_masks else masks
+        return state._replace(masks=masks_varying_with(params, stored))
 
 
 def _is_large(params: PyTree) -> bool:

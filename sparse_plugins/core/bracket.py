@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparse_plugins.core.varying import varying_with
+
 __all__ = ["PIVOTS", "Bracket", "compared", "find_kth"]
 
 PIVOTS = 4
@@ -81,7 +83,7 @@ def find_kth(
     Args:
         count: Maps a state and `PIVOTS` pivots to int32 counts: for each pivot, how many entries have a `compared`
             number at or above it.
-        k: Which entry, int32[] in [1, total].
+        k: Which entry, int32[] in [1, total]; it varies over the axes of a mesh over which the entries do.
         total: Number of entries; their positions are 0 to total - 1, the one that is preferred in a tie highest.
         highest: No key is above this.
         first: Pivots of the first pass, of the keys' type; None cuts evenly.
@@ -108,9 +110,8 @@ def find_kth(
         return jnp.stack(_next(bracket, pivots, count(bracket, pivots).astype(kind), wanted, total))
 
     start = Bracket(*np.array([0, 0, 0, 0, highest, total, 0], jnp.dtype(kind)))
-    return Bracket(
-        *jnp.unstack(lax.while_loop(lambda state: Bracket(*state).reach != wanted, narrow, jnp.stack(start)))
-    )
+    carried = varying_with(jnp.stack(start), wanted)
+    return Bracket(*jnp.unstack(lax.while_loop(lambda state: Bracket(*state).reach != wanted, narrow, carried)))
 
 
 def _pivots(bracket: Bracket, wanted: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.bracket import PIVOTS, Bracket, compared, find_kth
+from sparse_plugins.core.varying import varying_with
 
 __all__ = ["exact_topk", "of_one_type", "order_keys"]
 
@@ -99,7 +100,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     total = sum(score.size for score in scores)
     starts = [sum(score.size for score in scores[:i]) for i in range(len(scores))]
     counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True) if score.size]
-    wanted = jnp.clip(k, 1, total)
+    wanted = varying_with(jnp.clip(k, 1, total), *scores)
     kth = find_kth(
         lambda bracket, pivots: functools.reduce(jnp.add, [count(bracket, pivots) for count in counters]),
         wanted,
@@ -215,5 +216,6 @@ def _count_in_chunks(
         ]
         return functools.reduce(jnp.add, words)
 
-    sums = lax.fori_loop(0, chunks, lambda i, acc: acc + hits(i), jnp.zeros(chunk, jnp.uint32))
+    nothing = varying_with(jnp.zeros(chunk, jnp.uint32), pivots)
+    sums = lax.fori_loop(0, chunks, lambda i, acc: acc + hits(i), nothing)
     return jnp.sum((sums[None] >> _LANES) & 255, axis=1, dtype=jnp.int32)

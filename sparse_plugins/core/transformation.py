@@ -15,6 +15,7 @@ from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.skipped_steps import accumulation_periods
 from sparse_plugins.core.state import SparseState, holds_sparse_state
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.varying import masks_varying_with
 from sparse_plugins.core.zero_masks import beside_zero, forget_masks, masks_if, masks_of_step
 
 __all__ = ["ZEROS_NEED_GRAPH", "sparse_transformation"]
@@ -70,7 +71,8 @@ def sparse_transformation(
 
         if in_zeros:
             return masks_of_step(updater, state, params, due, fresh)
-        return fresh_if(due, lambda: fresh(state.masks), state.masks)
+        stale = masks_varying_with(params, state.masks)
+        return fresh_if(due, lambda: fresh(stale), stale)
 
     def masks_after(
         due: Any, masks: PyTree, moved: PyTree, updates: PyTree, state: SparseState, params: PyTree, **extra: Any

@@ -15,6 +15,7 @@ from sparse_plugins.core.guard import fresh_if
 from sparse_plugins.core.masks import IN_ZEROS, NOT_PRUNED, kept, map_pruned, pack_masks, packed_shape, unpack
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.varying import masks_varying_with, varying_with
 
 __all__ = ["beside_zero", "forget_masks", "masks_if", "masks_of_step"]
 
@@ -38,10 +39,11 @@ def masks_of_step(
     made = first | due
 
     def new() -> PyTree:
-        masks = fresh_if(first, lambda: pack_masks(params, _first_masks(updater, state, params)), in_zeros())
+        masks = fresh_if(first, first_masks, in_zeros())
         return fresh_if(due, lambda: fresh(masks), masks) if fresh else masks
 
     in_zeros = lambda: pack_masks(params, state.masks)  # noqa: E731
+    first_masks = lambda: masks_varying_with(params, pack_masks(params, _first_masks(updater, state, params)))  # noqa: E731
     return masks_if(made, new, params, state.masks)
 
 
@@ -58,7 +60,7 @@ def masks_if(due: Any, fresh: Callable[[], PyTree], params: PyTree, masks: PyTre
         bool masks of the parameters' shapes.
     """
     # What is read from the parameters stays outside the branch, where it fuses into whatever uses it.
-    blank = lambda p, m: jnp.zeros(packed_shape(p.shape), jnp.uint8)  # noqa: E731
+    blank = lambda p, m: varying_with(jnp.zeros(packed_shape(p.shape), jnp.uint8), p)  # noqa: E731
     bits = fresh_if(due, fresh, map_pruned(blank, params, masks, otherwise=lambda p: NOT_PRUNED))
     choose = lambda p, m, b: jnp.where(due, unpack(b, p.shape), kept(p, m))  # noqa: E731
     return map_pruned(choose, params, masks, bits, otherwise=lambda p, b: NOT_PRUNED)
