@@ -84,7 +84,9 @@ class SparsityConfig:
         use_packed_masks: How masks are stored; see `BaseUpdater`.
         skip_gradients: See `BaseUpdater`.
         is_sparse_gradients: See `BaseUpdater`.
+        topk_fn: See `BaseUpdater`.
         use_normalization: See `GlobalMagnitudePruning`.
+        normalization_eps: See `GlobalMagnitudePruning`.
     """
 
     algorithm: str
@@ -105,7 +107,9 @@ class SparsityConfig:
     use_packed_masks: bool | Literal["zeros"] | None = None
     skip_gradients: bool | None = None
     is_sparse_gradients: bool | None = None
+    topk_fn: Callable[[Any, Any], Any] | None = None
     use_normalization: bool | None = None
+    normalization_eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:
@@ -126,7 +130,8 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
     """Builds an updater.
 
     Args:
-        config: `SparsityConfig`, mapping or ml_collections ConfigDict with its keys; None for keywords alone.
+        config: `SparsityConfig`, any mapping (a dict, OmegaConf's DictConfig) or ml_collections ConfigDict with its
+            keys; None for keywords alone.
         **keywords: Single keys, which take precedence. Keys given as None count as not given.
 
     Returns:
@@ -156,13 +161,14 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
     layers = {name: getattr(settings, name) for name in ("filter_fn", "custom_sparsity_map", "rules")}
     layers = {name: value for name, value in layers.items() if value is not None}
     if issubclass(algorithm, global_pruning.GlobalPruningMixin):
-        options |= {"sparsity": sparsity, "use_normalization": settings.use_normalization, **layers}
+        of_ranking = ("use_normalization", "normalization_eps")
+        options |= {"sparsity": sparsity, **{name: getattr(settings, name) for name in of_ranking}, **layers}
     else:
         distribution = DISTRIBUTIONS[_known("dist_type", settings.dist_type, DISTRIBUTIONS)]
         options["sparsity_distribution_fn"] = functools.partial(distribution, sparsity=sparsity, **layers)
     if issubclass(algorithm, regrowth.SET):
         options["drop_fraction_fn"] = settings.drop_fraction_fn or _drop_fraction(settings)
-    for name in ("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients"):
+    for name in ("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients", "topk_fn"):
         options[name] = getattr(settings, name)
     return algorithm(**{key: value for key, value in options.items() if value is not None})
 
@@ -186,7 +192,7 @@ def parse_structure(structure: Any) -> Structure | ByPath:
     """
     if isinstance(structure, Structure | ByPath):
         return structure
-    if isinstance(structure, (list, tuple)):
+    if isinstance(structure, Sequence) and not isinstance(structure, str):
         rules = [read_rule(rule, "structure", "('head/.*', '2:4')") for rule in structure]
         return ByPath([(pattern, _one_structure(kind)) for pattern, kind in rules])
     return _one_structure(structure)

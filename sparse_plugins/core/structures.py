@@ -113,7 +113,7 @@ class Block:
     use_avg_pooling: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.block_shape, (tuple, list)) or not self.block_shape:
+        if isinstance(self.block_shape, str) or not isinstance(self.block_shape, Sequence) or not self.block_shape:
             raise TypeError(f"Block.block_shape is {self.block_shape!r}; give ints such as (4, 4).")
         object.__setattr__(self, "block_shape", tuple(self.block_shape))
         for length in self.block_shape:

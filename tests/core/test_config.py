@@ -1,9 +1,14 @@
+import collections
+import pathlib
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from omegaconf import OmegaConf
 
 from sparse_plugins import core
 from sparse_plugins.core import create_updater_from_config
@@ -91,15 +96,17 @@ def test_drop_fractions_of_set_and_rigl() -> None:
 
 def test_options_reach_the_updater_and_none_means_its_default() -> None:
     options = {"rng_seed": 7, "use_packed_masks": False, "skip_gradients": True, "is_sparse_gradients": True}
+    options |= {"topk_fn": lambda scores, sparsity: scores > sparsity}
     config = ConfigDict({"algorithm": "magnitude", "sparsity": 0.5, "rules": None, "update_freq": None})
     updater = create_updater_from_config(config, **options, custom_sparsity_map={"head": 0.25})
     assert {name: getattr(updater, name) for name in options} == options
     assert updater.target_sparsities(PARAMS) == {"w": 0.5, "head": 0.25}
     assert create_updater_from_config(config).use_packed_masks is True
     shared = create_updater_from_config(
-        config, algorithm="global_magnitude", use_normalization=False, rules=[("w", 0.1)]
+        config, algorithm="global_magnitude", use_normalization=False, normalization_eps=1e-3, rules=[("w", 0.1)]
     )
-    assert (shared.use_normalization, shared.target_sparsities(PARAMS)) == (False, {"w": 0.1, "head": 0.5})
+    assert (shared.use_normalization, shared.normalization_eps) == (False, 1e-3)
+    assert shared.target_sparsities(PARAMS) == {"w": 0.1, "head": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +145,27 @@ def test_bad_settings_are_refused_when_built(keys: dict, message: str) -> None:
 def test_a_sparsity_that_is_no_number_is_refused(keys: dict) -> None:
     with pytest.raises(TypeError, match=r"sparsity is .*; give a number in \[0, 1\]"):
         create_updater_from_config({"algorithm": "magnitude", **keys})
+
+
+def test_containers_of_any_kind_are_read(tmp_path: pathlib.Path) -> None:
+    """YAML through OmegaConf, and sequences and mappings that are nobody's list and dict."""
+    file = tmp_path / "sparsity.yaml"
+    file.write_text(
+        "algorithm: magnitude\nsparsity: 0.5\nsparsity_type: [[head, '2:4'], ['.*', channel_-1]]\n"
+        "rules: [[head, default]]\ncustom_sparsity_map: {w: 0.25}\n"
+    )
+    of_omegaconf = OmegaConf.load(file)
+    settings = OmegaConf.to_container(of_omegaconf)
+    wrapped = {
+        "sparsity_type": collections.UserList(map(collections.UserList, settings["sparsity_type"])),
+        "rules": collections.UserList(map(collections.UserList, settings["rules"])),
+        "custom_sparsity_map": types.MappingProxyType(settings["custom_sparsity_map"]),
+    }
+    forms = [settings, of_omegaconf, ConfigDict(settings), collections.ChainMap(wrapped, settings)]
+    for updater in [*map(create_updater_from_config, forms), create_updater_from_config(**of_omegaconf)]:
+        assert updater.sparsity_type == core.ByPath([("head", core.NByM(2, 4)), (".*", core.Channel())])
+        assert updater.target_sparsities(PARAMS) == {"w": 0.25, "head": 0.5}
+    assert core.Block(OmegaConf.create([4, 4])) == core.Block((4, 4))
 
 
 def test_what_is_no_configuration_is_refused() -> None:

@@ -51,6 +51,18 @@ def test_the_names_of_the_paper_describe_the_updater():
     assert (float(updater.drop_fraction_fn(0)), updater.rng_seed) == (0.3, 5)
 
 
+def test_every_key_of_a_configuration_can_be_bound():
+    gin.parse_config("""
+        create_updater_from_config.pruner_type = 'global_magnitude'
+        create_updater_from_config.use_normalization = True
+        create_updater_from_config.normalization_eps = 1e-3
+        create_updater_from_config.custom_sparsity_map = {'head': 0.25}
+    """)
+    updater = dopamine.create_updater_from_config()
+    assert (updater.use_normalization, updater.normalization_eps) == (True, 1e-3)
+    assert updater.custom_sparsity_map == {"head": 0.25}
+
+
 @pytest.mark.parametrize(
     ("binding", "message"),
     [

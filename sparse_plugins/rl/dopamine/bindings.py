@@ -31,6 +31,7 @@ def create_updater_from_config(
     use_packed_masks: bool = True,
     is_sparse_gradients: bool | None = None,
     skip_gradients: bool | None = None,
+    **settings: Any,
 ) -> BaseUpdater:
     """The updater that gin bindings describe.
 
@@ -51,6 +52,7 @@ def create_updater_from_config(
         use_packed_masks: True stores eight mask entries to a byte.
         is_sparse_gradients: None for the algorithm's own default.
         skip_gradients: The same; SET and RigL move no weight when masks change.
+        **settings: Any other key of `core.SparsityConfig`: custom_sparsity_map, use_normalization, topk_fn, ...
 
     Returns:
         The updater; `sparsify`'s agents turn its schedule into optimizer steps.
@@ -80,6 +82,7 @@ def create_updater_from_config(
         use_packed_masks=use_packed_masks,
         is_sparse_gradients=is_sparse_gradients,
         skip_gradients=skip_gradients,
+        **settings,
     )
 
 
