@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_plugins.core.trees import PyTree, aligned
+from sparse_plugins.core.trees import PyTree, aligned, exportable
 
 __all__ = [
     "IN_ZEROS",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+@exportable("NotPruned")
 class NotPruned(NamedTuple):
     """Stands in a mask tree for a leaf that stays dense; an empty node, so that tree maps pass over it."""
 
@@ -37,6 +38,7 @@ class NotPruned(NamedTuple):
 NOT_PRUNED = NotPruned()
 
 
+@exportable("InZeros")
 class InZeros(NamedTuple):
     """Stands in a mask tree for a mask that is not stored: a weight is kept where it is not 0."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,19 @@ class NByMArray:
             of_group = functools.partial(lax.slice_in_dim, start_index=k, limit_index=k + 1, axis=axis + 1)
             grouped = jnp.where(of_group(self.places) == place, of_group(self.values), grouped)
         return lax.slice_in_dim(grouped.reshape(*lead, groups * m, *tail), 0, self.shape[axis], axis=axis)
+
+
+jax.export.register_pytree_node_serialization(
+    NByMArray,
+    serialized_name="sparse_plugins.NByMArray",
+    serialize_auxdata=lambda meta: json.dumps([meta[0], dataclasses.astuple(meta[1])]).encode(),
+    deserialize_auxdata=lambda written: _read_meta(*json.loads(written)),
+    from_children=lambda meta, children: NByMArray(*children, *meta),
+)
+
+
+def _read_meta(shape: list[int], pattern: list[int]) -> tuple[tuple[int, ...], NByM]:
+    return tuple(shape), NByM(*pattern)
 
 
 def as_n_by_m(param: np.ndarray, mask: np.ndarray, structure: NByM, name: str) -> NByMArray:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.masks import InZeros, check_stored, is_pruned, kept
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, exportable, leaf_names
 
 __all__ = [
     "SparseState",
@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 
+@exportable("SparseState")
 class SparseState(NamedTuple):
     """Masks and everything needed to change them, around the state of the wrapped optimizer.
 

@@ -14,7 +14,7 @@ from sparse_plugins.core.moments import check_inner, reset_pruned
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.skipped_steps import accumulation_periods
 from sparse_plugins.core.state import SparseState, holds_sparse_state
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, stands_for_params
 from sparse_plugins.core.varying import masks_varying_with
 from sparse_plugins.core.zero_masks import beside_zero, forget_masks, masks_if, masks_of_step
 
@@ -62,6 +62,8 @@ def sparse_transformation(
                 "masks, or call refresh yourself with refresh_in_graph=False.",
                 stacklevel=2,
             )
+        if stands_for_params(params):  # sums of masks or their products with a number mean nothing
+            return state._replace(masks=0, target_sparsities=0)
         return state._replace(masks=forget_masks(params, state.masks)) if in_zeros else state
 
     def masks_before(due: Any, updates: PyTree, state: SparseState, params: PyTree, **extra: Any) -> PyTree:

@@ -1,15 +1,18 @@
 """Parameter trees: names of leaves, and other trees laid beside them."""
 
 import contextlib
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["aligned", "leaf_names", "prunable_dtype"]
+__all__ = ["aligned", "exportable", "leaf_names", "prunable_dtype", "stands_for_params"]
 
 PyTree = Any
+T = TypeVar("T")
 
 
 def leaf_names(params: PyTree) -> list[str]:
@@ -82,3 +85,37 @@ def _hidden_leaf_by_leaf(params: PyTree, tree: PyTree) -> PyTree:
 def prunable_dtype(leaf: Any) -> bool:
     """Whether a leaf is a real floating-point array."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def stands_for_params(params: PyTree) -> bool:
+    """Whether this is the placeholder by which `optax.tree.map_params` asks a state what lies like the parameters."""
+    return isinstance(params, _placeholder_type())
+
+
+@functools.cache
+def _placeholder_type() -> type:
+    types: list[type] = []
+    optax.tree.map_params(lambda placeholder: types.append(type(placeholder)), lambda leaf: leaf, None)
+    return types[0]
+
+
+def exportable(name: str) -> Callable[[type[T]], type[T]]:
+    """Decorates a named tuple that `jax.export` may meet in the arguments and results of a step.
+
+    Args:
+        name: What stands for the class in a serialized function. It never changes, wherever the class lives.
+
+    Returns:
+        The decorator, which gives the class back.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> class Pair(NamedTuple):
+        ...     left: Any
+        ...     right: Any
+        >>> pair = exportable("docs.Pair")(Pair)(jnp.ones(2), jnp.ones(2))
+        >>> swap = jax.export.export(jax.jit(lambda pair: Pair(pair.right, pair.left)))(pair)
+        >>> jax.export.deserialize(swap.serialize()).call(pair).left.tolist()
+        [1.0, 1.0]
+    """
+    return functools.partial(jax.export.register_namedtuple_serialization, serialized_name=f"sparse_plugins.{name}")

@@ -15,6 +15,7 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
+from sparse_plugins.core.trees import exportable
 from sparse_plugins.fed.broadcast import broadcast_masks, mark_in_use
 from sparse_plugins.fed.growth import check_signal
 
@@ -89,6 +90,7 @@ def sparse_server_optimizer(
     return fedjax.Optimizer(compiled.init, apply)
 
 
+@exportable("ClientOptimizerState")
 class ClientOptimizerState(NamedTuple):
     """State of a sparse client optimizer.
 

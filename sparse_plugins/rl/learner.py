@@ -11,12 +11,13 @@ import optax
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.guard import fresh_if
 from sparse_plugins.core.state import SparseState, find_sparse_state
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, exportable
 from sparse_plugins.rl.policy import TargetPolicy
 
 __all__ = ["LearnerState", "SparseLearner"]
 
 
+@exportable("LearnerState")
 class LearnerState(NamedTuple):
     """Everything a learner goes on from.
 

@@ -176,4 +176,4 @@ def test_optax_maps_over_the_state() -> None:
     tx = core.RigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5)).wrap_optax(optax.adam(0.1))
     named = optax.tree.map_params(tx, lambda _: "like params", tx.init(params), transform_non_params=lambda _: "own")
     assert named.inner_state[0].mu == {"w": "like params", "b": "like params"}
-    assert (named.masks["w"], named.count) == ("like params", "own")
+    assert (named.masks, named.target_sparsities, named.count) == ("own", "own", "own")

@@ -132,6 +132,14 @@ def test_n_by_m_holds_values_and_places_and_counts_its_bytes() -> None:
     assert sizes == {"bcoo": 1024 * 12, "bcsr": 1024 * 8 + 65 * 4, "bcsr by output": 1024 * 8 + 33 * 4, "2:4": 1024 * 5}
 
 
+def test_a_function_of_n_by_m_arrays_is_serialized_and_called_again() -> None:
+    packed = export.to_n_by_m(jnp.eye(8, 4), jnp.eye(8, 4, dtype=jnp.uint8), NByM(2, 4))
+    written = jax.export.export(jax.jit(lambda array: (array.expand(), array)))(packed).serialize()
+    expanded, again = jax.export.deserialize(written).call(packed)
+    assert expanded.tolist() == jnp.eye(8, 4).tolist()
+    assert (again.shape, again.structure) == ((8, 4), NByM(2, 4))
+
+
 @pytest.mark.parametrize("leading", [(), (3,), (2, 5)], ids=str)
 @pytest.mark.parametrize("form", [*FORMS, "dense", "1:32"])
 def test_matmul_equals_the_dense_product(form: str, leading: tuple) -> None:

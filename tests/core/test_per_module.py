@@ -257,7 +257,7 @@ def test_optax_maps_over_the_state() -> None:
     params, tx = TREES["dict"](), make_updater("mixture of rigl and magnitude_ste").wrap_optax(optax.adam(0.1))
     named = optax.tree.map_params(tx, lambda _: "like params", tx.init(params), transform_non_params=lambda _: "own")
     assert named.inner_state[0].mu == dict.fromkeys(params, "like params")
-    assert (named.masks["w"], named.dense_params["head"], named.rng) == ("like params", "like params", ("own", "own"))
+    assert (named.masks, named.dense_params["head"], named.rng) == ("own", "like params", ("own", "own"))
 
 
 PATHS = st.lists(st.sampled_from(["a", "a-b", "b", "10", "2"]), min_size=2, max_size=2)

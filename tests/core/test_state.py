@@ -3,15 +3,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from sparse_plugins import core
+from tests.quick import quick_jit
 
 PARAMS = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
 UPDATER = core.SteMagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
 TX = UPDATER.wrap_optax(optax.sgd(0.1))
 STATE = TX.init(PARAMS)
+TREE = {"w": jnp.arange(1.0, 17.0).reshape(4, 4), "b": jnp.ones(4)}
 
 
 def test_fields_of_a_fresh_state() -> None:
@@ -58,3 +61,52 @@ def test_a_donated_state_takes_nothing_of_the_updater_along(key: jax.Array) -> N
     step = jax.jit(lambda state, params: tx.update(PARAMS, state, params)[1], donate_argnums=0)
     first, second = (step(tx.init(PARAMS), PARAMS) for _ in range(2))
     assert first.rng.tolist() == second.rng.tolist()
+
+
+jax.export.register_namedtuple_serialization(optax.EmptyState, serialized_name="optax.EmptyState")  # not ours to do
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_packed_masks": "zeros"}, {"algorithm": "magnitude_ste"}], ids=str)
+def test_a_step_is_exported_serialized_and_called_again(settings: dict[str, Any]) -> None:
+    defaults = {"algorithm": "rigl", "sparsity": 0.5, "update_start_step": 0, "update_end_step": 4, "update_freq": 1}
+    tx = core.create_updater_from_config(**(defaults | settings)).wrap_optax(optax.sgd(0.1))
+    params, state = TREE, tx.init(TREE)
+
+    def step(params: Any, state: core.SparseState) -> tuple[Any, core.SparseState]:
+        updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    written = jax.export.export(quick_jit(step))(params, state).serialize()
+    again = jax.export.deserialize(written).call(params, state)
+    jax.tree.map(np.testing.assert_array_equal, again, quick_jit(step)(params, state))
+    assert type(again[1]) is core.SparseState
+    assert again[1].masks["b"] == core.NOT_PRUNED
+
+
+def test_optax_takes_masks_and_targets_for_no_parameters() -> None:
+    tx = optax.chain(optax.clip(1.0), UPDATER.wrap_optax(optax.sgd(0.1, momentum=0.9)))
+    state = jax.tree.map(lambda leaf: leaf + leaf.dtype.type(1), tx.init(TREE))
+    emptied = optax.tree.map_params(tx, lambda leaf: leaf * 0, state)[1]
+    for name in ("masks", "target_sparsities", "count", "rng"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(emptied, name), getattr(state[1], name))
+    # Momentum and dense weights are laid out like the parameters; a layer that stays dense has none of the latter.
+    assert not emptied.inner_state[0].trace["b"].any()
+    assert not emptied.dense_params["w"].any()
+    assert emptied.dense_params["b"] == core.NOT_PRUNED
+    is_marker = lambda node: isinstance(node, type(core.NOT_PRUNED))  # noqa: E731
+    beside = optax.tree.map_params(
+        tx, lambda leaf, spec: leaf if is_marker(leaf) else spec, state, {"w": "x", "b": "y"}, is_leaf=is_marker
+    )[1]
+    assert (beside.dense_params, beside.inner_state[0].trace) == (
+        {**state[1].dense_params, "w": "x"},
+        {"w": "x", "b": "y"},
+    )
+
+
+def test_optax_finds_the_count_of_the_schedule_and_that_of_adam() -> None:
+    tx = UPDATER.wrap_optax(optax.adam(0.1))
+    state = (tx.init(TREE)._replace(count=jnp.int32(5)),)
+    assert core.find_sparse_state(state).count == 5
+    of = lambda name: optax.tree.get(state, "count", filtering=lambda path, _: path[-1].tuple_name == name)  # noqa: E731
+    assert (int(of("SparseState")), int(of("ScaleByAdamState"))) == (5, 0)
+    assert int(optax.tree.get(core.find_sparse_state(state).inner_state, "count")) == 0

@@ -117,3 +117,9 @@ def test_what_is_no_optimizer_is_a_type_error():
     with pytest.raises(TypeError, match="optimizer must be an optax transformation"):
         fed.sparse_client_optimizer(0.1)
     assert isinstance(fed.sparse_client_optimizer(CLIENT), fedjax.Optimizer)
+
+
+def test_its_state_can_be_serialized_with_a_step():
+    state = SPARSE_CLIENT.init({"w": jnp.array([0.0, 1.0])})._replace(inner_state=())
+    written = jax.export.export(jax.jit(lambda state: state))(state).serialize()
+    assert type(jax.export.deserialize(written).call(state)) is type(state)

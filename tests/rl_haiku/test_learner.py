@@ -11,8 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from sparse_plugins import core
+from sparse_plugins import core, rl
 from sparse_plugins.core.masks import is_pruned
+from sparse_plugins.rl.haiku.remember import RememberedParams
+from sparse_plugins.rl.replay import Batch, ReplayState, Row
 from tests.quick import quick_jit
 from tests.rl_haiku.toy_learner import (
     BATCHES,
@@ -242,3 +244,10 @@ class TestBadInput:
     def test_of_the_updater(self, options, message):
         with pytest.raises(ValueError, match=message):
             learner_of(updater_of("magnitude", **options))
+
+
+@pytest.mark.parametrize("node_type", [rl.LearnerState, RememberedParams, Row, Batch, ReplayState])
+def test_states_and_batches_can_be_serialized_with_a_step(node_type):
+    node = node_type(*range(len(node_type._fields)))
+    written = jax.export.export(jax.jit(lambda node: node))(node).serialize()
+    assert jax.export.deserialize(written).call(node) == node

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, exportable
 
 __all__ = ["RememberedParams", "remember_params", "renew_params"]
 
 
+@exportable("RememberedParams")
 class RememberedParams(NamedTuple):
     """State of an optimizer that knows the parameters by itself.
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.trees import exportable
 from sparse_plugins.rl.replay.priorities import (
     empty_tree,
     get_priorities,
@@ -24,6 +25,7 @@ __all__ = ["Batch", "Replay", "ReplayState", "Row"]
 _LEAST_PRIORITY = 1e-6  # of a row whose error is 0, so that it is drawn again some day
 
 
+@exportable("Row")
 class Row(NamedTuple):
     """What is stored of one environment step.
 
@@ -45,6 +47,7 @@ class Row(NamedTuple):
     usable: Any
 
 
+@exportable("Batch")
 class Batch(NamedTuple):
     """What a learner reads; its loss is sum(weight * loss of a row) / batch size.
 
@@ -67,6 +70,7 @@ class Batch(NamedTuple):
     index: Any
 
 
+@exportable("ReplayState")
 class ReplayState(NamedTuple):
     """The memory.
 
