@@ -19,7 +19,7 @@ from sparse_plugins.core.masks import (
     is_pruned,
     map_pruned,
     own_leaves,
-    pack_masks,
+    store_masks,
     unpack,
     unpack_masks,
 )
@@ -27,7 +27,7 @@ from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, Po
 from sparse_plugins.core.seeds import key_words
 from sparse_plugins.core.skipped_steps import check_some_move
 from sparse_plugins.core.state import SparseState, find_sparse_state, map_sparse_states
-from sparse_plugins.core.structured import create_mask, rank_active_first
+from sparse_plugins.core.structured import StructureTopK, create_mask, has_own_rule, rank_active_first
 from sparse_plugins.core.structures import ByPath, Structure, Unstructured, structure_per_leaf
 from sparse_plugins.core.transformation import ZEROS_NEED_GRAPH, sparse_transformation
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
@@ -60,7 +60,8 @@ class BaseUpdater:
         use_packed_masks: True stores eight mask entries to a byte, False one. 'zeros' stores none: what is pruned is
             read from the zeros of the parameters, and weights in use stop beside 0 instead of landing on it. It needs
             masks to change inside `update`, and parameters that nothing else sets to 0.
-        topk_fn: Own rule (scores, sparsity) -> uint8 mask in place of the structure's.
+        topk_fn: Own rule (scores of one layer, sparsity) -> uint8 mask; None for the structure's, which the field then
+            holds, so that an algorithm can call it.
 
     Raises:
         TypeError: If a field has the wrong type.
@@ -103,6 +104,7 @@ class BaseUpdater:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.topk_fn = self.topk_fn if has_own_rule(self) else StructureTopK(self.sparsity_type)
 
     # What an algorithm may override.
 
@@ -127,9 +129,12 @@ class BaseUpdater:
         raise TypeError(f"{type(self).__name__} ranks nothing: override calculate_scores(params, sparse_state, grads).")
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
-        """Masks before the first change: everything kept. In large models this is traced."""
+        """Masks before the first change: everything kept. Targets of None are the updater's own.
+
+        In large models this is traced.
+        """
         ones = lambda p, target: jnp.ones(p.shape, jnp.uint8)  # noqa: E731
-        return map_pruned(ones, params, target_sparsities, otherwise=lambda p: NOT_PRUNED)
+        return map_pruned(ones, params, self._targets_or_own(params, target_sparsities), otherwise=lambda p: NOT_PRUNED)
 
     def is_refresh_due(self, step: Any) -> Any:
         """Whether the update of a step changes masks: bool for a host step, bool[] for a traced one."""
@@ -149,10 +154,10 @@ class BaseUpdater:
             **kwargs: Extra arguments of `update`.
 
         Returns:
-            State that differs in its masks only.
+            State with new masks, packed or not. An override may change other fields as well, such as the inner state.
         """
         scores = self.calculate_scores(params, sparse_state=sparse_state, grads=grads, **kwargs)
-        if self.prunes_for_good and self.topk_fn is None:
+        if self.prunes_for_good and not has_own_rule(self):
             # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
             behind = lambda p, m, s, kind: rank_active_first(s, unpack(m, p.shape), kind)  # noqa: E731
             kinds = self._structures(params)
@@ -169,8 +174,8 @@ class BaseUpdater:
         Returns:
             Tree of uint8 masks of the scores' shapes, `NOT_PRUNED` where a leaf stays dense.
         """
-        if self.topk_fn is not None:
-            own = lambda score, sparsity: self.topk_fn(score, as_number(sparsity))  # noqa: E731
+        if has_own_rule(self):
+            own = lambda score, sparsity: self.topk_fn(score, as_number(sparsity))  # type: ignore[misc]  # noqa: E731
             return map_pruned(own, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
         best = in_turns(lambda score, sparsity, kind: create_mask(score, kind, sparsity))
         return map_pruned(best, scores, sparsities, self._structures(scores), otherwise=lambda s, kind: NOT_PRUNED)
@@ -328,7 +333,8 @@ class BaseUpdater:
             return state
         state = state._replace(masks=masks_varying_with(params, state.masks))
         latent = self._latent_params(params, self._in_force(params, state.masks), state)
-        return self.update_state(state, latent, grads, **kwargs)
+        new = self.update_state(state, latent, grads, **kwargs)
+        return self._with_masks(new, params, new.masks)
 
     # Seams between the update and families of algorithms.
 
@@ -340,9 +346,12 @@ class BaseUpdater:
         """Whether it does so afterwards."""
         return self.is_refresh_due(step) if self.masks_follow_weights else False
 
-    def _followed(self, state: SparseState, weights: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+    def _followed(
+        self, state: SparseState, params: PyTree, weights: PyTree, grads: PyTree, **kwargs: Any
+    ) -> SparseState:
         """The state after a step, with masks of the weights that it moved."""
-        return self.update_state(state, weights, grads, **kwargs)
+        new = self.update_state(state, weights, grads, **kwargs)
+        return self._with_masks(new, params, new.masks)
 
     def _check_inner_state(self, inner_state: PyTree) -> None:
         """Refuses an optimizer that lacks what the scores are made of."""
@@ -413,8 +422,11 @@ class BaseUpdater:
         )
 
     def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
-        stored = pack_masks(params, masks) if self.use_packed_masks else masks
+        stored = store_masks(params, masks, bool(self.use_packed_masks))
         return state._replace(masks=masks_varying_with(params, stored))
+
+    def _targets_or_own(self, params: PyTree, targets: PyTree) -> PyTree:
+        return self.target_sparsities(params) if targets is None else targets
 
 
 def _is_large(params: PyTree) -> bool:

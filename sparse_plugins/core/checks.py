@@ -14,6 +14,7 @@ from sparse_plugins.core.masks import check_stored, is_pruned
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.seeds import key_words
 from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.structured import has_own_rule
 from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
@@ -121,7 +122,7 @@ def check_targets(updater: Any, params: PyTree, targets: PyTree) -> None:
     for name, leaf, target, kind in zip(names, leaves, nodes, kinds, strict=True):
         if is_pruned(target):
             _check_placement(name, leaf)
-        if is_pruned(target) and updater.topk_fn is None:
+        if is_pruned(target) and not has_own_rule(updater):
             kind.check(tuple(leaf.shape), f"parameter {name!r}")
 
 

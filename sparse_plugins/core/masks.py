@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_plugins.core.trees import PyTree, aligned, exportable
+from sparse_plugins.core.trees import PyTree, aligned, exportable, leaf_names
 
 __all__ = [
     "IN_ZEROS",
@@ -25,6 +25,7 @@ __all__ = [
     "map_pruned",
     "pack",
     "pack_masks",
+    "store_masks",
     "unpack",
     "unpack_masks",
 ]
@@ -234,6 +235,35 @@ def unpack_masks(params: PyTree, masks: PyTree) -> PyTree:
         [1, 0, 1, 1]
     """
     return map_pruned(lambda p, m: kept(p, m).astype(jnp.uint8), params, masks, otherwise=lambda p: NOT_PRUNED)
+
+
+def store_masks(params: PyTree, masks: PyTree, packed: bool) -> PyTree:
+    """Masks of any form as they are kept in a state.
+
+    Args:
+        params: Parameter tree; only shapes are read.
+        masks: Mask tree, packed or not, of any dtype; None and `NOT_PRUNED` stand for a leaf that stays dense.
+        packed: Whether eight entries share a byte.
+
+    Returns:
+        uint8 masks and `NOT_PRUNED`. What has that form already is returned as it is.
+
+    Raises:
+        ValueError: If a mask has neither form.
+
+    Example:
+        >>> store_masks({"w": jnp.ones(4)}, {"w": jnp.array([True, False, True, True])}, packed=True)["w"].tolist()
+        [13]
+    """
+
+    def stored(param: Any, mask: Any, name: str) -> jax.Array:
+        check_stored(mask, param.shape, name)
+        if mask.dtype == jnp.uint8 and mask.shape == (packed_shape(param.shape) if packed else param.shape):
+            return mask
+        return pack(unpack(mask, param.shape)) if packed else unpack(mask, param.shape).astype(jnp.uint8)
+
+    names = jax.tree.unflatten(jax.tree.structure(params), leaf_names(params))
+    return map_pruned(stored, params, masks, names, otherwise=lambda p, name: NOT_PRUNED)
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:

@@ -4,7 +4,9 @@ The units of a structure (entries, blocks, channels; for N:M and constant fan-in
 scored, ranked as integers, and spread back over the array.
 """
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,52 @@ from jax import lax
 
 from sparse_plugins.core.counts import Count, Fraction, keep_count
 from sparse_plugins.core.exact_sums import exact_sum
-from sparse_plugins.core.structures import Block, Channel, ConstantFanIn, NByM, Structure
+from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.topk import exact_topk, order_keys
 
-__all__ = ["competitors", "create_mask", "kept_units", "rank_active_first", "regrow_mask"]
+__all__ = [
+    "StructureTopK",
+    "competitors",
+    "create_mask",
+    "has_own_rule",
+    "kept_units",
+    "rank_active_first",
+    "regrow_mask",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class StructureTopK:
+    """The `topk_fn` of an updater that was given none: the rule of its structure.
+
+    Attributes:
+        structure: The updater's `sparsity_type`.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> StructureTopK(Unstructured())(jnp.array([1.0, 4.0, 3.0, 2.0]), 0.5).tolist()
+        [0, 1, 1, 0]
+    """
+
+    structure: Structure | ByPath
+
+    def __call__(self, scores: jax.Array, sparsity: Fraction) -> jax.Array:
+        """The uint8 mask of one array.
+
+        Raises:
+            TypeError: If the structure depends on the path, which an array does not have.
+        """
+        if isinstance(self.structure, ByPath):
+            raise TypeError(
+                f"topk_fn gets scores without a path, by which sparsity_type {self.structure} chooses: call "
+                "create_masks(scores, sparsities) on whole trees, or give one structure."
+            )
+        return create_mask(scores, self.structure, sparsity)
+
+
+def has_own_rule(updater: Any) -> bool:
+    """Whether an updater was given a `topk_fn` in place of its structure's."""
+    return updater.topk_fn is not None and not isinstance(updater.topk_fn, StructureTopK)
 
 
 def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> jax.Array:

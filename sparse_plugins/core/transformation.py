@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.checks import check_params, check_update
-from sparse_plugins.core.guard import fresh_if
+from sparse_plugins.core.guard import fresh_if, masks_alone, refreshed_if
 from sparse_plugins.core.masks import apply_masks, map_pruned, unpack
 from sparse_plugins.core.moments import check_inner, reset_pruned
 from sparse_plugins.core.schedules import NoUpdateSchedule
@@ -24,6 +24,10 @@ ZEROS_NEED_GRAPH = (
     "use_packed_masks='zeros' keeps masks in the parameters, which a refresh outside update does not change: keep "
     "refresh_in_graph=True, or store the masks with use_packed_masks=True."
 )
+_MASKS_ALONE = (
+    "Masks that are not stored are all that a refresh can change: use_packed_masks=True takes the rest along."
+)
+_FOLLOWING_ALONE = "Masks that follow the weights are made when these have moved, too late for anything else to change."
 _SPARSE_ALREADY = "the optimizer to wrap is sparse already: wrap the dense one, once, with one updater."
 
 
@@ -43,6 +47,8 @@ def sparse_transformation(
         raise ValueError(ZEROS_NEED_GRAPH)
     updater._check_steps(1)
     inner = optax.with_extra_args_support(inner)
+    is_ours = type(updater).update_state.__module__.startswith(f"{__name__.partition('.')[0]}.")
+    changes = ["masks"] if is_ours else None
 
     def init(params: PyTree) -> SparseState:
         check_params(updater, params)
@@ -66,15 +72,21 @@ def sparse_transformation(
             return state._replace(masks=0, target_sparsities=0)
         return state._replace(masks=forget_masks(params, state.masks)) if in_zeros else state
 
-    def masks_before(due: Any, updates: PyTree, state: SparseState, params: PyTree, **extra: Any) -> PyTree:
+    def masks_before(
+        due: Any, updates: PyTree, state: SparseState, params: PyTree, **extra: Any
+    ) -> tuple[PyTree, SparseState]:
+        """The masks in force, and the state that goes with them."""
+
         # The latent parameters are made inside the branch: as its operand they would be written out first.
-        def fresh(masks: PyTree) -> PyTree:
-            return updater._refreshed(state._replace(masks=masks), params, updates, **extra).masks
+        def refreshed(state: SparseState) -> SparseState:
+            return updater._refreshed(state, params, updates, **extra)
 
         if in_zeros:
-            return masks_of_step(updater, state, params, due, fresh)
-        stale = masks_varying_with(params, state.masks)
-        return fresh_if(due, lambda: fresh(stale), stale)
+            fresh = lambda masks: masks_alone(refreshed(state._replace(masks=masks)), state, _MASKS_ALONE)  # noqa: E731
+            return masks_of_step(updater, state, params, due, fresh), state
+        state = state._replace(masks=masks_varying_with(params, state.masks))
+        state = refreshed_if(due, lambda: refreshed(state), state, changes)
+        return state.masks, state
 
     def masks_after(
         due: Any, masks: PyTree, moved: PyTree, updates: PyTree, state: SparseState, params: PyTree, **extra: Any
@@ -82,7 +94,7 @@ def sparse_transformation(
         def fresh() -> PyTree:
             weights = map_pruned(lambda p, dense: dense, params, moved, otherwise=lambda p: p)
             after = state._replace(masks=masks, count=optax.safe_increment(state.count), dense_params=moved)
-            return updater._followed(after, weights, updates, **extra).masks
+            return masks_alone(updater._followed(after, params, weights, updates, **extra), after, _FOLLOWING_ALONE)
 
         return masks_if(due, fresh, params, masks) if in_zeros else fresh_if(due, fresh, masks)
 
@@ -92,7 +104,7 @@ def sparse_transformation(
         check_update(updater, updates, state, params)
         grads = updates
         due = updater._changes_before(state.count) if refresh_in_graph else False
-        masks = masks_before(due, grads, state, params, **extra)
+        masks, state = masks_before(due, grads, state, params, **extra)
         in_force = updater._in_force(params, masks)
         latent = updater._latent_params(params, in_force, state)
         inner_state = state.inner_state

@@ -26,7 +26,7 @@ from sparse_plugins.core.moments import reset_pruned
 from sparse_plugins.core.seeds import key_words, leaf_keys, random_score
 from sparse_plugins.core.sparse_init import rescale_to_fan_in
 from sparse_plugins.core.state import SparseState, find_sparse_state, holds_sparse_state, map_sparse_states
-from sparse_plugins.core.structured import rank_active_first, regrow_mask
+from sparse_plugins.core.structured import has_own_rule, rank_active_first, regrow_mask
 from sparse_plugins.core.structures import Unstructured, structure_per_leaf
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 from sparse_plugins.core.zero_masks import beside_zero
@@ -195,7 +195,7 @@ def check_growable(params: PyTree, opt_state: PyTree, updater: BaseUpdater) -> N
             f"masks of {type(updater).__name__} follow the dense weights behind them, so that what is grown would be "
             "gone at the next step; use recycle_inside_mask."
         )
-    if updater.topk_fn is not None:
+    if has_own_rule(updater):
         raise ValueError(
             f"masks of {type(updater).__name__} come from its own topk_fn, which growth of single weights would break; "
             "use recycle_inside_mask, or sparsity_type in place of topk_fn."

@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import jaxprs_in_params
 
 from sparse_plugins import core
 from tests.quick import quick_jit
@@ -222,3 +223,12 @@ def trajectory(row: str) -> tuple[Any, list[tuple[Any, Any]]]:
     for _ in range(STEPS):
         states.append(step(*states[-1]))
     return step, states
+
+
+def equations(jaxpr: Any, into_branches: bool) -> Iterator[Any]:
+    """Every operation of a program, at any depth."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if into_branches or equation.primitive.name != "cond":
+            for inner_jaxpr in jaxprs_in_params(equation.params):
+                yield from equations(inner_jaxpr, into_branches)

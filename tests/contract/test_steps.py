@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from sparse_plugins import core
 from tests import reference
@@ -26,6 +24,7 @@ from tests.contract.rows import (
     WINDOW,
     assert_on_mask,
     assert_same,
+    equations,
     gradient,
     inner,
     kept_counts,
@@ -125,14 +124,6 @@ def test_jit_and_eager_give_the_same_masks(row: str) -> None:
     _, states = trajectory(row)
     eager = make_step(make_updater(row).wrap_optax(inner()))(*states[1])[1]
     assert_same(eager.masks, states[2][1].masks)
-
-
-def equations(jaxpr: Any, into_branches: bool) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        if into_branches or equation.primitive.name != "cond":
-            for inner_jaxpr in jaxprs_in_params(equation.params):
-                yield from equations(inner_jaxpr, into_branches)
 
 
 @every_updater

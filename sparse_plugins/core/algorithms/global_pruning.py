@@ -13,6 +13,7 @@ from sparse_plugins.core.counts import check_fraction, keep_count
 from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve, uniform
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.state import SparseState, warn_of_emptied
+from sparse_plugins.core.structured import has_own_rule
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.topk import exact_topk, of_one_type
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
@@ -56,7 +57,7 @@ class GlobalPruningMixin(BaseUpdater):
                 f"{type(self).__name__} ranks single weights across layers; sparsity_type {self.sparsity_type} "
                 "needs a per-layer algorithm such as MagnitudePruning."
             )
-        if self.sparsity_distribution_fn is not BaseUpdater.sparsity_distribution_fn or self.topk_fn is not None:
+        if self.sparsity_distribution_fn is not BaseUpdater.sparsity_distribution_fn or has_own_rule(self):
             raise ValueError(
                 f"{type(self).__name__} has one ranking for all layers: give sparsity=..., not "
                 "sparsity_distribution_fn or topk_fn."
@@ -84,13 +85,22 @@ class GlobalPruningMixin(BaseUpdater):
         return jax.tree.unflatten(treedef, leaves)
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
-        """Masks of the best scores of all layers together."""
-        own = super().create_masks(scores, sparsities)
-        leaves, treedef = jax.tree.flatten(scores)
+        """Masks of the best scores of all layers together.
+
+        Args:
+            scores: Tree of real arrays, ranked as they are: it is `calculate_scores` that normalises.
+            sparsities: As in `BaseUpdater`; or one number for all layers that have no sparsity of their own.
+        """
         # Scores may be integer ranks by now; it is the parameters they stand for that the rules are about.
         stands_for = jax.tree.map(lambda score: jax.ShapeDtypeStruct(score.shape, jnp.float32), scores)
+        leaves, treedef = jax.tree.flatten(scores)
+        common = self._common(stands_for)
+        if jax.tree_util.all_leaves([sparsities]) and not jax.tree_util.all_leaves([scores]):
+            targets = aligned(scores, self.target_sparsities(stands_for), "sparsities")
+            sparsities = treedef.unflatten([sparsities if i in common else own for i, own in enumerate(targets)])
+        own = super().create_masks(scores, sparsities)
         targets = aligned(scores, sparsities, "sparsities")
-        common = [i for i in self._common(stands_for) if is_pruned(targets[i])]
+        common = [i for i in common if is_pruned(targets[i])]
         masks = aligned(scores, own, "masks")
         if common:
             sparsity = targets[common[0]]

@@ -63,7 +63,8 @@ class GradualSET(SET):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at `start_part` of the target sparsities."""
-        begin = jax.tree.map(lambda target: self.start_part * target, target_sparsities)
+        targets = self._targets_or_own(params, target_sparsities)
+        begin = jax.tree.map(lambda target: self.start_part * target, targets)
         return super().get_initial_masks(params, begin)
 
     def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.algorithms.parts import Parts
 from sparse_plugins.core.algorithms.pruning import NoPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.guard import fresh_if
+from sparse_plugins.core.guard import fresh_if, masks_alone
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.rules import read_rule
 from sparse_plugins.core.schedules import NoUpdateSchedule, StepUnit
@@ -21,6 +21,8 @@ from sparse_plugins.core.structures import ByPath, Structure
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["PerModule"]
+
+_MASKS_ALONE = "Under PerModule the rest of the state belongs to all updaters together: use this updater by itself."
 
 
 @dataclasses.dataclass(eq=False)
@@ -134,7 +136,9 @@ class PerModule(BaseUpdater):
         due = lambda one: one._changes_before(sparse_state.count)  # noqa: E731
         return self._changed(due, sparse_state, params, grads, **kwargs)
 
-    def _followed(self, state: SparseState, weights: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+    def _followed(
+        self, state: SparseState, params: PyTree, weights: PyTree, grads: PyTree, **kwargs: Any
+    ) -> SparseState:
         return self._changed(lambda one: one._changes_after(state.count - 1), state, weights, grads, **kwargs)
 
     def _changed(
@@ -142,7 +146,8 @@ class PerModule(BaseUpdater):
     ) -> SparseState:
         def changed(one: BaseUpdater) -> Callable[..., PyTree]:
             def masks(state: SparseState, params: PyTree, grads: PyTree, **extra: Any) -> PyTree:
-                fresh = lambda: one.update_state(state, params, grads, **extra).masks  # noqa: E731
+                new = lambda: one.update_state(state, params, grads, **extra)  # noqa: E731
+                fresh = lambda: one._with_masks(state, params, masks_alone(new(), state, _MASKS_ALONE)).masks  # noqa: E731
                 return fresh_if(due(one), fresh, state.masks)
 
             return masks

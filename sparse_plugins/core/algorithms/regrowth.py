@@ -14,7 +14,7 @@ from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
 from sparse_plugins.core.seeds import leaf_keys, random_score
 from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.structured import kept_units, regrow_mask
+from sparse_plugins.core.structured import has_own_rule, kept_units, regrow_mask
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.turns import in_turns
@@ -41,7 +41,7 @@ class StaticRandomSparse(RandomPruning):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at the target sparsities."""
-        return self.create_masks(self.calculate_scores(params), target_sparsities)
+        return self.create_masks(self.calculate_scores(params), self._targets_or_own(params, target_sparsities))
 
     def is_refresh_due(self, step: Any) -> Any:
         """Never, whatever the schedule."""
@@ -88,7 +88,7 @@ class SET(StaticRandomSparse):
             raise ValueError(
                 f"{type(self).__name__} restarts re-grown weights through masked gradients: is_sparse_gradients=True."
             )
-        if self.topk_fn is not None:
+        if has_own_rule(self):
             raise ValueError(f"{type(self).__name__} ranks what it drops and grows by sparsity_type; drop topk_fn.")
 
     def is_refresh_due(self, step: Any) -> Any:

@@ -54,9 +54,8 @@ class SteMixin(BaseUpdater):
         """Masks of the first step, if the schedule starts there; else everything kept."""
         if not self._is_mask_new(0):
             return super().get_initial_masks(params, target_sparsities)
-        return self.create_masks(
-            self.calculate_scores(params), self.scheduler.get_sparsity_at_step(target_sparsities, 0)
-        )
+        targets = self._targets_or_own(params, target_sparsities)
+        return self.create_masks(self.calculate_scores(params), self.scheduler.get_sparsity_at_step(targets, 0))
 
     def is_refresh_due(self, step: Any) -> Any:
         """Whether the update of a step changes the masks, which the next step uses."""
