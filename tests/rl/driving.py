@@ -10,8 +10,9 @@ import numpy as np
 from dopamine.jax import networks
 
 from sparse_plugins.core import masks
+from sparse_plugins.core.array_files import open_values, write_values
 from sparse_plugins.rl import dopamine
-from sparse_plugins.rl.dopamine import safe_pickle
+from sparse_plugins.rl.dopamine.bundles import bundle_like, bundle_values
 
 REPLAY = [
     "ReplayBuffer.max_capacity = 500",
@@ -109,9 +110,10 @@ def drive_in_parallel(agent: Any, steps: int, random: np.random.Generator, episo
 def reload(agent: Any, folder: Path, name: str, **options: Any) -> Any:
     """A new agent that goes on from the checkpoint of another, as a new process would."""
     folder.mkdir(exist_ok=True)
-    bundle = safe_pickle.loads(safe_pickle.dumps(agent.bundle_and_checkpoint(str(folder), 0)))
+    write_values(folder / "agent", bundle_values(agent.bundle_and_checkpoint(str(folder), 0)))
     other = build(name, **options)
-    assert other.unbundle(str(folder), 0, bundle)
+    with open_values(folder / "agent") as stored:
+        assert other.unbundle(str(folder), 0, bundle_like(stored, other.bundle_now(str(folder)), other))
     return other
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gin
 
-from sparse_plugins.rl.dopamine import run_folder, runners
+from sparse_plugins.rl.dopamine import replay_files, run_folder, runners
 
 BINDINGS = [
     "import dopamine.discrete_domains.gym_lib",
@@ -54,12 +54,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def before(owner: type, name: str, action: Callable[..., None]) -> None:
+def before(owner: Any, name: str, action: Callable[..., None]) -> None:
     original = getattr(owner, name)
 
-    def method(self: Any, *given: Any) -> Any:
-        action(self, *given)
-        return original(self, *given)
+    def method(*given: Any) -> Any:
+        action(*given)
+        return original(*given)
 
     setattr(owner, name, method)
 
@@ -83,15 +83,14 @@ def in_training(iteration: int) -> None:
 
 
 def in_replay(iteration: int) -> None:
-    """Orbax has made its temporary folder, and half of the file is there."""
-    from dopamine.jax import checkpointers  # only now that Dopamine has been repaired
+    """Half of the file is there."""
 
-    def write_half(_: Any, directory: Any, __: Any) -> None:
-        if f"/{iteration}.orbax" in str(directory):
-            (directory / "checkpoint.msgpack").write_bytes(b"half")
+    def write_half(path: Path, _: Any) -> None:
+        if path.name == "replay.npz" and path.parent.name == str(iteration):
+            path.write_bytes(b"half")
             die()
 
-    before(checkpointers.CheckpointHandler, "save", write_half)
+    before(replay_files, "write_values", write_half)
 
 
 def before_file(iteration: int) -> None:

@@ -1,5 +1,7 @@
 """Runners: seeds reach the environments, Dopamine's bindings keep working, and environments can be saved."""
 
+import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 from dopamine.discrete_domains import atari_lib, gym_lib
 
-from sparse_plugins.rl.dopamine import runners
-from sparse_plugins.rl.dopamine.environments import create_minatar_environment
+from sparse_plugins.core.array_files import DamagedFileError, open_values, write_values
+from sparse_plugins.core.stored_values import fields, whole
+from sparse_plugins.rl.dopamine import logged_atari, runners
+from sparse_plugins.rl.dopamine.environments import MINATAR_GAMES, create_minatar_environment
 from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot
 from tests.rl import resume_worker
 
@@ -39,7 +43,7 @@ def play(environment: Any, actions: np.ndarray) -> list[bytes]:
     """What an agent sees; episodes that end begin again."""
     seen = []
     for action in actions:
-        observation, reward, terminal, _ = environment.step(int(action))
+        observation, reward, terminal, _ = environment.step(action if np.ndim(action) else int(action))
         seen.append(np.asarray(observation).tobytes() + repr((float(reward), bool(terminal))).encode())
         if terminal:
             seen.append(np.asarray(environment.reset()).tobytes())
@@ -60,18 +64,129 @@ def test_a_seed_decides_an_environment(name: str) -> None:
     assert games[0] != games[2]
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+def move(environment: Any, snapshot: Any) -> None:
+    """Puts a snapshot into an environment through a file, as a run that goes on does."""
+    write_values(file := io.BytesIO(), snapshot)
+    with open_values(file) as stored:
+        restore_environment(environment, stored)
+
+
+CONTROL = {"Acrobot": ("v1", 3), "MountainCar": ("v0", 3), "Pendulum": ("v1", 0), "MountainCarContinuous": ("v0", 0)}
+ALL_ENVIRONMENTS = {
+    **ENVIRONMENTS,
+    **{f"MinAtar, {game}": (functools.partial(create_minatar_environment, game), 6) for game in MINATAR_GAMES},
+    **{
+        name: (functools.partial(gym_lib.create_gym_environment, name, version), actions)
+        for name, (version, actions) in CONTROL.items()
+    },
+}
+
+
+def chosen(random: np.random.Generator, actions: int, steps: int) -> Any:
+    return random.integers(actions, size=steps) if actions else random.uniform(-1, 1, (steps, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ALL_ENVIRONMENTS)
 def test_a_snapshot_goes_on_with_the_same_frames(name: str) -> None:
-    make, actions = ENVIRONMENTS[name]
+    """Also where two layers draw from one generator, as in MinAtar."""
+    make, actions = ALL_ENVIRONMENTS[name]
     random = np.random.default_rng(1)
     environment, other = make(), make()
+    seed_environment(environment, 1)
+    seed_environment(other, 2)
     environment.reset()
-    play(environment, random.integers(actions, size=20))
+    for steps in (20, 60):
+        play(environment, chosen(random, actions, steps))
+        move(other, take_snapshot(environment, in_episode=True))
+        then = chosen(random, actions, 80)
+        assert play(other, then) == play(environment, then)
+
+
+def test_a_long_game_gets_a_fresh_seed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that few actions lead to where it is."""
+    monkeypatch.setattr(logged_atari, "_RESEED_AFTER", 30)
+    environment, other = (atari_lib.create_atari_environment("Pong") for _ in range(2))
+    for one in (environment, other):
+        seed_environment(one, 5)
+    for steps in (5, 5, 5):
+        environment.reset()
+        play(environment, np.ones(steps))
+    game = environment.environment.env
+    assert len(game.get_state()["actions"]) == 20, "five steps of four frames"
+    move(other, take_snapshot(environment, in_episode=True))
+    assert play(other, np.arange(6)) == play(environment, np.arange(6))
+    other.reset()
+    environment.reset()
+    assert play(other, np.arange(6)) == play(environment, np.arange(6)), "seeds to come are the same"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"actions": np.full(8, 200, np.uint8)}, "an action is 200; allowed is 0 to 5"),
+        ({"actions": np.zeros(200_000, np.uint8)}, r"allowed is uint8\['up to 151,000'\]"),
+        ({"actions": np.zeros(8, np.uint8)}, "lead elsewhere than when they were noted"),
+        ({"seed": -1}, "the game's seed is -1"),
+        ({"seed": None}, "allowed is a number where there are actions"),
+        ({"ale": b"".decode()}, "the game has or lacks 'ale'"),
+    ],
+)
+def test_a_forged_game_is_refused(change: dict[str, Any], problem: str) -> None:
+    """The emulator's own state is not even taken: a changed one destroys the memory of the process."""
+    environment, other = (atari_lib.create_atari_environment("Pong") for _ in range(2))
+    for one in (environment, other):
+        seed_environment(one, 5)
+    environment.reset()
+    play(environment, np.array([3, 3]))
     snapshot = take_snapshot(environment, in_episode=True)
-    chosen = random.integers(actions, size=40)
-    expected = play(environment, chosen)
-    restore_environment(other, snapshot)
-    assert play(other, chosen) == expected
+    (game,) = (state["own"] for name, state in snapshot if name == "LoggedAtari")
+    assert set(game) == {"seeds", "seed", "actions", "memory"}
+    game.update(change)
+    with pytest.raises(DamagedFileError, match=problem):
+        move(other, snapshot)
+
+
+class Slope(gymnasium.Env):
+    """An environment of someone's own."""
+
+    observation_space = action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.height = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.height = 0
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        self.height += int(action)
+        return self.height, 0.0, False, False, {}
+
+
+class SavedSlope(Slope):
+    """The same, with what it takes to be saved."""
+
+    def get_state(self) -> dict[str, Any]:
+        return {"height": self.height}
+
+    def set_state(self, state: Any) -> None:
+        (height,) = fields(state, ("height",), "the slope")
+        self.height = whole(height, 0, 1000, "the height")
+
+
+def test_an_environment_of_ones_own_says_what_its_state_is() -> None:
+    with pytest.raises(TypeError, match=r"Slope can't be saved in a checkpoint: nobody knows .* Give it get_state"):
+        take_snapshot(gym_lib.GymPreprocessing(Slope()), in_episode=False)
+    environment, other = (gym_lib.GymPreprocessing(SavedSlope()) for _ in range(2))
+    environment.reset()
+    environment.step(1)
+    snapshot = take_snapshot(environment, in_episode=True)
+    move(other, snapshot)
+    assert other.environment.height == 1
+    snapshot[1][1]["own"]["height"] = -1
+    with pytest.raises(DamagedFileError, match="the height is -1; allowed is a whole number from 0"):
+        move(other, snapshot)
 
 
 def test_a_simulator_behind_python_is_saved_between_episodes_only() -> None:
@@ -86,7 +201,8 @@ def test_a_simulator_behind_python_is_saved_between_episodes_only() -> None:
 
     environment, other = (gym_lib.GymPreprocessing(Simulator()) for _ in range(2))
     seed_environment(environment, 0)
-    restore_environment(other, take_snapshot(environment, in_episode=False))
+    seed_environment(other, 1)
+    move(other, take_snapshot(environment, in_episode=False))
     assert environment.reset() == other.reset()
     with pytest.raises(TypeError, match=r"in the middle of an episode; .* bind Runner.max_steps_per_episode"):
         take_snapshot(environment, in_episode=True)
@@ -94,8 +210,10 @@ def test_a_simulator_behind_python_is_saved_between_episodes_only() -> None:
 
 def test_environments_that_do_not_fit_are_errors() -> None:
     snapshot = take_snapshot(cartpole(), in_episode=False)
-    with pytest.raises(ValueError, match=r"the snapshot is of .*CartPoleEnv, and the environment is .*AcrobotEnv"):
-        restore_environment(gym_lib.create_gym_environment("Acrobot", "v1"), snapshot)
+    with pytest.raises(
+        DamagedFileError, match=r"the snapshot is of .*CartPoleEnv, and the environment is .*AcrobotEnv"
+    ):
+        move(gym_lib.create_gym_environment("Acrobot", "v1"), snapshot)
     with pytest.raises(TypeError, match="nothing in object can be seeded"):
         seed_environment(object(), 0)
 
@@ -162,7 +280,7 @@ def test_the_runner_for_atari_100k_goes_on_where_it_stopped(tmp_path: Path) -> N
     for one, other in zip(whole.train_state[:4], parts.train_state[:4], strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(np.asarray(whole._agent._rng), np.asarray(parts._agent._rng))
-    names = ["checkpoints/1/replay/checkpoint.msgpack"]
+    names = ["checkpoints/1/replay.npz"]
     assert all((tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
 
 

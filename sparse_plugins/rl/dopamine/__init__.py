@@ -23,7 +23,6 @@ from sparse_plugins.rl.dopamine.runners import (
     SparseTrainRunner,
     create_sparse_runner,
 )
-from sparse_plugins.rl.dopamine.safe_pickle import UnsafeCheckpointError, allow_in_checkpoints
 from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent, sparsify
 
 __all__ = [
@@ -39,9 +38,7 @@ __all__ = [
     "SparseRecycledDQNAgent",
     "SparseRunner",
     "SparseTrainRunner",
-    "UnsafeCheckpointError",
     "WholeEpisodeAccumulator",
-    "allow_in_checkpoints",
     "create_minatar_environment",
     "create_sparse_agent",
     "create_sparse_runner",

@@ -1,16 +1,21 @@
-"""Whether a checkpoint belongs to the agent that is to go on from it."""
+"""An agent's checkpoint as numbers, put back into what the agent has, and whether it belongs to that agent."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
+from sparse_plugins.core.array_files import DamagedFileError, StoredArray
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.state import find_sparse_state, holds_sparse_state
+from sparse_plugins.core.stored_values import fields, like_tree, refuse, stored_array, tree_values
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["check_bundle"]
+__all__ = ["action", "bundle_like", "bundle_values", "check_bundle", "observed"]
+
+_BETWEEN_STEPS = "between_steps"
+_MOST_ENVIRONMENTS, _WIDEST = 1024, 1 << 16
 
 _REMEDY = (
     "Give the run the settings it was started with, or start a new one in another --base_dir; nothing has been changed."
@@ -45,6 +50,87 @@ def check_bundle(bundle: dict[str, Any], updater: BaseUpdater, own_state: PyTree
             f"the optimizer state in the checkpoint is laid out differently from that of {agent} with "
             f"{type(updater).__name__}: another optimizer, network, updater or way to store masks. {_REMEDY}"
         )
+
+
+def bundle_values(bundle: dict[str, Any]) -> dict[str, Any]:
+    """A bundle for `write_values`.
+
+    Args:
+        bundle: What `bundle_and_checkpoint` gave.
+    """
+    values = {name: tree_values(part) for name, part in bundle.items() if name not in ("state", _BETWEEN_STEPS)}
+    between = {
+        name: tree_values(part) if name in ("_rng", "_seed") else part for name, part in bundle[_BETWEEN_STEPS].items()
+    }
+    return values | {"state": bundle["state"], _BETWEEN_STEPS: between}
+
+
+def bundle_like(stored: Any, now: dict[str, Any], agent: Any) -> dict[str, Any]:
+    """What a file has, in the place of what the agent has now.
+
+    Args:
+        stored: What `bundle_values` gave, as read from a file.
+        now: The agent's `bundle_now`.
+        agent: The agent.
+
+    Returns:
+        A bundle of the same fields, trees, shapes and dtypes. Only what depends on the environments that are at work
+        may have an axis of them in front.
+
+    Raises:
+        DamagedFileError: If that is not what the file has.
+    """
+    what = f"the {type(agent).__name__}"
+    found = dict(zip(now, fields(stored, tuple(now), what), strict=True))
+    names = tuple(now[_BETWEEN_STEPS])
+    between = dict(zip(names, fields(found[_BETWEEN_STEPS], names, what), strict=True))
+    bundle = {}
+    for name, part in found.items():
+        if name == "state":
+            bundle[name] = observed(part, _state_shape(agent), f"{what}'s state")
+        elif name != _BETWEEN_STEPS:
+            bundle[name] = like_tree(part, now[name], f"{what}'s {name}")
+    for name, part in between.items():
+        place = f"{what}'s {name}"
+        if name in ("_rng", "_seed"):
+            between[name] = like_tree(part, now[_BETWEEN_STEPS][name], place)
+        elif part is not None:
+            between[name] = action(part, place) if name == "action" else observed(part, agent.observation_shape, place)
+    try:
+        check_bundle(bundle, agent.updater, agent.optimizer_state, type(agent).__name__)
+    except ValueError as error:
+        raise DamagedFileError(str(error)) from error
+    return bundle | {_BETWEEN_STEPS: between}
+
+
+def observed(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """What is seen of an environment, or of several along a first axis.
+
+    Raises:
+        DamagedFileError: If it is an array of another shape, or none.
+    """
+    if not isinstance(value, StoredArray):
+        refuse(what, value, f"an array {list(shape)}")
+    axes = (None,) * (len(value.shape) > len(shape))
+    return stored_array(value, "biuf", (*axes, *shape), what, _MOST_ENVIRONMENTS)
+
+
+def action(value: Any, what: str) -> Any:
+    """An action, or those of several environments.
+
+    Raises:
+        DamagedFileError: If it is no number, and no small array of them.
+    """
+    if type(value) is int and 0 <= value < _WIDEST:
+        return value
+    if not isinstance(value, StoredArray) or np.prod(value.shape, dtype=object) > _WIDEST:
+        refuse(what, value, f"a number, or an array of at most {_WIDEST:,}")
+    return stored_array(value, "biuf", value.shape, what)
+
+
+def _state_shape(agent: Any) -> tuple[int, ...]:
+    """Of one environment; agents for several know it by this name."""
+    return tuple(getattr(agent, "state_shape", np.shape(agent.state)))
 
 
 def _targets(tree: PyTree) -> dict[str, float]:

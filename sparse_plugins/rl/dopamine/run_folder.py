@@ -1,20 +1,20 @@
 """What a run keeps in its folder: the settings it was started with, and checkpoints that are whole or not used."""
 
-import difflib
 import fcntl
-import hashlib
 import os
 import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from dopamine.discrete_domains import checkpointer
 
-from sparse_plugins.rl.dopamine import safe_pickle
+from sparse_plugins.core.array_files import DamagedFileError, open_values, write_values
+from sparse_plugins.core.stored_values import fields, whole
+from sparse_plugins.rl.dopamine.replay_files import replay_file
 
 __all__ = [
     "CheckpointError",
@@ -26,12 +26,13 @@ __all__ = [
 ]
 
 _SENTINEL = "sentinel_checkpoint_complete"
-_SEAL = b"sparse-plugins sha256 "
-_REPLAY_SUMS = "replay_checksums"
+_NUMBER = "(0|[1-9][0-9]{0,17})"
+_ENTRIES = ("iteration", "replay_checksum", "run")
 # How long a run lasts and what it reports; everything else makes it another run.
 _FREE = ("num_iterations", "log_every_n", "use_legacy_logger", "fine_grained_print_to_console")
 _FREE_OWNERS = ("Checkpointer", "CollectorDispatcher", "IterationMetrics")
 _SEEDS = "# seeds: "
+_LARGEST_SETTINGS = 1 << 20
 _HELD: dict[Path, int] = {}  # closing one would give the folder back
 
 
@@ -44,28 +45,38 @@ class SettingsMismatchError(ValueError):
 
 
 class SealedCheckpointer(checkpointer.Checkpointer):
-    """Dopamine's checkpointer, with checksums; Dopamine itself reads what this one writes.
+    """Dopamine's checkpointer, but for what is in the files: numbers and text with checksums, and nothing pickled.
 
-    A checkpoint is a folder with the replay memory, then a file with everything else, then a sentinel. The file ends
-    with a digest of itself and knows the checksums of the replay memory.
+    A checkpoint is a folder with the replay memory, then a file with everything else, then a sentinel. The file knows
+    the checksum of the replay memory.
     """
 
     def is_due(self, iteration: int) -> bool:
         """Whether there is to be a checkpoint after an iteration; see gin's `Checkpointer.checkpoint_frequency`."""
         return iteration % self._checkpoint_frequency == 0
 
-    def save(self, iteration: int, data: dict[str, Any]) -> None:
-        """Writes everything but the replay memory, which the agent has saved, and the sentinel."""
-        self.save_checkpoint(iteration, data | {_REPLAY_SUMS: _checksums(self._folder / str(iteration))})
+    def save(self, iteration: int, run: Any) -> None:
+        """Writes everything but the replay memory, which the agent has saved, and the sentinel.
 
-    def newest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest checkpoint that is whole; what was written after it is removed.
+        Args:
+            iteration: That is done.
+            run: Numbers and arrays for `write_values`.
+        """
+        checksum = _checksum(replay_file(self._folder, iteration))
+        self.save_checkpoint(iteration, dict(zip(_ENTRIES, (iteration, checksum, run), strict=True)))
+
+    def restore_newest(self, restore: Callable[[int, Any], None]) -> int | None:
+        """Restores the newest checkpoint that is whole; what was written after it is removed.
 
         One that was not finished is deleted. A damaged one is moved to the folder 'damaged' beside the checkpoints.
         A warning says what is lost.
 
+        Args:
+            restore: Takes the iteration and what `save` was given, as read from the file, and puts it in place. For a
+                `DamagedFileError` of it, the checkpoint counts as damaged; it is called again with the one before.
+
         Returns:
-            Its iteration and what was saved; None if none was ever finished.
+            Its iteration; None if none was ever finished.
 
         Raises:
             CheckpointError: If all are damaged; nothing has been changed.
@@ -74,8 +85,8 @@ class SealedCheckpointer(checkpointer.Checkpointer):
         damaged: dict[int, str] = {}
         for number in reversed(numbers):
             try:
-                data = self._read(number)
-            except _DamagedError as error:
+                self._restore(number, restore)
+            except DamagedFileError as error:
                 damaged[number] = str(error)
                 continue
             break
@@ -86,11 +97,11 @@ class SealedCheckpointer(checkpointer.Checkpointer):
                     f"no checkpoint in {self._folder} can be used: {what}. Nothing has been changed. Put back a copy, "
                     "or start the run again in another --base_dir."
                 )
-            number, data = -1, {}
+            number = -1
         for lost, problem in damaged.items():
             self._set_aside(lost, problem, number)
         self._remove_unfinished(number)
-        return (number, data) if numbers else None
+        return number if numbers else None
 
     @property
     def _folder(self) -> Path:
@@ -101,27 +112,36 @@ class SealedCheckpointer(checkpointer.Checkpointer):
         return [self._folder / name for name in names]
 
     def _finished(self) -> list[int]:
-        return sorted(int(path.suffix[1:]) for path in self._folder.glob(f"{_SENTINEL}.*") if path.suffix[1:].isdigit())
+        found = (re.fullmatch(rf"{_SENTINEL}\.{_NUMBER}", path.name) for path in self._folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
 
     def _save_data_to_file(self, data: dict[str, Any], filename: str) -> None:
-        content = safe_pickle.dumps(data)
-        Path(filename).write_bytes(content + _SEAL + hashlib.sha256(content).digest())
+        write_values(filename, data)
 
-    def _read(self, number: int) -> dict[str, Any]:
-        replay, file, _ = self._parts(number)
+    def _load_data_from_file(self, filename: str) -> Any:
+        raise CheckpointError(f"{filename} is read by `restore_newest` alone; Dopamine would unpickle it.")
+
+    def _restore(self, number: int, restore: Callable[[int, Any], None]) -> None:
+        _, file, _ = self._parts(number)
+        if not file.exists():
+            raise DamagedFileError(f"has lost its file {file.name}")
+        if _is_pickle(file):
+            raise DamagedFileError(
+                f"is a pickle of an earlier version ({file.name}), which is never read, as it can run anything. If you "
+                f"wrote it yourself: python -m sparse_plugins.rl.dopamine.convert_old_run {self._folder.parent}"
+            )
         try:
-            content, seal, digest = file.read_bytes().rpartition(_SEAL)
-        except FileNotFoundError:
-            raise _DamagedError(f"has lost its file {file.name}") from None
-        if not seal:
-            raise _DamagedError(f"was cut off, or is not one of a SparseRunner ({file.name} has no digest)")
-        if hashlib.sha256(content).digest() != digest:
-            raise _DamagedError(f"has changed since it was written ({file.name} does not match its digest)")
-        data = safe_pickle.loads(content)
-        for name, checksum in data[_REPLAY_SUMS].items():
-            if not (replay / name).exists() or _checksum(replay / name) != checksum:
-                raise _DamagedError(f"has a missing or changed replay memory ({replay.name}/{name})")
-        return data
+            with open_values(file) as values:
+                iteration, checksum, run = fields(values, _ENTRIES, "the file")
+                whole(iteration, number, number, "its iteration")
+                replay = replay_file(self._folder, number)
+                if not replay.exists() or _checksum(replay) != checksum:
+                    raise DamagedFileError(f"missing or changed replay memory ({number}/{replay.name})")
+                restore(number, run)
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"was cut off, has changed, or is not one of this run ({file.name}: {error})"
+            ) from error
 
     def _set_aside(self, number: int, problem: str, used: int) -> None:
         folder = self._folder.parent / "damaged" / str(number)
@@ -152,17 +172,13 @@ class SealedCheckpointer(checkpointer.Checkpointer):
             )
 
     def _by_number(self) -> dict[int, list[Path]]:
-        """All files and folders of checkpoints, Orbax's half-written ones included."""
-        pattern = re.compile(rf"(?:{re.escape(self._checkpoint_file_prefix)}\.|{_SENTINEL}\.)?(\d+)(?:\.orbax.*)?")
+        """All files and folders of checkpoints."""
+        pattern = re.compile(rf"(?:{re.escape(self._checkpoint_file_prefix)}\.|{_SENTINEL}\.)?{_NUMBER}")
         found: dict[int, list[Path]] = {}
         for path in sorted(self._folder.iterdir()):
             if match := pattern.fullmatch(path.name):
                 found.setdefault(int(match[1]), []).append(path)
         return found
-
-
-class _DamagedError(Exception):
-    """Says what is wrong with a checkpoint."""
 
 
 def check_settings(folder: str | Path, settings: str, plan: str, seeds: str = "") -> None:
@@ -195,9 +211,13 @@ def check_settings(folder: str | Path, settings: str, plan: str, seeds: str = ""
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_whole(path, "\n".join(lines) + "\n")
         return
+    if path.stat().st_size > _LARGEST_SETTINGS:
+        raise SettingsMismatchError(
+            f"{path} is larger than settings are, so it is no run's; choose another --base_dir."
+        )
     old, new = ([line for line in text if not _is_free(line)] for text in (path.read_text().splitlines(), lines))
     if old != new:
-        differing = [line for line in difflib.ndiff(old, new) if line[:2] in ("- ", "+ ")]
+        differing = [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
         raise SettingsMismatchError(
             "\n".join(
                 [
@@ -251,14 +271,14 @@ def _is_free(line: str) -> bool:
     return parameter in _FREE or owner.rpartition(".")[2] in _FREE_OWNERS
 
 
-def _checksums(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*.msgpack"))
-    return {str(path.relative_to(folder)): _checksum(path) for path in files}
-
-
 def _checksum(path: Path) -> int:
     checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"

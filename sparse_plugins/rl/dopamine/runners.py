@@ -15,9 +15,14 @@ from dopamine.discrete_domains import run_experiment
 from dopamine.labs.atari_100k import atari_100k_rainbow_agent, atari_100k_runner
 from dopamine.metrics import statistics_instance
 
+from sparse_plugins.core.array_files import DamagedFileError
+from sparse_plugins.core.stored_values import fields, flag, listed, refuse, stored_array, whole
 from sparse_plugins.rl.dopamine.agents import chosen_agent, create_sparse_agent
 from sparse_plugins.rl.dopamine.bindings import bound
+from sparse_plugins.rl.dopamine.bundles import action, bundle_like, bundle_values, observed
+from sparse_plugins.rl.dopamine.logs import log_values, read_logs
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics, MetricsFile
+from sparse_plugins.rl.dopamine.random_states import random_state, set_random_state
 from sparse_plugins.rl.dopamine.run_folder import CheckpointError, SealedCheckpointer, check_settings, hold_folder
 from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot
 
@@ -29,6 +34,11 @@ __all__ = [
     "create_sparse_runner",
     "dense_agent_class",
 ]
+
+_PARTS = ("agent", "logs", "run")
+_RUN = ("steps", "episode", "environment")
+_PARALLEL = ("environment_seeds", "num_steps", "train_environments", "train_state", "agent_train_state")
+_MOST_STEPS = 1 << 53
 
 
 class ExactRun:
@@ -58,13 +68,17 @@ class ExactRun:
     _logger: Any
     _log_experiment: Any
     _run_one_iteration: Any
+    action: Any
+    episode_ended: bool
+    _resumes_late = False  # for runners that have no environments yet when their base class is ready
 
     def __init__(
         self, base_dir: str, create_agent_fn: Any = create_sparse_agent, seed: int | None = None, **options: Any
     ) -> None:
         self._given_seed, self._steps = seed, 0
         super().__init__(base_dir, create_agent_fn, **options)  # type: ignore[call-arg]
-        self._resume()
+        if self._resumes_late:
+            self._resume()
         self._metrics = IterationMetrics(self._agent)
         self._file = MetricsFile(Path(base_dir) / "metrics.csv", self._start_iteration)
 
@@ -113,7 +127,7 @@ class ExactRun:
         return self._steps + sum(statistics["train_episode_lengths"])
 
     def _initialize_checkpointer_and_maybe_resume(self, checkpoint_file_prefix: str) -> None:
-        """Only the first half: some runners are not ready to be resumed when they call this."""
+        """Dopamine's base class calls this before it has made anything in the folder."""
         self._start_iteration = 0
         folder = Path(self._checkpoint_dir)
         if not (folder.parent / "settings.gin").exists() and any(folder.glob("*")):
@@ -126,46 +140,48 @@ class ExactRun:
         seeds = f"agent {self._agent._seed}, environments {self._seed}"
         check_settings(folder.parent, gin.config_str(max_line_length=10_000), self._agent.describe_plan(), seeds)
         self._checkpointer = SealedCheckpointer(str(folder), checkpoint_file_prefix)
-        self._found = self._checkpointer.newest()
         seed_environment(self._environment, self._seed)
+        if not self._resumes_late:
+            self._resume()
 
     def _resume(self) -> None:
-        if self._found is None:
-            return
-        iteration, data = self._found
-        if not self._agent.unbundle(self._checkpoint_dir, iteration, data):
-            raise CheckpointError(
-                f"the agent can't go on from the checkpoint of iteration {iteration} in {self._checkpoint_dir}, "
-                "though it is whole: is it that of another agent? Choose another --base_dir; nothing has been changed."
-            )
-        if self._use_legacy_logger:
-            self._logger.data = data["logs"]
-        self._set_run_state(data["run"])
-        self._start_iteration = iteration + 1
+        found = self._checkpointer.restore_newest(self._restore)
+        self._start_iteration = 0 if found is None else found + 1
+
+    def _restore(self, iteration: int, stored: Any) -> None:
+        """Puts a checkpoint in place, field by field; a file can't set anything that is not named here."""
+        agent, logs, run = fields(stored, _PARTS, "the checkpoint")
+        bundle = bundle_like(agent, self._agent.bundle_now(self._checkpoint_dir), self._agent)
+        if not self._agent.unbundle(self._checkpoint_dir, iteration, bundle):
+            raise DamagedFileError("the agent can't go on from it")
+        if self._use_legacy_logger and logs is not None:
+            self._logger.data = read_logs(logs)
+        self._set_run_state(run)
 
     def _checkpoint_experiment(self, iteration: int) -> None:
         # Dopamine saves the replay at every iteration, and with it drops those of the checkpoints that are rarer.
         if not self._checkpointer.is_due(iteration):
             return
-        data = self._agent.bundle_and_checkpoint(self._checkpoint_dir, iteration)
-        data |= {"current_iteration": iteration, "run": self._run_state()}
-        if self._use_legacy_logger:
-            data["logs"] = self._logger.data
-        self._checkpointer.save(iteration, data)
+        bundle = self._agent.bundle_and_checkpoint(self._checkpoint_dir, iteration)
+        logs = log_values(self._logger.data) if self._use_legacy_logger else None
+        parts = (bundle_values(bundle), logs, self._run_state())
+        self._checkpointer.save(iteration, dict(zip(_PARTS, parts, strict=True)))
 
     def _run_state(self) -> dict[str, Any]:
         """What this object remembers from one iteration to the next."""
         in_episode = self._max_steps_per_episode is None and not vars(self).get("episode_ended", True)
-        return {
-            "steps": self._steps,
-            "episode": {name: vars(self)[name] for name in ("action", "episode_ended") if name in vars(self)},
-            "environment": take_snapshot(self._environment, in_episode=in_episode),
-        }
+        has_begun = "episode_ended" in vars(self)
+        episode = {"action": self.action, "episode_ended": self.episode_ended} if has_begun else None
+        environment = take_snapshot(self._environment, in_episode=in_episode)
+        return {"steps": self._steps, "episode": episode, "environment": environment}
 
-    def _set_run_state(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
-        vars(self).update(state["episode"])
-        restore_environment(self._environment, state["environment"])
+    def _set_run_state(self, stored: Any) -> None:
+        steps, episode, environment = fields(stored, _RUN, "the run")
+        self._steps = whole(steps, 0, _MOST_STEPS, "the run's steps")
+        if episode is not None:
+            acted, ended = fields(episode, ("action", "episode_ended"), "the episode")
+            self.action, self.episode_ended = action(acted, "the episode's action"), flag(ended, "the episode's end")
+        restore_environment(self._environment, environment)
 
 
 @gin.configurable(module="sparse_plugins.rl")
@@ -189,6 +205,7 @@ class SparseDataEfficientRunner(ExactRun, atari_100k_runner.DataEfficientAtariRu
     train_envs: list[Any]
     train_state: Any
     num_steps: int
+    _resumes_late = True
 
     def _resume(self) -> None:
         self._environment_seeds = np.random.default_rng(self._seed)
@@ -216,20 +233,44 @@ class SparseDataEfficientRunner(ExactRun, atari_100k_runner.DataEfficientAtariRu
 
     def _run_state(self) -> dict[str, Any]:
         return super()._run_state() | {
-            "environment_seeds": self._environment_seeds.bit_generator.state,
+            "environment_seeds": random_state(self._environment_seeds),
             "num_steps": self.num_steps,
             "train_environments": [take_snapshot(environment, in_episode=True) for environment in self.train_envs],
-            "train_state": self.train_state,
+            "train_state": None if self.train_state is None else self.train_state[:-2],
             "agent_train_state": self._agent.training_state,
         }
 
-    def _set_run_state(self, state: dict[str, Any]) -> None:
-        super()._set_run_state(state)
-        self._environment_seeds.bit_generator.state = state["environment_seeds"]
-        self.num_steps, self.train_state = state["num_steps"], state["train_state"]
-        self._agent.training_state = state["agent_train_state"]
-        for environment, snapshot in zip(self.train_envs, state["train_environments"], strict=True):
+    def _set_run_state(self, stored: Any) -> None:
+        run = dict(zip((*_RUN, *_PARALLEL), fields(stored, (*_RUN, *_PARALLEL), "the run"), strict=True))
+        super()._set_run_state({name: run[name] for name in _RUN})
+        set_random_state(self._environment_seeds, run["environment_seeds"], "the seeds of environments")
+        self.num_steps = whole(run["num_steps"], 0, _MOST_STEPS, "num_steps")
+        self.train_state = self._read_train_state(run["train_state"])
+        self._agent.training_state = self._read_agent_state(run["agent_train_state"])
+        snapshots = listed(run["train_environments"], len(self.train_envs), "the environments")
+        if len(snapshots) < len(self.train_envs):
+            raise DamagedFileError(f"it has {len(snapshots)} environments, and the run {len(self.train_envs)}")
+        for environment, snapshot in zip(self.train_envs, snapshots, strict=True):
             restore_environment(environment, snapshot)
+
+    def _read_train_state(self, stored: Any) -> Any:
+        if stored is None:
+            return None
+        what, count = "the train state", len(self.train_envs)
+        seen, *others = parts if len(parts := listed(stored, 4, what)) == 4 else refuse(what, parts, "four arrays")
+        frames = stored_array(seen, "float64", (2, count, *self._agent.observation_shape, 1), what)
+        rewards, terminals, ends = (stored_array(part, "float64", (count,), what) for part in others)
+        return frames, rewards, terminals, ends, [], []
+
+    def _read_agent_state(self, stored: Any) -> tuple[Any, ...]:
+        what, seen = "the agent's train state", self._agent.observation_shape
+        parts = listed(stored, 3, what)
+        if len(parts) < 3:
+            refuse(what, parts, "three arrays")
+        shapes = (self._agent.state_shape, seen, seen)
+        return tuple(
+            None if part is None else observed(part, shape, what) for part, shape in zip(parts, shapes, strict=True)
+        )
 
     def _save_tensorboard_summaries(self, *numbers: Any) -> None:
         if self._summary_writer is not None:  # Dopamine's takes for granted that the agent has one.

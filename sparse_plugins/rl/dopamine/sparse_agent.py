@@ -7,6 +7,7 @@ every step; straight-through updaters keep their dense weights in the optimizer 
 """
 
 import fractions
+import types
 from typing import Any
 
 import jax
@@ -16,9 +17,9 @@ from sparse_plugins.core.state import SparseState, find_sparse_state
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.clock import Clock
-from sparse_plugins.rl.dopamine import safe_pickle
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
 from sparse_plugins.rl.dopamine.bundles import check_bundle
+from sparse_plugins.rl.dopamine.replay_files import is_missing, keep_in_checked_files
 from sparse_plugins.rl.policy import TargetPolicy
 
 __all__ = ["SparseAgent", "sparsify"]
@@ -43,6 +44,9 @@ class SparseAgent:
     target_policy: TargetPolicy
     clock: Clock
     optimizer_state: Any
+    observation_shape: tuple[int, ...]
+    allow_partial_reload: bool
+    _replay: Any
     _restoring = False
 
     def __init__(
@@ -123,43 +127,55 @@ class SparseAgent:
             masked = self._onto_masks(self.target_sparse_params, self.optimizer_state)
             super().__setattr__(str(self._target_attribute), masked)
 
+    def _build_replay_buffer(self) -> Any:
+        return keep_in_checked_files(super()._build_replay_buffer(), self.observation_shape)  # type: ignore[misc]
+
     def bundle_and_checkpoint(self, checkpoint_dir: str, iteration_number: int) -> dict[str, Any] | None:
-        """The agent's checkpoint, with its random key and what it saw last."""
-        with safe_pickle.of_replay():
-            bundle = super().bundle_and_checkpoint(checkpoint_dir, iteration_number)  # type: ignore[misc]
+        """The agent's checkpoint, with its random key and what it saw last; the replay is saved to a file."""
+        bundle = super().bundle_and_checkpoint(checkpoint_dir, iteration_number)  # type: ignore[misc]
         if bundle is not None:
             bundle["between_steps"] = {name: vars(self).get(name) for name in _BETWEEN_STEPS}
         return bundle
 
+    def bundle_now(self, checkpoint_dir: str) -> dict[str, Any]:
+        """The same of the agent as it is, the replay left alone: what a checkpoint has to look like."""
+        replay, self._replay = self._replay, types.SimpleNamespace(save=lambda *_: None)
+        try:
+            return self.bundle_and_checkpoint(checkpoint_dir, 0) or {}
+        finally:
+            self._replay = replay
+
     def unbundle(self, checkpoint_dir: str, iteration_number: int, bundle_dictionary: dict[str, Any] | None) -> bool:
         """Goes on from a checkpoint, masks, schedule count and random keys included.
 
+        Returns:
+            Whether it does; False where Dopamine's agents say so, as when there is no replay to be read.
+
         Raises:
-            ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way.
-            UnsafeCheckpointError: If its replay names something that reading it must not call.
+            ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way; a
+                `DamagedFileError` if the replay's file is not what this agent writes.
         """
-        if bundle_dictionary is None:
-            return self._unbundle_dense(checkpoint_dir, iteration_number, None)
+        is_lost = is_missing(self._replay, checkpoint_dir, iteration_number) and not self.allow_partial_reload
+        if bundle_dictionary is None or is_lost:
+            return super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
         check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
         own, done = self.optimizer_state, False
         # The target network comes back as it was, which may be with the masks of its last copy.
         self._restoring = True
         try:
             self.optimizer_state = bundle_dictionary["optimizer_state"]
-            if done := self._unbundle_dense(checkpoint_dir, iteration_number, bundle_dictionary):
+            done = super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
+            if done:
                 setattr(self, self._optimizer_attribute, self._wrapped)  # some agents have built a bare optimizer
-                for name, value in bundle_dictionary["between_steps"].items():
-                    setattr(self, name, value)
+                between = bundle_dictionary["between_steps"]
+                for name in _BETWEEN_STEPS:
+                    setattr(self, name, between[name])
                 self._updates_seen = int(self.sparse_state.count)
         finally:
             if not done:
                 self.optimizer_state = own
             self._restoring = False
         return done
-
-    def _unbundle_dense(self, *checkpoint: Any) -> bool:
-        with safe_pickle.of_replay():
-            return super().unbundle(*checkpoint)  # type: ignore[misc]
 
 
 def sparsify(agent_class: type, name: str | None = None) -> type:
