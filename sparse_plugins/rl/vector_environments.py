@@ -128,6 +128,10 @@ class _GymnasiumVector:
         return {"resets": np.array(self._resets), "steps": np.array(self._steps)}
 
     def restore(self, saved: dict[str, np.ndarray]) -> VectorStep:
+        if set(saved) != {"resets", "steps"} or not all(
+            part.shape == () and part.dtype.kind in "iu" and 0 <= part < 1 << 53 for part in saved.values()
+        ):
+            raise ValueError(f"this is no state of {self.name}, or it was changed; it has resets and steps alone.")
         self._resets, self._steps = int(saved["resets"]), int(saved["steps"])
         return self.reset()
 

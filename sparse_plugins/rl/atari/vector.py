@@ -20,6 +20,7 @@ from sparse_plugins.rl.environments import EnvironmentFailure, VectorStep
 __all__ = ["AtariVector"]
 
 _MACHADO = machado()
+_PER_SLOT = ("renewals", "lengths", "checksums")
 
 
 class AtariVector:
@@ -216,12 +217,13 @@ class AtariVector:
         """
         if self._is_working:
             raise RuntimeError("restore() comes between two steps; call recv() first.")
-        made_with = json.loads(saved["made_with"].tobytes())
+        made_with = _read_made_with(saved)
         differing = [
             f"{k} {made_with.get(k)!r} (here {v!r})" for k, v in self._made_with().items() if made_with.get(k) != v
         ]
         if differing:
             raise ValueError(f"the environment was saved with {', '.join(differing)}; make it with the same.")
+        self._check_saved(saved)
         actions, begins = saved["actions"], len(saved["actions"]) - saved["lengths"]
         self._renewals = np.asarray(saved["renewals"])
         seeds = self._seeds()
@@ -280,6 +282,24 @@ class AtariVector:
             raise RuntimeError(f"{what}() comes between two steps; call recv() first.")
         return self._last
 
+    def _check_saved(self, saved: dict[str, np.ndarray]) -> None:
+        """Every array is of a kind and size that `save` gives; the actions are played, which takes its time."""
+        slots, actions = (self.num_envs,), saved["actions"]
+        # A slot that is due for a fresh seed goes on to the end of its episode.
+        longest = self._reseed_after + self._protocol.max_frames + 1000
+        if not (
+            all(saved[name].shape == slots and saved[name].dtype.kind in "iu" for name in _PER_SLOT)
+            and saved["steps"].shape == ()
+            and saved["steps"].dtype.kind in "iu"
+            and actions.dtype == np.uint8
+            and actions.shape[1:] == slots
+            and len(actions) <= longest
+            and not (actions >= self.num_actions).any()
+            and ((saved["lengths"] >= 0) & (saved["lengths"] <= len(actions))).all()
+            and ((saved["renewals"] >= 0) & (saved["renewals"] < 1 << 17)).all()
+        ):
+            raise ValueError(f"this is no state of {self.num_envs} games of {self.name}, or it was changed.")
+
     def _made_with(self) -> dict[str, Any]:
         own = {"game": self.name, "num_envs": self.num_envs, "seed": self._seed, "first_slot": int(self._slots[0])}
         own |= {"reseed_after": self._reseed_after, **dataclasses.asdict(self._protocol)}
@@ -302,6 +322,15 @@ class AtariVector:
             f"{self.name}, slots {self._slots[0]} to {self._slots[-1]}, step {self._steps}: {reason}. "
             "Make the environment anew and go on from the last checkpoint."
         )
+
+
+def _read_made_with(saved: dict[str, np.ndarray]) -> dict[str, Any]:
+    try:
+        if set(saved) != {*_PER_SLOT, "made_with", "actions", "steps"} or saved["made_with"].nbytes > 1 << 16:
+            raise ValueError(f"it has {', '.join(sorted(saved))}"[:200])
+        return dict(json.loads(saved["made_with"].tobytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"this is no state of a vector of games, or it was changed ({error}).") from error
 
 
 def _watchdog(vector: Any, num_envs: int, timeout: float | None) -> Watchdog | None:

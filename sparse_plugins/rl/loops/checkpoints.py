@@ -1,14 +1,14 @@
 """A tree of arrays as one file: whole or not at all, with checksums, and with the one before kept.
 
 The file is an ordinary .npz: a JSON manifest as bytes, then one array per leaf, each with the checksum that the zip
-format has. Leaves are written and read one by one, so that a large replay never exists twice; nothing is pickled.
+format has. Leaves are written and read one by one, so that a large replay never exists twice; nothing is pickled, and
+a leaf is read only if it is of the shape and dtype that is asked for.
 """
 
 import json
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.array_files import DamagedFileError, StoredArray, numbers, open_archive, read_bytes
 from sparse_plugins.core.trees import PyTree, leaf_names
 
 __all__ = ["CheckpointMismatchError", "Checkpoints", "Saved"]
 
 _MANIFEST = "manifest.npy"
-# What the readers of zip, JSON and arrays raise at damaged files.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError, RuntimeError)
+_LARGEST_MANIFEST = 1 << 28  # curves of long runs, and the games of vectors of environments
 
 
 class CheckpointMismatchError(ValueError):
@@ -85,6 +85,7 @@ class Checkpoints:
         Raises:
             FileExistsError: If there is one of this step or of a later one.
             TypeError: If a leaf is no array of numbers, or JSON can't take `extra`.
+            ValueError: If `extra` is larger than what is read again, 256 MiB.
         """
         if (steps := self.steps()) and step <= steps[-1]:
             raise FileExistsError(
@@ -92,13 +93,15 @@ class Checkpoints:
                 "are never overwritten. Call restore and go on from there, or choose another folder."
             )
         manifest = json.dumps({"leaves": _described(tree), "keys": _key_kinds(tree), "extra": extra}).encode()
+        if len(manifest) > _LARGEST_MANIFEST:
+            raise ValueError(f"extra has {len(manifest):,} bytes as JSON; {_LARGEST_MANIFEST:,} are read. Use leaves.")
         self._folder.mkdir(parents=True, exist_ok=True)
         half = self._folder / f"{step}.partial"
         with half.open("wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 _write(archive, _MANIFEST, np.frombuffer(manifest, np.uint8))
                 for i, leaf in enumerate(jax.tree.leaves(tree)):
-                    _write(archive, f"{i}.npy", _numbers(leaf))
+                    _write(archive, f"{i}.npy", numbers(leaf))
             file.flush()
             os.fsync(file.fileno())
         os.replace(half, self._path(step))
@@ -125,18 +128,14 @@ class Checkpoints:
         while steps:
             step = steps.pop()
             try:
-                with zipfile.ZipFile(self._path(step)) as archive:
-                    if broken := archive.testzip():  # before anything that is read is believed
-                        raise zipfile.BadZipFile(f"{broken} does not have its checksum")
-                    manifest = json.loads(_read(archive, _MANIFEST).tobytes())
-                    _check_same(f"the checkpoint of step {step} in {self._folder}", manifest["leaves"], wanted)
-                    leaves = [*_restored(archive, manifest["keys"], jax.tree.leaves(like))]
-            except (CheckpointMismatchError, PermissionError):
-                raise
-            except _DAMAGE as error:
+                with open_archive(self._path(step)) as archive:
+                    described, kinds, extra = _manifest(archive)
+                    _check_same(f"the checkpoint of step {step} in {self._folder}", described, wanted)
+                    leaves = [*_restored(archive, kinds, jax.tree.leaves(like))]
+            except DamagedFileError as error:
                 self._set_aside(step, error, steps)
                 continue
-            return Saved(step, jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["extra"])
+            return Saved(step, jax.tree.unflatten(jax.tree.structure(like), leaves), extra)
         return None
 
     def _path(self, step: int) -> Path:
@@ -175,29 +174,41 @@ def _key_kinds(tree: PyTree) -> dict[str, str]:
     return {str(i): str(jax.random.key_impl(leaf)) for i, leaf in enumerate(jax.tree.leaves(tree)) if _is_key(leaf)}
 
 
-def _numbers(leaf: Any) -> np.ndarray:
-    """The leaf as an array of a dtype that NumPy itself has."""
-    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
-
-
 def _write(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     with archive.open(name, "w", force_zip64=True) as member:
-        np.lib.format.write_array(member, array, allow_pickle=False)
+        np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with archive.open(name) as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
-        member.read()  # to the end, where the checksum is compared
-    return array
+def _manifest(archive: zipfile.ZipFile) -> tuple[list[list[Any]], dict[str, str], Any]:
+    """Descriptions of the leaves, kinds of keys by position, and what was saved beside the leaves."""
+    try:
+        match json.loads(read_bytes(archive, _MANIFEST, _LARGEST_MANIFEST)):
+            case {"leaves": list(described), "keys": dict(kinds), "extra": extra} if all(
+                map(_is_description, described)
+            ):
+                return described, kinds, extra
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"its manifest can't be read ({type(error).__name__}: {error})") from error
+    raise DamagedFileError("its manifest is not that of a checkpoint")
+
+
+def _is_description(leaf: Any) -> bool:
+    match leaf:
+        case [str(), str(), list()]:
+            return True
+    return False
 
 
 def _restored(archive: zipfile.ZipFile, key_kinds: dict[str, str], like: list[Any]) -> Iterator[Any]:
     for i, leaf in enumerate(like):
-        array = _read(archive, f"{i}.npy")
+        words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        dtype = numbers(np.zeros(0, words.dtype)).dtype
+        array = StoredArray(archive, f"{i}.npy", dtype, tuple(words.shape)).read()
         if _is_key(leaf):
-            yield jax.random.wrap_key_data(jnp.asarray(array), impl=key_kinds[str(i)])
+            try:
+                yield jax.random.wrap_key_data(jnp.asarray(array), impl=key_kinds[str(i)])
+            except (ValueError, TypeError, KeyError) as error:
+                raise DamagedFileError(f"the kind of key {i} can't be read ({error})") from error
         elif isinstance(leaf, np.ndarray | np.generic):
             yield array.view(leaf.dtype)
         else:

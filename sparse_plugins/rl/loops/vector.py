@@ -7,6 +7,8 @@ frames travel; stacks, replay, masks and networks stay on the device.
 import base64
 import functools
 import io
+import math
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,12 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.array_files import DamagedFileError
+from sparse_plugins.core.stored_values import fields, listed, whole
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments import VectorEnvironment, VectorStep, check_network
 from sparse_plugins.rl.learner import SparseLearner
 from sparse_plugins.rl.loops.vector_step import RunState, VectorAgent, VectorConfig
 
 __all__ = ["Episode", "Group", "VectorTrainer"]
+
+_LARGEST = 1 << 28  # bytes of the state of a vector of environments
 
 
 class Episode(NamedTuple):
@@ -156,12 +162,25 @@ class VectorTrainer:
         return self.states, extra
 
     def restore(self, tree: PyTree, extra: dict[str, Any]) -> None:
-        """Goes on from what `save` gave, in mid-episode if the environments can."""
-        self.states, self.iterations = list(tree), extra["iterations"]
-        saved = iter(jax.tree.leaves(extra["environments"]))
+        """Goes on from what `save` gave, in mid-episode if the environments can.
+
+        Raises:
+            DamagedFileError: If `extra` is not what `save` gave; the environments check what they are given.
+        """
+        iterations, environments, played = fields(extra, ("iterations", "environments", "played"), "the run")
+        now = self._each(lambda environment: environment)
+        if jax.tree.structure(environments) != jax.tree.structure(now):
+            raise DamagedFileError("the states of environments are not those of this run's groups, halves and seeds")
+        sums = [_from_text(part) for part in listed(played, len(self.groups), "the episodes in progress")]
+        if [_described(part) for part in sums] != [
+            _described({"scores": s, "lengths": n}) for s, n in zip(self._scores, self._lengths, strict=True)
+        ]:
+            raise DamagedFileError("the episodes in progress are not those of this run's groups, halves and seeds")
+        self.states, self.iterations = list(tree), whole(iterations, 0, 1 << 53, "the run's iterations")
+        saved = iter(jax.tree.leaves(environments))
         self._steps = self._each(lambda environment: environment.restore(_from_text(next(saved))))
-        for i, played in enumerate(map(_from_text, extra["played"])):
-            self._scores[i], self._lengths[i] = played["scores"], played["lengths"]
+        for i, part in enumerate(sums):
+            self._scores[i], self._lengths[i] = part["scores"], part["lengths"]
 
     def close(self) -> None:
         """Lets go of the environments."""
@@ -249,6 +268,10 @@ def _at_axes(function: Callable[[jax.Array], jax.Array], axes: PyTree, tree: PyT
     return jax.tree.map(mapped, axes, tree, is_leaf=lambda axis: axis is None)
 
 
+def _described(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: (array.dtype, array.shape) for name, array in arrays.items()}
+
+
 def _keys(seeds: Sequence[int]) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
@@ -267,6 +290,24 @@ def _to_text(arrays: dict[str, Any]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _from_text(text: str) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
-        return dict(arrays)
+def _from_text(text: Any) -> dict[str, np.ndarray]:
+    """The arrays of `_to_text`, if they are no more than `_LARGEST` bytes, as the archive says and as they turn out."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(base64.b64decode(text, validate=True))) as archive:
+            if (size := sum(info.file_size for info in archive.infolist())) > _LARGEST:
+                raise DamagedFileError(f"the state of an environment has {size:,} bytes; {_LARGEST:,} are read")
+            return {name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()}
+    except DamagedFileError:
+        raise
+    except Exception as error:  # a forged archive fails in many ways: base64, zip, zlib, end of file, headers
+        raise DamagedFileError(f"an environment's state can't be read ({type(error).__name__}: {error})") from error
+
+
+def _array(content: bytes) -> np.ndarray:
+    """An array of the size that its bytes have; NumPy's own reader takes as much memory as the header says."""
+    file = io.BytesIO(content)
+    np.lib.format.read_magic(file)
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or is_fortran or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise DamagedFileError(f"an array of an environment's state is not the {dtype}{list(shape)} that it says")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape).copy()
