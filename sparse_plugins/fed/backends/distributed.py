@@ -10,9 +10,9 @@ Each computes its share of a round's clients and is sent the outputs of the othe
 """
 
 import itertools
-import pickle
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import fedjax
 import jax
@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 
 from sparse_plugins.fed.backends import ForEachClient, Results, ScanBackend
 from sparse_plugins.fed.backends.client_batches import Clients
+
+_KEY = "key "
 
 
 class DistributedBackend(fedjax.ForEachClientBackend):
@@ -82,30 +84,88 @@ def _exchange(results: list[list]) -> list[list]:
     """What every process has, in the order of the processes."""
     if jax.process_count() == 1:
         return results
-    # Pickled, as the number of step results differs by client, and one without batches knows nothing of their shapes.
-    message = np.frombuffer(pickle.dumps(jax.tree.map(_on_host, results)), np.uint8)
+    message = np.frombuffer(_packed(results), np.uint8)
     lengths = multihost_utils.process_allgather(np.asarray(len(message), np.int32))
     messages = multihost_utils.process_allgather(np.pad(message, (0, lengths.max() - len(message))))
-    received = [pickle.loads(sent[:length].tobytes()) for sent, length in zip(messages, lengths, strict=True)]
-    return jax.tree.map(_on_device, list(itertools.chain.from_iterable(received)), is_leaf=_is_sent_key)
+    received = (_unpacked(sent[:length].tobytes(), results) for sent, length in zip(messages, lengths, strict=True))
+    return [*itertools.chain.from_iterable(received)]
 
 
-class _SentKey(NamedTuple):
-    implementation: str
-    data: np.ndarray
+def _packed(results: list[list]) -> bytes:
+    """Dtypes and shapes as JSON, then the numbers.
+
+    The number of step results differs by client, and a process whose clients have no batches knows nothing of them.
+    """
+    leaves = [jax.tree.leaves(part) for output, steps in results for part in (output, *steps)]
+    described = [[[_kind(leaf), np.shape(_words(leaf))] for leaf in part] for part in leaves]
+    some_step = next((step for _, steps in results for step in steps), None)
+    counts = [len(steps) for _, steps in results]
+    head = json.dumps({"counts": counts, "parts": described, "step": _containers(some_step)}).encode()
+    return b"".join(
+        [len(head).to_bytes(8, "little"), head, *(_words(leaf).tobytes() for part in leaves for leaf in part)]
+    )
 
 
-def _on_host(array: Any) -> Any:
-    if jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key):
-        return _SentKey(str(jax.random.key_impl(array)), np.asarray(jax.random.key_data(array)))
-    return np.asarray(array)
+def _unpacked(message: bytes, own: list[list]) -> Iterator[list]:
+    """The results of another process, in trees like those of this one."""
+    end = 8 + int.from_bytes(message[:8], "little")
+    head, view = json.loads(message[8:end]), memoryview(message)[end:]
+    parts = []
+    for part in head["parts"]:
+        parts.append([])
+        for kind, shape in part:
+            array, view = _taken(view, kind, shape)
+            parts[-1].append(array)
+    queue = iter(parts)
+    output_tree = jax.tree.structure(own[0][0])
+    step_tree = next((jax.tree.structure(step) for _, steps in own for step in steps), None)
+    if step_tree is None and any(head["counts"]):
+        step_tree = jax.tree.structure(_built(head["step"]))
+    for count in head["counts"]:
+        output = jax.tree.unflatten(output_tree, next(queue))
+        yield [output, [jax.tree.unflatten(step_tree, next(queue)) for _ in range(count)]]
 
 
-def _on_device(sent: Any) -> jax.Array:
-    if isinstance(sent, _SentKey):
-        return jax.random.wrap_key_data(jnp.asarray(sent.data), impl=sent.implementation)
-    return jnp.asarray(sent)
+def _taken(view: memoryview, kind: str, shape: list[int]) -> tuple[jax.Array, memoryview]:
+    is_key = kind.startswith(_KEY)
+    dtype = np.dtype(np.uint32) if is_key else jnp.dtype(kind)
+    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    array = jnp.asarray(np.frombuffer(view[:size], dtype).reshape(shape))
+    return jax.random.wrap_key_data(array, impl=kind.removeprefix(_KEY)) if is_key else array, view[size:]
 
 
-def _is_sent_key(node: Any) -> bool:
-    return isinstance(node, _SentKey)
+def _words(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _kind(leaf).startswith(_KEY) else leaf)
+
+
+def _kind(leaf: Any) -> str:
+    dtype = jnp.result_type(leaf)
+    return f"{_KEY}{jax.random.key_impl(leaf)}" if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.name
+
+
+def _containers(tree: Any) -> Any:
+    """The tree as JSON has it, with True for leaves; a name in place of what JSON can't describe."""
+    if tree is None:
+        return None
+    if type(tree) is dict and all(isinstance(key, str) for key in tree):
+        return {"dict": {key: _containers(part) for key, part in tree.items()}}
+    if type(tree) in (list, tuple):
+        return {type(tree).__name__: [_containers(part) for part in tree]}
+    return True if jax.tree_util.all_leaves([tree]) else type(tree).__name__
+
+
+def _built(described: Any) -> Any:
+    """A tree of the containers that `_containers` described."""
+    if isinstance(described, str):
+        raise TypeError(
+            f"step results are a {described}, of which a process whose clients have no batches knows nothing; return "
+            "dictionaries, lists and tuples from client_step, or raise clients_per_exchange."
+        )
+    match described:
+        case {"dict": parts}:
+            return {key: _built(part) for key, part in parts.items()}
+        case {"list": parts}:
+            return [_built(part) for part in parts]
+        case {"tuple": parts}:
+            return tuple(_built(part) for part in parts)
+    return described
