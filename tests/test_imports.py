@@ -70,6 +70,19 @@ def test_nothing_is_imported_through_the_top_level_links() -> None:
     assert [edge for edge in targets if edge[1].split(".")[0] in {"core", "fed", "rl"}] == []
 
 
+RUNS_WHAT_IT_READS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+
+
+def test_no_module_reads_pickles_but_the_converter_of_old_runs() -> None:
+    """And that one is called by nothing; NumPy's reader needs to be told to unpickle."""
+    readers = [module for module, targets in IMPORTS.items() if RUNS_WHAT_IT_READS & {t.split(".")[0] for t in targets}]
+    converter = "sparse_plugins.rl.dopamine.convert_old_run"
+    assert readers == [converter]
+    assert [module for module, targets in IMPORTS.items() if converter in targets] == []
+    allowed = [module for module, path in FILES.items() if "allow_pickle=True" in path.read_text()]
+    assert allowed == []
+
+
 def test_no_import_circle() -> None:
     graph = {module: {target for target in targets if target in FILES} for module, targets in IMPORTS.items()}
     graphlib.TopologicalSorter(graph).prepare()

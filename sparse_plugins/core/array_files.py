@@ -90,7 +90,7 @@ class StoredArray:
             DamagedFileError: If it does not have its checksum.
         """
         array = np.empty(self.shape, self.dtype)
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         with self._opened() as member:
             for start in range(0, len(view), _BLOCK):
                 part = view[start : start + _BLOCK]
@@ -201,7 +201,7 @@ def open_archive(file: str | Path | BinaryIO) -> Iterator[zipfile.ZipFile]:
     with contextlib.ExitStack() as stack:
         binary = stack.enter_context(open(file, "rb")) if isinstance(file, str | os.PathLike) else file
         with _named_damage():
-            archive = stack.enter_context(zipfile.ZipFile(_Cautious(binary)))  # type: ignore[arg-type]
+            archive = stack.enter_context(zipfile.ZipFile(_Cautious(binary)))
             members = archive.infolist()
             if len({info.filename for info in members}) < len(members):
                 raise DamagedFileError("members of it share a name")
@@ -247,7 +247,7 @@ def numbers(array: Any) -> np.ndarray:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     host = np.asarray(array)
-    if host.dtype.isbuiltin != 1 and host.dtype.kind in "Vf" and host.dtype.names is None:
+    if host.dtype.kind == "V" and host.dtype.type is not np.void:  # of ml_dtypes
         host = host.view(f"u{host.dtype.itemsize}")
     if host.dtype.str not in _DTYPES:
         raise TypeError(f"files hold arrays of numbers; this is one of {host.dtype}")
@@ -326,7 +326,7 @@ def _write(archive: zipfile.ZipFile, name: str, array: Any) -> None:
             return
         entries = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, len(entries), _BLOCK):
-            member.write(entries[start : start + _BLOCK])
+            member.write(entries[start : start + _BLOCK])  # type: ignore[call-overload]
 
 
 def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 from dopamine.jax.agents.dqn import dqn_agent
 
 from sparse_plugins import core
+from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.rl import Clock, TargetPolicy, dopamine
 from tests.rl.driving import assert_same_bits, build, drive, observe, outside_masks, reload
@@ -171,6 +172,40 @@ def test_no_agent_compiles_again_after_a_checkpoint(own_programs, tmp_path):
     assert agent.unbundle(str(tmp_path), 0, bundle)
     drive(agent, 20, np.random.default_rng(1))
     assert dqn_agent.train._cache_size() == compiled
+
+
+@pytest.mark.parametrize("name", ["jax_dqn", "sac", "ppo"])
+def test_without_a_replay_an_agent_does_not_go_on_and_does_not_look_at_masks(name, tmp_path):
+    """As Dopamine's own agents say it."""
+    agent = build(name)
+    assert agent.unbundle(str(tmp_path), 1729, {}) is False
+    assert agent.unbundle(str(tmp_path), 1729, None) is False
+    drive(agent, 30, np.random.default_rng(0))
+    bundle = agent.bundle_and_checkpoint(str(tmp_path), 1729)
+    (tmp_path / "1729" / "replay.npz").unlink()
+    before = agent.sparse_params
+    assert build(name).unbundle(str(tmp_path), 1729, bundle) is False
+    assert_same_bits(agent.sparse_params, before)
+
+
+def test_a_prioritized_replay_remembers_its_highest_priority(tmp_path):
+    """Dopamine's own files do not, and new transitions got another priority after a resume."""
+    agent = build("jax_rainbow")
+    drive(agent, 60, np.random.default_rng(0))
+    agent._replay.update(np.array([3], np.int32), priorities=np.array([7.0]))
+    again = reload(agent, tmp_path / "checkpoint", "jax_rainbow")
+    trees = [one._replay._sampling_distribution._sum_tree for one in (agent, again)]
+    assert [tree.max_recorded_priority for tree in trees] == [7.0, 7.0]
+    assert trees[0]._nodes.tobytes() == trees[1]._nodes.tobytes()
+
+
+def test_a_forged_sum_tree_is_refused(tmp_path):
+    agent = build("jax_rainbow")
+    drive(agent, 60, np.random.default_rng(0))
+    agent._replay._sampling_distribution._sum_tree._nodes[0] = 1e9
+    agent._replay.save(str(tmp_path), 3)
+    with pytest.raises(DamagedFileError, match="not the nodes of a sum tree of"):
+        build("jax_rainbow")._replay.load(str(tmp_path), 3)
 
 
 class TestCheckpointsOfOthers:

@@ -110,7 +110,7 @@ def _unpacked(message: bytes, own: list[list]) -> Iterator[list]:
     """The results of another process, in trees like those of this one."""
     end = 8 + int.from_bytes(message[:8], "little")
     head, view = json.loads(message[8:end]), memoryview(message)[end:]
-    parts = []
+    parts: list[list[jax.Array]] = []
     for part in head["parts"]:
         parts.append([])
         for kind, shape in part:

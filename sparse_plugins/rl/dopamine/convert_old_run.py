@@ -9,6 +9,7 @@ carried over: the next episode begins with a fresh seed, and an Atari game that 
 
 import argparse
 import collections
+import hashlib
 import pickle
 import re
 import shutil
@@ -102,7 +103,10 @@ def _convert(checkpoints: Path, number: int, new: Path) -> None:
     from sparse_plugins.rl.dopamine.replay_files import replay_file, write_replay
     from sparse_plugins.rl.dopamine.run_folder import SealedCheckpointer
 
-    data = pickle.loads((checkpoints / f"ckpt.{number}").read_bytes().rpartition(_SEAL)[0])
+    content, _, digest = (checkpoints / f"ckpt.{number}").read_bytes().rpartition(_SEAL)
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError(f"{checkpoints}/ckpt.{number} was cut off or has changed; remove it and its sentinel first.")
+    data = pickle.loads(content)
     old, logs = data.pop("run"), data.pop("logs", None)
     data.pop("current_iteration")
     data.pop("replay_checksums", None)
