@@ -33,7 +33,7 @@ def fields(value: Any, names: tuple[str, ...], what: str) -> list[Any]:
     Example:
         >>> fields({"a": 1, "_checkpoint_dir": "/"}, ("a",), "the episode")
         Traceback (most recent call last):
-        sparse_plugins.core.array_files.DamagedFileError: the episode has ... '_checkpoint_dir' ...; allowed are ['a']
+        sparse_plugins.core.array_files.DamagedFileError: the episode has or lacks '_checkpoint_dir'; allowed are ['a']
     """
     if not isinstance(value, dict):
         refuse(what, value, f"a dictionary of {', '.join(names)}")

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.testing as npt
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins import fed
-from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend
+from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend, distributed
 from tests.fed import rounds
 from tests.quick import FLAGS
 
@@ -208,6 +209,30 @@ def test_eight_devices_end_as_one(tmp_path, expected):
     for algorithm, params in expected.items():
         assert_close(leaves(tmp_path, f"{algorithm} 8"), jax.tree.leaves(params))
     assert_close(leaves(tmp_path, "fed_avg 3"), jax.tree.leaves(expected["fed_avg"]))
+
+
+def test_results_travel_as_numbers_to_a_process_that_has_no_step_results():
+    state = optax.sgd(0.1, momentum=0.9).init({"w": jnp.ones((2, 3), jnp.bfloat16)})
+    step = {"loss": jnp.float32(2), "seen": (jnp.arange(3), None), "all": [jnp.zeros(0)]}
+    results = [
+        [{"state": state, "key": jax.random.key(1)}, [step] * 2],
+        [{"state": state, "key": jax.random.key(2)}, []],
+    ]
+    message = distributed._packed(results)
+    for known in (results, results[1:]):
+        received = list(distributed._unpacked(message, known))
+        assert jax.tree.structure(received) == jax.tree.structure(results)
+        for there, here in zip(jax.tree.leaves(received), jax.tree.leaves(results), strict=True):
+            assert there.dtype == here.dtype
+            assert (there == here).all()
+
+
+def test_step_results_of_ones_own_class_need_a_process_that_knows_it():
+    results = [[jnp.ones(2), [optax.EmptyState()]]]
+    message = distributed._packed(results)
+    assert next(distributed._unpacked(message, results))[1] == [optax.EmptyState()]
+    with pytest.raises(TypeError, match=r"step results are a EmptyState.* raise clients_per_exchange"):
+        list(distributed._unpacked(message, [[jnp.ones(2), []]]))
 
 
 def test_two_processes_end_as_one(tmp_path, expected):

@@ -1,8 +1,12 @@
 """The loop for vector environments of the host, on a corridor of NumPy and on Pong itself."""
 
+import base64
 import functools
+import io
 import os
 import signal
+import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.rl import (
     Checkpoints,
     EnvironmentFailure,
@@ -158,6 +163,55 @@ def test_it_goes_on_from_a_checkpoint_in_mid_episode(agent, tmp_path):
     assert second.environment_steps == 40
     assert whole.advance(5) == second.advance(5)
     jax.tree.map(assert_same, whole.states, second.states)
+
+
+def bomb() -> str:
+    """A kilobyte that becomes a gigabyte."""
+    with (
+        zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.npy", "w") as member,
+    ):
+        for _ in range(1 << 10):
+            member.write(bytes(1 << 20))
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def with_header(header: bytes) -> str:
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8))
+    return base64.b64encode(file.getvalue()).decode()
+
+
+FORGED_EXTRA = {
+    "a bomb": ({"played": [bomb()]}, "has 1,073,741,824 bytes"),
+    "objects": (
+        {"played": [with_header(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }")]},
+        r"is not the object\[1\] that it says",
+    ),
+    "an array that is larger": (
+        {"played": [with_header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (8589934592,), }")]},
+        "is not the float64",
+    ),
+    "no archive": ({"played": ["text"]}, "can't be read"),
+    "no text": ({"played": [3]}, "can't be read"),
+    "fewer groups": ({"played": []}, "are not those of this run's groups"),
+    "other environments": ({"environments": []}, "are not those of this run's groups"),
+    "iterations that are none": ({"iterations": -1}, "allowed is a whole number"),
+    "another field": ({"config": 1}, "has or lacks 'config'"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED_EXTRA)
+def test_a_forged_state_is_refused_and_takes_no_memory(name, agent):
+    trainer = trainer_of([Group("one", agent, (0, 1))])
+    trainer.advance(1)
+    tree, extra = trainer.save()
+    change, problem = FORGED_EXTRA[name]
+    tracemalloc.start()
+    with pytest.raises(DamagedFileError, match=problem):
+        trainer.restore(tree, extra | change)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
 
 
 def test_a_run_whose_environment_breaks_goes_on_from_its_last_checkpoint(agent, tmp_path):
