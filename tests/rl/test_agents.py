@@ -4,6 +4,7 @@ import functools
 import itertools
 from typing import Any
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -197,6 +198,16 @@ def test_a_prioritized_replay_remembers_its_highest_priority(tmp_path):
     trees = [one._replay._sampling_distribution._sum_tree for one in (agent, again)]
     assert [tree.max_recorded_priority for tree in trees] == [7.0, 7.0]
     assert trees[0]._nodes.tobytes() == trees[1]._nodes.tobytes()
+
+
+def test_the_replay_before_stays_until_the_newest_is_part_of_a_checkpoint(tmp_path):
+    """Dopamine's own removes it at once, and a run that is killed then has none."""
+    gin.parse_config(["ReplayBuffer.checkpoint_duration = 1"])
+    agent = build("jax_dqn")
+    drive(agent, 30, np.random.default_rng(0))
+    for iteration in (8, 9, 10):
+        agent._replay.save(str(tmp_path), iteration)
+    assert {path.name for path in tmp_path.iterdir()} == {"9", "10"}
 
 
 def test_a_forged_sum_tree_is_refused(tmp_path):
