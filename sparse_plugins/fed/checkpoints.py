@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.missing import explain_import_error
 from sparse_plugins.core.trees import leaf_names
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -161,7 +162,7 @@ def _orbax() -> Any:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
-        raise ImportError("checkpoints need orbax-checkpoint: pip install 'sparse-plugins[fed]'.") from error
+        raise explain_import_error(error, "Checkpoints", ("orbax",), '"sparse-plugins[fed]"') from error
     return ocp
 
 

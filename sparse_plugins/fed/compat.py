@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.missing import explain_import_error
+
 _APPLIED = "_sparse_plugins_patches"  # set in a patched FedJAX module: the names already replaced there
 
 
@@ -59,7 +61,7 @@ def import_fedjax() -> types.ModuleType:
         The module `fedjax`.
 
     Raises:
-        ModuleNotFoundError: If FedJAX, Haiku or something they import is not installed.
+        ImportError: If FedJAX, Haiku or something they import is not installed or cannot be imported.
 
     Example:
         >>> from sparse_plugins import fed
@@ -73,11 +75,8 @@ def import_fedjax() -> types.ModuleType:
             # A docstring of FedJAX spells \{ in an ordinary string; Python says so when it first compiles it.
             warnings.filterwarnings("ignore", message=".*invalid escape sequence")
             fedjax = importlib.import_module("fedjax")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'sparse_plugins.fed needs {error.name}, which is not installed; run: pip install "sparse-plugins[fed]"',
-            name=error.name,
-        ) from error
+    except ImportError as error:
+        raise explain_import_error(error, "sparse_plugins.fed", ("fedjax", "haiku"), '"sparse-plugins[fed]"') from error
     for patch in PATCHES:
         apply_patch(patch)
     return fedjax
@@ -139,12 +138,9 @@ class _DeferredTensorFlow(types.ModuleType):
             raise AttributeError(name)
         try:
             tensorflow = importlib.import_module("tensorflow")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"this part of FedJAX uses TensorFlow for its files, but {error.name} is not installed; "
-                "run: pip install tensorflow-cpu",
-                name=error.name,
-            ) from error
+        except ImportError as error:
+            files = "this part of FedJAX, which reads and writes files,"
+            raise explain_import_error(error, files, ("tensorflow",), "tensorflow-cpu") from error
         return getattr(tensorflow, name)
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import jax
 
+from sparse_plugins.core.missing import explain_import_error
+
 __all__ = ["PATCHES", "Patch", "import_dopamine"]
 
 
@@ -50,16 +52,15 @@ def import_dopamine() -> types.ModuleType:
         The module `dopamine.discrete_domains.run_experiment`, whose imports load all classical agents.
 
     Raises:
-        ModuleNotFoundError: If Dopamine or something it imports is not installed.
+        ImportError: If Dopamine or something it imports is not installed or cannot be imported.
     """
     loaded = sys.modules.get("dopamine.discrete_domains.run_experiment")
     try:
         runners = loaded or _import_patched()
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"sparse_plugins.rl.dopamine needs {error.name}, which is not installed; "
-            'run: pip install "sparse-plugins[dopamine]"',
-            name=error.name,
+    except ImportError as error:
+        brought = ("dopamine", "absl", "ale_py", "flax", "gin", "gymnasium", "tensorboard", "tqdm")
+        raise explain_import_error(
+            error, "sparse_plugins.rl.dopamine", brought, '"sparse-plugins[dopamine]"'
         ) from error
     for patch in PATCHES:
         patch.after_import()

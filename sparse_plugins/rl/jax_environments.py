@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.missing import explain_import_error
 from sparse_plugins.rl.environments import JaxEnvironment, JaxStep
 
 __all__ = ["gymnax_environment"]
@@ -33,7 +34,7 @@ def gymnax_environment(name: str, *, sticky_actions: float = 0.0, **params: Any)
         The environment.
 
     Raises:
-        ImportError: If gymnax is not installed, or too old.
+        ImportError: If gymnax or something it imports is not installed, or gymnax is too old.
         ValueError: If there is no such game or parameter, or the game's actions are not discrete.
 
     Example:
@@ -107,11 +108,14 @@ class _Gymnax:
 
 
 def _gymnax() -> Any:
-    remedy = 'run: pip install "sparse-plugins[gymnax]"'
+    extra = '"sparse-plugins[gymnax]"'
     try:
         gymnax = importlib.import_module("gymnax")
     except ImportError as error:
-        raise ImportError(f"games of gymnax need it; {remedy}") from error
+        raise explain_import_error(error, "gymnax_environment", ("gymnax", "six"), extra) from error
     if not hasattr(gymnax.environments.environment.Environment, "is_truncated"):
-        raise ImportError(f"this gymnax does not tell time limits from ends of a game, release 1.0 does; {remedy}")
+        raise ImportError(
+            "this gymnax does not tell time limits from ends of a game, release 1.0 does; run: pip install --upgrade "
+            f"{extra}"
+        )
     return gymnax

@@ -3,6 +3,8 @@
 import importlib
 import types
 
+from sparse_plugins.core.missing import explain_import_error
+
 __all__ = ["import_t5x"]
 
 
@@ -16,7 +18,7 @@ def import_t5x(module: str) -> types.ModuleType:
         The module.
 
     Raises:
-        ModuleNotFoundError: If T5X or something it imports is not installed.
+        ImportError: If T5X or something it imports is not installed or cannot be imported.
 
     Example:
         >>> import_t5x("no_such_module")
@@ -25,9 +27,6 @@ def import_t5x(module: str) -> types.ModuleType:
     """
     try:
         return importlib.import_module(f"t5x.{module}")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"T5X is needed here, and {error.name!r} is not installed. T5X is not on PyPI: "
-            'pip install "t5x @ git+https://github.com/google-research/t5x"',
-            name=error.name,
-        ) from error
+    except ImportError as error:
+        source = '"t5x @ git+https://github.com/google-research/t5x" (it is on no package index)'
+        raise explain_import_error(error, "sparse_plugins.t5", ("t5x",), source) from error

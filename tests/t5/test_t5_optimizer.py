@@ -176,7 +176,7 @@ def test_importing_the_shim_loads_no_t5x_and_its_use_says_what_is_missing():
             try:
                 use()
             except ModuleNotFoundError as error:
-                assert "T5X is not on PyPI: pip install" in str(error), error
+                assert 'needs t5x, which is not installed; run: pip install "t5x @ git+' in str(error), error
             else:
                 raise AssertionError
     """

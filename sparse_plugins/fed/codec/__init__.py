@@ -91,7 +91,7 @@ def encode(
     Raises:
         ValueError: If masks, values and base do not belong together, an argument is out of range, or `dtype` can't
             hold a value. The message names the leaf.
-        ModuleNotFoundError: If zstandard is asked for and not installed.
+        ImportError: If zstandard is asked for and not installed.
 
     Example:
         >>> masks, values = {"w": np.array([1, 0, 1], np.uint8)}, {"w": np.array([0.5, 9.0, -2.0], np.float32)}

@@ -12,6 +12,7 @@ import struct
 import zlib
 from typing import Any
 
+from sparse_plugins.core.missing import explain_import_error
 from sparse_plugins.fed.codec.reader import Buffer, CodecError
 from sparse_plugins.fed.codec.value_codes import DTYPES
 
@@ -63,7 +64,7 @@ def seal(header: Header, content: bytes) -> bytes:
         The payload.
 
     Raises:
-        ModuleNotFoundError: If zstandard is asked for and not installed.
+        ImportError: If zstandard is asked for and not installed.
 
     Example:
         >>> header = Header(Flags(0), "float32", 7, bytes(8), 0, 1)
@@ -153,12 +154,12 @@ def _decompressed(content: Buffer, size: int) -> bytes:
 def _zstandard() -> Any:
     try:
         return importlib.import_module("zstandard")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("zstd=True needs the library zstandard: pip install zstandard.") from error
+    except ImportError as error:
+        raise explain_import_error(error, "zstd=True", ("zstandard",), '"sparse-plugins[zstd]"') from error
 
 
 def _zstandard_of_receiver() -> Any:
     try:
         return _zstandard()
-    except ModuleNotFoundError as error:
-        raise CodecError("this payload is compressed, and zstandard is missing: pip install zstandard.") from error
+    except ImportError as error:
+        raise CodecError(f"this payload is compressed: {error}") from error

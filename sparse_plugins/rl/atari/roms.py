@@ -10,6 +10,8 @@ import pathlib
 import re
 from typing import Any
 
+from sparse_plugins.core.missing import explain_import_error
+
 __all__ = ["ale", "game_name", "rom_file"]
 
 # The first release that resets some environments of a vector and leaves the others alone.
@@ -31,16 +33,16 @@ def ale() -> tuple[Any, Any]:
         >>> ale()[0].__name__
         'ALEVectorInterface'
     """
-    remedy = 'run: pip install "ale-py>=' + ".".join(map(str, _OLDEST_ALE)) + '"'
+    newer = '"ale-py>=' + ".".join(map(str, _OLDEST_ALE)) + '"'
     try:
-        vector = importlib.import_module("ale_py._ale_py").ALEVectorInterface
+        binding = importlib.import_module("ale_py._ale_py")
         roms = importlib.import_module("ale_py.roms")
-    except (ImportError, AttributeError) as error:
-        raise ImportError(f"Atari games need ale-py with its vector environment; {remedy}") from error
+    except ImportError as error:
+        raise explain_import_error(error, "sparse_plugins.rl.atari", ("ale_py",), newer) from error
     version = importlib.metadata.version("ale-py")
     if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < _OLDEST_ALE:
-        raise ImportError(f"ale-py {version} can't reset single environments of a vector; {remedy}")
-    return vector, roms
+        raise ImportError(f"ale-py {version} can't reset single environments of a vector; run: pip install {newer}")
+    return binding.ALEVectorInterface, roms
 
 
 def game_name(game: str) -> str:

@@ -7,6 +7,8 @@ import gin
 import gymnasium
 from dopamine.discrete_domains import atari_lib
 
+from sparse_plugins.core.missing import explain_import_error
+
 __all__ = ["MINATAR_GAMES", "create_minatar_environment", "frames_per_step", "minatar_observation_shape"]
 
 MINATAR_GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
@@ -43,7 +45,7 @@ def create_minatar_environment(game_name: str, sticky_action_prob: float = 0.1, 
 
     Raises:
         ValueError: For an unknown game.
-        ModuleNotFoundError: If MinAtar is not installed.
+        ImportError: If MinAtar is not installed.
 
     Example:
         >>> create_minatar_environment("breakout", seed=0).reset().shape
@@ -69,7 +71,7 @@ def minatar_observation_shape(game_name: str) -> tuple[int, ...]:
 
     Raises:
         ValueError: For an unknown game.
-        ModuleNotFoundError: If MinAtar is not installed.
+        ImportError: If MinAtar is not installed.
 
     Example:
         >>> minatar_observation_shape("seaquest")
@@ -83,10 +85,9 @@ def _minatar_environment(game_name: str) -> Any:
         raise ValueError(f"game_name is {game_name!r}; MinAtar has {', '.join(MINATAR_GAMES)}.")
     try:
         from dopamine.labs.environments.minatar import minatar_env
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed; run: pip install minatar", name=error.name
-        ) from error
+    except ImportError as error:
+        extra = '"sparse-plugins[dopamine]"'
+        raise explain_import_error(error, f"the game {game_name}", ("minatar",), extra) from error
     return minatar_env.MinAtarEnv(game_name)
 
 
