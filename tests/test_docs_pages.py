@@ -14,7 +14,7 @@ from sparse_plugins.core.config import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PACKAGES = ("core", "fed", "rl", "rl.haiku", "rl.dopamine", "vision", "t5")
+PACKAGES = ("core", "fed", "rl", "rl.haiku", "rl.dopamine", "vision", "keras", "t5")
 # What its package exports, and its updaters have as methods and fields.
 JAXPRUNER = re.findall(
     r"\w+",
@@ -111,7 +111,7 @@ def test_every_name_of_jaxpruner_has_a_row_and_ours_in_it_exist() -> None:
     text = (DOCS / "from_jaxpruner.md").read_text()
     theirs = set(re.findall(r"\w+", " ".join(row[0] for row in rows(text))))
     assert set(JAXPRUNER) - theirs == set()
-    ours = re.findall(r"`((?:core|fed|rl|vision|t5)(?:\.\w+)+)`", text)
+    ours = re.findall(r"`((?:core|fed|rl|vision|keras|t5)(?:\.\w+)+)`", text)
     public = public_names() | {f"sparse_plugins.core.BaseUpdater.{name}" for name in dir(core.BaseUpdater)}
     assert len(ours) > 40
     assert [name for name in ours if f"sparse_plugins.{name}" not in public] == []

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FRONT_ENDS = {"sparse_plugins.fed", "sparse_plugins.rl", "sparse_plugins.vision", "sparse_plugins.t5"}
+FRONT_ENDS = {f"sparse_plugins.{name}" for name in ("fed", "rl", "vision", "keras", "t5")}
 # What each floor may import of this repository, longest prefix first; each may also import itself.
 FLOORS = {
     "sparse_plugins.core": set(),
@@ -113,7 +113,9 @@ def test_import_adds_next_to_nothing_to_jax_and_optax() -> None:
     assert foreign <= {name for name in FILES if floor_of(name) in ("sparse_plugins", "sparse_plugins.core")}
 
 
-PUBLIC = [f"sparse_plugins.{name}" for name in ("core", "fed", "rl", "rl.haiku", "rl.dopamine", "t5", "vision")]
+PUBLIC = [
+    f"sparse_plugins.{name}" for name in ("core", "fed", "rl", "rl.haiku", "rl.dopamine", "keras", "t5", "vision")
+]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

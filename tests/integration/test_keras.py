@@ -18,8 +18,17 @@ runpy.run_module("tests.integration.keras_library", run_name="__main__", alter_s
 """
 OF_KERAS_ALONE = [
     "the_code_of_the_page_runs_without_tensorflow",
-    "fit_is_sparse_at_every_step_and_goes_on_bit_for_bit",
     "mistakes_are_named",
+    # of the optimizer for `model.compile`
+    "fit_is_sparse_at_every_step_and_goes_on_bit_for_bit",
+    "mixed_precision_is_sparse_at_every_step",
+    "a_step_that_overflows_changes_no_weight_and_no_mask",
+    "callbacks_set_the_learning_rate",
+    "training_goes_on_bit_for_bit_from_every_file",
+    "a_registered_subclass_is_loaded_with_its_model",
+    "a_loop_of_its_own_takes_the_same_steps",
+    "scales_of_float8_layers_are_overwritten",
+    "mistakes_with_the_optimizer_are_named",
 ]
 
 

@@ -1,0 +1,254 @@
+"""An optimizer of Keras that keeps a model sparse.
+
+Keras takes its backend when it is first imported. Where this module is imported before it, that is JAX, unless
+`KERAS_BACKEND` says otherwise.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins.core.base_updater import BaseUpdater, check_updater
+from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.trees import PyTree
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+import keras
+
+__all__ = ["SparseOptimizer"]
+
+
+@keras.saving.register_keras_serializable(package="sparse_plugins")
+class SparseOptimizer(keras.optimizers.Optimizer):
+    """An optax optimizer inside an updater, for `model.compile`.
+
+    The model holds the sparse weights from the moment the optimizer is built, which `fit` does before its first step.
+    Under `mixed_float16` Keras puts its `LossScaleOptimizer` around it, and a step whose gradients overflow changes
+    neither weights nor masks. Paths, as filters and rules of the updater see them, are those of Keras's variables:
+    'net/conv/kernel'. Clipping, averages, accumulation and decay are optax's to do, not options of this class.
+
+    Masks, moments and counts are variables of the optimizer, so `model.save` and `save_weights` store them. To go on:
+    make and compile the model as before, call `model.optimizer.build(model.trainable_variables)` and then
+    `model.load_weights` of either file. A run goes on bit for bit.
+
+    Attributes:
+        updater: Which weights are kept, how many and when.
+        tx: The sparse optimizer.
+
+    Example:
+        >>> import functools
+        >>> import numpy as np
+        >>> from sparse_plugins import core
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
+        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> model.compile(optimizer=SparseOptimizer(updater, optax.adam(1e-3)), loss="mse")
+        >>> _ = model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
+        >>> int(np.count_nonzero(model.get_layer("head").kernel))
+        8
+    """
+
+    def __init__(
+        self,
+        updater: BaseUpdater,
+        tx: optax.GradientTransformation,
+        learning_rate: Any = 1.0,
+        name: str = "sparse_optimizer",
+        paths: Iterable[str] = (),
+    ) -> None:
+        """Makes an optimizer.
+
+        Args:
+            updater: Which weights to keep, how many and when.
+            tx: The dense optimizer, with a learning rate of its own.
+            learning_rate: Factor on the updates of `tx`: a float, which callbacks may set, or a schedule of Keras.
+                Callbacks that set absolute rates go with a `tx` that has the rate 1.
+            name: Name of the optimizer.
+            paths: Names of the trainable variables, in their order, in place of those that Keras gives them: a
+                `Sequential` that `load_model` made calls its kernels 'conv/kernel' where it was 'net/conv/kernel', and
+                rules and random masks go by names. `get_config` holds those of a built optimizer.
+
+        Raises:
+            RuntimeError: If Keras runs on another backend than JAX.
+            TypeError: If `updater` is none, or `tx` no optax transformation or sparse already.
+        """
+        if (backend := keras.backend.backend()) != "jax":
+            raise RuntimeError(
+                f"Keras runs on {backend}, and sparse_plugins.keras needs JAX: set KERAS_BACKEND=jax before Keras is "
+                "imported."
+            )
+        check_updater(updater)
+        updater.wrap_optax(tx)  # says what is wrong with tx
+        super().__init__(learning_rate=learning_rate, name=name)
+        self._paths = tuple(paths)
+        self.updater, self.tx = updater, updater.wrap_optax(_times_learning_rate(tx))
+
+    @property
+    def state(self) -> SparseState:
+        """Masks, counts and the state of `tx`, as arrays."""
+        return self._structure.unflatten([variable.value for variable in self._state_variables()])
+
+    def build(self, variables: Iterable[keras.Variable]) -> None:
+        """Makes the variables of the state, and those of the model sparse; does nothing a second time.
+
+        Args:
+            variables: The model's trainable variables.
+
+        Raises:
+            ValueError: If two variables have one path, one has a constraint, `paths` are not as many, or the updater
+                finds nothing to prune.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        paths = self._paths or tuple(variable.path for variable in variables)
+        _check_variables(variables, paths)
+        params = {path: variable.value for path, variable in _trained(paths, variables)}
+        state = self.tx.init(params)
+        super().build(variables)
+        self._paths = paths
+        leaves, self._structure = jax.tree_util.tree_flatten_with_path(state)
+        for number, (path, leaf) in enumerate(leaves):
+            name = jax.tree_util.keystr(path, simple=True, separator="_").replace("/", "_")
+            variable = self.add_variable(leaf.shape, dtype=str(leaf.dtype), name=f"{number}_{name}")
+            variable.assign(jnp.copy(leaf))  # some optimizers keep an array twice, or the parameters
+        self._assign(self.updater.pre_forward_update(params, state))
+
+    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
+        """A step: changes the trainable variables and the optimizer's own.
+
+        Args:
+            grads: A gradient for each trainable variable.
+            trainable_variables: The variables the optimizer is built with, in their order; it is built with them where
+                it is not built yet. None: those.
+
+        Raises:
+            ValueError: If the optimizer is not built, has been built with other variables, or a gradient is missing.
+        """
+        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        if not self.built:
+            if trainable_variables is None:
+                raise ValueError("this optimizer is not built: call optimizer.build(model.trainable_variables).")
+            self.build(variables)
+        by_path = self._by_path(list(grads), variables)
+        for path, variable in zip(self._paths, variables, strict=True):
+            if _is_overwritten(variable):
+                variable.assign(by_path[path])
+        params = {path: variable.value for path, variable in _trained(self._paths, variables)}
+        rate = keras.ops.convert_to_tensor(self.learning_rate)
+        updates, state = self.tx.update(
+            {path: by_path[path] for path in params}, self.state, params, keras_learning_rate=rate
+        )
+        self._assign(optax.apply_updates(params, updates))
+        for variable, leaf in zip(self._state_variables(), jax.tree.leaves(state), strict=True):
+            variable.assign(leaf)
+        self.iterations.assign_add(1)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the optimizer's variables into Keras's store, by name."""
+        for variable in self.variables:
+            store[variable.name] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote.
+
+        Args:
+            store: Keras's store.
+
+        Raises:
+            ValueError: If the optimizer is not built, or the store holds another optimizer's variables.
+        """
+        if not self.built:
+            raise ValueError(
+                "masks and moments can't be loaded before there are variables for them: call "
+                "model.optimizer.build(model.trainable_variables) first."
+            )
+        names, stored = {variable.name for variable in self.variables}, set(store.keys())
+        if names != stored:
+            raise ValueError(
+                f"the stored optimizer is another one: it lacks {sorted(names - stored)} and has "
+                f"{sorted(stored - names)} instead. Make model and optimizer by the code they were saved from "
+                "(load_model may name variables differently), or load into a model that is not compiled yet, to start "
+                "with its weights alone."
+            )
+        for variable in self.variables:
+            variable.assign(store[variable.name])
+
+    def get_config(self) -> dict[str, Any]:
+        """What a `.keras` file can hold of it: name, learning rate and the paths of its variables."""
+        config = super().get_config()
+        return {"name": config["name"], "learning_rate": config["learning_rate"], "paths": list(self._paths)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """Makes an optimizer of a subclass that knows its updater; of this class it can't.
+
+        Args:
+            config: What `get_config` returned.
+            custom_objects: Passed on to Keras.
+
+        Returns:
+            The optimizer, not built.
+
+        Raises:
+            ValueError: If the class is `SparseOptimizer` itself.
+        """
+        if cls is SparseOptimizer:
+            raise ValueError(
+                "a .keras file holds neither updaters nor optax transformations. To go on, make and compile the model "
+                "as before, call model.optimizer.build(model.trainable_variables) and then model.load_weights(path); "
+                "to use it, load_model(path, compile=False). Or save the model with a registered subclass whose "
+                "__init__(self, **config) makes both."
+            )
+        return super().from_config(config, custom_objects)
+
+    def _state_variables(self) -> list[keras.Variable]:
+        return self.variables[-self._structure.num_leaves :]
+
+    def _assign(self, params: PyTree) -> None:
+        for path, variable in _trained(self._paths, self._trainable_variables):
+            variable.assign(params[path])
+
+    def _by_path(self, grads: list[Any], variables: list[keras.Variable]) -> dict[str, Any]:
+        given, known = [v.path for v in variables], [v.path for v in self._trainable_variables]
+        if given != known:
+            raise ValueError(f"this optimizer was built with the variables {known}, in this order, and got {given}.")
+        if len(grads) != len(known):
+            raise ValueError(f"got {len(grads)} gradients for {len(known)} variables; give one for each.")
+        if missing := [path for path, grad in zip(known, grads, strict=True) if grad is None]:
+            raise ValueError(f"{missing} have no gradient: give zeros, or make these variables not trainable.")
+        return dict(zip(self._paths, grads, strict=True))
+
+
+def _is_overwritten(variable: keras.Variable) -> bool:
+    """Whether a variable's gradient is its new value, as for the scales of float8 layers."""
+    return getattr(variable, "overwrite_with_gradient", False)
+
+
+def _trained(paths: Iterable[str], variables: Iterable[keras.Variable]) -> list[tuple[str, keras.Variable]]:
+    return [pair for pair in zip(paths, variables, strict=True) if not _is_overwritten(pair[1])]
+
+
+def _check_variables(variables: list[keras.Variable], paths: tuple[str, ...]) -> None:
+    if len(paths) != len(variables):
+        raise ValueError(f"got {len(paths)} paths for {len(variables)} trainable variables; give one for each.")
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"two variables have one path in {twice}; give the layers names.")
+    if constrained := [variable.path for variable in variables if variable.constraint is not None]:
+        raise ValueError(f"constraints of {constrained} are not applied; use optax's transformations.")
+
+
+def _times_learning_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its updates times the learning rate that Keras holds."""
+    tx = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, *, keras_learning_rate: jax.Array, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        updates, state = tx.update(updates, state, params, **extra)
+        return jax.tree.map(lambda u: u * keras_learning_rate.astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
