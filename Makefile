@@ -8,12 +8,13 @@ PYTHON ?= python3
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
 INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check --constraint requirements.lock --editable
-CHECKED := sparse_plugins experiments tests
+CHECKED := sparse_plugins experiments tests docs release
+EXTRAS := core fed dopamine haiku atari gymnax vision keras t5 zstd all
 # Groups stay in one process: the tests of Dopamine share its compiled steps.
 PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(IN_VENV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python " + sys.version.split()[0] + \
@@ -70,7 +71,10 @@ dist: $(VENV)/.dev ## Wheel and source archive in dist/, checked
 	$(IN_VENV) -m twine check --strict dist/*
 
 check-dist: dist ## Install the wheel with each extra in an empty environment, then the demonstration from it: 8 minutes
-	for extra in core fed dopamine haiku atari gymnax vision t5 zstd all; do ./release/check_extra.sh $(PYTHON) $$extra; done
+	for extra in $(EXTRAS); do ./release/check_extra.sh $(PYTHON) $$extra; done
+
+check-newest: dist ## The same without the lock, from the newest releases that pyproject.toml allows: EXTRAS="gymnax"
+	for extra in $(EXTRAS); do ./release/check_extra.sh $(PYTHON) $$extra newest; done
 
 docs: $(VENV)/.docs ## The documentation in docs/_build/html, its notebooks run: 5 minutes
 	$(IN_VENV) -m sphinx --fail-on-warning --keep-going --show-traceback --jobs=2 -b html docs docs/_build/html
@@ -107,8 +111,8 @@ study-t5: $(VENV)/.demo ## T5 1.1 on Python's manual, dense and five algorithms 
 tables: $(VENV)/.demo ## Tables of stored studies beside the papers' numbers: ARGS="experiments/results/fed_strokes"
 	$(IN_VENV) -m experiments.tables $(ARGS)
 
-kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those of one that ran through
-	$(IN_VENV) -m experiments.fed_emnist.kills --kills 50
+kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those of one that ran through: ARGS="--kills=5"
+	$(IN_VENV) -m experiments.fed_emnist.kills $(or $(ARGS),--kills=50)
 
 # pip list, unlike pip freeze, never writes where a file came from.
 lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
@@ -124,4 +128,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-rl test lint types doctests format coverage dist check-dist docs bench bench-rl fuzz study study-rl study-vision study-t5 tables kills lock clean
+.PHONY: help demo demo-rl test lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz study study-rl study-vision study-t5 tables kills lock clean

@@ -3,18 +3,23 @@
 import importlib.metadata
 import inspect
 import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "sparse-plugins"
 author = "The sparse-plugins authors"
 release = importlib.metadata.version("sparse-plugins")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "offline"]
 exclude_patterns = ["_build"]
 html_theme = "sphinx_book_theme"
 html_title = project
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
 
 # Headings are linked to across pages, formulas stand between dollar signs.
+html_math_renderer = "drawn"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
