@@ -47,6 +47,19 @@ def _groups(shape: tuple[int, ...], m: int, axis: int) -> Iterator[tuple]:
             yield (*place[:axis], slice(start, start + m), *place[axis + 1 :])
 
 
+def signed_ranks(grads: np.ndarray, asked: np.ndarray, count: int, fall: float = 1.0) -> np.ndarray:
+    """A client's say in growth: 1 for its strongest gradient, fall / count less for each further one up to count."""
+    flat, said = grads.astype(np.float64).ravel(), np.zeros(grads.size)
+    named = [i for i in range(flat.size) if asked.ravel()[i] and flat[i] != 0]
+    for i in named:
+        first = sum(abs(flat[j]) > abs(flat[i]) for j in named)
+        alike = sum(abs(flat[j]) == abs(flat[i]) for j in named)
+        mean_rank = np.mean(range(first, first + alike))
+        if first + alike <= count:
+            said[i] = np.sign(flat[i]) * (1 - fall * mean_rank / count)
+    return said.reshape(grads.shape)
+
+
 def n_by_m(scores: np.ndarray, kept: int, m: int, axis: int) -> np.ndarray:
     mask = np.zeros(scores.shape, np.uint8)
     for group in _groups(scores.shape, m, axis):

@@ -20,6 +20,7 @@ from sparse_plugins.fed.ledger import Entry, Ledger, Total  # noqa: E402
 from sparse_plugins.fed.metered import MeteredBackend  # noqa: E402
 from sparse_plugins.fed.optimizers import sparse_client_optimizer, sparse_server_optimizer  # noqa: E402
 from sparse_plugins.fed.quantizers import survivors_only  # noqa: E402
+from sparse_plugins.fed.robust import FedMedian, FedTrimmedAvg, Krum  # noqa: E402
 from sparse_plugins.fed.sparsified import SparsifiedState, sparsify  # noqa: E402
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "DistributedBackend",
     "Entry",
     "Faults",
+    "FedMedian",
+    "FedTrimmedAvg",
+    "Krum",
     "Ledger",
     "MeteredBackend",
     "ScanBackend",

@@ -17,23 +17,15 @@ from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.masks import map_pruned, unpack
 from sparse_plugins.core.trees import leaf_names
-from sparse_plugins.fed.aggregation import Aggregation, Sums, reprune
+from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates, reprune
 from sparse_plugins.fed.broadcast import mark_in_use
 from sparse_plugins.fed.codec import SeededMasks
 from sparse_plugins.fed.exchange import Exchange, Wire
 from sparse_plugins.fed.faults import Faults
-from sparse_plugins.fed.growth import (
-    check_signal,
-    grows_by_gradient,
-    growth_protocol,
-    pruned_places,
-    random_signal,
-    replaced_per_layer,
-    settled_masks,
-    strongest_pruned,
-)
+from sparse_plugins.fed.growth import Signals, check_signal, grows_by_gradient, growth_protocol, random_signal
 from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
 from sparse_plugins.fed.optimizers import optax_transformation
+from sparse_plugins.fed.robust import Krum
 from sparse_plugins.fed.training import GradFn, masked_training, mean_gradient
 
 Client = tuple[Any, Any, jax.Array]
@@ -77,11 +69,12 @@ def sparse_federated_averaging(
     became of these weights. All of it travels as bytes of `fed.codec`, and what is decoded from them is what is used.
     An update that can't be decoded, has NaN or infinities, or is too large is refused, named in the diagnostics and in
     the ledger, and the round goes on with the others; a round without a valid update warns and leaves the model and
-    its schedule as they were.
+    its schedule as they were. A client without examples sends nothing and is no vote.
 
-    Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`). If none of
-    these growth signals can be used, the round warns and puts the mask change off: the next round is due instead. The
-    round's mean delta is applied in every round.
+    Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`): those whose
+    update is used, each with the same say, as gradients are put into ranks before they are summed. If none of these
+    growth signals can be used, the round warns and puts the mask change off: the next round is due instead. The round's
+    aggregated delta is applied in every round.
 
     Args:
         grad_fn: From parameters, batch and key to gradients, such as `fedjax.model_grad(model)`.
@@ -94,7 +87,7 @@ def sparse_federated_averaging(
         client_batch_hparams: How clients batch their data.
         growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients, 'dense' if
             their masks have a structure. Other updaters make no use of it, and personal masks take none.
-        aggregation: How updates become one.
+        aggregation: How updates become one. The default is a mean, which one hostile client can turn anywhere.
         personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
             trains; the weights that enough clients hold compete by magnitude for the server's next mask. For SET and
             RigL with unstructured masks.
@@ -110,7 +103,8 @@ def sparse_federated_averaging(
 
     Raises:
         TypeError: If an optimizer or the updater is of another kind.
-        ValueError: If a value is not allowed; from `apply`, if weights are to be grown and all growth signals are 0.
+        ValueError: If a value is not allowed; from `apply`, if weights are to be grown and all growth signals are 0, or
+            if a round draws fewer clients than `fed.Krum` needs.
 
     Example:
         >>> from sparse_plugins import core, fed
@@ -150,6 +144,11 @@ def sparse_federated_averaging(
         raise ValueError(
             f"growth is {growth!r} and personal_masks=True, but clients with masks of their own grow by their own "
             "gradients and are asked for none; drop one of the two."
+        )
+    if personal_masks and isinstance(aggregation.rule, Krum) and aggregation.rule.num_to_keep < aggregation.min_votes:
+        raise ValueError(
+            f"min_votes is {aggregation.min_votes}, but {aggregation.rule} keeps fewer updates of a round, so no "
+            "weight of personal masks would be elected. Let min_votes be num_to_keep at most."
         )
     if max_norm is not None and not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}; give a number above 0, or None to take updates of any size.")
@@ -197,31 +196,41 @@ class _Averaging:
         """One round."""
         masks = core.unpack_masks(state.params, state.opt_state.masks)
         names = [client for client, _, _ in clients]
+        self.aggregation.check_drawn(len(names))
         exchange = self.exchange(state.round, names, state.params, masks, seed=self._seed(state))
-        present = {place: clients[place] for place in exchange.present()}
+        present = self._present(exchange, clients)
         is_due = bool(self.updater.is_refresh_due(state.opt_state.count))
         votes = is_due and self.has_personal_masks
-        is_dense = is_due and not votes and self.protocol == "delta" and grows_by_gradient(self.updater)
-        signal = self._growth_signal(state, exchange, present) if is_due and not votes else None
-        sums = Sums(state.params, masks if votes else None)
+        grows = is_due and not votes and grows_by_gradient(self.updater)
+        signals = None
+        if grows and self.protocol != "random":
+            signals = Signals(self.updater, state.opt_state, exchange.params, exchange.masks, self.protocol)
+        is_dense = signals is not None and self.protocol == "delta"
+        updates = self.aggregation.gather(state.params, masks, votes)
+        used: dict[int, Client] = {}
         inputs = self._inputs_with_masks(state, exchange, present) if votes else self._inputs(present)
         masks_of_training = jax.tree.map(jnp.ones_like, exchange.masks) if is_dense else exchange.masks
         for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
             message = exchange.receive(place, output["delta"], output["masks"] if votes or is_dense else None)
             if message is not None:
-                sums.add(message.values, len(present[place][1]), message.masks if votes else None)
+                used[place] = present[place]
+                updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
+                if signals is not None and is_dense:
+                    signals.add(message.values)
+        is_idle = updates.clients < self.aggregation.min_clients
+        signal = self._growth_signal(state, signals, exchange, used) if grows and not is_idle else None
         for entry in exchange.entries():
             self.ledger.add(entry)
-        if sums.clients < self.aggregation.min_votes:
-            _warn_of_idle_round(exchange.entries(), sums.clients, self.aggregation.min_votes)
+        if is_idle:
+            _warn_of_idle_round(exchange.entries(), updates.clients, self.aggregation.min_clients)
             return dataclasses.replace(state, round=state.round + 1), exchange.diagnostics()
         reasons = exchange.lost_growth()
         if reasons:
             _warn_of_lost_growth(state.round, reasons)
-            after = self._step(state, sums, is_due=False, signal=None)
+            after = self._step(state, updates, is_due=False, signal=None)
             opt_state = after.opt_state._replace(count=state.opt_state.count)
             return dataclasses.replace(after, opt_state=opt_state), exchange.diagnostics()
-        return self._step(state, sums, is_due, signal), exchange.diagnostics()
+        return self._step(state, updates, is_due, signal), exchange.diagnostics()
 
     def _seed(self, state: SparseServerState) -> SeededMasks | None:
         if type(self.updater) is not core.StaticRandomSparse:
@@ -229,29 +238,32 @@ class _Averaging:
         first, second = state.opt_state.rng.tolist()
         return SeededMasks((first, second))
 
+    def _present(self, exchange: Exchange, clients: Sequence[Client]) -> dict[int, Client]:
+        """The clients that take part, by their place; those without examples have nothing to say."""
+        present = {place: clients[place] for place in exchange.present()}
+        for place in [place for place, (_, data, _) in present.items() if not len(data)]:
+            exchange.excuse(place, "no examples")
+            del present[place]
+        return present
+
     def _batches(self, data: Any) -> Any:
         return data.shuffle_repeat_batch(self.batch_hparams)
 
     def _inputs(self, present: dict[int, Client]) -> Iterator[tuple[int, Any, Any]]:
         return ((place, self._batches(data), {"rng": rng}) for place, (_, data, rng) in present.items())
 
-    def _growth_signal(self, state: SparseServerState, exchange: Exchange, present: dict[int, Client]) -> Any:
-        """What weights are grown by; None for the mean delta."""
-        if not grows_by_gradient(self.updater) or self.protocol == "delta":
-            return None
-        if self.protocol == "random":
+    def _growth_signal(
+        self, state: SparseServerState, signals: Signals | None, exchange: Exchange, used: dict[int, Client]
+    ) -> Any:
+        """What weights are grown by; clients whose update was not used are not asked."""
+        if signals is None:
             return random_signal(state.params, state.opt_state)
-        counts = replaced_per_layer(self.updater, int(state.opt_state.count), exchange.masks)
-        sums = Sums(state.params)
-        if any(jax.tree.leaves(counts)):
-            settled = settled_masks(self.updater, state.opt_state, exchange.params, exchange.masks, counts)
-            for place, grads in self.probe(exchange.params, self._inputs(present)):
-                is_topk = self.protocol == "topk"
-                places = strongest_pruned(grads, settled, counts) if is_topk else pruned_places(grads, settled)
-                message = exchange.receive(place, grads, places, "growth")
+        if self.protocol != "delta" and signals.is_wanted:
+            for place, grads in self.probe(exchange.params, self._inputs(used)):
+                message = exchange.receive(place, grads, signals.places(grads), "growth")
                 if message is not None:
-                    sums.add(message.values, len(present[place][1]))
-        return sums.aggregate(Aggregation())
+                    signals.add(message.values)
+        return signals.total()
 
     def _inputs_with_masks(
         self, state: SparseServerState, exchange: Exchange, present: dict[int, Client]
@@ -267,10 +279,10 @@ class _Averaging:
             own = self.refresh(state.opt_state._replace(rng=words), exchange.params, grads)
             yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
 
-    def _step(self, state: SparseServerState, sums: Sums, is_due: bool, signal: Any) -> SparseServerState:
-        mean, opt_state = sums.aggregate(self.aggregation), state.opt_state
+    def _step(self, state: SparseServerState, updates: Sums | Updates, is_due: bool, signal: Any) -> SparseServerState:
+        mean, opt_state = updates.aggregate(self.aggregation), state.opt_state
         if is_due and self.has_personal_masks:
-            opt_state, params = self._elect(state, sums, mean)
+            opt_state, params = self._elect(state, updates, mean)
         else:
             if is_due:
                 signal = mean if signal is None else signal
@@ -281,10 +293,10 @@ class _Averaging:
         _check_density(params, opt_state.masks)
         return SparseServerState(params, opt_state, state.round + 1)
 
-    def _elect(self, state: SparseServerState, sums: Sums, mean: Any) -> tuple[core.SparseState, Any]:
+    def _elect(self, state: SparseServerState, updates: Sums | Updates, mean: Any) -> tuple[core.SparseState, Any]:
         """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
         masks = core.unpack_masks(state.params, state.opt_state.masks)
-        elected = sums.elected(self.aggregation)
+        elected = updates.elected(self.aggregation)
         union = self.updater.with_masks(state.opt_state, state.params, jax.tree.map(jnp.bitwise_or, masks, elected))
         opt_state, params = self.optimizer.apply(mean, union, state.params)
         opt_state = self.updater.with_masks(opt_state, params, reprune(params, masks, elected))

@@ -114,6 +114,10 @@ class Exchange:
             self._growth_status.append(status)
         return message
 
+    def excuse(self, place: int, reason: str) -> None:
+        """Notes why a client that is there sends nothing."""
+        self._status[place] = f"nothing to send: {reason}"
+
     def lost_growth(self) -> list[str]:
         """What became of the growth signals, if clients were asked for some and none of them can be used."""
         return [] if DELIVERED in self._growth_status else list(self._growth_status)

@@ -7,7 +7,9 @@ Clients that upload survivors only say nothing about pruned weights. In rounds t
 - `delta`: clients train densely in that round, and what they changed outside the mask is taken for a gradient;
 - `dense`: all gradients of pruned weights.
 
-Gradients are those of a client's data at the parameters of the broadcast.
+Gradients are those of a client's data at the parameters of the broadcast. Only clients whose update was used are heard,
+and what each says is put into ranks before it is summed (`ranked`): by gradients themselves, one client with large ones
+would decide alone.
 
 Updaters drop weights and then grow others. Where fewer are pruned than are to be grown, as in a run that starts dense,
 some of those just dropped come back, and clients are asked about all that do not survive the drop. Which these are
@@ -20,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparse_plugins import core
 from sparse_plugins.core.algorithms.parts import Parts
@@ -27,6 +30,7 @@ from sparse_plugins.core.counts import survivor_count
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
 from sparse_plugins.core.seeds import random_scores
 from sparse_plugins.core.topk import exact_topk
+from sparse_plugins.fed.aggregation import Aggregation, Sums
 
 PROTOCOLS = ("random", "topk", "delta", "dense")
 
@@ -123,6 +127,44 @@ def growth_protocol(updater: core.BaseUpdater, name: str | None) -> str:
     return name
 
 
+class Signals:
+    """What clients say about growth in a round that changes masks, summed up.
+
+    Args:
+        updater: An updater that grows by gradients.
+        state: Its state before the change.
+        params: The parameters of the broadcast.
+        masks: uint8 masks of the broadcast.
+        protocol: How clients say it.
+
+    Attributes:
+        is_wanted: Whether any weight is to be grown.
+    """
+
+    def __init__(self, updater: Any, state: core.SparseState, params: Any, masks: Any, protocol: str) -> None:
+        self._counts = replaced_per_layer(updater, int(state.count), masks)
+        self.is_wanted = any(jax.tree.leaves(self._counts))
+        self._settled = settled_masks(updater, state, params, masks, self._counts)
+        self._is_topk = protocol == "topk"
+        is_unstructured = updater.sparsity_type == core.Unstructured()
+        self._limits = self._counts if self._is_topk or (protocol == "delta" and is_unstructured) else None
+        self._sums = Sums(params)
+
+    def places(self, grads: Any) -> Any:
+        """uint8 masks of the gradients that a client sends."""
+        if self._is_topk:
+            return strongest_pruned(grads, self._settled, self._counts)
+        return pruned_places(grads, self._settled)
+
+    def add(self, grads: Any) -> None:
+        """Takes in what arrived of one client."""
+        self._sums.add(ranked(grads, self._settled, self._limits), 1.0)
+
+    def total(self) -> Any:
+        """What to grow by: the mean of all clients' ranks; 0 where none says anything."""
+        return self._sums.aggregate(Aggregation())
+
+
 def replaced_per_layer(updater: Any, step: int, masks: Any) -> Any:
     """How many weights of each layer a mask change replaces, which is what clients are asked for.
 
@@ -209,6 +251,46 @@ def strongest_pruned(grads: Any, masks: Any, counts: Any) -> Any:
         return exact_topk([jnp.where(outside, jnp.abs(grad).astype(jnp.float32), -1.0)], count)[0]
 
     return map_pruned(chosen, grads, masks, counts, otherwise=lambda g, count: jnp.zeros(g.shape, jnp.uint8))
+
+
+def ranked(grads: Any, masks: Any, counts: Any = None) -> Any:
+    """A client's say in what to grow: the ranks of its gradients instead of their sizes.
+
+    In each layer the strongest counts 1, and each further one a fixed step less; gradients of one magnitude share the
+    mean of their ranks. So no client says more at a weight than 1, nor more in all than any other, whatever it sends.
+
+    Args:
+        grads: What a client sent, as arrays; entries that are 0 say nothing.
+        masks: uint8 masks of weights on which it was not asked.
+        counts: How many weights of each layer it may name. The last of them counts more than one half, so that of
+            weights named once and weights named twice alike the latter are ahead; those behind it count 0. None: it may
+            name all on which it was asked, down to next to 0.
+
+    Returns:
+        float32 arrays in [-1, 1] with the gradients' signs; 0 in layers that stay dense.
+
+    Example:
+        >>> grads, masks = {"w": np.array([9.0, -0.3, 0.1, 0.0, 700.0])}, {"w": np.array([0, 0, 0, 0, 1], np.uint8)}
+        >>> ranked(grads, masks)["w"].tolist(), ranked(grads, masks, {"w": 2})["w"].tolist()
+        ([1.0, -0.75, 0.5, 0.0, 0.0], [1.0, -0.75, 0.0, 0.0, 0.0])
+    """
+    fall = 1.0 if counts is None else 0.5
+    counts = jax.tree.map(lambda mask: mask.size, masks) if counts is None else counts
+
+    def ranks(grad: Any, mask: Any, count: int) -> np.ndarray[Any, Any]:
+        grad, asked = np.asarray(grad), np.asarray(mask) == 0
+        count = min(count, int(asked.sum()))
+        named = asked & (grad != 0)
+        magnitudes = np.abs(grad[named]).astype(np.promote_types(grad.dtype, np.float32))
+        _, group, sizes = np.unique(magnitudes, return_inverse=True, return_counts=True)
+        stronger = magnitudes.size - np.cumsum(sizes)
+        say = 1 - fall * (stronger + (sizes - 1) / 2) / max(count, 1)
+        say = np.where(stronger + sizes <= count, say, 0)[group]
+        out = np.zeros(grad.shape, np.float32)
+        out[named] = np.where(grad[named] < 0, -say, say)
+        return out
+
+    return map_pruned(ranks, grads, masks, counts, otherwise=lambda g, count: np.zeros(np.shape(g), np.float32))
 
 
 def pruned_places(grads: Any, masks: Any) -> Any:

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from sparse_plugins import core, fed
+from sparse_plugins.fed.growth import replaced_per_layer, settled_masks
 from sparse_plugins.fed.training import mean_gradient
 from tests import reference
 from tests.fed.toy import (
@@ -142,17 +143,20 @@ def test_uploads_are_exactly_the_survivors_and_state_no_positions():
     assert max(sizes) <= 4 * (sum(KEPT.values()) + 12) + 60
 
 
-def test_growth_by_gradients_is_rigl_on_the_weighted_mean_of_the_clients():
+@pytest.mark.parametrize("protocol", ["topk", "dense"])
+def test_growth_by_gradients_is_rigl_on_the_mean_of_the_clients_ranks(protocol):
     """Slow: the gradient of every example at the parameters of the broadcast, dropped and grown by the NumPy rule."""
     updater = growing()
-    states = run(averaging(updater, growth="dense"), 2)
+    states = run(averaging(updater, growth=protocol), 2)
     before, clients = states[1], clients_of_a_round(1)
     grads = [GRADIENT(before.params, data.all_examples(), jax.random.key(0)) for _, data, _ in clients]
-    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *grads)
     drop = updater.drop_fraction_fn(1)
     for layer, kept in KEPT.items():
         weights, mask = np.array(before.params[layer]["w"]), np.array(masks_of(before)[layer]["w"])
-        signal = np.where(mask, 0, np.abs(mean[layer]["w"]))
+        count = mask.size - kept if protocol == "dense" else kept - round((1 - drop) * kept)
+        fall = 1.0 if protocol == "dense" else 0.5
+        ranks = [reference.signed_ranks(np.array(grad[layer]["w"]), mask == 0, count, fall) for grad in grads]
+        signal = np.abs(np.mean(ranks, axis=0).astype(np.float32))
         survivors = kept - (kept - round((1 - drop) * kept))
         expected = reference.drop_and_grow(mask, np.abs(weights), signal, survivors)
         npt.assert_array_equal(masks_of(states[2])[layer]["w"], expected)
@@ -183,7 +187,7 @@ def test_topk_sends_as_many_gradients_as_weights_are_replaced():
     channel = Listening()
     updater = growing()
     states = run(averaging(updater, growth="topk", faults=channel), 2)
-    signals = [payload for round_num, _, payload in channel.payloads if round_num == 1][:4]
+    signals = [payload for round_num, _, payload in channel.payloads if round_num == 1][4:]
     masks = masks_of(states[1])
     for payload in signals:
         sent = fed.codec.decode(payload, states[1].params)
@@ -211,7 +215,7 @@ CROWDED = ["rigl", "srigl", "gradual_rigl", "granet"]
     [(name, how) for name in CROWDED for how in ("topk", "dense") if (name, how) != ("srigl", "topk")],
 )
 def test_where_few_weights_are_pruned_those_just_dropped_come_back_by_their_gradients(name, protocol):
-    """As if the server had all gradients of all weights."""
+    """As if the server had all gradients of all weights, of clients as ranks."""
     updater = crowded(name)
     algorithm = averaging(updater, growth=protocol)
     before = algorithm.init(MODEL.init(jax.random.PRNGKey(0)))
@@ -221,8 +225,14 @@ def test_where_few_weights_are_pruned_those_just_dropped_come_back_by_their_grad
     clients = clients_of_a_round(number)[: 4 if protocol == "dense" else 1]
     after, _ = algorithm.apply(before, clients)
     grads = [GRADIENT(before.params, data.all_examples(), jax.random.key(0)) for _, data, _ in clients]
-    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *grads)
-    expected = updater.refresh(before.opt_state, before.params, mean)
+    counts = replaced_per_layer(updater, number, masks_of(before))
+    settled = settled_masks(updater, before.opt_state, before.params, masks_of(before), counts)
+    signal = {}
+    for layer, asked in settled.items():
+        asked = np.array(asked["w"]) == 0
+        ranks = [reference.signed_ranks(np.array(g[layer]["w"]), asked, asked.sum()) for g in grads]
+        signal[layer] = {"w": np.float32(np.mean(ranks, axis=0)), "b": np.zeros(grads[0][layer]["b"].shape)}
+    expected = updater.refresh(before.opt_state, before.params, signal)
     for layer, mask in core.unpack_masks(before.params, expected.masks).items():
         npt.assert_array_equal(masks_of(after)[layer]["w"], mask["w"])
 
@@ -230,7 +240,7 @@ def test_where_few_weights_are_pruned_those_just_dropped_come_back_by_their_grad
 def test_clients_are_asked_about_weights_that_do_not_survive_where_few_are_pruned():
     channel, updater, ledger = Listening(), crowded("gradual_rigl"), fed.Ledger()
     before, _ = run(averaging(updater, growth="topk", faults=channel, ledger=ledger), 1)
-    signals = [payload for _, _, payload in channel.payloads if fed.codec.needed_base(payload) is None][:4]
+    signals = [payload for _, _, payload in channel.payloads if fed.codec.needed_base(payload) is None][-4:]
     assert ledger.total().growth == sum(map(len, signals)) > 0
     for payload in signals:
         sent = fed.codec.decode(payload, before.params)

@@ -310,10 +310,6 @@ def test_sums_in_float32_are_those_of_float32():
     assert mean.dtype == jnp.float32
 
 
-def test_aggregations_that_are_none_are_errors():
-    with pytest.raises(ValueError, match="rule is 'median'; choose 'mean' or 'voters'"):
-        fed.Aggregation("median")
-    with pytest.raises(ValueError, match="min_votes is 0"):
-        fed.Aggregation(min_votes=0)
+def test_number_formats_that_are_none_are_errors():
     with pytest.raises(ValueError, match="up is 'int4'; choose one of"):
         fed.Wire(up="int4")
