@@ -13,6 +13,7 @@ import optax
 from experiments.fed_emnist.config import Run, StudyConfig
 from sparse_plugins import core, fed
 from sparse_plugins.fed import datasets
+from sparse_plugins.fed.aggregation import Aggregation
 from sparse_plugins.fed.backends import ScanBackend
 from sparse_plugins.fed.ledger import DELIVERED
 
@@ -88,7 +89,9 @@ def prepare(config: StudyConfig) -> Task:
     )
 
 
-def averaging(config: StudyConfig, run: Run, task: Task, ledger: fed.Ledger) -> Any:
+def averaging(
+    config: StudyConfig, run: Run, task: Task, ledger: fed.Ledger, aggregation: Aggregation = Aggregation()
+) -> Any:
     """The federated algorithm of a run, which writes its bytes into a ledger."""
     learning_rate: Any = config.server_learning_rate
     if config.server_schedule == "cosine":
@@ -102,6 +105,7 @@ def averaging(config: StudyConfig, run: Run, task: Task, ledger: fed.Ledger) -> 
             config.updater(run),
             fedjax.ShuffleRepeatBatchHParams(batch_size=config.batch_size, num_epochs=config.local_epochs),
             growth=run.growth,
+            aggregation=aggregation,
             wire=fed.Wire(down=config.wire, up=config.wire),
             ledger=ledger,
         )

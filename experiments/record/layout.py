@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 Key = tuple[Any, ...]
 Settings = Mapping[str, Any]
-DOMAINS = ("fed_emnist", "minatar", "atari", "vision", "t5", "structures", "versus_dopamine")
+DOMAINS = ("fed_emnist", "minatar", "atari", "vision", "t5", "structures", "hostile", "versus_dopamine")
 
 
 class Shown(NamedTuple):

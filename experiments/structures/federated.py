@@ -16,6 +16,7 @@ from experiments.supervised.settings import Cell, Study
 from experiments.supervised.study import Plan, TrainRun
 from experiments.supervised.train import measured_sparsity
 from sparse_plugins import core, fed
+from sparse_plugins.fed.aggregation import Aggregation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,28 +77,36 @@ def build(settings: StructureSettings, study: Study) -> Plan:
 
 
 def _prepare(settings: StructureSettings, cell: Cell) -> TrainRun:
-    config = config_of(settings, cell)
-    runs = {run.seed: run for run in config.runs()}
-    task = train.prepare(config)
+    return functools.partial(record_training, config_of(settings, cell), cell)
 
-    def run(recorder: Recorder) -> None:
-        seed = recorder.run.seed
-        algorithm = train.averaging(config, runs[seed], task, ledger := fed.Ledger())
-        for step in train.train(config, runs[seed], task, algorithm, train.first_state(runs[seed], task, algorithm)):
-            if (found := step.evaluation) is not None:
-                row = Row(
-                    cell=cell.name,
-                    seed=seed,
-                    step=found.round,
-                    training_loss=found.train_loss,
-                    loss=found.test_loss,
-                    score=found.test_accuracy,
-                    sparsity=measured_sparsity(step.state.params, step.state.opt_state),
-                    is_last=int(found.round == config.rounds),
-                )
-                recorder.add(row, masks_of(step.state.params, step.state.opt_state))
-        total, messages = ledger.total(), config.rounds * config.clients_per_round
-        for item, size in (("down", total.down), ("up", total.up + total.growth)):
-            recorder.measure(item, "kB per client and round", size / messages / 1000)
 
-    return run
+def record_training(
+    config: StudyConfig, cell: Cell, recorder: Recorder, aggregation: Aggregation = Aggregation()
+) -> None:
+    """Trains the run of a seed and records its evaluations and its bytes.
+
+    Args:
+        config: Settings of the federated study, with one run per seed.
+        cell: Of the study.
+        recorder: Of the run; it knows the seed.
+        aggregation: How updates become one.
+    """
+    task, seed = train.prepare(config), recorder.run.seed
+    run = next(run for run in config.runs() if run.seed == seed)
+    algorithm = train.averaging(config, run, task, ledger := fed.Ledger(), aggregation)
+    for step in train.train(config, run, task, algorithm, train.first_state(run, task, algorithm)):
+        if (found := step.evaluation) is not None:
+            row = Row(
+                cell=cell.name,
+                seed=seed,
+                step=found.round,
+                training_loss=found.train_loss,
+                loss=found.test_loss,
+                score=found.test_accuracy,
+                sparsity=measured_sparsity(step.state.params, step.state.opt_state),
+                is_last=int(found.round == config.rounds),
+            )
+            recorder.add(row, masks_of(step.state.params, step.state.opt_state))
+    total, messages = ledger.total(), config.rounds * config.clients_per_round
+    for item, size in (("down", total.down), ("up", total.up + total.growth)):
+        recorder.measure(item, "kB per client and round", size / messages / 1000)
