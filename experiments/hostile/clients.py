@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sparse_plugins import fed
 
-fedjax = fed.import_fedjax()
+fedjax: Any = fed.import_fedjax()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Rules of aggregation that a few hostile clients cannot steer; each counts clients by head.
 
-They need all updates of a round at once. What a mean does not defend, and what these cost: docs/hostile_clients.md.
+They need all updates of a round at once. What a mean does not defend, and what these cost: docs/fedjax.md.
 """
 
 import dataclasses
