@@ -8,6 +8,8 @@ import pytest
 
 from experiments.hostile.__main__ import run
 from experiments.hostile.clients import Attack, HostileBackend
+from experiments.hostile.growth import shares
+from experiments.hostile.settings import HostileSettings
 from experiments.record.rows import read_rows
 from experiments.supervised.layout import Row
 from sparse_plugins import fed
@@ -41,6 +43,12 @@ def test_two_of_ten_turn_the_mean_and_not_the_median(tmp_path: Path) -> None:
         mean, median = (ends[cell, seed] for cell in cells)
         assert [round(row.sparsity, 4) for row in (mean, median)] == [0.8, 0.8]
         assert mean.loss > median.loss
+
+
+def test_one_client_grows_all_by_sums_and_little_by_ranks() -> None:
+    found = shares(HostileSettings(name="growth", seeds=(0,), dataset="digits", rounds=4))
+    assert [*found] == ["linear/w", "linear_1/w"]  # the last layer is dense
+    assert all(sums == 1.0 and ranks < 0.2 for sums, ranks in found.values())
 
 
 @pytest.mark.parametrize(
