@@ -11,12 +11,13 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.archives import Archive, DamagedError, damage
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, pack
 from sparse_plugins.core.sparse_forms import host_array, host_mask
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
@@ -25,7 +26,27 @@ __all__ = ["load_sparse", "save_sparse"]
 
 FORMAT = "sparse_plugins parameters and masks"
 VERSION = 1
-FIELDS = ("name", "shape", "dtype", "pruned", "crc32")
+
+
+class _Entry(NamedTuple):
+    """What the header says of a leaf, which stands at a place in it."""
+
+    place: int
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    pruned: bool
+    crc32: int
+
+    @classmethod
+    def read(cls, place: int, entry: Mapping[str, Any]) -> "_Entry":
+        """An entry as JSON gives it."""
+        made = cls(place, *(entry[name] for name in cls._fields[1:]))
+        is_shape = isinstance(made.shape, list) and all(type(n) is int and n >= 0 for n in made.shape)
+        kinds = tuple(type(value) for value in (made.name, made.dtype, made.pruned, made.crc32))
+        if not is_shape or kinds != (str, str, bool, int):
+            raise DamagedError(f"its header says of a leaf {entry!r:.200}")
+        return made._replace(shape=tuple(made.shape))
 
 
 def save_sparse(
@@ -70,7 +91,7 @@ def save_sparse(
         zip(names, jax.tree.leaves(params), aligned(params, masks, "masks"), strict=True)
     ):
         array = host_array(param, name)
-        parts = {"values": _native(array)}
+        parts = {"values": array.view(native(array.dtype))}
         if is_pruned(mask):
             is_kept = host_mask(param, mask, name)
             parts = {"mask": np.packbits(is_kept), "values": parts["values"][is_kept]}
@@ -81,8 +102,14 @@ def save_sparse(
     return _write(path, {"header": np.frombuffer(header, np.uint8), **arrays}, compress)
 
 
-def _native(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
+def native(dtype: np.dtype) -> np.dtype:
+    """The dtype under which NumPy writes an array: unsigned integers for those that it lacks.
+
+    Example:
+        >>> native(jnp.dtype(jnp.bfloat16)).str, native(np.dtype(np.float32)).str
+        ('<u2', '<f4')
+    """
+    return dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
 
 
 def _checksum(parts: Mapping[str, np.ndarray]) -> int:
@@ -120,68 +147,77 @@ def load_sparse(path: str | os.PathLike, like: PyTree) -> tuple[PyTree, PyTree]:
         ValueError: If the file is damaged, is not of this kind or version, or is not of that model; the message names
             the leaf.
     """
-    entries, arrays = _read(path)
-    names, leaves = leaf_names(like), jax.tree.leaves(like)
+    with open(path, "rb") as file:
+        try:
+            archive = Archive(file)
+            entries = _entries(path, archive, like)
+            pairs = [
+                _read_leaf(path, archive, entries[name], leaf)
+                for name, leaf in zip(leaf_names(like), jax.tree.leaves(like), strict=True)
+            ]
+        except DamagedError as error:
+            raise ValueError(
+                f"{path} is damaged, or was not written by save_sparse ({error}). Copy it again from where it came "
+                "from, or write it anew."
+            ) from error
+    treedef = jax.tree.structure(like)
+    return jax.tree.unflatten(treedef, [p for p, _ in pairs]), jax.tree.unflatten(treedef, [m for _, m in pairs])
+
+
+def _entries(path: Any, archive: Archive, like: PyTree) -> dict[str, _Entry]:
+    """What the header says of each leaf, which are those of the model."""
+    names = leaf_names(like)
+    # Four times what the model's own header takes, so that the file of a larger one is still told by its leaves.
+    text = archive.text("header", limit=(1 << 20) + 4 * sum(200 + 12 * len(name) for name in names))
+    with damage():
+        header = json.loads(text)
+        if header["format"] != FORMAT:
+            raise DamagedError(f"its format is {header['format']!r}")
+        version = header["version"]
+        listed = [_Entry.read(i, entry) for i, entry in enumerate(header["leaves"])] if version == VERSION else []
+        entries = {entry.name: entry for entry in listed}
+        if len(entries) < len(listed):
+            raise DamagedError("its header lists a leaf twice")
+    if version != VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}; this release reads version {VERSION}. Install the release that "
+            "wrote it, or save it anew with this one."
+        )
     missing, surplus = sorted(set(names) - set(entries)), sorted(set(entries) - set(names))
     if missing or surplus:
         raise ValueError(
             f"{path} is not of this model: it lacks the leaves {missing} and has {surplus} beyond. Pass parameters of "
             "the model that was saved."
         )
-    pairs = [_read_leaf(path, leaf, entries[name], arrays) for name, leaf in zip(names, leaves, strict=True)]
-    treedef = jax.tree.structure(like)
-    return jax.tree.unflatten(treedef, [p for p, _ in pairs]), jax.tree.unflatten(treedef, [m for _, m in pairs])
+    return entries
 
 
-def _read(path: Any) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
-    """What the header says of each leaf, and all arrays."""
-    with open(path, "rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays["header"].tobytes())
-            if header["format"] != FORMAT:
-                raise ValueError(f"its format is {header['format']!r}")
-            version = header["version"]
-            listed = header["leaves"] if version == VERSION else ()
-            entries = {entry["name"]: {key: entry[key] for key in FIELDS} | {"at": i} for i, entry in enumerate(listed)}
-        except Exception as error:  # a damaged archive fails in many ways: zip, zlib, end of file, memory, JSON
-            raise _unreadable(path, f"{type(error).__name__}: {error}") from error
-    if version != VERSION:
-        raise ValueError(
-            f"{path} has format version {version!r}; this release reads version {VERSION}. Install the release that "
-            "wrote it, or save it anew with this one."
-        )
-    return entries, arrays
-
-
-def _read_leaf(path: Any, leaf: Any, entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
-    name, shape, dtype = entry["name"], tuple(entry["shape"]), entry["dtype"]
+def _read_leaf(path: Any, archive: Archive, entry: _Entry, leaf: Any) -> tuple[Any, Any]:
+    name, shape, dtype = entry.name, entry.shape, entry.dtype
     own = (tuple(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype))
     if own != (shape, dtype):
         raise ValueError(
             f"leaf {name!r} of {path} is {dtype}{list(shape)}; the model has {own[1]}{list(own[0])}. Pass parameters "
             "of the model that was saved, in the dtype that it had."
         )
-    wanted = ("mask", "values") if entry["pruned"] else ("values",)
-    parts = {part: arrays[key] for part in wanted if (key := f"{entry['at']}.{part}") in arrays}
-    if len(parts) < len(wanted) or _checksum(parts) != entry["crc32"]:
-        raise _unreadable(path, f"the checksum of leaf {name!r} is wrong or part of it is missing")
-    values = parts["values"].view(jnp.dtype(dtype))
-    if not entry["pruned"]:
-        return _device(values.reshape(shape)), NOT_PRUNED
-    is_kept = np.unpackbits(parts["mask"], count=math.prod(shape)).astype(bool).reshape(shape)
-    array = np.zeros(shape, values.dtype)
-    array[is_kept] = values
+    stored, size = native(jnp.dtype(dtype)), math.prod(shape)
+    if not entry.pruned:
+        values = archive.array(f"{entry.place}.values", stored, shape)
+        _check_sum(entry, {"values": values})
+        return _device(values.view(jnp.dtype(dtype))), NOT_PRUNED
+    bits = archive.array(f"{entry.place}.mask", np.dtype(np.uint8), (-(-size // 8),))
+    is_kept = np.unpackbits(bits, count=size).astype(bool).reshape(shape)
+    values = archive.array(f"{entry.place}.values", stored, (int(np.count_nonzero(is_kept)),))
+    _check_sum(entry, {"mask": bits, "values": values})
+    array = np.zeros(shape, jnp.dtype(dtype))
+    array[is_kept] = values.view(jnp.dtype(dtype))
     return _device(array), pack(jnp.asarray(is_kept))
+
+
+def _check_sum(entry: _Entry, parts: Mapping[str, np.ndarray]) -> None:
+    if _checksum(parts) != entry.crc32:
+        raise DamagedError(f"the checksum of leaf {entry.name!r} is wrong")
 
 
 def _device(array: np.ndarray) -> Any:
     return jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
-
-
-def _unreadable(path: Any, why: str) -> ValueError:
-    return ValueError(
-        f"{path} is damaged, or was not written by save_sparse ({why}). Copy it again from where it came from, or "
-        "write it anew."
-    )
