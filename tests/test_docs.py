@@ -58,8 +58,8 @@ def test_links_make_targets_and_modules_exist(page: Path) -> None:
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = re.findall(r"(?:`|^ *)make ([a-z-]+)(?=`|\s*$|\s*#|\s+[A-Z]+=)", text, flags=re.MULTILINE)
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = re.findall(r"(?:`|^ *)make ([a-z0-9-]+)(?=`|\s*$|\s*#|\s+[A-Z]+=)", text, flags=re.MULTILINE)
     assert set(named) <= targets
     modules = re.findall(r"python3? -m ((?:experiments|sparse_plugins)[\w.]*)", text)
     places = [ROOT / module.replace(".", "/") for module in modules]
