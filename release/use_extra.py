@@ -28,6 +28,17 @@ def use_core() -> None:
     assert int(jnp.count_nonzero(optax.apply_updates(params, updates)["kernel"])) == 8
 
 
+def use_keras() -> None:
+    # In `all` before Dopamine, with which Keras comes too, and on TensorFlow.
+    from sparse_plugins.keras import SparseOptimizer  # isort: split
+    import keras
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
+    model.compile(optimizer=SparseOptimizer(updater(), optax.adam(1e-3)), loss="mse")
+    model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
+    assert int(np.count_nonzero(model.get_layer("head").kernel)) == 8
+
+
 def use_fed() -> None:
     from sparse_plugins import fed
     from sparse_plugins.fed import datasets
@@ -75,16 +86,6 @@ def use_vision() -> None:
 
     vision.TrainState.create(apply_fn=None, params=PARAMS, tx=optax.adam(1e-3), updater=updater())
     vision.Optimizer(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), optax.adam(1e-3), updater())
-
-
-def use_keras() -> None:
-    from sparse_plugins.keras import SparseOptimizer  # isort: split
-    import keras
-
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
-    model.compile(optimizer=SparseOptimizer(updater(), optax.adam(1e-3)), loss="mse")
-    model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
-    assert int(np.count_nonzero(model.get_layer("head").kernel)) == 8
 
 
 def use_t5() -> None:
