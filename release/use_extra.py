@@ -50,12 +50,11 @@ def use_fed() -> None:
 
 
 def use_dopamine() -> None:
-    from sparse_plugins.rl import dopamine
+    from sparse_plugins.rl import dopamine as sparse  # isort: split
+    from dopamine.discrete_domains import gym_lib
 
-    dopamine.create_minatar_environment("breakout", seed=0).reset()
-    import dopamine.discrete_domains.gym_lib
-
-    dopamine.discrete_domains.gym_lib.create_gym_environment("CartPole")
+    sparse.create_minatar_environment("breakout", seed=0).reset()
+    gym_lib.create_gym_environment("CartPole")
 
 
 def use_haiku() -> None:
