@@ -92,6 +92,9 @@ bench-rl: $(VENV)/.demo-rl ## Steps of sparse against dense Dopamine agents, eig
 	$(IN_VENV) -m experiments.benchmarks.rl_step
 	$(IN_VENV) -m experiments.benchmarks.rl_seeds
 
+fuzz-updaters: $(VENV)/.dev ## 2,000 random runs of all algorithms with odd numbers: 15 minutes; ARGS="--only=7" runs one again
+	$(IN_VENV) -m tests.core.fuzz_updaters $(ARGS)
+
 fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux): ARGS="--seconds=600"
 	$(INSTALL) '.[fuzz]'
 	$(IN_VENV) -m experiments.fuzz codec $(ARGS)
@@ -128,4 +131,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-rl test lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz study study-rl study-vision study-t5 tables kills lock clean
+.PHONY: help demo demo-rl test lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz fuzz-updaters study study-rl study-vision study-t5 tables kills lock clean

@@ -320,7 +320,8 @@ class BaseUpdater:
         state = find_sparse_state(opt_state)
         if self.use_packed_masks != "zeros":
             return apply_masks(params, state.masks)
-        return apply_masks(params, masks_of_step(self, state, own_leaves(params, state.masks)))
+        own = own_leaves(params, state.masks)
+        return apply_masks(params, self._in_force(own, masks_of_step(self, state, own)))
 
     def post_gradient_update(self, params: PyTree, sparse_state: PyTree) -> PyTree:
         """The same projection, for loops written for JaxPruner; idempotent and not needed after `wrap_optax`."""
