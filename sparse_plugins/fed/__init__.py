@@ -12,6 +12,7 @@ from sparse_plugins.fed.aggregation import Aggregation  # noqa: E402
 from sparse_plugins.fed.algorithms import SparseServerState, sparse_federated_averaging  # noqa: E402
 from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend  # noqa: E402
 from sparse_plugins.fed.backends.distributed import DistributedBackend  # noqa: E402
+from sparse_plugins.fed.broadcast import sparse_broadcast  # noqa: E402
 from sparse_plugins.fed.checkpoints import Checkpoint, CheckpointMismatchError, Checkpoints  # noqa: E402
 from sparse_plugins.fed.codec import CodecError, Decoded, SeededMasks, decode, encode, needed_base  # noqa: E402
 from sparse_plugins.fed.exchange import Wire  # noqa: E402
@@ -50,6 +51,7 @@ __all__ = [
     "encode",
     "import_fedjax",
     "needed_base",
+    "sparse_broadcast",
     "sparse_client_optimizer",
     "sparse_federated_averaging",
     "sparse_server_optimizer",

@@ -18,7 +18,7 @@ from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.masks import map_pruned, unpack
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates, reprune
-from sparse_plugins.fed.broadcast import mark_in_use
+from sparse_plugins.fed.broadcast import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.codec import SeededMasks
 from sparse_plugins.fed.exchange import Exchange, Wire
 from sparse_plugins.fed.faults import Faults
@@ -189,8 +189,7 @@ class _Averaging:
     def init(self, params: Any) -> SparseServerState:
         """The first state; its parameters are on the first masks."""
         opt_state = self.optimizer.init(params)
-        params = self.updater.pre_forward_update(params, opt_state)
-        return SparseServerState(mark_in_use(params, opt_state.masks), opt_state, 0)
+        return SparseServerState(sparse_broadcast(self.updater, params, opt_state), opt_state, 0)
 
     def apply(self, state: SparseServerState, clients: Sequence[Client]) -> tuple[SparseServerState, dict[Any, Any]]:
         """One round."""

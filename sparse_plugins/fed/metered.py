@@ -20,7 +20,8 @@ class MeteredBackend(fedjax.ForEachClientBackend):
     Build an algorithm of FedJAX inside `with fedjax.for_each_client_backend(MeteredBackend(ledger)):`. Each call of its
     `for_each_client` function is one pass over the clients: its shared input is the broadcast, a client's output the
     upload. Only entries that are not 0 travel; an upload like the broadcast states no positions but those where it
-    differs. What is decoded is what the algorithm goes on with.
+    differs. What is decoded is what the algorithm goes on with: with a wire of float16 or int8 down, what rounds to 0
+    is pruned for the clients of `sparse_client_optimizer`, whose mask are the zeros; bfloat16 rounds nothing to 0.
 
     Args:
         ledger: Gets an entry for each client and pass.
@@ -82,7 +83,9 @@ class MeteredBackend(fedjax.ForEachClientBackend):
         arrays = jax.tree.map(np.asarray, tree)
         masks = jax.tree.map(_says_something, arrays)
         payload = codec.encode(masks, arrays, dtype=dtype, base=base, zstd=self._wire.zstd)
-        return len(payload), jax.tree.map(jnp.asarray, codec.decode(payload, arrays, base=base).values)
+        received = codec.decode(payload, arrays, base=base)
+        values = jax.tree.map(_signed_zeros, received.values, received.masks) if dtype == "int8" else received.values
+        return len(payload), jax.tree.map(jnp.asarray, values)
 
 
 def _says_something(array: Any) -> np.ndarray[Any, Any]:
@@ -90,6 +93,12 @@ def _says_something(array: Any) -> np.ndarray[Any, Any]:
     array = np.asarray(array)
     is_float = jnp.issubdtype(array.dtype, jnp.floating)
     return np.asarray((array != 0) | np.signbit(array.astype(np.float32)) if is_float else array != 0)
+
+
+def _signed_zeros(values: Any, mask: Any) -> Any:
+    """Values sent as int8, which has no negative zero: a leaf of which nothing else was sent consists of such zeros."""
+    is_float = jnp.issubdtype(values.dtype, jnp.floating)
+    return np.where(mask, -values, values) if is_float and not values.any() else values
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

@@ -28,7 +28,9 @@ def sparse_server_optimizer(
     The result goes wherever a FedJAX algorithm asks for its server optimizer: `fed_avg`, `fed_prox`,
     `agnostic_fed_avg`, `hyp_cluster` and `apfl` run with it as they are. After each call the parameters are
     zero outside the mask and not zero inside, so what the next round broadcasts is sparse and carries its mask:
-    a weight that would land on 0 stops at the smallest normal number beside it.
+    a weight that would land on 0 stops at the smallest normal number beside it, and a layer that is pruned whole
+    starts with a negative zero. With `core.NoPruning` every bit is that of the dense optimizer, zeros included: let
+    its clients use an ordinary optimizer, `sparse_client_optimizer` would take these zeros for a mask.
 
     These algorithms call their server optimizer once a round, so the steps of the updater's schedule are
     rounds (`hyp_cluster`: rounds in which a cluster had clients). A round's mean delta is applied in every
@@ -46,7 +48,7 @@ def sparse_server_optimizer(
     Returns:
         The optimizer, whose state is a `core.SparseState`. An updater that starts sparse prunes in the first
         call; to start from sparse parameters, too, use
-        `updater.pre_forward_update(params, server_optimizer.init(params))`.
+        `fed.sparse_broadcast(updater, params, server_optimizer.init(params))`.
 
     Raises:
         TypeError: If `optimizer` is neither of the two or is sparse already, or `updater` is no updater.
@@ -109,8 +111,9 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
     The result goes wherever a FedJAX algorithm asks for its client optimizer, together with
     `sparse_server_optimizer` for its server. FedJAX calls its `init` for every client with the parameters of the
     broadcast: a weight that is exactly 0 there is pruned, and neither a gradient nor an update reaches it. A
-    parameter that is 0 as a whole, such as a bias before the first round, is trained as usual. So the delta that a
-    client uploads is exactly 0 outside the mask.
+    parameter that is 0 as a whole, such as a bias before the first round, is trained as usual, unless the server
+    marked it as pruned whole (a negative zero is its first entry). So the delta that a client uploads is exactly 0
+    outside the mask.
 
     Updaters that grow weights by gradients get no signal from such deltas: use SET, or
     `sparse_federated_averaging`, whose clients send one.
@@ -140,11 +143,13 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
         return ClientOptimizerState(broadcast_masks(params), inner.init(params))
 
     def update(grads: Any, state: ClientOptimizerState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        inside = lambda mask, x: jnp.where(mask, x, jnp.zeros((), jnp.result_type(x)))  # noqa: E731
+        inside = lambda mask, x, outside=0.0: jnp.where(mask, x, jnp.asarray(outside, jnp.result_type(x)))  # noqa: E731
         updates, inner_state = inner.update(
             jax.tree.map(inside, state.masks, grads), state.inner_state, params, **extra
         )
-        return jax.tree.map(inside, state.masks, updates), ClientOptimizerState(state.masks, inner_state)
+        # Adding a negative zero keeps the sign of every zero, and with it what says that a layer was pruned whole.
+        still = lambda mask, x: inside(mask, x, -0.0)  # noqa: E731
+        return jax.tree.map(still, state.masks, updates), ClientOptimizerState(state.masks, inner_state)
 
     return fedjax.optimizers.create_optimizer_from_optax(optax.GradientTransformationExtraArgs(init, update))
 

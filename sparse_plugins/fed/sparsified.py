@@ -11,7 +11,7 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.state import find_sparse_state
-from sparse_plugins.fed.broadcast import mark_in_use
+from sparse_plugins.fed.broadcast import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.growth import grows_by_gradient
 from sparse_plugins.fed.optimizers import sparse_server_optimizer
 
@@ -77,10 +77,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
         inner = algorithm.init(*args, **kwargs)
         models = _models(inner)
         opt_states = [optimizer.init(params) for params in models]
-        sparse = [
-            mark_in_use(updater.pre_forward_update(params, state), state.masks)
-            for params, state in zip(models, opt_states, strict=True)
-        ]
+        sparse = [sparse_broadcast(updater, params, state) for params, state in zip(models, opt_states, strict=True)]
         return SparsifiedState(_with_models(inner, sparse), opt_states)
 
     def move(before: Any, after: Any, opt_state: core.SparseState) -> tuple[Any, Any]:
@@ -128,5 +125,6 @@ def _with_personal_models(state: Any, server: Any, opt_state: Any) -> Any:
         return state
     # Masks that are not stored are the zeros of the server's model, not of a client's.
     masks = core.unpack_masks(server, find_sparse_state(opt_state).masks)
-    onto_mask = lambda own: dataclasses.replace(own, params=core.apply_masks(own.params, masks))  # noqa: E731
-    return dataclasses.replace(state, client_states={client: onto_mask(own) for client, own in personal.items()})
+    onto_mask = lambda params: mark_in_use(core.apply_masks(params, masks), masks)  # noqa: E731
+    moved = {client: dataclasses.replace(own, params=onto_mask(own.params)) for client, own in personal.items()}
+    return dataclasses.replace(state, client_states=moved)

@@ -1,5 +1,7 @@
 """The mask that comes with the parameters: clients stay inside it, and what they upload is zero outside."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_deltas_are_zero_outside_the_mask_that_the_broadcast_carries(algorithm, 
     server = fed.sparse_server_optimizer(optax.adam(0.01), updater)
     federated = ALGORITHMS[algorithm](listening(server, heard), SPARSE_CLIENT)
     initial = [MODEL.init(jax.random.PRNGKey(seed)) for seed in (0, 1)]
-    initial = [updater.pre_forward_update(params, server.init(params)) for params in initial]
+    initial = [fed.sparse_broadcast(updater, params, server.init(params)) for params in initial]
     state = federated.init(initial if algorithm == "hyp_cluster" else initial[0])
     for num_round in range(ROUNDS):
         state, _ = federated.apply(state, clients_of_a_round(num_round))
@@ -61,6 +63,59 @@ def test_biases_that_start_at_zero_learn_from_the_first_round_on():
     ((delta, params),) = heard
     assert not any(params[layer]["b"].any() for layer in params)
     assert all(delta[layer]["b"].all() for layer in delta)
+
+
+EMPTIED = "mlp/~/linear_1"
+
+
+def emptying(how: str) -> core.BaseUpdater:
+    """One that prunes the second layer whole: from the start, or as a global ranking does that finds it small."""
+    if how == "global":
+        schedule = core.OneShotSchedule(target_step=1)
+        return core.GlobalMagnitudePruning(sparsity=0.5, scheduler=schedule, use_normalization=False)
+    rules = [(".*linear_1/w", 1.0), (".*/w", 0.5)]
+    return core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5, rules=rules))
+
+
+def small_second_layer(seed: int) -> dict:
+    params = MODEL.init(jax.random.PRNGKey(seed))
+    return params | {EMPTIED: params[EMPTIED] | {"w": 1e-3 * params[EMPTIED]["w"]}}
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+@pytest.mark.parametrize(
+    ("algorithm", "how"), [("fed_avg", "rules"), *((name, "global") for name in ("fed_avg", "hyp_cluster", "apfl"))]
+)
+def test_a_layer_that_is_pruned_whole_stays_so_on_clients(algorithm, how):
+    updater, heard = emptying(how), []
+    server = fed.sparse_server_optimizer(optax.adam(0.01), updater)
+    federated = ALGORITHMS[algorithm](listening(server, heard), SPARSE_CLIENT)
+    initial = [small_second_layer(seed) for seed in (0, 1)]
+    initial = [fed.sparse_broadcast(updater, params, server.init(params)) for params in initial]
+    state = federated.init(initial if algorithm == "hyp_cluster" else initial[0])
+    for num_round in range(4):
+        state, _ = federated.apply(state, clients_of_a_round(num_round))
+    emptied = [(delta, params) for delta, params in heard if not params[EMPTIED]["w"].any()]
+    assert len(emptied) >= 2
+    for delta, params in emptied:
+        assert not delta[EMPTIED]["w"].any()
+        assert not np.signbit(delta[EMPTIED]["w"]).any()
+        assert delta[EMPTIED]["b"].all()
+        assert np.signbit(params[EMPTIED]["w"]).sum() == 1
+    for client in getattr(state, "client_states", {}).values():
+        npt.assert_array_equal(broadcast_masks(client.params)[EMPTIED]["w"], client.params[EMPTIED]["w"] != 0)
+
+
+def test_a_clients_steps_keep_the_sign_that_tells_an_emptied_layer_from_a_new_one():
+    client = fed.sparse_client_optimizer(optax.adam(0.1))
+    params = {"gone": jnp.array([[-0.0, 0.0]]), "new": jnp.zeros((1, 2)), "part": jnp.array([[1.0, 0.0]])}
+    state = client.init(params)
+    for _ in range(3):
+        state, params = client.apply(jax.tree.map(jnp.ones_like, params), state, params)
+    npt.assert_array_equal(np.signbit(params["gone"]), [[True, False]])
+    npt.assert_array_equal(params["gone"], np.zeros((1, 2)))
+    assert params["new"].all()
+    assert params["part"][0, 1] == 0 != params["part"][0, 0]
 
 
 DRIFT = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u - 0.1, updates))  # moves without a gradient
@@ -100,8 +155,13 @@ def test_marked_parameters_carry_their_mask(values):
         params = core.apply_masks(params, {"w": jnp.asarray(mask, jnp.uint8)})
         marked = mark_in_use(params, {"w": jnp.asarray(mask, jnp.uint8)})
         npt.assert_array_equal(np.asarray(marked["w"], np.float64) != 0, mask)
-        expected = mask == 1 if mask.any() else np.full(len(values), True)
-        npt.assert_array_equal(broadcast_masks(marked)["w"], expected)
+        npt.assert_array_equal(broadcast_masks(marked)["w"], mask)
+
+
+def test_without_masks_nothing_is_marked():
+    params = {"w": jnp.array([0.0, -0.0, 1e-39, 2.0]), "b": jnp.zeros(2)}
+    marked = mark_in_use(params, jax.tree.map(lambda p: core.NOT_PRUNED, params))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), marked, params))
 
 
 def test_gradient_growth_without_a_signal_is_an_error_with_the_remedy():

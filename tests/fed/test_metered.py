@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from sparse_plugins import fed
+from sparse_plugins.fed.broadcast import broadcast_masks
 from tests.fed.test_averaging import averaging
 from tests.fed.toy import (
     ALGORITHMS,
@@ -86,6 +87,16 @@ def test_what_stays_with_the_client_is_not_counted():
     states = run(make, fed.MeteredBackend(deltas, uploaded=lambda output: output["delta_params"]))
     jax.tree.map(npt.assert_array_equal, states[-1].params, run(make)[-1].params)
     assert 1.9 * deltas.total().up < everything.total().up
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_a_layer_that_is_pruned_whole_is_so_for_clients_of_any_wire(dtype):
+    shared = {"gone": jnp.array([-0.0, 0.0, 0.0]), "new": jnp.zeros(3), "part": jnp.array([0.0, 4.0, 1.0])}
+    with fedjax.for_each_client_backend(fed.MeteredBackend(fed.Ledger(), fed.Wire(down=dtype))):
+        receive = fedjax.for_each_client(lambda shared, _: broadcast_masks(shared), lambda masks, batch: masks)
+    ((_, masks),) = receive(shared, [("anna", [], None)])
+    expected = {"gone": [False] * 3, "new": [True] * 3, "part": [False, True, True]}
+    assert expected == {name: mask.tolist() for name, mask in masks.items()}
 
 
 def test_signs_of_zero_and_odd_leaves_survive():

@@ -1,11 +1,13 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy.testing as npt
 import optax
 import pytest
 
 from sparse_plugins import core, fed
+from tests.fed.test_averaging import averaging
 from tests.fed.toy import (
     ALGORITHMS,
     CLIENT,
@@ -79,6 +81,18 @@ def test_without_sparsity_it_is_federated_averaging_bit_for_bit(updater, dense):
     expected = run("fed_avg", fedjax.optimizers.create_optimizer_from_optax(dense), rounds=3)
     sparse = run("fed_avg", fed.sparse_server_optimizer(dense, updater), rounds=3)
     jax.tree.map(npt.assert_array_equal, sparse, expected)
+
+
+def test_without_pruning_zeros_stay_zeros():
+    """A weight whose gradient is 0, or that is frozen."""
+    server = fed.sparse_server_optimizer(optax.sgd(0.5), core.NoPruning())
+    params = {"w": jnp.array([0.0, -0.0, 1.0]), "b": jnp.zeros(2)}
+    _, after = server.apply({"w": jnp.array([0.0, 0.0, 1.0]), "b": jnp.array([0.0, 2.0])}, server.init(params), params)
+    assert (after["w"].tolist(), after["b"].tolist()) == ([0.0, 0.0, 0.5], [0.0, -1.0])
+    algorithm = averaging(core.NoPruning(), lambda params, batch, rng: jax.tree.map(jnp.zeros_like, params))
+    start = jax.tree.map(jnp.zeros_like, MODEL.init(jax.random.PRNGKey(0)))
+    state, _ = algorithm.apply(algorithm.init(start), clients_of_a_round(0))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.params))
 
 
 def test_a_fedjax_optimizer_serves_as_well_as_the_transformation_in_it():
