@@ -22,7 +22,7 @@ from sparse_plugins.fed.broadcast import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.codec import SeededMasks
 from sparse_plugins.fed.exchange import Exchange, Wire
 from sparse_plugins.fed.faults import Faults
-from sparse_plugins.fed.growth import Signals, check_signal, grows_by_gradient, growth_protocol, random_signal
+from sparse_plugins.fed.growth import Signals, can_change_masks, grows_by_gradient, growth_protocol, random_signal
 from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
 from sparse_plugins.fed.optimizers import optax_transformation
 from sparse_plugins.fed.robust import Krum
@@ -68,13 +68,14 @@ def sparse_federated_averaging(
     In a round the server broadcasts masks and the weights inside them, clients train inside the masks and upload what
     became of these weights. All of it travels as bytes of `fed.codec`, and what is decoded from them is what is used.
     An update that can't be decoded, has NaN or infinities, or is too large is refused, named in the diagnostics and in
-    the ledger, and the round goes on with the others; a round without a valid update warns and leaves the model and
-    its schedule as they were. A client without examples sends nothing and is no vote.
+    the ledger, and the round goes on with the others. A client without examples sends nothing and is no vote. A round
+    without a valid update warns and leaves the model and its schedule as they were.
 
     Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`): those whose
     update is used, each with the same say, as gradients are put into ranks before they are summed. If none of these
-    growth signals can be used, the round warns and puts the mask change off: the next round is due instead. The round's
-    aggregated delta is applied in every round.
+    growth signals can be used, or nothing was learned (all are 0, and the aggregated delta is, too), the round warns
+    and puts the mask change off: the next round is due instead, and the schedule reaches its target later by as many
+    rounds. The round's aggregated delta is applied in every round.
 
     Args:
         grad_fn: From parameters, batch and key to gradients, such as `fedjax.model_grad(model)`.
@@ -103,8 +104,8 @@ def sparse_federated_averaging(
 
     Raises:
         TypeError: If an optimizer or the updater is of another kind.
-        ValueError: If a value is not allowed; from `apply`, if weights are to be grown and all growth signals are 0, or
-            if a round draws fewer clients than `fed.Krum` needs.
+        ValueError: If a value is not allowed; from `apply`, if weights are to be grown, and clients learned but sent
+            growth signals of nothing but 0, or if a round draws fewer clients than `fed.Krum` needs.
 
     Example:
         >>> from sparse_plugins import core, fed
@@ -223,13 +224,12 @@ class _Averaging:
         if is_idle:
             _warn_of_idle_round(exchange.entries(), updates.clients, self.aggregation.min_clients)
             return dataclasses.replace(state, round=state.round + 1), exchange.diagnostics()
-        reasons = exchange.lost_growth()
-        if reasons:
-            _warn_of_lost_growth(state.round, reasons)
-            after = self._step(state, updates, is_due=False, signal=None)
+        mean = updates.aggregate(self.aggregation)
+        if is_due and not votes and not self._can_change_masks(state, exchange, mean, signal):
+            after = self._step(state, updates, mean, is_due=False, signal=None)
             opt_state = after.opt_state._replace(count=state.opt_state.count)
             return dataclasses.replace(after, opt_state=opt_state), exchange.diagnostics()
-        return self._step(state, updates, is_due, signal), exchange.diagnostics()
+        return self._step(state, updates, mean, is_due, signal), exchange.diagnostics()
 
     def _seed(self, state: SparseServerState) -> SeededMasks | None:
         if type(self.updater) is not core.StaticRandomSparse:
@@ -275,18 +275,32 @@ class _Averaging:
             client, data, rng = present[place]
             key = jax.random.wrap_key_data(state.opt_state.rng, impl="threefry2x32")
             words = jax.random.key_data(jax.random.fold_in(key, zlib.crc32(repr(client).encode())))
-            own = self.refresh(state.opt_state._replace(rng=words), exchange.params, grads)
+            own = state.opt_state._replace(rng=words)
+            if grads is None or can_change_masks(self.updater, own, exchange.params, grads, delta=grads):
+                own = self.refresh(own, exchange.params, grads)
             yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
 
-    def _step(self, state: SparseServerState, updates: Sums | Updates, is_due: bool, signal: Any) -> SparseServerState:
-        mean, opt_state = updates.aggregate(self.aggregation), state.opt_state
+    def _can_change_masks(self, state: SparseServerState, exchange: Exchange, mean: Any, signal: Any) -> bool:
+        """Whether the round has what a mask change goes by; warns if not."""
+        reasons = exchange.lost_growth()
+        if reasons:
+            _warn_of_lost_growth(state.round, reasons)
+            return False
+        ranked_by = mean if signal is None else signal
+        if can_change_masks(self.updater, state.opt_state, state.params, ranked_by, delta=mean):
+            return True
+        _warn_of_nothing_learned(state.round)
+        return False
+
+    def _step(
+        self, state: SparseServerState, updates: Sums | Updates, mean: Any, is_due: bool, signal: Any
+    ) -> SparseServerState:
+        opt_state = state.opt_state
         if is_due and self.has_personal_masks:
             opt_state, params = self._elect(state, updates, mean)
         else:
             if is_due:
-                signal = mean if signal is None else signal
-                check_signal(self.updater, opt_state, state.params, signal)
-                opt_state = self.refresh(opt_state, state.params, signal)
+                opt_state = self.refresh(opt_state, state.params, mean if signal is None else signal)
             opt_state, params = self.optimizer.apply(mean, opt_state, state.params)
         params = mark_in_use(params, opt_state.masks)
         _check_density(params, opt_state.masks)
@@ -311,7 +325,16 @@ def _warn_of_lost_growth(number: int, reasons: list[str]) -> None:
         f"round {number}: masks are to change, but none of {len(reasons)} growth signals can be used "
         f"({_counted(reasons)}); updates are applied, and the mask change is put off to the next round.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
+    )
+
+
+def _warn_of_nothing_learned(number: int) -> None:
+    warnings.warn(
+        f"round {number}: masks are to change by gradients, but all gradients are 0, as is the mean update; the mask "
+        "change is put off to the next round.",
+        RuntimeWarning,
+        stacklevel=4,
     )
 
 

@@ -49,34 +49,46 @@ def grows_by_gradient(updater: core.BaseUpdater) -> bool:
     return isinstance(updater, core.RigL)
 
 
-def check_signal(updater: Any, state: core.SparseState, params: Any, grads: Any) -> None:
-    """Checks that weights about to be grown by their gradients have gradients.
+def can_change_masks(updater: Any, state: core.SparseState, params: Any, grads: Any, delta: Any) -> bool:
+    """Whether a mask change that goes by gradients has any to go by.
 
     Args:
         updater: The server's updater. Each of a `core.PerModule` is asked about its part.
         state: Its state before the round's update.
         params: The server's parameters before the round's update.
         grads: What it is going to rank by. Nothing is checked if these are being traced.
+        delta: The round's mean delta.
+
+    Returns:
+        False if masks are to change now and nothing was learned: a round of clients without examples, or of none. By
+        gradients of 0 weights would be ranked by index, so the change has to be put off.
 
     Raises:
-        ValueError: If weights are to be replaced now, and all gradients of those that may be grown are 0.
+        ValueError: If weights are to be replaced now, and clients learned, but sent no gradient of those that may be
+            grown: then no round ever has one.
     """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, params, grads))):
-        return
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, params, grads, delta))):
+        return True
     if isinstance(updater, core.PerModule):
         patterns, updaters = zip(*updater.updaters, strict=True)
         parts = Parts((*updaters, core.NoPruning()), params, patterns)
-        parts.each(lambda one: functools.partial(check_signal, one), state._replace(inner_state=()), params, grads)
-        return
-    if not grows_by_gradient(updater) or updater.use_packed_masks == "zeros":
-        return
+        ask = lambda one: functools.partial(can_change_masks, one)  # noqa: E731
+        return all(parts.each(ask, state._replace(inner_state=()), params, grads, delta))
     if not bool(updater.is_refresh_due(state.count)):
-        return
+        return True
+    if isinstance(updater, core.SaliencyPruning):
+        return bool(_are_heard(grads, core.unpack_masks(params, state.masks)))
+    if not grows_by_gradient(updater):
+        return True
     masks = core.unpack_masks(params, state.masks)
+    if updater.use_packed_masks == "zeros":
+        updater, state = dataclasses.replace(updater, use_packed_masks=False), state._replace(masks=masks)
     counts = replaced_per_layer(updater, int(state.count), masks)
     places = pruned_places(grads, settled_masks(updater, state, params, masks, counts))
     if not _are_wanted(counts, places) or _are_heard(grads, places):
-        return
+        return True
+    if not _are_heard(delta, jax.tree.map(jnp.ones_like, delta)):
+        return False
     raise ValueError(
         f"round {int(state.count)} is to grow weights by gradients, but all gradients of pruned weights are 0: "
         "clients that train inside the mask send none, and masks would never move. Use core.SET, which grows at "
@@ -97,8 +109,9 @@ def _never(places: jax.Array) -> bool:
 
 @jax.jit
 def _are_heard(grads: Any, places: Any) -> jax.Array:
-    heard = jax.tree.map(lambda grad, asked: jnp.any((asked != 0) & (grad != 0)), grads, places)
-    return jnp.any(jnp.array(jax.tree.leaves(heard)))
+    heard = lambda grad, asked: jnp.any((asked != 0) & (grad != 0))  # noqa: E731
+    leaves = jax.tree.leaves(map_pruned(heard, grads, places, otherwise=_never))
+    return jnp.any(jnp.array(leaves))
 
 
 def _replaced(updater: Any, step: int, kept: int) -> int:

@@ -6,6 +6,7 @@ client needs nothing but the parameters to train inside the mask.
 
 import dataclasses
 import inspect
+import warnings
 from typing import Any, NamedTuple
 
 import fedjax
@@ -17,7 +18,7 @@ from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.fed.broadcast import broadcast_masks, mark_in_use
-from sparse_plugins.fed.growth import check_signal
+from sparse_plugins.fed.growth import can_change_masks
 
 
 def sparse_server_optimizer(
@@ -36,6 +37,10 @@ def sparse_server_optimizer(
     rounds (`hyp_cluster`: rounds in which a cluster had clients). A round's mean delta is applied in every
     round, also when masks change: it is the work of many clients, and `skip_gradients` would throw it away.
 
+    A round in which nobody had an example to learn from has a mean delta of 0, and nothing to rank weights by. If
+    masks are to change by gradients (RigL and its kin, saliency) in such a round, it warns, and the next round changes
+    them instead: the schedule waits, so that its target is reached, later by as many rounds.
+
     Clients train densely from the sparse parameters unless they use `sparse_client_optimizer`, and personal
     models such as those of `apfl` stay dense. `mime` and `mime_lite` have no server optimizer, what they ask
     for runs on the clients: use `sparsify` for them.
@@ -53,7 +58,7 @@ def sparse_server_optimizer(
     Raises:
         TypeError: If `optimizer` is neither of the two or is sparse already, or `updater` is no updater.
         ValueError: From its `apply`, outside `jax.jit`, in a round that is to grow weights by their gradients when
-            no client sent any: deltas of clients that train inside the mask say nothing about the rest.
+            clients learned, but sent none: deltas of clients that train inside the mask say nothing about the rest.
 
     Example:
         >>> import functools
@@ -81,12 +86,25 @@ def sparse_server_optimizer(
     """
     check_updater(updater)
     dense = optax_transformation(optimizer)
-    updater = _applying_every_delta(updater)
-    compiled = fedjax.optimizers.create_optimizer_from_optax(updater.wrap_optax(dense))
+    updater = _with_fields(updater, skip_gradients=False)
+    compiled, compiled_with_masks_as_they_are = (
+        fedjax.optimizers.create_optimizer_from_optax(one.wrap_optax(dense))
+        for one in (updater, _with_fields(updater, scheduler=core.NoUpdateSchedule()))
+    )
 
     def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-        check_signal(updater, opt_state, params, grads)
-        opt_state, params = compiled.apply(grads, opt_state, params)
+        if can_change_masks(updater, opt_state, params, grads, delta=grads):
+            opt_state, params = compiled.apply(grads, opt_state, params)
+        else:
+            warnings.warn(
+                f"round {int(opt_state.count)}: masks are to change by gradients, but the mean delta is 0, as if no "
+                "client had examples; the mask change is put off to the next round.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            count = opt_state.count
+            opt_state, params = compiled_with_masks_as_they_are.apply(grads, opt_state, params)
+            opt_state = opt_state._replace(count=count)
         return opt_state, mark_in_use(params, opt_state.masks)
 
     return fedjax.Optimizer(compiled.init, apply)
@@ -183,10 +201,11 @@ def _closed_over_transformation(optimizer: fedjax.Optimizer) -> optax.GradientTr
     return transformation if isinstance(transformation, optax.GradientTransformation) else None
 
 
-def _applying_every_delta(updater: core.BaseUpdater) -> core.BaseUpdater:
+def _with_fields(updater: core.BaseUpdater, **fields: Any) -> core.BaseUpdater:
+    """An updater, or all of a `core.PerModule`, with other fields."""
     if not isinstance(updater, core.PerModule):
-        return dataclasses.replace(updater, skip_gradients=False)
-    rules = [(pattern, dataclasses.replace(one, skip_gradients=False)) for pattern, one in updater.updaters]
+        return dataclasses.replace(updater, **fields)
+    rules = [(pattern, dataclasses.replace(one, **fields)) for pattern, one in updater.updaters]
     return dataclasses.replace(updater, updaters=rules)
 
 

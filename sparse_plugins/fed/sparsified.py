@@ -12,7 +12,6 @@ import optax
 from sparse_plugins import core
 from sparse_plugins.core.state import find_sparse_state
 from sparse_plugins.fed.broadcast import mark_in_use, sparse_broadcast
-from sparse_plugins.fed.growth import grows_by_gradient
 from sparse_plugins.fed.optimizers import sparse_server_optimizer
 
 
@@ -42,7 +41,8 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
     changed is taken as the round's update: it moves the parameters, then they are put onto the updater's masks. So
     they are sparse whatever the algorithm's server learning rate is. The steps of the updater's schedule are rounds.
 
-    Clusters (`cluster_params` of `hyp_cluster`) have a mask each but one schedule. Personal models of clients
+    Clusters (`cluster_params` of `hyp_cluster`) have a mask each but one schedule; a cluster without clients puts a
+    mask change that goes by gradients off, as `sparse_server_optimizer` does. Personal models of clients
     (`client_states` of `apfl`) are put onto the server's mask, so that mixing the two stays sparse.
 
     Args:
@@ -81,10 +81,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
         return SparsifiedState(_with_models(inner, sparse), opt_states)
 
     def move(before: Any, after: Any, opt_state: core.SparseState) -> tuple[Any, Any]:
-        delta = jax.tree.map(jnp.subtract, before, after)
-        if grows_by_gradient(updater) and not any(jnp.any(leaf) for leaf in jax.tree.leaves(delta)):
-            return opt_state._replace(count=opt_state.count + 1), before  # a cluster without clients
-        return optimizer.apply(delta, opt_state, before)
+        return optimizer.apply(jax.tree.map(jnp.subtract, before, after), opt_state, before)
 
     def apply(state: SparsifiedState, clients: Any) -> tuple[SparsifiedState, Any]:
         inner, diagnostics = algorithm.apply(_with_own_clients(state.inner), clients)

@@ -163,6 +163,72 @@ def test_a_round_without_clients_changes_nothing():
     jax.tree.map(npt.assert_array_equal, after.params, before.params)
 
 
+def without_examples(client: tuple) -> tuple:
+    name, data, key = client
+    empty = {feature: values[:0] for feature, values in data.raw_examples.items()}
+    return name, fedjax.ClientDataset(empty), key
+
+
+@pytest.mark.parametrize("how", ["random", "topk", "delta", "dense", "personal masks", "saliency"])
+def test_a_round_without_examples_puts_the_mask_change_off(how):
+    growth = {} if how == "saliency" else {"personal_masks": True} if how == "personal masks" else {"growth": how}
+    algorithm = averaging(updater_of("saliency") if how == "saliency" else growing(), **growth)
+    before = run(algorithm, 1)[-1]
+    with pytest.warns(RuntimeWarning, match="round 1: 0 valid updates of 1 clients.*1 nothing to send: no examples"):
+        after, told = algorithm.apply(before, [without_examples(clients_of_a_round(1)[0])])
+    assert told[0]["status"] == "nothing to send: no examples"
+    assert (told[0]["up"], told[0]["growth"], after.round) == (0, 0, 2)
+    jax.tree.map(npt.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
+    last, _ = algorithm.apply(after, clients_of_a_round(2))
+    assert int(last.opt_state.count) == int(before.opt_state.count) + 1
+    assert any((last.opt_state.masks[layer]["w"] != before.opt_state.masks[layer]["w"]).any() for layer in KEPT)
+
+
+@pytest.mark.parametrize("options", [{"growth": "topk"}, {"personal_masks": True}])
+def test_a_client_without_examples_has_no_say(options):
+    algorithm = averaging(growing(), **options)
+    before = run(algorithm, 1)[-1]
+    first, second, *_ = clients_of_a_round(1)
+    after, told = algorithm.apply(before, [without_examples(first), second])
+    expected, _ = algorithm.apply(before, [second])
+    jax.tree.map(npt.assert_array_equal, (after.params, after.opt_state), (expected.params, expected.opt_state))
+    assert [client["status"] for client in told.values()] == ["nothing to send: no examples", "ok"]
+
+
+def silent_on_zeros(params, batch, rng):
+    return jax.tree.map(lambda grad: grad * batch["x"][0, 0], GRADIENT(params, batch, rng))
+
+
+def silent_clients() -> list:
+    silent = lambda data: fedjax.ClientDataset({**data.raw_examples, "x": 0 * data.raw_examples["x"]})  # noqa: E731
+    return [(name, silent(data), key) for name, data, key in clients_of_a_round(1)]
+
+
+def test_a_client_that_learns_nothing_keeps_the_servers_mask():
+    """By gradients of 0 it would grow the weights of lowest index."""
+    algorithm = averaging(growing(), silent_on_zeros, personal_masks=True)
+    before = run(algorithm, 1)[-1]
+    after, _ = algorithm.apply(before, silent_clients())
+    jax.tree.map(npt.assert_array_equal, after.opt_state.masks, before.opt_state.masks)
+
+
+@pytest.mark.parametrize("how", ["topk", "delta", "dense", "saliency"])
+def test_a_round_in_which_nobody_learns_puts_the_mask_change_off(how):
+    """Such as one whose examples all have a loss of weight 0."""
+    options = {} if how == "saliency" else {"growth": how}
+    algorithm = averaging(updater_of("saliency") if how == "saliency" else growing(), silent_on_zeros, **options)
+    before = run(algorithm, 1)[-1]
+    with pytest.warns(
+        RuntimeWarning, match="round 1: masks are to change by gradients, but all gradients are 0.*put off"
+    ):
+        after, told = algorithm.apply(before, silent_clients())
+    assert [client["status"] for client in told.values()] == ["ok"] * 4
+    assert int(after.opt_state.count) == int(before.opt_state.count)
+    jax.tree.map(npt.assert_array_equal, after.opt_state.masks, before.opt_state.masks)
+    last, _ = algorithm.apply(after, clients_of_a_round(1))
+    assert any((last.opt_state.masks[layer]["w"] != before.opt_state.masks[layer]["w"]).any() for layer in KEPT)
+
+
 def test_too_few_votes_change_nothing():
     with pytest.warns(RuntimeWarning, match="round 0: 4 valid updates of 4 clients, 5 are needed"):
         before, after, _, _ = one_round(aggregation=fed.Aggregation(min_votes=5))

@@ -1,7 +1,9 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpy.testing as npt
 import optax
 import pytest
@@ -12,6 +14,7 @@ from tests.fed.toy import (
     ALGORITHMS,
     CLIENT,
     END_ROUND,
+    GRADIENT,
     KEPT,
     MODEL,
     ROUNDS,
@@ -22,6 +25,7 @@ from tests.fed.toy import (
 )
 
 fedjax = fed.import_fedjax()
+KEY = jax.random.PRNGKey(0)
 
 
 def run(algorithm: str, server, rounds: int = ROUNDS) -> list[list]:
@@ -157,6 +161,51 @@ def test_a_part_that_grows_by_gradients_needs_some():
     state, _ = federated.apply(federated.init(MODEL.init(jax.random.PRNGKey(0))), clients_of_a_round(0))
     with pytest.raises(ValueError, match="round 1 is to grow weights by gradients"):
         federated.apply(state, clients_of_a_round(1))
+
+
+UNLUCKY = {
+    "rigl": lambda: updater_of("rigl"),
+    "rigl, masks in zeros": lambda: dataclasses.replace(updater_of("rigl"), use_packed_masks="zeros"),
+    "gradual_rigl": lambda: updater_of("gradual_rigl"),
+    "granet": lambda: updater_of("granet"),
+    "saliency": lambda: updater_of("saliency"),
+    "snip": lambda: updater_of("snip"),
+    "parts": lambda: per_module("rigl"),
+}
+
+
+@pytest.mark.parametrize("name", UNLUCKY)
+def test_a_mask_change_waits_for_a_round_in_which_someone_learns(name):
+    """By gradients of 0 the weights of lowest index would be kept and grown."""
+    updater = UNLUCKY[name]()
+    server = fed.sparse_server_optimizer(optax.adam(0.01), updater)
+    params = MODEL.init(jax.random.PRNGKey(0))
+    delta = lambda seed: GRADIENT(params, clients_of_a_round(0)[seed % 4][1].all_examples(), jax.random.key(0))  # noqa: E731
+    state, params = server.init(params), fed.sparse_broadcast(updater, params, server.init(params))
+    while not updater.is_refresh_due(state.count):
+        state, params = server.apply(delta(0), state, params)
+    number, masks = int(state.count), core.unpack_masks(params, state.masks)
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match=f"round {number}: masks are to change by gradients.*put off"):
+            state, params = server.apply(jax.tree.map(jnp.zeros_like, params), state, params)
+        assert int(state.count) == number
+        jax.tree.map(npt.assert_array_equal, core.unpack_masks(params, state.masks), masks)
+    for seed in range(ROUNDS):
+        state, params = server.apply(delta(seed), state, params)
+    assert int(state.count) == number + ROUNDS
+    assert sum(num_kept(params).values()) == sum(KEPT.values())
+
+
+@pytest.mark.parametrize("clients", [[], [("anna", fedjax.ClientDataset({"x": np.zeros((0, 8), np.float32)}), KEY)]])
+def test_a_fedjax_algorithm_survives_a_round_without_examples(clients):
+    federated = ALGORITHMS["fed_avg"](fed.sparse_server_optimizer(optax.adam(0.01), updater_of("rigl")))
+    state, _ = federated.apply(federated.init(MODEL.init(jax.random.PRNGKey(0))), clients_of_a_round(0))
+    with pytest.warns(RuntimeWarning, match="round 1: masks are to change by gradients.*put off"):
+        state, _ = federated.apply(state, clients)
+    before = state.opt_state.masks
+    state, _ = federated.apply(state, clients_of_a_round(1))
+    assert (int(state.opt_state.count), num_kept(state.params)) == (2, KEPT)
+    assert any((before[layer]["w"] != state.opt_state.masks[layer]["w"]).any() for layer in KEPT)
 
 
 SGD, MAGNITUDE = optax.sgd(0.1), core.MagnitudePruning()

@@ -90,11 +90,23 @@ def test_clusters_share_one_schedule_and_have_their_own_masks():
     assert (one != other).any()
 
 
-def test_a_cluster_without_clients_keeps_its_model_when_growth_needs_gradients():
-    idle = fedjax.FederatedAlgorithm(DENSE["fed_avg"]().init, lambda state, clients: (state, {}))
-    states = run(fed.sparsify(idle, updater_of("rigl")))
-    jax.tree.map(npt.assert_array_equal, states[-1].params, states[0].params)
-    assert int(states[-1].opt_states[0].count) == ROUNDS
+@pytest.mark.parametrize("name", ["rigl", "gradual_rigl", "saliency"])
+def test_a_cluster_without_clients_changes_its_masks_by_gradients_when_it_has_some(name):
+    dense = DENSE["fed_avg"]()
+    idle_until_the_end = fedjax.FederatedAlgorithm(
+        dense.init, lambda state, clients: dense.apply(state, clients) if clients else (state, {})
+    )
+    algorithm = fed.sparsify(idle_until_the_end, updater_of(name))
+    state = first = algorithm.init(MODEL.init(jax.random.PRNGKey(0)))
+    state, _ = algorithm.apply(state, [])
+    for _ in range(END_ROUND + 1):
+        with pytest.warns(RuntimeWarning, match="round 1: masks are to change by gradients.*put off to the next round"):
+            state, _ = algorithm.apply(state, [])
+    jax.tree.map(npt.assert_array_equal, state.params, first.params)
+    assert int(state.opt_states[0].count) == 1
+    for num_round in range(END_ROUND):
+        state, _ = algorithm.apply(state, clients_of_a_round(num_round))
+    assert num_kept(state.params) == KEPT
 
 
 def test_growth_follows_what_dense_clients_changed():
