@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_plugins.core.checks import check_fields, check_targets, check_update
+from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update
 from sparse_plugins.core.counts import as_number, check_fraction
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.masks import (
@@ -353,6 +353,10 @@ class BaseUpdater:
         """The state after a step, with masks of the weights that it moved."""
         new = self.update_state(state, weights, grads, **kwargs)
         return self._with_masks(new, params, new.masks)
+
+    def _check_schedule(self) -> None:
+        """Refuses a schedule that an optimizer can't count to."""
+        check_schedule(self)
 
     def _check_inner_state(self, inner_state: PyTree) -> None:
         """Refuses an optimizer that lacks what the scores are made of."""

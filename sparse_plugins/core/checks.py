@@ -1,5 +1,6 @@
 """What an updater refuses, and what it says then."""
 
+import dataclasses
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +12,14 @@ import optax
 
 from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.masks import check_stored, is_pruned
-from sparse_plugins.core.schedules import NoUpdateSchedule
+from sparse_plugins.core.schedules import LAST_STEP, NoUpdateSchedule
 from sparse_plugins.core.seeds import key_words
 from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structured import has_own_rule
 from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
-__all__ = ["check_fields", "check_leaves", "check_params", "check_targets", "check_update"]
+__all__ = ["check_fields", "check_leaves", "check_params", "check_schedule", "check_targets", "check_update"]
 
 
 def check_fields(updater: Any) -> None:
@@ -50,6 +51,21 @@ def check_fields(updater: Any) -> None:
     if "sparsity" in (keywords := getattr(updater.sparsity_distribution_fn, "keywords", {})):
         check_fraction("sparsity", keywords["sparsity"])
     key_words(updater.rng_seed)
+
+
+def check_schedule(updater: Any) -> None:
+    """Checks that the steps of a schedule, and of a drop fraction, are reached by the count of an optimizer.
+
+    Raises:
+        ValueError: At the first that is not.
+    """
+    for part in (updater.scheduler, getattr(updater, "drop_fraction_fn", None)):
+        for name, value in vars(part).items() if dataclasses.is_dataclass(part) else ():
+            if isinstance(value, (int, np.integer)) and value > LAST_STEP:
+                raise ValueError(
+                    f"{name} of {type(part).__name__} is {value}, and an optimizer counts its steps to {LAST_STEP}; "
+                    "give no more than that, or None for a periodic schedule without an end."
+                )
 
 
 def check_params(updater: Any, params: PyTree) -> None:

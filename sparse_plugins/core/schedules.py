@@ -27,6 +27,7 @@ __all__ = [
     "count_at_refresh",
 ]
 
+LAST_STEP = (1 << 31) - 2  # the count of an optimizer stays at the step after it
 StepUnit = Literal["optimizer step", "round", "environment step", "frame"]
 Step = Any  # int | np.ndarray | int32[] jax.Array
 
@@ -161,11 +162,14 @@ class PeriodicSchedule(NoUpdateSchedule):
         """True at the start step and every `update_freq` steps after it, up to the end."""
         if step is None:
             return False
-        due = PeriodicSchedule.is_open_ended_iter(self, step)
-        return due if self.update_end_step is None else due & (step <= self.update_end_step)
+        return self._is_on_grid(step) & (step <= (LAST_STEP if self.update_end_step is None else self.update_end_step))
 
     def is_open_ended_iter(self, step: Step) -> Any:
-        """True every `update_freq` steps from the start step on."""
+        """True every `update_freq` steps from the start step on, as long as steps are counted."""
+        due = self._is_on_grid(step)
+        return due if self.update_freq == 1 else due & (step <= LAST_STEP)
+
+    def _is_on_grid(self, step: Step) -> Any:
         return (step >= self.update_start_step) & ((step - self.update_start_step) % self.update_freq == 0)
 
     def describe(self) -> str:
@@ -242,7 +246,8 @@ class PolynomialSchedule(_ScheduleWithEnd):
             part = xp.where(step >= self.update_start_step, 1.0, 0.0)
         else:
             length = cast(int, self.update_end_step) - self.update_start_step
-            progress = (step + 1 - self.update_start_step) / length
+            # From the last step before the end on it is 1; beyond, a step may be too large to add to.
+            progress = (xp.minimum(step, cast(int, self.update_end_step) - 1) + 1 - self.update_start_step) / length
             part = 1.0 - (1.0 - xp.clip(progress, 0.0, 1.0)) ** self.power
         return _scaled(target_sparsities, part)
 

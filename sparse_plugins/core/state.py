@@ -33,7 +33,8 @@ class SparseState(NamedTuple):
             with `unpack_masks`.
         inner_state: State of the wrapped optimizer.
         target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with.
-        count: int32[], calls of `update` so far; the schedule's step.
+        count: int32[], calls of `update` so far; the schedule's step. At 2**31 - 1 it stays, as the counts of optax do,
+            and masks change no more but where they follow every step.
         rng: uint32[2], the key all random scores of this run derive from; under `PerModule` a tuple of one per rule.
         dense_params: Straight-through updaters: the dense weights, of which the parameters are the masked view, per
             pruned parameter. Else ().

@@ -1,6 +1,7 @@
 """What a model's sparsity is, how two masks compare, and what a run is going to do."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["describe_plan", "summarize_intersection", "summarize_sparsity"]
+
+_MOST = (1 << 31) - 1  # that an int32 can count
 
 
 def summarize_sparsity(
@@ -50,18 +53,26 @@ def summarize_sparsity(
         if masks is None
         else [is_pruned(mask) for mask in aligned(params, masks, "masks")]
     )
-    # Counted as integers; floats only for the ratio, which no model is too large for.
-    nonzero = [jnp.count_nonzero(leaf) for leaf in leaves]
+    nonzero = [_in_parts(jnp.count_nonzero, leaf, _MOST) for leaf in leaves]
     summary = {}
     if not only_total_sparsity:
         for name, leaf, count in zip(leaf_names(params), leaves, nonzero, strict=True):
-            summary[name] = (leaf.size - count).astype(jnp.float32) / max(leaf.size, 1)
+            size = leaf.size if leaf.size <= _MOST else float(leaf.size)  # as the count is
+            summary[name] = (size - count).astype(jnp.float32) / float(max(leaf.size, 1))
     total = sum(leaf.size for leaf, is_counted in zip(leaves, counted, strict=True) if is_counted)
     kept = sum((count.astype(jnp.float32) for count, is_in in zip(nonzero, counted, strict=True) if is_in), 0.0)
-    summary["_total_sparsity"] = jnp.float32(1.0 - kept / max(total, 1)) if total else jnp.float32(0.0)
+    summary["_total_sparsity"] = jnp.float32(1.0 - kept / float(max(total, 1))) if total else jnp.float32(0.0)
     summary["_nparams"] = jnp.float32(total)
     summary["_nparams_nnz"] = jnp.float32(kept)
     return summary
+
+
+def _in_parts(count: Callable[[jax.Array], jax.Array], leaf: jax.Array, most: int) -> jax.Array:
+    """An int32 count; of a leaf with more than `most` entries, the float32 sum of exact counts of its parts."""
+    if leaf.size <= most:
+        return count(leaf)
+    first, second = jnp.array_split(leaf, 2, axis=leaf.shape.index(max(leaf.shape)))
+    return sum(_in_parts(count, part, most).astype(jnp.float32) for part in (first, second))
 
 
 def _refuse_packed(masks: PyTree) -> None:
@@ -110,7 +121,8 @@ def summarize_intersection(
 def _bits(mask: jax.Array) -> jax.Array:
     """float32[], number of ones; packed and plain masks alike, since padding bits are zero."""
     words = mask.astype(jnp.uint8) if mask.dtype == jnp.bool_ else mask
-    return jnp.sum(jax.lax.population_count(words), dtype=jnp.int32).astype(jnp.float32)
+    count = lambda part: jnp.sum(jax.lax.population_count(part), dtype=jnp.int32)  # noqa: E731
+    return _in_parts(count, words, _MOST // 8).astype(jnp.float32)
 
 
 def describe_plan(updater: BaseUpdater, params: PyTree) -> str:

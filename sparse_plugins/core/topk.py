@@ -90,7 +90,10 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
     if total == 0:
         return [jnp.zeros(score.shape, jnp.uint8) for score in scores]
     if total >= 1 << 31:
-        raise ValueError(f"{total} scores are ranked together; at most 2**31 - 1 can be. Rank them per layer.")
+        raise ValueError(
+            f"{total} scores are ranked together; at most 2**31 - 1 can be. Rank them per layer; "
+            "a layer as large as that needs a structure, such as NByM(2, 4), or parts with names of their own."
+        )
     return _masks_of_best(scores, jnp.asarray(k, jnp.int32))
 
 

@@ -42,6 +42,7 @@ def sparse_transformation(
         )
     if getattr(inner.init, "__qualname__", "").startswith(f"{sparse_transformation.__name__}."):
         raise TypeError(_SPARSE_ALREADY)
+    updater._check_schedule()
     in_zeros = updater.use_packed_masks == "zeros"
     if in_zeros and not refresh_in_graph:
         raise ValueError(ZEROS_NEED_GRAPH)

@@ -1,10 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_plugins import core
 from sparse_plugins.core import (
     ConstantDrop,
     CosineDrop,
@@ -118,6 +120,59 @@ def test_drop_fractions_on_host_and_traced(drop: ConstantDrop, values: list[floa
     np.testing.assert_allclose([float(drop(step)) for step in steps], values, atol=1e-12)
     np.testing.assert_allclose([jax.jit(drop)(step) for step in steps], values, atol=1e-7)
     np.testing.assert_allclose(drop(np.array(steps)) * np.ones(4), values, atol=1e-12)
+
+
+LIMIT = 2**31 - 1  # where the count of an optimizer stays
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [PeriodicSchedule(7, 1), PeriodicSchedule(LIMIT, 0), PolynomialSchedule(7, 1, LIMIT - 1), OneShotSchedule(5)],
+    ids=repr,
+)
+def test_nothing_is_due_for_ever_where_steps_are_counted_no_further(schedule: NoUpdateSchedule) -> None:
+    for step in (LIMIT, jnp.int32(LIMIT)):
+        assert not bool(schedule.is_mask_update_iter(step))
+    near = [step for step in range(LIMIT - 8, LIMIT) if schedule.is_mask_update_iter(step)]
+    assert near == [step for step in range(LIMIT - 8, LIMIT) if bool(schedule.is_mask_update_iter(jnp.int32(step)))]
+    assert all((step - 1) % 7 == 0 or step == LIMIT - 1 for step in near)
+
+
+def test_the_target_holds_where_a_step_is_too_large_to_add_to() -> None:
+    schedule = PolynomialSchedule(5, 0, 20)
+    for step in (LIMIT, jnp.int32(LIMIT), LIMIT - 1, 20, 19):
+        assert float(schedule.get_sparsity_at_step(0.5, step)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("updater", "message"),
+    [
+        (core.SET(scheduler=PeriodicSchedule(5, 2**32)), f"update_start_step of PeriodicSchedule is {2**32}, and"),
+        (core.SET(scheduler=OneShotSchedule(LIMIT)), f"target_step of OneShotSchedule is {LIMIT}, and an optimizer"),
+        (core.SET(drop_fraction_fn=core.CosineDrop(0.3, end_step=2**31)), f"end_step of CosineDrop is {2**31}"),
+        (core.PerModule([(".*", core.SET(scheduler=OneShotSchedule(2**40)))]), "target_step of OneShotSchedule"),
+    ],
+    ids=["start", "once", "drop", "part"],
+)
+def test_steps_that_no_optimizer_counts_to_are_refused(updater: core.BaseUpdater, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        updater.wrap_optax(optax.sgd(0.1))
+
+
+def test_a_run_goes_on_training_where_its_count_stays() -> None:
+    schedule = PeriodicSchedule(7, 1)  # with 2**31 - 1 on its grid
+    updater = core.SET(sparsity_distribution_fn=lambda params: {"w": 0.5}, scheduler=schedule)
+    tx, params = updater.wrap_optax(optax.sgd(0.1)), {"w": jnp.ones((4, 4))}
+    state = tx.init(params)._replace(count=jnp.int32(LIMIT - 7))
+    step, seen = jax.jit(tx.update), []
+    for _ in range(9):
+        updates, after = step({"w": jnp.ones((4, 4))}, state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append((int(after.count), bool((after.masks["w"] != state.masks["w"]).any())))
+        state = after
+    assert seen[0] == (LIMIT - 6, True)
+    assert seen[1:] == [*((LIMIT - 6 + i, False) for i in range(1, 7)), (LIMIT, False), (LIMIT, False)]
+    assert float(updates["w"].min()) == pytest.approx(-0.1)
 
 
 def test_plans_name_their_step_unit() -> None:

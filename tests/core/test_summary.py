@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.core import summary as module
+
+SHAPES = {"a": (5, 16), "b": (3, 3, 7), "c": (1, 130)}
 
 PARAMS = {"a": {"w": jnp.eye(4), "b": jnp.zeros(4)}, "c": (jnp.ones((2, 3)),)}
 
@@ -90,6 +93,21 @@ def test_plan_of_one_ranking_across_layers_leaves_their_counts_open() -> None:
     half, fifth = (core.GlobalMagnitudePruning(sparsity=sparsity) for sparsity in (0.5, 0.2))
     plan = core.describe_plan(core.PerModule([("[ab]", half), (".*", fifth)]), params)
     assert f"{round(0.5 * 10) + round(0.8 * 15)} of 25 kept" in plan
+
+
+def test_leaves_larger_than_an_int32_counts_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    params = {name: jnp.asarray(random.integers(0, 2, shape), jnp.uint8) for name, shape in SHAPES.items()}
+    masks = core.pack_masks(params, params)
+    whole = core.summarize_sparsity(params), core.summarize_intersection(masks, masks)
+    monkeypatch.setattr(module, "_MOST", 31)
+    parts = core.summarize_sparsity(params), core.summarize_intersection(masks, masks)
+    assert jax.tree.map(float, parts) == jax.tree.map(float, whole)
+    huge = {"w": jax.ShapeDtypeStruct((3, 2**20, 2**11), jnp.float32)}
+    monkeypatch.undo()
+    assert jax.eval_shape(core.summarize_sparsity, huge)["w"].shape == ()
+    many = {str(i): jax.ShapeDtypeStruct((2**15, 2**14), jnp.float32) for i in range(5)}
+    assert jax.eval_shape(core.summarize_sparsity, many)["_total_sparsity"].shape == ()
 
 
 def test_masks_of_booleans_can_be_compared() -> None:

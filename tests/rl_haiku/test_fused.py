@@ -16,7 +16,7 @@ from sparse_plugins.rl import haiku
 from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedTrainer
-from sparse_plugins.rl.loops.fused_runs import train
+from sparse_plugins.rl.loops.fused_runs import _Run, train
 from sparse_plugins.rl.loops.runs import SettingsMismatchError
 from tests.rl_haiku.tiny import LIMIT, UPDATER, Corridor, learner
 
@@ -79,6 +79,37 @@ def test_every_seed_has_its_own_masks_at_its_updaters_sparsity(trained):
     assert np.asarray(state.learner.steps).tolist() == [400] * 3
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert ((weights[one] != 0) != (weights[other] != 0)).any()
+
+
+def test_steps_beyond_an_int32_play_and_learn_as_few_do(trainer):
+    length = CONFIG.capacity // CONFIG.num_envs
+    few = 5 * length + 8  # past the decay of exploration, and at the place where 2**31 - 24 is
+    many = 2**31 - length + 8
+    results = []
+    for steps in (few, many):
+        state = trainer.init(KEYS, HYPER)
+        state = state._replace(replay=state.replay._replace(steps=jnp.int32(steps)))
+        results.append(trainer.run(state, CHUNK))
+    (early, metrics), (late, later_metrics) = results
+    assert_same(metrics, later_metrics)
+    one, other = (state._replace(replay=state.replay._replace(steps=0)) for state in (early, late))
+    jax.tree.map(np.testing.assert_array_equal, *(words(jax.tree.map(jnp.asarray, state)) for state in (one, other)))
+    assert trainer.environment_steps(early) == 2 * (few + 3 * CHUNK)
+    with pytest.raises(OverflowError, match=r"it counts no further; use config.environment_steps\(iterations\)"):
+        trainer.environment_steps(late)
+
+
+def test_a_training_counts_on_where_its_state_cannot(trainer):
+    run = _Run(trainer, KEYS, HYPER)
+    run.begin()
+    state, steps = run.save()
+    assert steps == 16
+    restored = _Run(trainer, KEYS, HYPER)
+    restored.restore(jax.tree.map(jnp.copy, state), None)  # of a checkpoint without a count
+    assert restored.save()[1] == 16
+    many = state._replace(replay=state.replay._replace(steps=jnp.int32(2**31 - 1)))
+    restored.restore(many, 3 * 10**10)
+    assert restored.advance(CHUNK).environment_steps == 3 * 10**10 + CHUNK * 3 * 2
 
 
 def test_a_learning_rate_of_0_changes_nothing_but_masks(trainer, trained):
@@ -236,12 +267,27 @@ def test_what_cannot_be_done_is_said(trainer, trained):
         ("warm_up", 4, "warm_up is 4; the smallest allowed value is 6"),
         ("epsilon_end", 1.2, r"epsilon_end is 1\.2"),
         ("capacity", 5, "capacity is 5, 2 rows for each of 2 environments"),
+        ("epsilon_decay", 2**32, f"are 16 and {2**32}; steps are counted to {2 * (2**31 - 32)}, so give fewer"),
     ],
 )
 def test_configurations_are_checked(field, value, message):
     allowed = {"num_envs": 2, "capacity": 64, "n_step": 2, "warm_up": 16}
     with pytest.raises(ValueError, match=message):
         FusedConfig(**{**allowed, field: value})
+
+
+def test_more_steps_than_are_counted_are_an_error():
+    with pytest.raises(ValueError, match=r"2,147,483,648 optimizer steps, and an optimizer counts 2,147,483,646; give"):
+        CONFIG.check_iterations(2**30)
+    with pytest.raises(ValueError, match=f"iterations is {2**31}; give 1 or more, and {(2**31 - 1) // 6} at most"):
+        FusedTrainer(Corridor(), learner(), CONFIG).run(None, 2**31)
+
+
+def test_exploration_decays_over_more_steps_than_an_int32_holds():
+    config = FusedConfig(num_envs=64, warm_up=128, epsilon_decay=10**10, epsilon_end=0.0)
+    for step in (0, 2, 2 + 10**7, 2 + 10**8, 2**31 - 1):
+        slow = 1.0 - min(max((step * 64 - 128) / 10**10, 0.0), 1.0)
+        assert float(jax.jit(config.epsilon)(jnp.int32(step))) == pytest.approx(slow, abs=1e-6)
 
 
 def test_types_in_configurations_are_checked():

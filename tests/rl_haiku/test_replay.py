@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from sparse_plugins.rl.replay import Replay, Row
 
-ENVS, LENGTH, SHAPE, DISCOUNT = 2, 8, (2,), 0.5  # powers of a half are exact
+# Powers of a half are exact. A length that divides 2**32 would hide a counter that wraps.
+ENVS, LENGTH, SHAPE, DISCOUNT = 2, 7, (2,), 0.5
 BATCH = 256  # enough to draw every row there is
 
 GOES_ON, TERMINATES, TRUNCATES, SHOWS_LAST = range(4)
+BLANK = Row(np.zeros(SHAPE, np.uint8), False, 0, 0.0, False, False)  # as the empty memory has them
 
 
 class SlowReplay:
@@ -87,14 +89,18 @@ LONGEST = 30
 KINDS = st.lists(st.sampled_from([GOES_ON, GOES_ON, GOES_ON, TERMINATES, TRUNCATES, SHOWS_LAST]), max_size=LONGEST)
 
 
-def filled(fill, replay, rows):
+# Steps before the first row: none, and so many that they or their product with environments leave an int32.
+STARTS = [0, 2**30 - 3, 2**31 // ENVS - LENGTH, 2**31 - LENGTH, 2**31 - 11, 2**31 - 2, 2**31 - 1]
+
+
+def filled(fill, replay, rows, start=0):
     columns = [jnp.stack([jnp.asarray(getattr(row, name)) for row in step]) for name in Row._fields for step in rows]
     steps = len(rows)
     padded = [
         jnp.stack(columns[i * steps : (i + 1) * steps] + [jnp.zeros_like(columns[i * steps])] * (LONGEST - steps))
         for i in range(len(Row._fields))
     ]
-    return fill(replay.init(), Row(*padded), steps)
+    return fill(replay.init()._replace(steps=jnp.int32(start)), Row(*padded), steps)
 
 
 @pytest.mark.parametrize("which", range(len(OPTIONS)))
@@ -105,7 +111,11 @@ def test_samples_are_those_of_a_slow_replay(which, data):
     one = data.draw(KINDS.filter(bool))
     other = data.draw(st.lists(st.sampled_from(range(4)), min_size=len(one), max_size=len(one)))
     rows = [*zip(make_rows(one, 0), make_rows(other, 1), strict=True)]
-    state = filled(fill, replay, rows)
+    start = data.draw(st.sampled_from(STARTS))
+    state = filled(fill, replay, rows, start)
+    if start:
+        rows = [(BLANK, BLANK)] * LENGTH + rows
+        start -= LENGTH
     batch = jax.tree.map(np.asarray, sample(state, jax.random.key(data.draw(st.integers(0, 9)))))
     slow = [SlowReplay([step[env] for step in rows], options["stack"], options["n_step"]) for env in range(ENVS)]
     wanted = {(env, row) for env in range(ENVS) for row in slow[env].sampleable()}
@@ -118,7 +128,7 @@ def test_samples_are_those_of_a_slow_replay(which, data):
     seen = set()
     for i in range(BATCH):
         place, env = divmod(int(batch.index[i]), ENVS)
-        row = base + (place - base) % LENGTH
+        row = base + (place - start - base) % LENGTH
         seen.add((env, row))
         here = slow[env].rows[row]
         reward, discount, following = slow[env].transition(row)
@@ -157,10 +167,46 @@ def test_priorities_are_drawn_by_and_weighted_against():
     )
     # New rows get the highest so far; rows that can't be sampled stay at 0.
     state = jax.jit(replay.append)(state, simple_row(1.0))
-    after = update(state, jnp.int32([8, 15]), jnp.float32([9.0, 9.0]))
+    after = update(state, jnp.int32([8, 13]), jnp.float32([9.0, 9.0]))
     assert float(after.highest) == pytest.approx(4.0)
     drawn = set(np.asarray(sample(after, jax.random.key(1)).index).tolist())
     assert drawn == set(range(8))
+
+
+def at_step(replay, steps):
+    """The full ring of an environment whose frames show their number, modulo 1,000."""
+    rows = replay.init().rows
+    length, envs = rows.action.shape
+    newest = steps - 1 - (steps - 1 - np.arange(length)) % length
+    frame = np.broadcast_to((newest % 1_000)[:, None], (length, envs))
+    ones = jnp.ones((length, envs), bool)
+    rows = rows._replace(frame=jnp.asarray(frame, jnp.int32), usable=ones)
+    return replay.init()._replace(rows=rows, steps=jnp.int32(steps))
+
+
+@pytest.mark.parametrize("steps", [2_097_152, 2_100_000, 2**31 - 2_100_003])
+def test_successors_are_right_when_environments_times_steps_leave_an_int32(steps):
+    options = {"capacity": 5_120, "num_envs": 1_024, "frame_shape": (), "frame_dtype": jnp.int32}
+    replay = Replay(**options)
+    batch = replay.sample(at_step(replay, steps), jax.random.key(0), 4_000)
+    assert batch.weight.tolist() == [1.0] * 4_000
+    assert set(((batch.next_observation - batch.observation) % 1_000).tolist()) == {1}
+    oldest_four = {number % 1_000 for number in range(steps - 5, steps - 1)}
+    assert set(batch.observation.tolist()) == oldest_four
+
+
+@pytest.mark.parametrize("which", range(len(OPTIONS)))
+def test_a_count_beyond_an_int32_samples_as_a_small_one_does(which):
+    replay, fill, sample = COMPILED[which]
+    rows = [(row, row) for row in make_rows([GOES_ON] * 25 + [TERMINATES] + [GOES_ON] * 4, 0)]
+    early = 2 * LENGTH + (2**31 - 9) % LENGTH
+    small, large = (filled(fill, replay, rows, start) for start in (early, 2**31 - 9))
+    assert int(small.steps) == early + 30
+    assert replay.counts_up_to <= int(large.steps) < 2**31
+    assert (int(large.steps) - int(small.steps)) % LENGTH == 0
+    for seed in range(3):
+        jax.tree.map(np.testing.assert_array_equal, *(sample(state, jax.random.key(seed)) for state in (small, large)))
+    jax.tree.map(np.testing.assert_array_equal, small._replace(steps=0), large._replace(steps=0))
 
 
 def test_an_error_of_0_is_drawn_again_some_day():

@@ -160,6 +160,10 @@ class PerModule(BaseUpdater):
     def _changes_after(self, step: Any) -> Any:
         return functools.reduce(operator.or_, (one._changes_after(step) for _, one in self.updaters))
 
+    def _check_schedule(self) -> None:
+        for _, one in self.updaters:
+            one._check_schedule()
+
     def _check_inner_state(self, inner_state: PyTree) -> None:
         for _, one in self.updaters:
             one._check_inner_state(inner_state)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.counts import check_fraction
-from sparse_plugins.core.schedules import whole_number
+from sparse_plugins.core.schedules import LAST_STEP, whole_number
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.environments import JaxEnvironment
 from sparse_plugins.rl.replay import Replay
@@ -83,7 +83,12 @@ class FusedConfig:
             raise ValueError(
                 f"warm_up is {self.warm_up}; give a multiple of num_envs={self.num_envs}, such as {above}."
             )
-        self._replay((), jnp.float32)
+        replay = self._replay((), jnp.float32)
+        if self.warm_up + self.epsilon_decay >= (most := replay.counts_up_to * self.num_envs):
+            raise ValueError(
+                f"warm_up and epsilon_decay are {self.warm_up} and {self.epsilon_decay}; steps are counted to {most}, "
+                "so give fewer than that together."
+            )
 
     @property
     def clock(self) -> Clock:
@@ -99,10 +104,28 @@ class FusedConfig:
         """Iterations after which at least so many environment steps are made, warm-up included."""
         return max(math.ceil((environment_steps - self.warm_up) / (self.vector_steps * self.num_envs)), 0)
 
+    def check_iterations(self, iterations: int) -> int:
+        """The same number of iterations.
+
+        Raises:
+            ValueError: If an optimizer can't count their steps, by which masks and target networks change.
+
+        Example:
+            >>> FusedConfig(updates=2).check_iterations(1_000)
+            1000
+        """
+        if iterations * self.updates > LAST_STEP:
+            raise ValueError(
+                f"{iterations:,} iterations are {iterations * self.updates:,} optimizer steps, and an optimizer counts "
+                f"{LAST_STEP:,}; give fewer environment steps in all, or fewer updates."
+            )
+        return iterations
+
     def epsilon(self, vector_step: Any) -> jax.Array:
         """Probability of a random action at a step of the environments, float32[]."""
-        since = (jnp.float32(vector_step) - self.warm_up // self.num_envs) * self.num_envs
-        part = jnp.clip(since / max(self.epsilon_decay, 1), 0.0, 1.0)
+        # Floats, because an int32 holds neither the steps of all environments nor every length of the decay.
+        since = (jnp.float32(vector_step) - float(self.warm_up // self.num_envs)) * self.num_envs
+        part = jnp.clip(since / float(max(self.epsilon_decay, 1)), 0.0, 1.0)
         return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * part
 
     def replay(self, environment: JaxEnvironment) -> Replay:

@@ -146,10 +146,11 @@ class FusedTrainer:
             The state and what happened.
 
         Raises:
-            ValueError: If there is nothing to do.
+            ValueError: If there is nothing to do, or more than the metrics can count.
         """
-        if iterations < 1:
-            raise ValueError(f"iterations is {iterations}; give 1 or more.")
+        most = ((1 << 31) - 1) // (self.config.vector_steps * self.config.num_envs)
+        if not 1 <= iterations <= most:
+            raise ValueError(f"iterations is {iterations}; give 1 or more, and {most} at most.")
         return self._run(state, iterations)  # type: ignore[attr-defined]
 
     def evaluate(
@@ -182,8 +183,17 @@ class FusedTrainer:
         return np.asarray(returns)
 
     def environment_steps(self, state: FusedState) -> int:
-        """Environment steps of each seed so far."""
-        return int(state.replay.steps) * self.config.num_envs
+        """Environment steps of each seed so far.
+
+        Raises:
+            OverflowError: Beyond 2**31 steps of every environment, which the state can't count; go by iterations.
+        """
+        if (steps := int(state.replay.steps)) >= self._replay.counts_up_to:
+            raise OverflowError(
+                f"this is a state after {steps:,} steps of every environment or more, and it counts no further; use "
+                "config.environment_steps(iterations)."
+            )
+        return steps * self.config.num_envs
 
     @functools.cached_property
     def _replay(self) -> Replay:

@@ -77,13 +77,14 @@ def train(
         The state, the curve and whether the run is finished.
 
     Raises:
+        ValueError: If these are more steps than an optimizer can count.
         SettingsMismatchError: If the folder belongs to another run, which is left alone.
         CheckpointMismatchError: If its checkpoint belongs to another learner.
     """
     run = _Run(trainer, keys, hyper)
     curve, is_finished = to_the_end(
         run,
-        trainer.config.iterations(total_steps),
+        trainer.config.check_iterations(trainer.config.iterations(total_steps)),
         folder,
         _described(trainer, keys, hyper, settings or {}),
         chunk_iterations=chunk_iterations,
@@ -106,18 +107,21 @@ class _Run:
 
     def begin(self) -> None:
         self.state = self._trainer.init(self._keys, self._hyper)
+        self._steps = self._trainer.environment_steps(self.state)
 
-    def restore(self, tree: FusedState, extra: None) -> None:
+    def restore(self, tree: FusedState, extra: int | None) -> None:
         self.state = tree
+        # Older checkpoints have no count of their own.
+        self._steps = self._trainer.environment_steps(tree) if extra is None else extra
 
     def advance(self, iterations: int) -> Chunk:
         self.state, metrics = self._trainer.run(self.state, iterations)
         episodes, _, loss = map(np.asarray, metrics)
-        steps = self._trainer.environment_steps(self.state)
-        return Chunk(steps, episodes.tolist(), metrics.mean_return.tolist(), loss.tolist())
+        self._steps += iterations * self._trainer.config.vector_steps * self._trainer.config.num_envs
+        return Chunk(self._steps, episodes.tolist(), metrics.mean_return.tolist(), loss.tolist())
 
-    def save(self) -> tuple[FusedState, None]:
-        return self.state, None
+    def save(self) -> tuple[FusedState, int]:
+        return self.state, self._steps
 
 
 def _described(trainer: FusedTrainer, keys: jax.Array, hyper: PyTree, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def train(
         The episodes, and whether the run is finished.
 
     Raises:
+        ValueError: If these are more steps than an optimizer can count.
         EnvironmentFailure: If an environment broke.
         SettingsMismatchError: If the folder belongs to another run, which is left alone.
         CheckpointMismatchError: If its checkpoint belongs to other agents.
@@ -67,7 +68,7 @@ def train(
     }
     points, is_finished = to_the_end(
         _Run(trainer),
-        math.ceil(total_steps / (config.vector_steps * config.num_envs)),
+        config.check_iterations(math.ceil(total_steps / (config.vector_steps * config.num_envs))),
         folder,
         described,
         chunk_iterations=chunk_iterations,

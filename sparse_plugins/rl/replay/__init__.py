@@ -23,6 +23,7 @@ from sparse_plugins.rl.replay.priorities import (
 __all__ = ["Batch", "Replay", "ReplayState", "Row"]
 
 _LEAST_PRIORITY = 1e-6  # of a row whose error is 0, so that it is drawn again some day
+_MOST_STEPS = (1 << 31) - 1  # that an int32 can count
 
 
 @exportable("Row")
@@ -76,7 +77,9 @@ class ReplayState(NamedTuple):
 
     Attributes:
         rows: Row of arrays [rows per environment, environments, ...].
-        steps: int32[], rows appended per environment so far. Under `vmap` it stays unbatched; see `Replay.axes`.
+        steps: int32[], rows appended per environment so far. Past 2**31 - 1 it goes back by one length of the ring at
+            a time, so that it stays right as a place and large as a count; see `Replay.counts_up_to`. Under `vmap` it
+            stays unbatched; see `Replay.axes`.
         tree: float32 sum tree of priorities to the exponent; None without.
         highest: float32[], the highest priority so far, which new rows get; None without.
     """
@@ -159,6 +162,11 @@ class Replay:
         """Shape of one observation in a batch."""
         return self.frame_shape if self.stack is None else (*self.frame_shape, self.stack)
 
+    @property
+    def counts_up_to(self) -> int:
+        """The number of steps below which the state's `steps` is exact; above, it is this or more."""
+        return _MOST_STEPS + 1 - self._length
+
     def bytes(self) -> int:
         """Memory of the state, in bytes."""
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(self.init)))
@@ -190,7 +198,8 @@ class Replay:
         at = state.steps % self._length
         write = lambda ring, new: lax.dynamic_update_index_in_dim(ring, new.astype(ring.dtype), at, 0)  # noqa: E731
         rows = jax.tree.map(write, state.rows, row)
-        state = state._replace(rows=rows, steps=state.steps + 1)
+        steps = jnp.where(state.steps == _MOST_STEPS, self.counts_up_to, state.steps + 1)
+        state = state._replace(rows=rows, steps=steps)
         if not self.prioritized:
             return state
         # One row's window is complete now; the stack of another has just lost its first frame.
@@ -219,7 +228,8 @@ class Replay:
             oldest = jnp.maximum(state.steps - self._length + self._reach - 1, 0)
             count = state.steps - self.n_step - oldest
             drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(count, 1) * self.num_envs)
-            index = (drawn + oldest * self.num_envs) % (self._length * self.num_envs)
+            # A place of the ring times environments fits an int32; a count of steps times environments does not.
+            index = (drawn + oldest % self._length * self.num_envs) % (self._length * self.num_envs)
             weight = jnp.where(count > 0, 1.0, 0.0) * jnp.ones(batch_size)
         return self._read(state.rows, index, weight)
 
