@@ -66,7 +66,8 @@ def plan(config: StudyConfig) -> str:
     sparse = [cell for cell in cells if cell.algorithm != DENSE]
     if sparse:
         learner, clock = agent(config, sparse[0]), dataclasses.replace(config.loop.clock, frames_per_step=4)
-        lines += [f"Plan of {sparse[0]}:", core.describe_plan(learner.updater, _parameters(config, sparse[0]))]
+        updater = learner.updater.seeded(jax.random.key(0))  # as those of its runs are
+        lines += [f"Plan of {sparse[0]}:", core.describe_plan(updater, _parameters(config, sparse[0]))]
         lines += [clock.describe(learner.updater)]
     return "\n".join(lines)
 

@@ -67,7 +67,8 @@ def plan(config: StudyConfig) -> str:
         learner = agent(config, sparse[0])
         shape, dtype = environment(sparse[0].game).observation_shape, environment(sparse[0].game).observation_dtype
         params = jax.eval_shape(learner.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), dtype)).params
-        text += f" Plan of {sparse[0]}:\n{core.describe_plan(learner.updater, params)}"
+        seeded = learner.updater.seeded(jax.random.key(0))  # as those of its runs are
+        text += f" Plan of {sparse[0]}:\n{core.describe_plan(seeded, params)}"
         text += f"\n{config.loop.clock.describe(learner.updater)}"
     return text
 

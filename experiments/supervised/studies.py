@@ -85,7 +85,10 @@ def build(task: Task, settings: SupervisedSettings, study: Study) -> Plan:
     for updater in updaters.values():
         jax.eval_shape(updater.init_state, shapes)
     sparse = [cell for cell in cells if cell.name != DENSE]
-    plan = f"Plan of {sparse[0].name}:\n{core.describe_plan(updaters[sparse[0].name], shapes)}" if sparse else ""
+    plan = ""
+    if sparse:  # with masks of a key, as those of its runs are
+        seeded = updaters[sparse[0].name].seeded(jax.random.key(0))
+        plan = f"Plan of {sparse[0].name}:\n{core.describe_plan(seeded, shapes)}"
     train = make_train(task, settings)
 
     def prepare(cell: Cell) -> TrainRun:

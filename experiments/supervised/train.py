@@ -4,7 +4,6 @@ The gradient is compiled once for all cells of a study, what an updater does wit
 loop stays outside, because XLA runs convolutions inside a loop about ten times slower on CPUs.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -97,7 +96,7 @@ def initial_state(
     """Where a run starts: parameters and masks of a key; sparse from here on if the updater starts sparse."""
     of_params, of_masks = jax.random.split(key)
     params, statistics = init(of_params)
-    seeded = dataclasses.replace(updater, rng_seed=of_masks)
+    seeded = updater.seeded(of_masks)
     optimizer = seeded.wrap_optax(transformation).init(params)
     return State(seeded.pre_forward_update(params, optimizer), optimizer, statistics)
 

@@ -1,9 +1,10 @@
 """The updater: what every algorithm inherits, and how it becomes an optax transformation."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from sparse_plugins.core.masks import (
     unpack_masks,
 )
 from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
-from sparse_plugins.core.seeds import key_words
+from sparse_plugins.core.seeds import joined_seed, key_words
 from sparse_plugins.core.skipped_steps import check_some_move
 from sparse_plugins.core.state import SparseState, find_sparse_state, map_sparse_states
 from sparse_plugins.core.structured import StructureTopK, create_mask, has_own_rule, rank_active_first
@@ -56,7 +57,9 @@ class BaseUpdater:
             step of one weight depends on the gradients of others: norms that are clipped, factored moments, ratios.
         sparsity_type: Structure of the masks, or `ByPath` for one per layer.
         sparsity_distribution_fn: From parameters to target sparsities, e.g. `partial(erk, sparsity=0.8)`.
-        rng_seed: int or JAX key from which all random scores derive; it is kept in the state.
+        rng_seed: int or JAX key from which all random scores derive; it is kept in the state. Every `init` draws the
+            same masks from it, so that runs and members of a vmap whose random masks are to differ need
+            `rng_seed=key`, each its own. Agents of `sparse_plugins.rl` join their own key to it; see `seeded`.
         use_packed_masks: True stores eight mask entries to a byte, False one. 'zeros' stores none: what is pruned is
             read from the zeros of the parameters, and weights in use stop beside 0 instead of landing on it. It needs
             masks to change inside `update`, and parameters that nothing else sets to 0.
@@ -101,6 +104,8 @@ class BaseUpdater:
     restarts_moments: ClassVar[bool] = False
     # Whether masks are made of the weights that an update has moved, instead of those it is about to move.
     masks_follow_weights: ClassVar[bool] = False
+    # Whether masks depend on `rng_seed`.
+    draws_randomly: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -143,6 +148,15 @@ class BaseUpdater:
     def describe_schedule(self) -> str:
         """When masks change, in words; part of the plan printed before a run."""
         return self.scheduler.describe()
+
+    def describe_seed(self) -> str:
+        """What random masks are drawn from, in words; nothing if none are, or if `rng_seed` is a key."""
+        if not self.draws_randomly or isinstance(self.rng_seed, (jax.Array, np.ndarray)):
+            return ""
+        return (
+            f"random masks and scores: drawn from rng_seed={self.rng_seed}, the same at every init; give rng_seed=key "
+            "for others"
+        )
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """The state with new masks, from parameters and gradients of this step.
@@ -199,6 +213,28 @@ class BaseUpdater:
             for name, target in zip(names, targets, strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(params), checked)
+
+    def seeded(self, key: jax.Array) -> Self:
+        """The updater of one run among several: its random masks are drawn from the run's key and `rng_seed` together.
+
+        Args:
+            key: JAX key, which may be traced; nothing else should draw from it.
+
+        Returns:
+            An updater whose `rng_seed` is another one for every key and every `rng_seed` of this one; the key itself if
+            that is 0, the default.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.5)
+            >>> params, keys = {"w": jnp.ones((8, 8))}, jax.random.split(jax.random.key(0), 2)
+            >>> masks = jax.vmap(lambda key: updater.seeded(key).init_state(params).masks["w"])(keys)
+            >>> bool((masks[0] == masks[1]).all())
+            False
+        """
+        seeded = copy.copy(self)
+        seeded.rng_seed = joined_seed(self.rng_seed, key)
+        return seeded
 
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state of fresh parameters, without an inner state.

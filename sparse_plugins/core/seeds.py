@@ -11,33 +11,78 @@ from jax import lax
 
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["key_words", "leaf_keys", "random_score", "random_scores"]
+__all__ = ["joined_seed", "key_of_masks", "key_words", "leaf_keys", "random_score", "random_scores"]
+
+_MASKS = zlib.crc32(b"masks")
 
 
 def key_words(seed: Any) -> jax.Array:
     """A seed in the form the state keeps.
 
     Args:
-        seed: int, old-style key (uint32[2]) or typed JAX key of any implementation.
+        seed: int of up to 64 bits, old-style key (uint32[2]) or typed JAX key of any implementation.
 
     Returns:
         uint32[2], the words of a threefry key.
 
     Raises:
         TypeError: For anything else.
+        ValueError: For an int that is longer.
 
     Example:
         >>> key_words(7).tolist()
         [0, 7]
     """
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        return jax.random.key_data(jax.random.key(int(seed), impl="threefry2x32"))
+        if not -(1 << 31) <= seed < 1 << 64:
+            raise ValueError(f"rng_seed is {seed}; give an int from {-(1 << 31)} to {(1 << 64) - 1}, or one JAX key.")
+        # As of jax.random.key, which without 64-bit types would forget the upper half.
+        return jnp.array([max(int(seed), 0) >> 32, int(seed) & 0xFFFFFFFF], jnp.uint32)
     if isinstance(seed, (jax.Array, np.ndarray)):
         if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) and seed.shape == ():
             return jax.random.bits(seed, (2,), jnp.uint32)
         if seed.dtype == jnp.uint32 and seed.shape == (2,):
             return jnp.array(seed)  # a copy: the state may be donated, the caller's key may not
     raise TypeError(f"rng_seed is {seed!r}; give an int or one JAX key.")
+
+
+def key_of_masks(key: jax.Array) -> jax.Array:
+    """A key for the random masks of a run that has one key for everything, and draws from it elsewhere, too.
+
+    Args:
+        key: JAX key, typed or old-style.
+
+    Returns:
+        uint32[2], the words of a threefry key.
+
+    Example:
+        >>> bool((key_of_masks(jax.random.key(0)) == key_of_masks(jax.random.PRNGKey(0))).all())
+        True
+    """
+    return jax.random.bits(jax.random.fold_in(key, _MASKS), (2,), jnp.uint32)
+
+
+def joined_seed(seed: Any, key: Any) -> jax.Array:
+    """The seed of masks in the run of a key: another one for every key and for every seed.
+
+    Args:
+        seed: An updater's `rng_seed`; 0, the default, adds nothing to the key.
+        key: JAX key of the run, typed or old-style.
+
+    Returns:
+        uint32[2], the words of a threefry key.
+
+    Example:
+        >>> key = jnp.array([3, 4], jnp.uint32)
+        >>> joined_seed(0, key).tolist(), joined_seed(1, key).tolist() == joined_seed(2, key).tolist()
+        ([3, 4], False)
+    """
+    if isinstance(seed, (int, np.integer)) and seed == 0:
+        return key_words(key)
+    joined = jax.random.wrap_key_data(key_words(key), impl="threefry2x32")
+    for word in key_words(seed):
+        joined = jax.random.fold_in(joined, word)
+    return jax.random.key_data(joined)
 
 
 def random_scores(params: PyTree, words: jax.Array, step: Any) -> PyTree:

@@ -135,7 +135,8 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     Returns:
         Text: the steps at which masks change, in the schedule's unit, and per layer its shape, target sparsity and
         number of entries kept, which one ranking across layers leaves open for each of them. Layers that such a ranking
-        would empty, of the weights as they are, are named; or it says that this is not known before the scores are.
+        would empty, of the weights as they are, are named; or it says that this is not known before the scores are. Then
+        what random masks are drawn from, if any are.
 
     Example:
         >>> import functools
@@ -180,7 +181,8 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     total = f"prunable: {kept_in_all} of {size_in_all} kept (sparsity {sparsity:.4g})"
     shared = [bool(ranking) and is_pruned(t) and t < 1 for ranking, t in zip(rankings, targets, strict=True)]
     emptied = _emptied_lines(updater, params, shared)
-    return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total, *emptied])
+    seed = [line] if (line := updater.describe_seed()) else []
+    return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total, *emptied, *seed])
 
 
 def _emptied_lines(updater: BaseUpdater, params: PyTree, shared: list[bool]) -> list[str]:

@@ -84,7 +84,8 @@ def sparse_federated_averaging(
         updater: Which weights to keep; its schedule counts rounds with valid updates. Straight-through ones
             (`core.SteMagnitudePruning` and its kin) keep dense weights on the server, but clients train inside the
             mask, so those out of use learn nothing while they are; for all to learn, use `sparse_server_optimizer`
-            with an ordinary client optimizer.
+            with an ordinary client optimizer. Servers have no key of their own: for random masks of their own they
+            need updaters of another `rng_seed`.
         client_batch_hparams: How clients batch their data.
         growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients, 'dense' if
             their masks have a structure. Other updaters make no use of it, and personal masks take none.

@@ -48,7 +48,8 @@ def sparse_server_optimizer(
     Args:
         optimizer: What turns a round's mean delta into an update: an optax transformation, or a
             `fedjax.Optimizer` made from one, such as `fedjax.optimizers.adam(0.01)`.
-        updater: Which weights to keep, how many and from which round on; a `core.PerModule` too.
+        updater: Which weights to keep, how many and from which round on; a `core.PerModule` too. Servers have no key
+            of their own: for random masks of their own they need updaters of another `rng_seed`.
 
     Returns:
         The optimizer, whose state is a `core.SparseState`. An updater that starts sparse prunes in the first

@@ -10,6 +10,7 @@ import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.guard import fresh_if
+from sparse_plugins.core.seeds import key_of_masks
 from sparse_plugins.core.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree, exportable
 from sparse_plugins.rl.policy import TargetPolicy
@@ -60,6 +61,8 @@ class SparseLearner:
         target_policy: When the target network gets the masks.
         target_period: Optimizer steps between two copies to the target network.
         target_step_size: Part of the online network in each copy, in (0, 1]; below 1 it is Polyak averaging.
+        mask_key: JAX key of random masks and scores; None derives it from the key given to `init`. The updater's
+            `rng_seed` counts, too: agents of two keys, or of two seeds, have different masks.
 
     Raises:
         TypeError: If the network has no `init`.
@@ -87,6 +90,7 @@ class SparseLearner:
     target_policy: TargetPolicy | str = TargetPolicy.AT_MASK_UPDATE
     target_period: int = 1
     target_step_size: float = 1.0
+    mask_key: jax.Array | None = None
 
     def __post_init__(self) -> None:
         if not hasattr(self.network, "init") and not (isinstance(self.network, tuple) and len(self.network) == 2):
@@ -112,8 +116,8 @@ class SparseLearner:
         object.__setattr__(self, "_wrapped", self.updater.wrap_optax(self.optimizer))
 
     def seeded(self, key: jax.Array) -> "SparseLearner":
-        """The learner with another seed of masks and random scores: a JAX key, which may be traced."""
-        return dataclasses.replace(self, updater=dataclasses.replace(self.updater, rng_seed=key))
+        """The learner with another `mask_key`, which may be traced."""
+        return dataclasses.replace(self, mask_key=key)
 
     def init(self, key: jax.Array, *inputs: Any) -> LearnerState:
         """Fresh parameters, sparse already where the algorithm starts sparse.
@@ -123,12 +127,13 @@ class SparseLearner:
             *inputs: What the network's `init` takes after its key, usually one observation or a batch of them.
 
         Returns:
-            The learner's state; its masks are drawn from the updater's `rng_seed`.
+            The learner's state; its masks are those of this key, unless there is a `mask_key`.
         """
         own, of_params = jax.random.split(key)
         init = self.network.init if hasattr(self.network, "init") else self.network[0]
         dense = init(of_params, *inputs)
-        optimizer_state = self._wrapped.init(dense)  # type: ignore[attr-defined]
+        updater = self.updater.seeded(key_of_masks(key) if self.mask_key is None else self.mask_key)
+        optimizer_state = updater.wrap_optax(self.optimizer).init(dense)
         params = self.updater.pre_forward_update(dense, optimizer_state)
         target = dense if self.target_policy is TargetPolicy.DENSE else params
         # Copies, because a caller that donates the state must not give one buffer twice.

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from tests.contract.rows import STEPS, TREES, assert_on_mask, assert_same, make_step, make_updater
+from tests.contract.rows import STEPS, TREES, UPDATERS, assert_on_mask, assert_same, make_step, make_updater
 from tests.quick import quick_jit
 
 RANDOM = ["random", "random_ste", "static_sparse", "set", "mixture of set and random_ste"]
@@ -62,6 +62,19 @@ def test_seeds_reach_all_that_is_random_and_repeat(row: str) -> None:
     same, again, other = (masks_of_a_run(row, params, 2, seed) for seed in (3, 3, 4))
     assert_same(same, again)
     assert all((same[name] != other[name]).any() for name in ("w", "head"))
+
+
+@pytest.mark.parametrize("row", UPDATERS)
+def test_what_draws_randomly_says_so(row: str) -> None:
+    params = TREES["dict"]()
+
+    def first_step(words: Any) -> Any:
+        tx = make_updater(row).seeded(words).wrap_optax(optax.adam(0.1))
+        return make_step(tx)(params, tx.init(params))
+
+    draws = "random_bits" in str(jax.make_jaxpr(first_step)(jnp.zeros(2, jnp.uint32)))
+    if not row.startswith("gradual_rigl"):  # which starts dense here, from a drawn order that keeps everything
+        assert draws == bool(make_updater(row).describe_seed())
 
 
 def test_seeds_reach_nothing_else() -> None:

@@ -235,6 +235,7 @@ def test_the_plan_shows_every_updater_and_structure() -> None:
         "b/w    (2, 2)  0.5              2 of 4",
         "c/w    (2, 2)  dense            4 of 4",
         "prunable: 16 of 31 kept (sparsity 0.4839)",
+        "random masks and scores: drawn from rng_seed=0, the same at every init; give rng_seed=key for others",
     ]
     assert updater.scheduler.step_unit == "round"
     masks = core.unpack_masks(params, updater.init_state(params).masks)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.core.seeds import joined_seed, key_words
 from tests.quick import quick_jit
 
 PARAMS = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
@@ -24,6 +25,24 @@ def test_fields_of_a_fresh_state() -> None:
     assert (int(STATE.count), STATE.rng.tolist()) == (0, [0, 0])
     assert STATE.dense_params["w"].tolist() == PARAMS["w"].tolist()
     assert {leaf.dtype.name for leaf in jax.tree.leaves(STATE)} == {"uint8", "float32", "int32", "uint32"}
+
+
+def test_long_seeds_keep_all_their_bits() -> None:
+    found = {seed: key_words(seed).tolist() for seed in (0, 7, 2**32 - 1, 2**32 + 7, 2**64 - 1, -1)}
+    assert list(found.values()) == [[0, 0], [0, 7], [0, 2**32 - 1], [1, 7], [2**32 - 1] * 2, [0, 2**32 - 1]]
+    for seed in (0, 7, 2**32 - 1, -1):
+        np.testing.assert_array_equal(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")), found[seed])
+    with pytest.raises(ValueError, match=f"rng_seed is {2**64}; give an int from"):
+        core.SET(rng_seed=2**64)
+
+
+def test_seeds_and_keys_are_joined_without_a_collision() -> None:
+    words = lambda seed, key: tuple(joined_seed(seed, jnp.array(key, jnp.uint32)).tolist())  # noqa: E731
+    pairs = [(seed, key) for seed in (0, 1, 5, 2**32 + 1, jnp.array([0, 1], jnp.uint32)) for key in ([0, 1], [0, 5])]
+    found = [words(*pair) for pair in pairs]
+    assert found[:2] == [(0, 1), (0, 5)], "a seed of 0 adds nothing"
+    assert len(set(found)) == 8
+    assert found[2:4] == found[8:], "an int is the key of the same words"
 
 
 def test_it_is_found_wherever_it_is() -> None:

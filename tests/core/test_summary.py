@@ -95,6 +95,23 @@ def test_plan_of_one_ranking_across_layers_leaves_their_counts_open() -> None:
     assert f"{round(0.5 * 10) + round(0.8 * 15)} of 25 kept" in plan
 
 
+@pytest.mark.parametrize("kind", ["static_sparse", "random_ste", "gradual_set", "rigl"])
+def test_plan_says_what_random_masks_are_drawn_from(kind: str) -> None:
+    params = {name: jnp.ones((4, 4)) for name in "vw"}
+    window = {"update_freq": 5, "update_start_step": 0, "update_end_step": 10}
+    make = lambda **seed: core.create_updater_from_config(algorithm=kind, sparsity=0.5, **window, **seed)  # noqa: E731
+    last = lambda updater: core.describe_plan(updater, params).splitlines()[-1]  # noqa: E731
+    for seed in (0, 3):
+        assert last(make(rng_seed=seed)) == (
+            f"random masks and scores: drawn from rng_seed={seed}, the same at every init; give rng_seed=key for others"
+        )
+    for updater in (make(rng_seed=jax.random.key(0)), make().seeded(jax.random.key(0))):
+        assert last(updater).startswith("prunable:")
+    both = core.PerModule([("w", make(rng_seed=1)), (".*", make(rng_seed=2))])
+    assert core.describe_plan(both, params).count("random masks and scores: drawn from rng_seed=") == 2
+    assert last(both.seeded(jax.random.key(0))).startswith("prunable:")
+
+
 def test_leaves_larger_than_an_int32_counts_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     params = {name: jnp.asarray(random.integers(0, 2, shape), jnp.uint8) for name, shape in SHAPES.items()}

@@ -14,7 +14,7 @@ from sparse_plugins import core
 from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.rl import Clock, TargetPolicy, dopamine
-from tests.rl.driving import assert_same_bits, build, drive, observe, outside_masks, reload
+from tests.rl.driving import BINDINGS, INHERITED, assert_same_bits, build, drive, observe, outside_masks, reload
 
 AGENTS = sorted(dopamine.AGENTS)
 # They inherit all that has to do with checkpoints from DQN, and take long to compile a second time.
@@ -70,6 +70,30 @@ def test_acting_learning_and_target_network_are_sparse_at_every_step(pruner):
     masks = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.masks)]) for state in states]
     changes = sum(not np.array_equal(*pair) for pair in itertools.pairwise(masks))
     assert changes == 0 if pruner == "static_sparse" else changes >= 2
+
+
+@pytest.mark.parametrize("name", ["jax_dqn", "full_rainbow", "sac", "ppo", "redo_dqn"])
+def test_random_masks_are_those_of_the_agents_seed(name, monkeypatch):
+    def masks(seed, **options):
+        given = {"seed": seed}
+        if name == "redo_dqn":  # which leaves the seed to its parent
+            monkeypatch.setitem(BINDINGS, name, [*INHERITED, f"JaxDQNAgent.seed = {given.pop('seed')}"])
+        agent = build(name, updater=updater_of("static_sparse", **options), **given)
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(agent.sparse_state.masks)]
+        return np.concatenate([leaf.ravel() for leaf in leaves]).tobytes()
+
+    first, other = masks(0), masks(1)
+    assert first != other
+    assert masks(0) == first
+    assert masks(0, rng_seed=1) not in (first, other)
+
+
+def test_twin_critics_have_masks_of_their_own():
+    agent = build("sac", updater=updater_of("static_sparse"))
+    critics = [agent.sparse_params["params"][f"_critic{number}"] for number in (1, 2)]
+    for one, other in zip(*map(jax.tree.leaves, critics), strict=True):
+        if one.ndim == 2 and one.size > 20:
+            assert not np.array_equal(one != 0, other != 0)
 
 
 @pytest.mark.parametrize("pruner", ["static_sparse", "set", "rigl"])

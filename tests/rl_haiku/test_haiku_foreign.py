@@ -60,9 +60,36 @@ def pruned_weights_in_use(agent: Any) -> list[int]:
 SHAPES = {"zoo": (zoo, zoo_step), "acme": (acme, acme_step)}
 
 
+class WithoutKey(ZooAgent):
+    """Makes its own key, and so can't hand it on."""
+
+    def __init__(self, sample: Any, **kwargs: Any) -> None:
+        super().__init__(sample, rng_key=KEY, **kwargs)
+
+
+def test_random_masks_of_an_agent_without_a_key_are_a_warning():
+    settings = {"optimizer": OPTIMIZER, "target_network_update_period": PERIOD}
+    build = lambda pruner: haiku.sparsify_dqn_zoo(WithoutKey)(  # noqa: E731
+        ROWS[0].observation, updater=updater_of(pruner), **settings
+    )
+    with pytest.warns(UserWarning, match="given no rng_key or random_key; random masks .* from rng_seed=0"):
+        build("static_sparse")
+    build("magnitude")  # draws nothing
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 class TestBothShapes:
     """What holds for agents of either shape."""
+
+    def test_random_masks_are_those_of_the_agents_key(self, shape):
+        build = SHAPES[shape][0]
+        name = {"zoo": "rng_key", "acme": "random_key"}[shape]
+        masks = [
+            build(updater_of("static_sparse"), **{name: jax.random.PRNGKey(seed)}).sparse_state.masks
+            for seed in (0, 0, 1)
+        ]
+        assert_same_bits(masks[0], masks[1])
+        assert (masks[0]["hidden"]["w"] != masks[2]["hidden"]["w"]).any()
 
     def test_online_and_target_network_are_sparse_after_every_step(self, shape, monkeypatch):
         monkeypatch.setattr(AcmeLearner, "over_devices", functools.partial(jax.pmap, axis_name="data"))

@@ -32,6 +32,7 @@ from tests.rl_haiku.toy_learner import (
 
 FAMILIES = ["magnitude", "global_magnitude", "random", "static_sparse", "set", "rigl", "granet", "magnitude_ste"]
 KEY = jax.random.key(3)
+KEYS = jax.random.split(KEY, 3)
 
 
 @pytest.mark.parametrize("pruner", FAMILIES)
@@ -152,6 +153,62 @@ class TestVmap:
         assert ("cond", False) in found
         assert {name for name, within in found if within} & ranking, "masks are ranked somewhere"
         assert not {name for name, within in found if not within} & ranking
+
+
+class TestSeeds:
+    """The key of an agent decides about its random masks, too."""
+
+    SHAPES = BATCHES.observation[0]
+
+    @staticmethod
+    def same_weights(pruner: str, **options: Any) -> Any:
+        """A learner in which nothing but masks depends on the key."""
+        fixed = lambda key, x: init(jax.random.key(0), x)  # noqa: E731
+        return learner_of(updater_of(pruner, **options), network=(fixed, None))
+
+    @pytest.mark.parametrize("pruner", ["random", "static_sparse", "set", "rigl", "gradual_set", "random_ste"])
+    def test_masks_differ_by_key_and_repeat_alone_or_beside_others(self, pruner):
+        learner = self.same_weights(pruner)
+        together = quick_jit(jax.vmap(functools.partial(run, learner)))(KEYS)[1].masks
+        alone = compiled(learner)
+        masks = jax.tree.leaves(together)
+        for seed, key in enumerate(KEYS):
+            own = alone(key)[1].masks
+            # Growth by gradients may differ in the last bit; what is drawn may not.
+            first = slice(0, 1) if pruner == "rigl" else slice(None)
+            for many, single in zip(masks, jax.tree.leaves(own), strict=True):
+                np.testing.assert_array_equal(many[seed][first], single[first])
+            assert any((mask[seed] != mask[seed - 1]).any() for mask in masks)
+
+    def test_a_critic_and_its_twin_differ(self):
+        first, second = (self.same_weights("static_sparse").init(key, self.SHAPES) for key in jax.random.split(KEY))
+        assert not np.array_equal(first.params["hidden"]["w"] != 0, second.params["hidden"]["w"] != 0)
+
+    def test_the_updaters_seed_counts_beside_the_key(self):
+        def masks(rng_seed: Any, key: Any = KEY, mask_key: Any = None) -> Any:
+            updater = core.StaticRandomSparse(
+                sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5), rng_seed=rng_seed
+            )
+            state = learner_of(updater, mask_key=mask_key).init(key, self.SHAPES)
+            return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.sparse_state.masks)]).tolist()
+
+        other = jax.random.key(7)
+        found = [masks(seed, key) for seed in (0, 5, jax.random.key(5)) for key in (KEY, other)]
+        assert len(set(map(tuple, found))) == 6
+        assert masks(5) == found[2]
+        assert masks(0, KEY, other) == masks(0, other, other) != masks(0)
+        assert masks(0, jax.random.PRNGKey(3)) == masks(0, jax.random.key(3))
+
+    def test_parts_of_one_network_keep_seeds_of_their_own(self):
+        def masks(key: Any, **seeds: int) -> Any:
+            parts = [(f"{name}/.*", updater_of("static_sparse", rng_seed=seed)) for name, seed in seeds.items()]
+            return learner_of(core.PerModule(parts)).init(key, self.SHAPES).sparse_state.masks
+
+        start, again, other = masks(KEY, hidden=1, out=2), masks(KEY, hidden=1, out=3), masks(KEYS[0], hidden=1, out=2)
+        assert_same_bits(start["hidden"]["w"], again["hidden"]["w"])
+        for changed in (again["out"], other["out"], other["hidden"]):
+            name = "hidden" if changed is other["hidden"] else "out"
+            assert (changed["w"] != start[name]["w"]).any()
 
 
 def test_a_state_is_arrays_and_goes_on_from_a_file_bit_for_bit():

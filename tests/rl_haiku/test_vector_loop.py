@@ -86,6 +86,16 @@ def trainer_of(groups, config=CONFIG, make=Corridors) -> VectorTrainer:
     return VectorTrainer(make, groups, config)
 
 
+def test_seeds_of_a_run_draw_masks_of_their_own_alone_or_together():
+    updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
+    agent, seeds = tiny.learner(updater=updater), (0, 1, 7)
+    masks_of = lambda *seeds: trainer_of([Group("one", agent, seeds)]).states[0].learner.sparse_state.masks  # noqa: E731
+    together = masks_of(*seeds)
+    for i, seed in enumerate(seeds):
+        jax.tree.map(lambda many, one, i=i: np.testing.assert_array_equal(many[i], one[0]), together, masks_of(seed))
+        assert (together["in"][i] != together["in"][i - 1]).any()
+
+
 @pytest.fixture(scope="module")
 def agent():
     return tiny.learner()

@@ -100,6 +100,10 @@ class GradualRigL(GradualSET, RigL):
     Source: Liu et al., Sparse Training via Boosting Pruning Plasticity with Neuroregeneration (2021).
     """
 
+    def describe_seed(self) -> str:
+        """Only masks that start sparse are drawn; growth goes by gradients."""
+        return super().describe_seed() if self.start_part else ""
+
 
 @dataclasses.dataclass(eq=False)
 class GraNet(GlobalMagnitudePruning, RigL):
@@ -122,6 +126,7 @@ class GraNet(GlobalMagnitudePruning, RigL):
 
     starts_dense: ClassVar[bool] = True
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
+    draws_randomly: ClassVar[bool] = False  # it starts dense and grows by gradients
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Everything kept."""

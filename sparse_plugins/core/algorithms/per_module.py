@@ -1,10 +1,11 @@
 """Different updaters for the parts of one model, around one optimizer."""
 
+import copy
 import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class PerModule(BaseUpdater):
     Attributes:
         updaters: Pairs (regular expression for a whole path 'a/b/kernel', updater). The first match wins; leaves that
             no rule matches stay dense.
-        rng_seed: None leaves each updater its seed; an int or JAX key replaces them all.
+        rng_seed: None leaves each updater its seed; an int or JAX key replaces them all. `seeded` joins a key to each.
 
     Raises:
         TypeError: If an updater is none.
@@ -88,6 +89,17 @@ class PerModule(BaseUpdater):
     def target_sparsities(self, params: PyTree) -> PyTree:
         """The targets that each updater gives its part."""
         return self._parts(params).joined(lambda one: one.target_sparsities, params)
+
+    def describe_seed(self) -> str:
+        """What the updaters draw random masks from, those with one seed in one line."""
+        return "\n".join(dict.fromkeys(line for _, one in self.updaters if (line := one.describe_seed())))
+
+    def seeded(self, key: jax.Array) -> Self:
+        """The updaters of one run among several, each as its own `seeded` makes it."""
+        seeded = copy.copy(self)
+        seeded.updaters = tuple((pattern, one.seeded(key)) for pattern, one in self.updaters)
+        seeded.rng_seed = None  # it is in them
+        return seeded
 
     def init_state(self, params: PyTree) -> SparseState:
         """One state that holds those of all updaters."""

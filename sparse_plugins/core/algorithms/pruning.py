@@ -130,6 +130,8 @@ class RandomPruning(BaseUpdater):
         4
     """
 
+    draws_randomly: ClassVar[bool] = True
+
     def calculate_scores(
         self,
         params: PyTree,

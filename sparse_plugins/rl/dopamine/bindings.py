@@ -27,7 +27,7 @@ def create_updater_from_config(
     sparsity_type: Any = None,
     rules: Sequence[tuple[str, float | None]] = (),
     filter_fn: FilterFn | None = None,
-    rng_seed: int = 8,
+    rng_seed: int = 0,
     use_packed_masks: bool = True,
     is_sparse_gradients: bool | None = None,
     skip_gradients: bool | None = None,
@@ -48,7 +48,7 @@ def create_updater_from_config(
         sparsity_type: Structure, by name or by path; see `core.SparsityConfig`.
         rules: Pairs (regular expression for a path, sparsity); see `core.uniform`.
         filter_fn: Which layers are pruned; None for all kernels but the noise scales of noisy layers.
-        rng_seed: Seed of random masks and scores.
+        rng_seed: Seed of random masks and scores, beside the agent's own seed: two agents differ in their masks.
         use_packed_masks: True stores eight mask entries to a byte.
         is_sparse_gradients: None for the algorithm's own default.
         skip_gradients: The same; SET and RigL move no weight when masks change.

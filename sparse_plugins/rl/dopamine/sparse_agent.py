@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.seeds import key_of_masks
 from sparse_plugins.core.state import SparseState, find_sparse_state
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
@@ -35,7 +36,8 @@ class SparseAgent:
     """Mixin in front of an agent class; use `sparsify`.
 
     Attributes:
-        updater: The updater, its schedule counted in optimizer steps.
+        updater: The updater, its schedule counted in optimizer steps. Its random masks come from the agent's own key,
+            which follows from its seed, and `rng_seed` together.
         target_policy: When the target network gets the masks.
         clock: How the agent's optimizer steps, environment steps and frames relate.
     """
@@ -47,6 +49,7 @@ class SparseAgent:
     observation_shape: tuple[int, ...]
     allow_partial_reload: bool
     _replay: Any
+    _rng: jax.Array
     _restoring = False
 
     def __init__(
@@ -85,6 +88,7 @@ class SparseAgent:
         return "\n".join([plan, *([changes] if changes else []), f"target network: {self.target_policy}"])
 
     def _build_networks_and_optimizer(self) -> None:
+        of_masks = key_of_masks(self._rng)  # before networks are drawn from it
         super()._build_networks_and_optimizer()  # type: ignore[misc]
         self._optimizer_attribute = _first_of(self, _OPTIMIZERS, "an optimizer")
         self._online_attribute = _first_of(self, _ONLINE, "parameters")
@@ -95,7 +99,7 @@ class SparseAgent:
                 "use_packed_masks='zeros' keeps masks in the zeros of the online network, where the target network "
                 "can't find them; use True, which takes one bit a weight."
             )
-        self.updater = self.clock.in_optimizer_steps(self._given_updater)
+        self.updater = self.clock.in_optimizer_steps(self._given_updater).seeded(of_masks)
         # One object for the agent's life: optimizers are static arguments, and another one would compile again.
         self._wrapped = self.updater.wrap_optax(getattr(self, self._optimizer_attribute))
         self._onto_masks = jax.jit(self.updater.pre_forward_update)

@@ -6,7 +6,9 @@ which an agent takes over the result of a step. The step itself is left alone.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,12 +16,16 @@ import numpy as np
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.seeds import key_of_masks
 from sparse_plugins.core.state import SparseState, find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
 from sparse_plugins.rl.haiku.remember import remember_params, renew_params
 from sparse_plugins.rl.policy import TargetPolicy
 
 __all__ = ["SparseAcmeLearner", "SparseZooAgent", "sparsify_acme", "sparsify_dqn_zoo"]
+
+
+_KEYS = ("rng_key", "random_key")  # of DQN Zoo, of Acme
 
 
 class _Follower:
@@ -81,6 +87,7 @@ class SparseZooAgent:
         target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
         **kwargs: Any,
     ) -> None:
+        updater = _seeded(updater, super().__init__, args, kwargs)
         self._follower = _Follower(updater, target_policy)
         wrapped = remember_params(updater.wrap_optax(optimizer))
         super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
@@ -128,6 +135,7 @@ class SparseAcmeLearner:
         target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
         **kwargs: Any,
     ) -> None:
+        updater = _seeded(updater, super().__init__, args, kwargs)
         self._follower = _Follower(updater, target_policy)
         wrapped = remember_params(updater.wrap_optax(optimizer))
         super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
@@ -166,6 +174,16 @@ class SparseAcmeLearner:
         super().__setattr__(name, value)
 
 
+def _seeded(updater: BaseUpdater, constructor: Callable[..., None], args: Any, kwargs: Any) -> BaseUpdater:
+    """The updater with random masks of the agent's own key, if its constructor is given one."""
+    given = {**inspect.signature(constructor).bind_partial(*args, **kwargs).arguments, **kwargs}
+    if key := next((name for name in _KEYS if name in given), None):
+        return updater.seeded(key_of_masks(given[key]))
+    if alone := updater.describe_seed():
+        warnings.warn(f"the agent is given no {' or '.join(_KEYS)}; {alone}.", stacklevel=3)
+    return updater
+
+
 def sparsify_dqn_zoo(agent_class: type) -> type:
     """A sparse subclass of an agent of DQN Zoo's shape: DQN, double, prioritized, C51, QR-DQN, Rainbow, IQN.
 
@@ -175,14 +193,15 @@ def sparsify_dqn_zoo(agent_class: type) -> type:
 
     Returns:
         A class whose constructor takes what `agent_class` takes, and `updater` and `target_policy`. Its get_state
-        carries the masks.
+        carries the masks. Random ones are drawn from the agent's `rng_key` and the updater's `rng_seed` together; from
+        `rng_seed` alone, with a warning, if the agent takes no such key.
 
     Raises:
         TypeError: If the class has no such methods; when an agent is built, if it has no such attributes.
 
     Example:
         >>> class Agent:
-        ...     def __init__(self, optimizer, params):
+        ...     def __init__(self, optimizer, params, rng_key):
         ...         self._online_params = self._target_params = params
         ...         self._opt_state = optimizer.init(params)
         ...     def get_state(self): ...
@@ -190,7 +209,8 @@ def sparsify_dqn_zoo(agent_class: type) -> type:
         >>> from sparse_plugins import core
         >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=lambda params: {"w": 0.75})
         >>> params = {"w": jax.numpy.ones((4, 4))}
-        >>> agent = sparsify_dqn_zoo(Agent)(params=params, optimizer=optax.sgd(0.1), updater=updater)
+        >>> agent = sparsify_dqn_zoo(Agent)(
+        ...     params=params, rng_key=jax.random.key(0), optimizer=optax.sgd(0.1), updater=updater)
         >>> float(agent._target_params["w"].sum())
         4.0
 
@@ -210,7 +230,7 @@ def sparsify_acme(learner_class: type) -> type:
 
     Returns:
         A class whose constructor takes what `learner_class` takes, and `updater` and `target_policy`. What it saves
-        carries the masks.
+        carries the masks. Random ones are drawn from the learner's `random_key`, as in `sparsify_dqn_zoo`.
 
     Raises:
         TypeError: If the class has no such methods; when a learner is built, if it has no such attributes.

@@ -67,8 +67,9 @@ class FusedMetrics(NamedTuple):
 class FusedTrainer:
     """Plays, remembers and learns on the device alone; nothing comes back before `run` ends.
 
-    Seeds never meet. Each has its own masks, also random ones, whatever the updater's `rng_seed`. What one computes
-    beside others may differ from what it computes alone in the last bits of floating-point sums.
+    Seeds never meet. Each has its own masks, also random ones, whatever the updater's `rng_seed`, which is joined to
+    its key. What one computes beside others may differ from what it computes alone in the last bits of floating-point
+    sums.
 
     Attributes:
         environment: The game.

@@ -110,7 +110,7 @@ class VectorAgent:
         return RunState(learner=0, replay=self.replay.axes, halves=0, loss=0)  # type: ignore[arg-type]
 
     def init(self, key: jax.Array) -> RunState:
-        """A run before its first step; the key decides about masks too, whatever the updater's `rng_seed`."""
+        """A run before its first step; the key decides about masks too, together with the updater's `rng_seed`."""
         of_learner, of_masks = jax.random.split(key)
         size = self.config.num_envs // self.config.num_halves
         observation = jnp.zeros((size, *self.replay.observation_shape), self.replay.frame_dtype)

@@ -1,0 +1,58 @@
+"""The seed of a run reaches its random masks in every study; results depend on it."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.atari import train as atari
+from experiments.atari.config import StudyConfig as AtariConfig
+from experiments.fed_emnist.cli import parse
+from experiments.fed_emnist.config import Run
+from experiments.minatar import train as minatar
+from experiments.minatar.config import StudyConfig as MinAtarConfig
+from experiments.rl_study.cells import Cell
+from experiments.supervised.train import initial_state
+from sparse_plugins import core
+
+PARAMS = {"layer": {"kernel": jnp.ones((16, 16))}}
+
+
+def of_rounds(seed: int) -> Any:
+    """The federated studies: strokes, digits, EMNIST, structures."""
+    return parse(["--dataset=digits"]).updater(Run("static_sparse", 0.9, seed)).init_state(PARAMS)
+
+
+def of_steps(seed: int) -> Any:
+    """The studies of vision and T5."""
+    updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.9)
+    return initial_state(lambda key: (PARAMS, {}), updater, optax.sgd(0.1), jax.random.key(seed)).optimizer
+
+
+def of_minatar(seed: int) -> Any:
+    """The fused studies of agents."""
+    config = MinAtarConfig(name="x", algorithms=("static_sparse",), sparsities=(0.9,))
+    agent = minatar.agent(config, Cell("Breakout", "static_sparse", 0.9))
+    return agent.init(jax.random.key(seed), jnp.zeros((1, 10, 10, 4))).sparse_state
+
+
+def of_atari(seed: int) -> Any:
+    """The studies of agents on environments of the host."""
+    config = AtariConfig(name="x", algorithms=("static_sparse",), sparsities=(0.9,))
+    agent = atari.agent(config, Cell("Pong", "static_sparse", 0.9))
+    return agent.init(jax.random.key(seed), jnp.zeros((1, 84, 84, 4), jnp.uint8)).sparse_state
+
+
+@pytest.mark.parametrize("start", [of_rounds, of_steps, of_minatar, of_atari])
+def test_seeds_have_masks_of_their_own_and_repeat(start: Callable[[int], Any]) -> None:
+    masks = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(start(seed).masks)]).tobytes()
+        for seed in (0, 1, 2, 0)
+    ]
+    assert masks[0] == masks[3]
+    assert all(one != other for one, other in itertools.pairwise(masks))
