@@ -135,8 +135,8 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     Returns:
         Text: the steps at which masks change, in the schedule's unit, and per layer its shape, target sparsity and
         number of entries kept, which one ranking across layers leaves open for each of them. Layers that such a ranking
-        would empty, of the weights as they are, are named; or it says that this is not known before the scores are. Then
-        what random masks are drawn from, if any are.
+        would empty, of the weights as they are, are named; or it says that this is not known before the scores are.
+        Then what random masks are drawn from, if any are.
 
     Example:
         >>> import functools
