@@ -31,7 +31,7 @@ from sparse_plugins.core.state import SparseState, find_sparse_state, map_sparse
 from sparse_plugins.core.structured import StructureTopK, create_mask, has_own_rule, rank_active_first
 from sparse_plugins.core.structures import ByPath, Structure, Unstructured, structure_per_leaf
 from sparse_plugins.core.transformation import ZEROS_NEED_GRAPH, sparse_transformation
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
 from sparse_plugins.core.turns import in_turns
 from sparse_plugins.core.varying import masks_varying_with
 from sparse_plugins.core.zero_masks import masks_of_step
@@ -427,7 +427,7 @@ class BaseUpdater:
         """Updates that take `params` onto the masks."""
 
         def onto_mask(param: jax.Array, mask: jax.Array, update: jax.Array) -> jax.Array:
-            dtype = jnp.promote_types(update.dtype, param.dtype)
+            dtype = common_dtype(update.dtype, param.dtype)
             return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))
 
         return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u)

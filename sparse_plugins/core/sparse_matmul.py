@@ -10,6 +10,7 @@ from jax import lax
 
 from sparse_plugins.core.n_by_m import NByMArray
 from sparse_plugins.core.sparse_forms import ByOutput, with_data
+from sparse_plugins.core.trees import common_dtype
 
 __all__ = ["matmul"]
 
@@ -50,7 +51,7 @@ def matmul(inputs: Any, kernel: Any) -> jax.Array:
 def _product(rows: jax.Array, kernel: Any, dtype: np.dtype) -> jax.Array:
     from jax.experimental import sparse
 
-    wide = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+    wide = common_dtype(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     if isinstance(kernel, NByMArray):
         if len(rows) * kernel.structure.n * 8 > kernel.structure.m or kernel.structure.axis % 2:
             return rows @ kernel.expand()
@@ -69,6 +70,6 @@ def _gathered(rows: jax.Array, kernel: NByMArray) -> jax.Array:
     """Picks the inputs of every kept weight: less work than expanding where kept weights times rows are few."""
     groups, n, outputs = kernel.values.shape
     first = lax.broadcasted_iota(jnp.int32, kernel.places.shape, 0) * kernel.structure.m
-    index = (first + kernel.places).reshape(groups * n, outputs)
+    index = (first + kernel.places.astype(jnp.int32)).reshape(groups * n, outputs)
     picked = rows.at[:, index].get(mode="clip")  # the place of a filler may lie beyond the end; its value is 0
     return jnp.einsum("bio,io->bo", picked, kernel.values.reshape(groups * n, outputs).astype(rows.dtype))

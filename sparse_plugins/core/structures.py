@@ -7,6 +7,7 @@ A structure is pure data. It says which entries of an array compete with each ot
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from sparse_plugins.core.rules import first_match, read_rule
 
@@ -113,9 +114,10 @@ class Block:
     use_avg_pooling: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.block_shape, str) or not isinstance(self.block_shape, Sequence) or not self.block_shape:
-            raise TypeError(f"Block.block_shape is {self.block_shape!r}; give ints such as (4, 4).")
-        object.__setattr__(self, "block_shape", tuple(self.block_shape))
+        given: Any = self.block_shape
+        if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+            raise TypeError(f"Block.block_shape is {given!r}; give ints such as (4, 4).")
+        object.__setattr__(self, "block_shape", tuple(given))
         for length in self.block_shape:
             _integer("Block.block_shape entry", length, 1)
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.bracket import PIVOTS, Bracket, compared, find_kth
+from sparse_plugins.core.trees import common_dtype
 from sparse_plugins.core.varying import varying_with
 
 __all__ = ["exact_topk", "of_one_type", "order_keys"]
@@ -135,7 +136,7 @@ def of_one_type(scores: Sequence[jax.Array]) -> list[jax.Array]:
     kinds = (jnp.floating, jnp.signedinteger, jnp.unsignedinteger, jnp.bool_)
     if not any(all(jnp.issubdtype(dtype, kind) for dtype in dtypes) for kind in (*kinds, jnp.complexfloating)):
         raise TypeError(f"scores of {', '.join(sorted(map(str, dtypes)))} cannot be ranked together; give one dtype.")
-    widest = functools.reduce(jnp.promote_types, dtypes)
+    widest = common_dtype(*dtypes)
     return [score.astype(widest) for score in scores]
 
 

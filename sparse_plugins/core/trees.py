@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["aligned", "exportable", "leaf_names", "prunable_dtype", "stands_for_params"]
+__all__ = ["aligned", "common_dtype", "exportable", "leaf_names", "prunable_dtype", "stands_for_params"]
 
 PyTree = Any
 T = TypeVar("T")
@@ -85,6 +85,18 @@ def _hidden_leaf_by_leaf(params: PyTree, tree: PyTree) -> PyTree:
 def prunable_dtype(leaf: Any) -> bool:
     """Whether a leaf is a real floating-point array."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def common_dtype(*dtypes: Any) -> jnp.dtype:
+    """The dtype that JAX's standard promotion gives; also under `jax_numpy_dtype_promotion="strict"`.
+
+    Example:
+        >>> with jax.numpy_dtype_promotion("strict"):
+        ...     common_dtype(jnp.bfloat16, jnp.float32).name
+        'float32'
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
 
 
 def stands_for_params(params: PyTree) -> bool:

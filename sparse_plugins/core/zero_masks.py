@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.guard import fresh_if
 from sparse_plugins.core.masks import IN_ZEROS, NOT_PRUNED, kept, map_pruned, pack_masks, packed_shape, unpack
 from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, common_dtype
 from sparse_plugins.core.varying import masks_varying_with, varying_with
 
 __all__ = ["beside_zero", "forget_masks", "masks_if", "masks_of_step"]
@@ -94,11 +94,11 @@ def beside_zero(param: jax.Array, update: jax.Array) -> jax.Array:
         >>> (jnp.array([1.0, 0.0, 2.0]) + beside_zero(jnp.array([1.0, 0.0, 2.0]), jnp.array([-1.0, 0.0, 1.0]))) != 0
         Array([ True,  True,  True], dtype=bool)
     """
-    wide = jnp.promote_types(param.dtype, update.dtype)
+    wide = common_dtype(param.dtype, update.dtype)
     limits = jnp.finfo(param.dtype)
     # float16 is computed in float32 or with its denormals, and its smallest normal number is no small weight.
     tiny = limits.smallest_subnormal if param.dtype == jnp.float16 else limits.tiny
     own = param.astype(wide)
     beside = jnp.maximum(jnp.abs(own) * jnp.finfo(wide).eps, jnp.asarray(tiny, wide))
-    lost = jnp.abs((param + update).astype(param.dtype)) < jnp.asarray(tiny, param.dtype)
+    lost = jnp.abs((own + update.astype(wide)).astype(param.dtype)) < jnp.asarray(tiny, param.dtype)
     return jnp.where(lost, jnp.copysign(beside, own) - own, update.astype(wide))

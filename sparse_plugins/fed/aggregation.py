@@ -11,6 +11,7 @@ import numpy as np
 
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, map_pruned
 from sparse_plugins.core.topk import exact_topk
+from sparse_plugins.core.trees import common_dtype
 from sparse_plugins.fed.robust import Array, Krum, RobustRule, trimmed_mean
 
 
@@ -264,7 +265,7 @@ def wide_zeros(like: Any) -> Any:
         >>> [zeros.dtype.name for zeros in wide_zeros([jnp.ones(2, jnp.bfloat16), jnp.ones(2)])]
         ['float32', 'float32']
     """
-    return jax.tree.map(lambda x: jnp.zeros_like(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), like)
+    return jax.tree.map(lambda x: jnp.zeros_like(x, common_dtype(jnp.result_type(x), jnp.float32)), like)
 
 
 def in_dtypes_of(like: Any, mean: Any) -> Any:
@@ -287,9 +288,12 @@ def _add_scaled(total: Any, new: Any, weight: Any) -> Any:
 def _scaled_to(update: Any, largest: float) -> Any:
     """An update of at most this l2 norm; relative to its largest entry, as squares overflow and small scales vanish."""
     peak = jnp.max(jnp.array([jnp.max(jnp.abs(leaf), initial=1e-30) for leaf in jax.tree.leaves(update)], jnp.float32))
-    units = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) / peak, update)
+    units = jax.tree.map(lambda leaf: leaf.astype(common_dtype(leaf.dtype, jnp.float32)) / peak, update)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(unit)) for unit in jax.tree.leaves(units)))
-    clipped = lambda leaf, unit: jnp.where(peak * norm > largest, unit * (largest / norm), leaf).astype(leaf.dtype)  # noqa: E731
+
+    def clipped(leaf: jax.Array, unit: jax.Array) -> jax.Array:
+        return jnp.where(peak * norm > largest, unit * (largest / norm), leaf.astype(unit.dtype)).astype(leaf.dtype)
+
     return jax.tree.map(clipped, update, units)
 
 

@@ -201,17 +201,17 @@ def test_initial_masks_without_targets_are_those_of_the_updater(row: str) -> Non
 @pytest.mark.parametrize("cls", [core.GlobalMagnitudePruning, core.SnipPruning, core.GraNet])
 def test_one_number_is_the_sparsity_of_all_layers_of_a_ranking(cls: Any) -> None:
     scores = {
-        "a": jnp.array([[1.0, 5.0]]),
-        "b": jnp.array([[3.0, 4.0]]),
+        "a": jnp.array([[1.0, 5.0, 6.0]]),
+        "b": jnp.array([[3.0, 4.0, 2.0]]),
         "c": jnp.array([[1.0, 2.0]]),
         "d": jnp.ones(3),
     }
     updater = cls(sparsity=0.9, rules=[("c", 0.0)])
-    for number in (0.75, jnp.float32(0.75)):
+    for number in (0.5, jnp.float32(0.5)):
         masks = updater.create_masks(scores, number)
-        assert [masks[name].tolist() for name in "abc"] == [[[0, 1]], [[0, 0]], [[1, 1]]]
+        assert [masks[name].tolist() for name in "abc"] == [[[0, 1, 1]], [[0, 1, 0]], [[1, 1]]]
         assert masks["d"] == core.NOT_PRUNED
-    assert cls(sparsity=0.9).create_masks(scores["a"], 0.5).tolist() == [[0, 1]]
+    assert cls(sparsity=0.9).create_masks(scores["a"], 0.5).tolist() == [[0, 1, 1]]
 
 
 def test_topk_fn_is_the_rule_of_the_structure_until_another_is_given() -> None:

@@ -87,7 +87,7 @@ jax.export.register_namedtuple_serialization(optax.EmptyState, serialized_name="
 
 @pytest.mark.parametrize("settings", [{}, {"use_packed_masks": "zeros"}, {"algorithm": "magnitude_ste"}], ids=str)
 def test_a_step_is_exported_serialized_and_called_again(settings: dict[str, Any]) -> None:
-    defaults = {"algorithm": "rigl", "sparsity": 0.5, "update_start_step": 0, "update_end_step": 4, "update_freq": 1}
+    defaults = {"algorithm": "rigl", "sparsity": 0.5, "update_start_step": 0, "update_end_step": 4, "update_freq": 2}
     tx = core.create_updater_from_config(**(defaults | settings)).wrap_optax(optax.sgd(0.1))
     params, state = TREE, tx.init(TREE)
 

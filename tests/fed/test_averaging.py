@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from sparse_plugins import core, fed
+from sparse_plugins.fed.aggregation import Aggregation, Sums
 from sparse_plugins.fed.growth import replaced_per_layer, settled_masks
 from sparse_plugins.fed.training import mean_gradient
 from tests import reference
@@ -366,3 +367,15 @@ def test_a_state_is_a_pytree_that_goes_on_where_it_was():
     for num_round in range(2, ROUNDS):
         again, _ = algorithm.apply(again, clients_of_a_round(num_round))
     jax.tree.map(npt.assert_array_equal, again.params, states[-1].params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("rule", "mean"), [("mean", [2.5, 0.5]), ("voters", [2.5, 2.0])])
+def test_sums_of_half_precision_are_strict(rule, mean, dtype):
+    masks = [{"w": jnp.array(kept, jnp.uint8)} for kept in ([1, 1], [1, 0])]
+    with jax.numpy_dtype_promotion("strict"):
+        sums = Sums({"w": jnp.zeros(2, dtype)}, masks[0])
+        sums.add({"w": jnp.array([1, 2], dtype)}, weight=1, masks=masks[0])
+        sums.add({"w": jnp.array([3, 0], dtype)}, weight=3.0, masks=masks[1])
+        update = sums.aggregate(Aggregation(rule))["w"]
+    assert (update.tolist(), update.dtype) == (mean, dtype)

@@ -16,7 +16,7 @@ from sparse_plugins.core.state import SparseState, warn_of_emptied
 from sparse_plugins.core.structured import has_own_rule
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.topk import exact_topk, of_one_type
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
 
 __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]
 
@@ -131,7 +131,7 @@ class GlobalPruningMixin(BaseUpdater):
 
     def _normalized(self, score: jax.Array) -> jax.Array:
         """One broken entry must not cost its layer the ranking: the norm is that of the finite entries."""
-        score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+        score = score.astype(common_dtype(score.dtype, jnp.float32))
         finite = jnp.where(jnp.isfinite(score), score, 0.0)
         norm = jnp.sqrt(jnp.sum(finite**2))
         # Squares may be more than a float holds; then they are taken relative to the largest score.

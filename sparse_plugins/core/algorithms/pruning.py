@@ -12,7 +12,7 @@ from sparse_plugins.core.finite_scores import finite_or_magnitude
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.seeds import key_words, random_scores
 from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, common_dtype
 
 __all__ = ["MagnitudePruning", "NoPruning", "RandomPruning", "SaliencyPruning"]
 
@@ -112,7 +112,7 @@ class SaliencyPruning(BaseUpdater):
             raise ValueError(f"{type(self).__name__} ranks by |weight * gradient|: pass grads.")
 
         def saliency(param: jax.Array, grad: jax.Array) -> jax.Array:
-            wide = jnp.promote_types(param.dtype, jnp.float32)  # in float16 products of gradients vanish or overflow
+            wide = common_dtype(param.dtype, jnp.float32)  # in float16 products of gradients vanish or overflow
             return jnp.abs(param.astype(wide) * grad.astype(wide))
 
         return finite_or_magnitude(params, jax.tree.map(saliency, params, grads), self._rankings(params))

@@ -17,7 +17,7 @@ from sparse_plugins.core.counts import check_positive
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, common_dtype
 
 __all__ = ["SoftTopKSte", "SrSte", "SteMagnitudePruning", "SteMixin", "SteRandomPruning"]
 
@@ -85,14 +85,21 @@ class SteMixin(BaseUpdater):
 
     def _land(self, updates: PyTree, params: PyTree, moved: PyTree, masks: PyTree) -> PyTree:
         def onto_view(param: jax.Array, mask: jax.Array, dense: jax.Array, update: jax.Array) -> jax.Array:
-            wide = jnp.promote_types(jnp.promote_types(update.dtype, param.dtype), jnp.float32)
+            narrow = common_dtype(update.dtype, param.dtype)
+            wide = common_dtype(narrow, jnp.float32)
             own = param.astype(wide)
-            return jnp.where(unpack(mask, param.shape), dense.astype(wide) - own, -own)
+            landed = jnp.where(unpack(mask, param.shape), dense.astype(wide) - own, -own)
+            # A strict loop cannot add a wide update; what it is given then may miss the dense weight by a rounding.
+            return landed.astype(narrow) if _is_strict() else landed
 
         return map_pruned(onto_view, params, masks, moved, updates, otherwise=lambda p, dense, update: update)
 
     def _dense_leaves(self, params: PyTree, masks: PyTree, dense: PyTree) -> PyTree:
         return map_pruned(lambda p, mask, d: d, params, masks, dense, otherwise=lambda p, d: NOT_PRUNED)
+
+
+def _is_strict() -> bool:
+    return jax.config.jax_numpy_dtype_promotion == "strict"  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass(eq=False)

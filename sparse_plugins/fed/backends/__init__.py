@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sparse_plugins.core.trees import common_dtype
 from sparse_plugins.fed.backends.client_batches import (
     Clients,
     bucket,
@@ -292,7 +293,7 @@ def _as_after_a_step(state: Any, next_state: Any) -> Any:
     def widened(path: Any, before: jax.Array, after: Any) -> jax.Array:
         if before.shape == after.shape and before.dtype == after.dtype:
             return before
-        if before.shape != after.shape or jnp.promote_types(before.dtype, after.dtype) != after.dtype:
+        if before.shape != after.shape or common_dtype(before.dtype, after.dtype) != after.dtype:
             raise TypeError(
                 f"client_step turns state{jax.tree_util.keystr(path)} from {before.dtype}{list(before.shape)} into "
                 f"{after.dtype}{list(after.shape)}, but a loop on the device needs a state that stays as it is; make "
