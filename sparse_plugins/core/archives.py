@@ -7,47 +7,50 @@ nobody asks for are never read, and nothing is unpickled or evaluated.
 import contextlib
 import errno
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from typing import IO, BinaryIO
 
 import numpy as np
 
-__all__ = ["Archive", "DamagedError", "damage"]
+from sparse_plugins.core.array_files import DamagedFileError
+
+__all__ = ["Archive", "damage"]
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _CHUNK = 1 << 20
-
-
-class DamagedError(ValueError):
-    """Bytes are not what was written, or were never written by this package."""
+_NUMBERS = re.compile(
+    rb"\{'descr': '(?P<dtype>[<|][biufcSU]\d{1,9})', 'fortran_order': (True|False), "
+    rb"'shape': \((?P<shape>(\d{1,18}, ?)*(\d{1,18})?)\), \}"
+)
 
 
 @contextlib.contextmanager
 def damage() -> Iterator[None]:
-    """Around code that only reads bytes: whatever wrong bytes make it raise becomes `DamagedError`.
+    """Around code that only reads bytes: whatever wrong bytes make it raise becomes `DamagedFileError`.
 
     What says nothing about the bytes passes: errors of the operating system (no permission, too many open files, a
     device that does not answer), of memory, and missing packages.
 
     Raises:
-        DamagedError: With the kind and the message of what was raised.
+        DamagedFileError: With the kind and the message of what was raised.
 
     Example:
         >>> with damage():
         ...     int("x")
         Traceback (most recent call last):
-        sparse_plugins.core.archives.DamagedError: ValueError: invalid literal for int() with base 10: 'x'
+        sparse_plugins.core.array_files.DamagedFileError: ValueError: invalid literal for int() with base 10: 'x'
     """
     try:
         yield
-    except (DamagedError, MemoryError, ImportError):
+    except (DamagedFileError, MemoryError, ImportError):
         raise
     except Exception as error:  # zip, zlib, JSON, struct and NumPy raise many kinds
         # A wrong offset makes seek fail with "invalid argument"; zip's own OSErrors have no number.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise DamagedError(f"{type(error).__name__}: {error}") from error
+        raise DamagedFileError(f"{type(error).__name__}: {error}") from error
 
 
 class Archive:
@@ -57,7 +60,7 @@ class Archive:
         file: Opened for reading bytes; it has to stay open.
 
     Raises:
-        DamagedError: If it is none, or two members share a name.
+        DamagedFileError: If it is none, or two members share a name.
 
     Example:
         >>> import io
@@ -71,12 +74,7 @@ class Archive:
             self._zip = zipfile.ZipFile(file)
             names = self._zip.namelist()
             if len(set(names)) < len(names):
-                raise DamagedError("several members have the same name")
-
-    @property
-    def size(self) -> int:
-        """Bytes of all members together once they are decompressed; none can turn out larger than it says."""
-        return sum(info.file_size for info in self._zip.infolist())
+                raise DamagedFileError("several members have the same name")
 
     def array(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         """An array of known dtype and shape.
@@ -90,19 +88,47 @@ class Archive:
             The array; memory for it is taken once its size is known to be right.
 
         Raises:
-            DamagedError: If there is no such member, or it is anything else.
+            DamagedFileError: If there is no such member, or it is anything else.
         """
         with damage(), self._open(name) as member:
             is_fortran = self._check_header(member, name, dtype, shape)
             if (left := self._left(member, name)) != (size := math.prod(shape) * dtype.itemsize):
-                raise DamagedError(f"{name} has {left:,} bytes of data; {dtype}{list(shape)} takes {size:,}")
+                raise DamagedFileError(f"{name} has {left:,} bytes of data; {dtype}{list(shape)} takes {size:,}")
             array = np.empty(shape, dtype, order="F" if is_fortran else "C")
             target = (array.T if is_fortran else array).reshape(-1).view(np.uint8)
             for start in range(0, size, _CHUNK):
                 part = target[start : start + _CHUNK]
                 if member.readinto(part) < part.size:  # type: ignore[attr-defined]
-                    raise DamagedError(f"{name} was cut off")
+                    raise DamagedFileError(f"{name} was cut off")
             return array
+
+    def arrays(self, limit: int) -> dict[str, np.ndarray]:
+        """All arrays, of whatever shape and dtype of numbers or text.
+
+        Args:
+            limit: How many bytes they may take together.
+
+        Raises:
+            DamagedFileError: If they take more, or a member is anything else.
+
+        Example:
+            >>> import io
+            >>> np.savez(file := io.BytesIO(), w=np.eye(2), n=np.array(3))
+            >>> {name: array.tolist() for name, array in Archive(file).arrays(limit=1000).items()}
+            {'w': [[1.0, 0.0], [0.0, 1.0]], 'n': 3}
+        """
+        if (size := sum(info.file_size for info in self._zip.infolist())) > limit:
+            raise DamagedFileError(f"its members take {size:,} bytes; {limit:,} are allowed here")
+        found = {}
+        with damage():
+            for name in self._zip.namelist():
+                with self._open(name := name.removesuffix(".npy")) as member:
+                    header = self._header(member)
+                if (described := _NUMBERS.fullmatch(header)) is None:
+                    raise DamagedFileError(f"{name} is {header[:200]!r}, which is no array of numbers or text")
+                shape = tuple(int(axis) for axis in described["shape"].split(b",") if axis)
+                found[name] = self.array(name, np.dtype(described["dtype"].decode()), shape)
+        return found
 
     def text(self, name: str, limit: int) -> bytes:
         """Bytes, written as an array of uint8.
@@ -112,31 +138,37 @@ class Archive:
             limit: How many bytes there may be.
 
         Raises:
-            DamagedError: If there is no such member, it is anything else, or longer.
+            DamagedFileError: If there is no such member, it is anything else, or longer.
         """
         with damage(), self._open(name) as member:
             length = member.read(len(_MAGIC) + 2)[len(_MAGIC) :]
             size = self._left(member, name) - int.from_bytes(length, "little")
         if not 0 <= size <= limit:
-            raise DamagedError(f"{name} has {size:,} bytes; {limit:,} are allowed here")
+            raise DamagedFileError(f"{name} has {size:,} bytes; {limit:,} are allowed here")
         return self.array(name, np.dtype(np.uint8), (size,)).tobytes()
 
     def _open(self, name: str) -> IO[bytes]:
         info = self._zip.getinfo(f"{name}.npy")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DamagedError(f"{name} is compressed by method {info.compress_type}, which is not used here")
+            raise DamagedFileError(f"{name} is compressed by method {info.compress_type}, which is not used here")
         return self._zip.open(info)
 
     def _left(self, member: IO[bytes], name: str) -> int:
         return self._zip.getinfo(f"{name}.npy").file_size - member.tell()
 
     @staticmethod
-    def _check_header(member: IO[bytes], name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
-        """Reads the header that NumPy writes before an array; whether its first axis is the fastest."""
+    def _header(member: IO[bytes]) -> bytes:
+        """What NumPy writes before an array."""
         front = member.read(len(_MAGIC) + 2)
-        header = member.read(int.from_bytes(front[len(_MAGIC) :], "little")).rstrip()
+        if not front.startswith(_MAGIC):
+            raise DamagedFileError(f"a member begins with {front!r}, which is not how NumPy writes small headers")
+        return member.read(int.from_bytes(front[len(_MAGIC) :], "little")).rstrip()
+
+    def _check_header(self, member: IO[bytes], name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+        """Reads the header of an array; whether its first axis is the fastest."""
+        header = self._header(member)
         for is_fortran in (False, True):
             expected = f"{{'descr': '{dtype.str}', 'fortran_order': {is_fortran}, 'shape': {shape}, }}"
-            if front.startswith(_MAGIC) and header == expected.encode():
+            if header == expected.encode():
                 return is_fortran
-        raise DamagedError(f"{name} is {header[:200]!r}, where {dtype}{list(shape)} belongs")
+        raise DamagedFileError(f"{name} is {header[:200]!r}, where {dtype}{list(shape)} belongs")

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.archives import Archive, DamagedError, damage
+from sparse_plugins.core.archives import Archive, damage
+from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, pack
 from sparse_plugins.core.sparse_forms import host_array, host_mask
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
@@ -45,7 +46,7 @@ class _Entry(NamedTuple):
         is_shape = isinstance(made.shape, list) and all(type(n) is int and n >= 0 for n in made.shape)
         kinds = tuple(type(value) for value in (made.name, made.dtype, made.pruned, made.crc32))
         if not is_shape or kinds != (str, str, bool, int):
-            raise DamagedError(f"its header says of a leaf {entry!r:.200}")
+            raise DamagedFileError(f"its header says of a leaf {entry!r:.200}")
         return made._replace(shape=tuple(made.shape))
 
 
@@ -155,7 +156,7 @@ def load_sparse(path: str | os.PathLike, like: PyTree) -> tuple[PyTree, PyTree]:
                 _read_leaf(path, archive, entries[name], leaf)
                 for name, leaf in zip(leaf_names(like), jax.tree.leaves(like), strict=True)
             ]
-        except DamagedError as error:
+        except DamagedFileError as error:
             raise ValueError(
                 f"{path} is damaged, or was not written by save_sparse ({error}). Copy it again from where it came "
                 "from, or write it anew."
@@ -172,12 +173,12 @@ def _entries(path: Any, archive: Archive, like: PyTree) -> dict[str, _Entry]:
     with damage():
         header = json.loads(text)
         if header["format"] != FORMAT:
-            raise DamagedError(f"its format is {header['format']!r}")
+            raise DamagedFileError(f"its format is {header['format']!r}")
         version = header["version"]
         listed = [_Entry.read(i, entry) for i, entry in enumerate(header["leaves"])] if version == VERSION else []
         entries = {entry.name: entry for entry in listed}
         if len(entries) < len(listed):
-            raise DamagedError("its header lists a leaf twice")
+            raise DamagedFileError("its header lists a leaf twice")
     if version != VERSION:
         raise ValueError(
             f"{path} has format version {version!r}; this release reads version {VERSION}. Install the release that "
@@ -216,7 +217,7 @@ def _read_leaf(path: Any, archive: Archive, entry: _Entry, leaf: Any) -> tuple[A
 
 def _check_sum(entry: _Entry, parts: Mapping[str, np.ndarray]) -> None:
     if _checksum(parts) != entry.crc32:
-        raise DamagedError(f"the checksum of leaf {entry.name!r} is wrong")
+        raise DamagedFileError(f"the checksum of leaf {entry.name!r} is wrong")
 
 
 def _device(array: np.ndarray) -> Any:

@@ -1,8 +1,11 @@
 """Checkpoints from which a federated run goes on as if it had never stopped, bit for bit."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -14,14 +17,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.archives import damage
+from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.missing import explain_import_error
 from sparse_plugins.core.trees import leaf_names
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
+_SUMS = "sha256.json"
+
 
 class CheckpointMismatchError(ValueError):
     """A checkpoint is whole, but belongs to another model, optimizer or updater than the run that asks for it."""
+
+
+class CheckpointAccessError(OSError):
+    """A checkpoint could not be written or read for a reason outside it: no space, no memory, no permission.
+
+    All checkpoints are still there; once the reason is gone, the run can go on.
+    """
 
 
 class Checkpoint(NamedTuple):
@@ -67,9 +82,13 @@ class Checkpoints:
         self._folder, self._keep = Path(folder).absolute(), keep
 
     def rounds(self) -> list[int]:
-        """Numbers of the checkpoints there are, ascending; some may turn out to be damaged."""
-        entries = self._folder.iterdir() if self._folder.is_dir() else ()
-        return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+        """Numbers of the checkpoints there are, ascending; some may turn out to be damaged.
+
+        Raises:
+            NotADirectoryError: If the folder is a file.
+        """
+        entries = self._folder.iterdir() if self._folder.exists() else ()
+        return sorted(int(entry.name) for entry in entries if _NUMBER.fullmatch(entry.name) and entry.is_dir())
 
     def save(self, round_number: int, state: Any, extra: Any = None) -> None:
         """Writes a checkpoint, then removes the oldest of more than `keep`.
@@ -80,6 +99,7 @@ class Checkpoints:
             extra: Anything that JSON takes, such as the CSV of a ledger.
 
         Raises:
+            CheckpointAccessError: If it can't be written, as on a full disk; those before it are as they were.
             FileExistsError: If there is one of this round or of a later one.
             TypeError: If the state has leaves of other kinds, or JSON can't take `extra`.
         """
@@ -95,13 +115,23 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays),
             record=ocp.args.JsonSave({"text": text, "checksum": zlib.crc32(text.encode())}),
         )
-        with self._manager(ocp) as manager:
-            manager.save(round_number, args=items)
+        try:
+            with self._manager(ocp) as manager:
+                if not manager.save(round_number, args=items):
+                    raise OSError("Orbax has left it out")
+            _write_sums(self._folder / str(round_number))
+        except Exception as error:  # a full disk is a ValueError of the libraries below
+            for half in self._folder.glob(f"{round_number}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
+            raise CheckpointAccessError(
+                f"the checkpoint of round {round_number} could not be written to {self._folder}, and those before it "
+                f"are as they were. Make it writable, with space for a checkpoint, and go on ({_told(error)})."
+            ) from error
 
     def restore(self, like: Any) -> Checkpoint | None:
         """Reads the newest checkpoint that can be read.
 
-        One that is damaged is renamed, not deleted, and a warning says what is lost with it.
+        One whose files are not as they were written is renamed, not deleted, and a warning says what is lost with it.
 
         Args:
             like: A state of the structure, shapes and types to restore, such as that of the algorithm's `init`.
@@ -110,23 +140,36 @@ class Checkpoints:
             The checkpoint, its arrays where those of `like` are; None if there is none.
 
         Raises:
+            CheckpointAccessError: If a checkpoint can't be read for a reason outside its files, such as too many open
+                files or too little memory; nothing is set aside.
             CheckpointMismatchError: If it is the checkpoint of another model or optimizer, or of a dense run.
+            ImportError: Without `orbax-checkpoint`.
         """
         numbers = self.rounds()
         while numbers:
             number = numbers.pop()
+            what = f"the checkpoint of round {number} in {self._folder}"
             try:
                 record, arrays = self._read(number)
-            except (MemoryError, PermissionError):
+            except ImportError:
                 raise
-            except Exception as error:  # Damaged files make the libraries below raise anything.
+            except Exception as error:  # Damaged files make the libraries below raise anything, and so does the system.
+                if not self._is_damaged(number, error):
+                    raise CheckpointAccessError(
+                        f"{what} can't be read, though nothing shows that its files have changed: mend what keeps it "
+                        "from being read and go on, or move its folder away to go on from the one before "
+                        f"({_told(error)})."
+                    ) from error
                 self._set_aside(number, error, numbers)
                 continue
-            _check_same(f"the checkpoint of round {number} in {self._folder}", record["leaves"], like)
-            leaves = [
-                _as(leaf, arrays[str(i)]) if str(i) in arrays else leaf for i, leaf in enumerate(jax.tree.leaves(like))
-            ]
-            return Checkpoint(number, jax.tree.unflatten(jax.tree.structure(like), leaves), record["extra"])
+            _check_same(what, record["leaves"], like)
+            try:
+                state = _restored(what, like, arrays)
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                raise CheckpointAccessError(
+                    f"{what} is whole, but the device has no room for it: free memory there and go on ({_told(error)})."
+                ) from error
+            return Checkpoint(number, state, record["extra"])
         return None
 
     def _manager(self, ocp: Any) -> Any:
@@ -139,11 +182,21 @@ class Checkpoints:
         with self._manager(ocp) as manager:
             found = manager.restore(number, args=items)
         if zlib.crc32(found["record"]["text"].encode()) != found["record"]["checksum"]:
-            raise ValueError("the record does not have its checksum")
+            raise DamagedFileError("the record does not have its checksum")
         record = json.loads(found["record"]["text"])
         if _digest(found["state"]) != record["digest"]:
-            raise ValueError("the arrays do not have their checksum")
+            raise DamagedFileError("the arrays do not have their checksum")
         return record, found["state"]
+
+    def _is_damaged(self, number: int, error: Exception) -> bool:
+        """Whether files differ from those that were written; an OSError if they can't be read now."""
+        try:
+            return isinstance(error, DamagedFileError) or _has_changed(self._folder / str(number))
+        except OSError as unread:
+            raise CheckpointAccessError(
+                f"the checkpoint of round {number} in {self._folder} can't be read now: mend that and go on "
+                f"({_told(unread)})."
+            ) from unread
 
     def _set_aside(self, number: int, error: Exception, older: list[int]) -> None:
         damaged = self._folder / f"{number}.damaged"
@@ -152,10 +205,39 @@ class Checkpoints:
         rest = f"the next is that of round {older[-1]}" if older else "there is no other, so the run starts again"
         warnings.warn(
             f"the checkpoint of round {number} in {self._folder} is damaged and now called {damaged.name}; {rest}, and "
-            f"rounds after it are lost ({type(error).__name__}: {str(error).partition(chr(10))[0]})",
+            f"rounds after it are lost ({_told(error)})",
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _told(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _write_sums(folder: Path) -> None:
+    """Notes the digest of every file of a checkpoint, so that damage can be told from a library that fails."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    sums = {str(file.relative_to(folder)): _sum_of(file) for file in files}
+    half = folder / f"{_SUMS}.partial"
+    half.write_text(json.dumps(sums, indent=1))
+    os.replace(half, folder / _SUMS)
+
+
+def _has_changed(folder: Path) -> bool:
+    """Whether a file is missing or not as it was; of checkpoints without digests nothing shows it."""
+    if not (folder / _SUMS).exists():
+        return False
+    with contextlib.suppress(DamagedFileError), damage():
+        sums = json.loads((folder / _SUMS).read_bytes())
+        return any(not (folder / name).is_file() or _sum_of(folder / name) != known for name, known in sums.items())
+    return True
+
+
+def _sum_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _orbax() -> Any:
@@ -188,6 +270,23 @@ def _arrays(state: Any) -> Arrays:
     """The leaves by their place; those without entries say all with their shape, and Orbax takes none."""
     leaves = (jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state))
     return {str(i): array for i, leaf in enumerate(leaves) if (array := np.asarray(leaf)).size}
+
+
+def _restored(what: str, like: Any, arrays: Arrays) -> Any:
+    """A state from the arrays of its leaves; leaves without entries are as they are in `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    wanted = {str(i): spec for i, leaf in enumerate(leaves) if math.prod((spec := _stored(leaf))[0])}
+    if wanted != {name: (tuple(array.shape), np.dtype(array.dtype)) for name, array in arrays.items()}:
+        raise CheckpointMismatchError(f"{what} holds other arrays than its record says, so it is none of `save`.")
+    return jax.tree.unflatten(
+        treedef, [_as(leaf, arrays[str(i)]) if str(i) in arrays else leaf for i, leaf in enumerate(leaves)]
+    )
+
+
+def _stored(leaf: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype under which a leaf is stored."""
+    array = jax.random.key_data(leaf) if _is_key(leaf) else leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return tuple(array.shape), np.dtype(array.dtype)
 
 
 def _as(leaf: Any, array: np.ndarray[Any, Any]) -> Any:

@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import resource
 import tracemalloc
 import zipfile
 import zlib
@@ -15,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_plugins.core.archives import Archive, DamagedError, damage
+from sparse_plugins.core.archives import Archive, damage
+from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.export import load_sparse, save_sparse
 from sparse_plugins.core.masks import NOT_PRUNED
+from tests.disks import few_open_files
 
 LIKE = {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(2)}
 MASKS = {"w": jnp.eye(3, 4, dtype=jnp.uint8), "b": NOT_PRUNED}
@@ -230,15 +231,27 @@ def test_what_says_nothing_about_the_bytes_is_no_damage(path: Path) -> None:
             raise error
         assert caught.value is error
     for error in (OSError("no number"), OSError(errno.EINVAL, "Invalid argument"), RecursionError(), RuntimeError()):
-        with pytest.raises(DamagedError), damage():
+        with pytest.raises(DamagedFileError), damage():
             raise error
 
 
 def test_too_many_open_files_do_not_make_a_file_damaged(path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            load_sparse(path, LIKE)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with few_open_files(), pytest.raises(OSError, match="Too many open files"):
+        load_sparse(path, LIKE)
+
+
+def test_all_arrays_of_a_file_are_read_if_they_are_numbers_or_text(tmp_path: Path) -> None:
+    arrays = {"n": np.int64(3), "flags": np.eye(2, dtype=bool), "w": np.ones((0, 4), np.float32), "t": np.array(["ü"])}
+    np.savez_compressed(tmp_path / "all.npz", **arrays)
+    with (tmp_path / "all.npz").open("rb") as file:
+        found = Archive(file).arrays(limit=1000)
+        with pytest.raises(DamagedFileError, match=r"its members take .* bytes; 100 are allowed here"):
+            Archive(file).arrays(limit=100)
+    assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in arrays.items()}
+    for refused in (np.array([{}], object), np.zeros(1, "M8[s]"), np.zeros(1, [("x", "<f4")]), np.zeros(1, ">f4")):
+        np.savez(tmp_path / "all.npz", x=refused)
+        with (
+            (tmp_path / "all.npz").open("rb") as file,
+            pytest.raises(DamagedFileError, match=r"x is .*no array of numbers"),
+        ):
+            Archive(file).arrays(limit=10**6)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins import fed
-from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.fed import checkpoints as module
+from sparse_plugins.fed.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints
+from tests.disks import WAYS, few_open_files, small_disk, small_files
 from tests.fed.toy import CLIENT, GRADIENT, MODEL, TRAIN, clients_of_a_round, updater_of
 
 DTYPES = ("float32", "bfloat16", "float16", "uint8", "int8", "uint32", "int32", "bool")
@@ -180,6 +183,111 @@ def test_what_can_not_be_saved_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="keep is 0"):
         Checkpoints(tmp_path, keep=0)
+
+
+OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_full_disk_is_an_error_that_says_so_and_costs_no_checkpoint(way, tmp_path):
+    state = {"w": np.random.default_rng(0).standard_normal(200_000)}
+    limited = small_disk if way == "disk" else small_files
+    with limited(tmp_path / "disk", 1 << 20 if way == "disk" else 1 << 19) as grow:
+        checkpoints = Checkpoints(tmp_path / "disk" / "run")
+        checkpoints.save(1, {"w": state["w"][:1000]})
+        with pytest.raises(CheckpointAccessError, match=r"round 2 could not be written to .*with space for.*go on"):
+            checkpoints.save(2, state)
+        assert [file.name for file in (tmp_path / "disk" / "run").iterdir()] == ["1"], "half of one takes no space"
+        assert checkpoints.restore({"w": np.zeros(1000)}).round == 1
+        grow()
+        checkpoints.save(2, state)
+        assert_same_bits(checkpoints.restore(state).state, state)
+
+
+def test_a_file_in_place_of_the_folder_is_no_missing_checkpoint(tmp_path):
+    (tmp_path / "run").write_text("")
+    for call in (lambda it: it.save(1, {"w": 1}), lambda it: it.restore({"w": 1}), lambda it: it.rounds()):
+        with pytest.raises(NotADirectoryError):
+            call(Checkpoints(tmp_path / "run"))
+    with pytest.raises(CheckpointAccessError, match="round 1 could not be written"):
+        Checkpoints(tmp_path / "run" / "below").save(1, {"w": 1})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    for number in (3, 5):
+        Checkpoints(tmp_path / "run").save(number, {"w": jnp.full(4, number)})
+    return Checkpoints(tmp_path / "run")
+
+
+def raising(error):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+REASONS = {
+    "no Orbax": (ImportError("no orbax"), "_orbax", ImportError),
+    "a broken Orbax": (AttributeError("no Composite"), "_orbax", CheckpointAccessError),
+    "no memory": (MemoryError(), "_digest", CheckpointAccessError),
+    "no memory on the device": (OUT_OF_MEMORY, "_as", CheckpointAccessError),
+    "no memory while reading": (OUT_OF_MEMORY, "_digest", CheckpointAccessError),
+    "Orbax out of files": (ValueError("RESOURCE_EXHAUSTED: OS error 24: EMFILE"), "_orbax", CheckpointAccessError),
+    "a device that fails": (OSError(5, "Input/output error"), "_orbax", CheckpointAccessError),
+    "no permission": (PermissionError(13, "Permission denied"), "_sum_of", CheckpointAccessError),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_reasons_outside_a_checkpoint_set_none_aside(reason, saved, monkeypatch, tmp_path):
+    error, place, kind = REASONS[reason]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, place, raising(error))
+        if place == "_sum_of":
+            patch.setattr(module, "_orbax", raising(ValueError("anything")))
+        with pytest.raises(kind):
+            saved.restore({"w": jnp.zeros(4, int)})
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["3", "5"]
+    assert saved.restore({"w": jnp.zeros(4, int)}).round == 5
+
+
+def test_too_many_open_files_set_no_checkpoint_aside(saved, tmp_path):
+    with few_open_files(), pytest.raises(OSError, match="Too many open files"):
+        saved.restore({"w": jnp.zeros(4, int)})
+    assert saved.restore({"w": jnp.zeros(4, int)}).round == 5
+
+
+def test_a_checkpoint_without_digests_is_read_and_not_set_aside_unseen(saved, tmp_path):
+    """As version 0.1.0 wrote them."""
+    (tmp_path / "run" / "5" / "sha256.json").unlink()
+    assert saved.restore({"w": jnp.zeros(4, int)}).round == 5
+    shutil.rmtree(tmp_path / "run" / "5" / "state")
+    with pytest.raises(CheckpointAccessError, match="move its folder away to go on from the one before"):
+        saved.restore({"w": jnp.zeros(4, int)})
+    shutil.move(tmp_path / "run" / "5", tmp_path / "5")
+    assert saved.restore({"w": jnp.zeros(4, int)}).round == 3
+
+
+def test_odd_names_beside_checkpoints_are_ignored(saved, tmp_path):
+    folder = tmp_path / "run"
+    for name in ("007", "09", "\u0666", "6.5", "-7", "8x", " 8", "1_0", "6.npz"):
+        shutil.copytree(folder / "5", folder / name)
+    (folder / "99").write_text("a file")
+    assert saved.rounds() == [3, 5]
+    assert saved.restore({"w": jnp.zeros(4, int)}).round == 5
+    saved.save(6, {"w": jnp.full(4, 6)})
+    assert saved.rounds() == [5, 6]
+    assert (folder / "007").is_dir()
+
+
+def test_arrays_that_are_not_those_of_the_record_are_refused(saved, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # with digests that fit, as a stranger would make them
+        described = module._described
+        patch.setattr(module, "_described", lambda state: [[*leaf[:2], [4]] for leaf in described(state)])
+        saved.save(6, {"w": jnp.zeros(1, int)})
+    with pytest.raises(CheckpointMismatchError, match=r"round 6 in .* holds other arrays than its record says"):
+        saved.restore({"w": jnp.zeros(4, int)})
 
 
 def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):

@@ -17,7 +17,7 @@ from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpo
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import _Run, train
-from sparse_plugins.rl.loops.runs import SettingsMismatchError
+from sparse_plugins.rl.loops.runs import SettingsMismatchError, to_the_end
 from tests.rl_haiku.tiny import LIMIT, UPDATER, Corridor, learner
 
 CONFIG = FusedConfig(
@@ -233,6 +233,31 @@ def test_a_folder_of_something_else_is_left_alone(trainer, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"environment": "chess"}))
     with pytest.raises(SettingsMismatchError, match="is that of another run"):
         train(trainer, KEYS, 100, tmp_path, hyper=HYPER)
+    for damaged in ("", "{", "[1]", "\ud800"):
+        (tmp_path / "settings.json").write_text(damaged, errors="surrogatepass")
+        with pytest.raises(SettingsMismatchError, match=r"settings\.json is damaged and does not tell to which run"):
+            train(trainer, KEYS, 100, tmp_path, hyper=HYPER)
+
+
+def test_a_folder_that_was_left_before_its_settings_were_written_is_begun(trainer, tmp_path):
+    (tmp_path / "settings.partial").write_text("{")
+    run = train(trainer, KEYS, 20, tmp_path, hyper=HYPER, chunk_iterations=CHUNK)
+    assert run.is_finished
+    assert json.loads((tmp_path / "settings.json").read_text())["environment"]
+
+
+def test_a_checkpoint_that_the_run_cannot_go_on_from_is_no_result_of_it(tmp_path):
+    class Broken:
+        template, begin, advance = dict, None, None
+
+        def restore(self, tree, extra):
+            raise ValueError("the emulator shows other frames")
+
+    Checkpoints(tmp_path / "checkpoints").save(3, {}, extra={"curve": [], "run": None})
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(CheckpointMismatchError, match=r"step 3 in .* is whole, but .*the emulator shows other frames"):
+        to_the_end(Broken(), 5, tmp_path, {}, chunk_iterations=1, checkpoint_chunks=1)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3]
 
 
 def test_seeds_and_hyper_parameters_are_checked(trainer):

@@ -1,5 +1,9 @@
+import io
+import json
+import shutil
 import tracemalloc
 import warnings
+import zipfile
 
 import hypothesis
 import jax
@@ -8,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.rl.loops.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints
+from tests.disks import WAYS, few_open_files, small_disk, small_files
 
 TREE = {
     "keys": jax.random.split(jax.random.key(3), 2),
@@ -151,3 +156,122 @@ def test_memory_is_that_of_one_leaf_at_a_time(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000_000  # eight leaves of 4 MB; buffers of zip and NumPy take the rest
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_full_disk_is_an_error_that_says_so_and_costs_no_checkpoint(way, tmp_path):
+    tree = {"w": np.ones(300_000)}
+    with (small_disk if way == "disk" else small_files)(tmp_path / "disk", 1 << 20) as grow:
+        checkpoints = Checkpoints(tmp_path / "disk" / "run")
+        checkpoints.save(1, {"w": tree["w"][:1000]})
+        with pytest.raises(CheckpointAccessError, match=r"step 2 could not be written to .*with space for.*go on"):
+            checkpoints.save(2, tree)
+        assert [file.name for file in (tmp_path / "disk" / "run").iterdir()] == ["1.npz"], "half of one takes no space"
+        assert checkpoints.restore({"w": np.zeros(1000)}).step == 1
+        grow()
+        checkpoints.save(2, tree)
+        assert_same(checkpoints.restore(tree).tree, tree)
+
+
+def test_a_file_in_place_of_the_folder_is_no_missing_checkpoint(tmp_path):
+    (tmp_path / "run").write_text("")
+    for call in (lambda it: it.save(1, TREE), lambda it: it.restore(TREE), lambda it: it.steps()):
+        with pytest.raises(NotADirectoryError):
+            call(Checkpoints(tmp_path / "run"))
+    with pytest.raises(CheckpointAccessError, match="step 1 could not be written"):
+        Checkpoints(tmp_path / "run" / "below").save(1, TREE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),
+        MemoryError(),
+        OSError(5, "Input/output error"),
+    ],
+    ids=repr,
+)
+def test_reasons_outside_a_checkpoint_set_none_aside(error, tmp_path, monkeypatch):
+    for step in (1, 2):
+        Checkpoints(tmp_path).save(step, TREE)
+
+    def fail(array):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_put", fail)
+        with pytest.raises(CheckpointAccessError, match=rf"step 2 in .* can't be read now.*{type(error).__name__}"):
+            Checkpoints(tmp_path).restore(abstract(TREE))
+    assert Checkpoints(tmp_path).steps() == [1, 2]
+    assert_same(Checkpoints(tmp_path).restore(TREE).tree, TREE)
+
+
+def test_too_many_open_files_set_no_checkpoint_aside(tmp_path):
+    Checkpoints(tmp_path).save(1, TREE)
+    with few_open_files(), pytest.raises(OSError, match="Too many open files"):
+        Checkpoints(tmp_path).restore(TREE)
+    assert Checkpoints(tmp_path).restore(TREE).step == 1
+
+
+def test_odd_names_beside_checkpoints_are_ignored(tmp_path):
+    Checkpoints(tmp_path).save(5, TREE)
+    for name in ("007.npz", "\u0666.npz", "6.5.npz", "-7.npz", "8", "9.npz.partial", "1_0.npz"):
+        shutil.copy(tmp_path / "5.npz", tmp_path / name)
+    (tmp_path / "99.npz").mkdir()
+    assert Checkpoints(tmp_path).steps() == [5]
+    assert Checkpoints(tmp_path).restore(TREE).step == 5
+    Checkpoints(tmp_path).save(6, TREE)
+    assert Checkpoints(tmp_path).steps() == [5, 6]
+
+
+def reseal(path, manifest=None, **arrays):
+    """Writes a checkpoint anew with other arrays or another manifest, and checksums that fit."""
+    with np.load(path) as stored:
+        members = dict(stored) | arrays
+    if isinstance(manifest, dict):
+        manifest = json.dumps(json.loads(members["manifest"].tobytes()) | manifest).encode()
+    if manifest is not None:
+        members["manifest"] = np.frombuffer(manifest, np.uint8)
+    np.savez(path, **members)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"0": np.ones(1, np.float32)},
+        {"0": np.ones((1, 3), np.float32)},
+        {"0": np.ones(3, np.float64)},
+        {"0": np.array([{}] * 3, object)},
+        {"1": np.zeros(4, np.uint32)},
+        {"manifest": {"keys": {"1": "rbg"}}},
+        {"manifest": {"keys": {"1": "unknown"}}},
+        {"manifest": {"keys": {}}},
+        {"manifest": {"keys": None}},
+        {"manifest": {"leaves": [[1, 2, 3]]}},
+        {"manifest": {"leaves": [["a", "float32"]]}},
+        {"manifest": {"leaves": 3}},
+        {"manifest": b"[[[[[["},
+        {"manifest": b"[" * 100_000},
+    ],
+    ids=lambda change: repr(change)[:60],
+)
+def test_a_forged_checkpoint_is_set_aside_and_nothing_of_it_is_used(change, tmp_path):
+    like = {"a": jnp.ones(3), "key": jax.random.key(1)}
+    Checkpoints(tmp_path).save(1, like)
+    reseal(tmp_path / "1.npz", **change)
+    with pytest.warns(RuntimeWarning, match=r"step 1 .* is damaged and now called 1\.damaged"):
+        assert Checkpoints(tmp_path).restore(like) is None
+
+
+def test_a_small_file_takes_no_large_memory(tmp_path):
+    Checkpoints(tmp_path).save(1, {"a": np.ones(3)})
+    with zipfile.ZipFile(tmp_path / "1.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        np.lib.format.write_array(file := io.BytesIO(), np.full(50_000_000, ord(" "), np.uint8))
+        archive.writestr("manifest.npy", file.getvalue())
+    del file
+    assert (tmp_path / "1.npz").stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.warns(RuntimeWarning, match=r"manifest has 50,000,000 bytes; [\d,]+ are allowed here"):
+        assert Checkpoints(tmp_path).restore({"a": np.ones(3)}) is None
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()

@@ -5,8 +5,10 @@ format has. Leaves are written and read one by one, so that a large replay never
 a leaf is read only if it is of the shape and dtype that is asked for.
 """
 
+import contextlib
 import json
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,14 +22,22 @@ import numpy as np
 from sparse_plugins.core.array_files import DamagedFileError, StoredArray, numbers, open_archive, read_bytes
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["CheckpointMismatchError", "Checkpoints", "Saved"]
+__all__ = ["CheckpointAccessError", "CheckpointMismatchError", "Checkpoints", "Saved"]
 
 _MANIFEST = "manifest.npy"
 _LARGEST_MANIFEST = 1 << 28  # curves of long runs, and the games of vectors of environments
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 
 class CheckpointMismatchError(ValueError):
     """A checkpoint is whole, but belongs to another run than the one that asks for it."""
+
+
+class CheckpointAccessError(OSError):
+    """A checkpoint could not be written or read for a reason outside it: no space, no memory, no permission.
+
+    All checkpoints are still there; once the reason is gone, the run can go on.
+    """
 
 
 class Saved(NamedTuple):
@@ -71,8 +81,14 @@ class Checkpoints:
         self._folder, self._keep = Path(folder), keep
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, ascending; some may turn out to be damaged."""
-        return sorted(int(path.stem) for path in self._folder.glob("*.npz") if path.stem.isdecimal())
+        """Steps of the checkpoints there are, ascending; some may turn out to be damaged.
+
+        Raises:
+            NotADirectoryError: If the folder is a file.
+        """
+        entries = self._folder.iterdir() if self._folder.exists() else ()
+        files = (entry for entry in entries if entry.suffix == ".npz" and entry.is_file())
+        return sorted(int(file.stem) for file in files if _NUMBER.fullmatch(file.stem))
 
     def save(self, step: int, tree: PyTree, extra: Any = None) -> None:
         """Writes a checkpoint, then removes the oldest of more than `keep`.
@@ -83,6 +99,7 @@ class Checkpoints:
             extra: Anything that JSON takes.
 
         Raises:
+            CheckpointAccessError: If it can't be written, as on a full disk; those before it are as they were.
             FileExistsError: If there is one of this step or of a later one.
             TypeError: If a leaf is no array of numbers, or JSON can't take `extra`.
             ValueError: If `extra` is larger than what is read again, 256 MiB.
@@ -95,24 +112,32 @@ class Checkpoints:
         manifest = json.dumps({"leaves": _described(tree), "keys": _key_kinds(tree), "extra": extra}).encode()
         if len(manifest) > _LARGEST_MANIFEST:
             raise ValueError(f"extra has {len(manifest):,} bytes as JSON; {_LARGEST_MANIFEST:,} are read. Use leaves.")
-        self._folder.mkdir(parents=True, exist_ok=True)
         half = self._folder / f"{step}.partial"
-        with half.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                _write(archive, _MANIFEST, np.frombuffer(manifest, np.uint8))
-                for i, leaf in enumerate(jax.tree.leaves(tree)):
-                    _write(archive, f"{i}.npy", numbers(leaf))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, self._path(step))
-        _sync_folder(self._folder)
-        for old in self.steps()[: -self._keep]:
-            self._path(old).unlink()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with half.open("wb") as file:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                    _write(archive, _MANIFEST, np.frombuffer(manifest, np.uint8))
+                    for i, leaf in enumerate(jax.tree.leaves(tree)):
+                        _write(archive, f"{i}.npy", numbers(leaf))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(half, self._path(step))
+            _sync_folder(self._folder)
+            for old in self.steps()[: -self._keep]:
+                self._path(old).unlink()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                half.unlink()
+            raise CheckpointAccessError(
+                f"the checkpoint of step {step} could not be written to {self._folder}, and those before it are as "
+                f"they were. Make it writable, with space for a checkpoint, and go on ({_told(error)})."
+            ) from error
 
     def restore(self, like: PyTree) -> Saved | None:
         """Reads the newest checkpoint that can be read.
 
-        One that is damaged is renamed, not deleted, and a warning says what is lost with it.
+        One whose bytes are wrong is renamed, not deleted, and a warning says what is lost with it.
 
         Args:
             like: Tree of the structure, shapes and dtypes to restore; `jax.eval_shape` makes one without memory. Where
@@ -122,19 +147,27 @@ class Checkpoints:
             The checkpoint; None if there is none.
 
         Raises:
+            CheckpointAccessError: If it can't be read for a reason outside it, such as too many open files or too
+                little memory; nothing is set aside.
             CheckpointMismatchError: If it is the checkpoint of something else; the message names the first leaf.
         """
         wanted, steps = _described(like), self.steps()
         while steps:
             step = steps.pop()
+            what = f"the checkpoint of step {step} in {self._folder}"
             try:
                 with open_archive(self._path(step)) as archive:
                     described, kinds, extra = _manifest(archive)
-                    _check_same(f"the checkpoint of step {step} in {self._folder}", described, wanted)
+                    _check_same(what, described, wanted)
                     leaves = [*_restored(archive, kinds, jax.tree.leaves(like))]
             except DamagedFileError as error:
                 self._set_aside(step, error, steps)
                 continue
+            except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+                raise CheckpointAccessError(
+                    f"{what} can't be read now, though nothing shows that it is damaged: mend what keeps it from being "
+                    f"read, such as too little memory, and go on ({_told(error)})."
+                ) from error
             return Saved(step, jax.tree.unflatten(jax.tree.structure(like), leaves), extra)
         return None
 
@@ -147,7 +180,7 @@ class Checkpoints:
         rest = f"the run goes on from step {older[-1]}" if older else "there is no other, so the run starts again"
         warnings.warn(
             f"the checkpoint of step {step} in {self._folder} is damaged and now called {damaged.name}; {rest}, and "
-            f"steps after it are done again ({type(error).__name__}: {error})",
+            f"steps after it are done again ({error})",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -206,9 +239,12 @@ def _restored(archive: zipfile.ZipFile, key_kinds: dict[str, str], like: list[An
         array = StoredArray(archive, f"{i}.npy", dtype, tuple(words.shape)).read()
         if _is_key(leaf):
             try:
-                yield jax.random.wrap_key_data(jnp.asarray(array), impl=key_kinds[str(i)])
+                key = jax.random.wrap_key_data(jnp.asarray(array), impl=key_kinds[str(i)])
             except (ValueError, TypeError, KeyError) as error:
                 raise DamagedFileError(f"the kind of key {i} can't be read ({error})") from error
+            if key.dtype != leaf.dtype:
+                raise DamagedFileError(f"key {i} is a {key.dtype}, where {leaf.dtype} belongs")
+            yield key
         elif isinstance(leaf, np.ndarray | np.generic):
             yield array.view(leaf.dtype)
         else:
@@ -225,6 +261,11 @@ def _check_same(what: str, stored: list[list[Any]], wanted: list[list[Any]]) -> 
         f"{what} belongs to another run: {name!r} is {old.get(name, 'missing')} there and {new.get(name, 'missing')} "
         "here. Build what it was saved from, or choose another folder."
     )
+
+
+def _told(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.loops.checkpoints import Checkpoints
+from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 
 __all__ = ["Resumable", "SettingsMismatchError", "to_the_end"]
 
@@ -68,8 +68,9 @@ def to_the_end(
         All points, those before an interruption included as JSON gives them back; whether all iterations are made.
 
     Raises:
-        SettingsMismatchError: If the folder belongs to another run, which is left alone.
-        CheckpointMismatchError: If its checkpoint belongs to another agent.
+        SettingsMismatchError: If the folder belongs to another run, which is left alone, or does not say to which.
+        CheckpointAccessError: If a checkpoint can't be written or read; nothing is lost.
+        CheckpointMismatchError: If its checkpoint belongs to another agent or environment.
     """
     whole_number("chunk_iterations", chunk_iterations, 1)
     whole_number("checkpoint_chunks", checkpoint_chunks, 1)
@@ -77,11 +78,18 @@ def to_the_end(
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
     with _sigterm() as is_asked_to_stop:
         saved = checkpoints.restore(like=run.template())
-        done, curve = (0, []) if saved is None else (saved.step, saved.extra["curve"])
         if saved is None:
+            done, curve = 0, []
             run.begin()
         else:
-            run.restore(saved.tree, saved.extra["run"])
+            try:
+                done, curve = saved.step, list(saved.extra["curve"])
+                run.restore(saved.tree, saved.extra["run"])
+            except (LookupError, TypeError, ValueError) as error:
+                raise CheckpointMismatchError(
+                    f"the checkpoint of step {saved.step} in {folder} is whole, but this run can't go on from it: "
+                    f"{error}"
+                ) from error
         del saved  # its memory is about to be donated
         for number in range(-(-(last - done) // chunk_iterations)):
             count = min(chunk_iterations, last - done)
@@ -100,17 +108,23 @@ def to_the_end(
 
 def _check_settings(folder: Path, own: dict[str, Any]) -> None:
     path = folder / _SETTINGS
+    half = path.with_suffix(".partial")
     if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(entry != half for entry in folder.iterdir()):
             raise SettingsMismatchError(
                 f"{folder} is not empty and has no {_SETTINGS}, so it is no run's; choose another folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".partial")
         half.write_text(json.dumps(own, indent=1))
         os.replace(half, path)
         return
-    stored = json.loads(path.read_text())
+    try:
+        stored = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SettingsMismatchError(
+            f"{path} is damaged and does not tell to which run the folder belongs ({error}). Copy it from a run with "
+            "the same settings, or choose another folder."
+        ) from error
     for name in dict.fromkeys([*own, *stored]):
         if (old := stored.get(name, "missing")) != (new := own.get(name, "missing")):
             raise SettingsMismatchError(

@@ -7,8 +7,6 @@ frames travel; stacks, replay, masks and networks stay on the device.
 import base64
 import functools
 import io
-import math
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.archives import Archive, damage
 from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.stored_values import fields, listed, whole
 from sparse_plugins.core.trees import PyTree
@@ -291,23 +290,6 @@ def _to_text(arrays: dict[str, Any]) -> str:
 
 
 def _from_text(text: Any) -> dict[str, np.ndarray]:
-    """The arrays of `_to_text`, if they are no more than `_LARGEST` bytes, as the archive says and as they turn out."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(base64.b64decode(text, validate=True))) as archive:
-            if (size := sum(info.file_size for info in archive.infolist())) > _LARGEST:
-                raise DamagedFileError(f"the state of an environment has {size:,} bytes; {_LARGEST:,} are read")
-            return {name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()}
-    except DamagedFileError:
-        raise
-    except Exception as error:  # a forged archive fails in many ways: base64, zip, zlib, end of file, headers
-        raise DamagedFileError(f"an environment's state can't be read ({type(error).__name__}: {error})") from error
-
-
-def _array(content: bytes) -> np.ndarray:
-    """An array of the size that its bytes have; NumPy's own reader takes as much memory as the header says."""
-    file = io.BytesIO(content)
-    np.lib.format.read_magic(file)
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject or is_fortran or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
-        raise DamagedFileError(f"an array of an environment's state is not the {dtype}{list(shape)} that it says")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape).copy()
+    """The arrays of `_to_text`, if they are no more than `_LARGEST` bytes."""
+    with damage():
+        return Archive(io.BytesIO(base64.b64decode(text, validate=True))).arrays(limit=_LARGEST)
