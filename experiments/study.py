@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.record.files import changed_packages, create_folder, locked, read_record
+from experiments.record.files import changed_packages, create_folder, locked, read_record, write_whole
 from experiments.record.layout import Layout, domain_of, layout_of
-from experiments.record.rows import join
-from experiments.record.runs import RUNS, SCRATCH, Recorder, Run, has_ended
+from experiments.record.rows import joined
+from experiments.record.runs import RUNS, SCRATCH, Recorder, Run, check_ends, has_ended
 from experiments.record.surroundings import surroundings
 from experiments.tables import refresh
 from experiments.tables.stored import missing, read_study
 
 STOPPED = 143  # exit status of a process that SIGTERM ended
 JOINED = ("results.csv", "layers.csv", "measurements.csv", "timing.csv")
+# Of the machine and never a run's result: a full disk, too many open files, a package that is missing.
+OUTSIDE = (ImportError, OSError)
 
 # Trains runs together, handing their rows over; False if it was told to stop, so that they will go on later.
 Train = Callable[[Sequence[Recorder]], bool]
@@ -38,7 +40,7 @@ class Study(NamedTuple):
         plan: What is about to happen, to print before.
         packages: Whose versions matter.
         record: What else `config.json` says, such as `about`, for reports.
-        passes: Errors that are no run's own: they end the study, which can go on later.
+        passes: Errors that are no run's own, besides `OUTSIDE`: they end the study, which can go on later.
         jobs: Batches that are trained at once, each in a process of its own.
     """
 
@@ -77,11 +79,23 @@ def run(study: Study, folder: Path, command: str) -> int:
         Exit status: 0 if every run finished, 1 if one failed, `STOPPED` if it was told to stop.
 
     Raises:
-        ValueError: the folder is another domain's, or was left unfinished by an older version.
+        ImportError: A package is missing.
+        OSError: The system refused to write or read, as on a full disk. What was trained so far is still there.
+        ValueError: the folder is another domain's, or was left unfinished by an older version, or a file in it is
+            damaged.
     """
+    try:
+        return _run(study, folder, command)
+    except OUTSIDE as error:
+        error.add_note(f"No result was recorded of what this stopped; once it is mended, go on with --resume {folder}")
+        raise
+
+
+def _run(study: Study, folder: Path, command: str) -> int:
     with locked(folder):
         layout = layout_of(record := read_record(folder))
         runs = [one for batch in study.batches for one in batch]
+        check_ends(folder)
         if _is_finished(folder, record, runs):
             print(f"{folder} is finished and left alone.\n\n{refresh.table(folder)}")
             return int(any(row.failure for row in read_study(folder).rows))
@@ -106,9 +120,15 @@ def run(study: Study, folder: Path, command: str) -> int:
 
 def collect(folder: Path, runs: Sequence[Run]) -> None:
     """Puts the files of the runs that have ended together as those of the study."""
+    for name, text in _collected(folder, runs).items():
+        write_whole(folder / name, text)
+
+
+def _collected(folder: Path, runs: Sequence[Run]) -> dict[str, str]:
+    """Files of the study by name, as those of the runs that have ended make them; without any line there is none."""
     ended = [folder / one.path for one in runs if has_ended(folder, one)]
-    for name in JOINED:
-        join(folder / name, [own / name for own in ended])
+    texts = {name: joined([own / name for own in ended]) for name in JOINED}
+    return {name: text for name, text in texts.items() if text}
 
 
 def execute(
@@ -125,7 +145,7 @@ def execute(
     try:
         if not train(recorders):
             return None
-    except passes:
+    except (*OUTSIDE, *passes):
         raise  # what was trained so far is still there
     except Exception as error:
         for recorder in recorders:
@@ -138,7 +158,7 @@ def execute(
 
 
 def explained(call: Callable[[], int], *kinds: type[Exception]) -> int:
-    """The exit status of a call; of what could not start it says why, and it is 2.
+    """The exit status of a call; of what could not start or go on it says why, and it is 2.
 
     Args:
         call: What to do.
@@ -148,15 +168,20 @@ def explained(call: Callable[[], int], *kinds: type[Exception]) -> int:
     try:
         return call()
     except caught as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 2
 
 
 def _is_finished(folder: Path, record: Mapping[str, Any], runs: Sequence[Run]) -> bool:
     """Also where the folders of the runs are gone, as in results that are kept in a repository."""
-    is_told_by_runs = "cells" in record and (folder / RUNS).exists()
-    has_left = is_told_by_runs and not all(has_ended(folder, one) for one in runs)
-    return (folder / "results.md").exists() and not has_left and not missing(read_study(folder))
+    if not (folder / "results.md").exists():
+        return False
+    if "cells" in record and (folder / RUNS).exists():
+        made = {name: text.encode() for name, text in _collected(folder, runs).items()}
+        is_as_made = all((folder / name).exists() and (folder / name).read_bytes() == made[name] for name in made)
+        if not is_as_made or not all(has_ended(folder, one) for one in runs):
+            return False
+    return not missing(read_study(folder))
 
 
 def _check_version(folder: Path, record: Mapping[str, Any], study: Study) -> None:
@@ -184,7 +209,10 @@ def _execute_all(
     )
     with workers:
         ends = [workers.submit(execute, folder, batch, study.train, record, study.passes) for batch in left]
-        yield from (end.result() for end in concurrent.futures.as_completed(ends))
+        try:
+            yield from (end.result() for end in concurrent.futures.as_completed(ends))
+        finally:  # whatever stopped the study: those under way come to their end, no other begins
+            workers.shutdown(wait=False, cancel_futures=True)
 
 
 def _end_with_parent() -> None:

@@ -3,53 +3,60 @@
 import contextlib
 import resource
 import subprocess
-import warnings
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-WAYS = ("disk", "files")
-Grow = Callable[[], None]
+_MOUNT = ("mount", "-t", "tmpfs")
+
+
+def _may_mount() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        made = subprocess.run([*_MOUNT, "-o", "size=4096", "tmpfs", folder], capture_output=True, check=False)
+        if made.returncode == 0:
+            subprocess.run(["umount", folder], check=True)
+        return made.returncode == 0
+
+
+# The names of tests tell which of them were tried; the first is the better one.
+WAYS = ("disk", "files") if _may_mount() else ("files",)
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Grow]:
-    """A folder that takes so many bytes; writing more of them raises ENOSPC.
-
-    Where mounting is not permitted it is a warning that says so, and `small_files` stands in.
+def little_space(way: str, folder: Path, size: int) -> Iterator[Callable[[], object]]:
+    """A new folder without much space.
 
     Args:
-        folder: A new one.
-        size: Bytes, of whole pages.
+        way: "disk" takes so many bytes in all, then writing raises ENOSPC; "files" takes half of them in any one
+            file, then writing raises EFBIG, in whatever folder.
+        folder: To be made.
+        size: Bytes.
 
     Yields:
         A function that makes space.
     """
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs"]
-    made = subprocess.run([*mount, "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
-    if made.returncode:
-        told = made.stderr.strip()
-        warnings.warn(f"no disk can be mounted here ({told}); a limit on the size of files stands in", stacklevel=3)
-        with small_files(folder, size // 2) as grow:
-            yield grow
-        return
+    with (_small_disk if way == "disk" else _small_files)(folder, size) as grow:
+        yield grow
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path, size: int) -> Iterator[Callable[[], object]]:
+    subprocess.run([*_MOUNT, "-o", f"size={size}", "tmpfs", str(folder)], check=True)
     try:
-        yield lambda: subprocess.run([*mount, "-o", "remount,size=256m", "tmpfs", str(folder)], check=True)
+        yield lambda: subprocess.run([*_MOUNT, "-o", "remount,size=256m", "tmpfs", str(folder)], check=True)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextlib.contextmanager
-def small_files(folder: Path, size: int) -> Iterator[Grow]:
-    """Files of this process may have so many bytes; writing more of them raises EFBIG."""
-    folder.mkdir(exist_ok=True)
+def _small_files(folder: Path, size: int) -> Iterator[Callable[[], object]]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    grow = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # noqa: E731
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
     try:
-        yield grow
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     finally:
-        grow()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

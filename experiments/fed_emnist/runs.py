@@ -1,5 +1,6 @@
 """A run of the study, from its newest checkpoint to its end."""
 
+import contextlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from experiments.record.layers import masks_of
 from experiments.record.runs import Recorder
 from sparse_plugins import fed
 from sparse_plugins.core.trees import leaf_names
-from sparse_plugins.fed.checkpoints import Checkpoints
+from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints
 
 
 def execute(config: StudyConfig, batch: Sequence[Recorder]) -> bool:
@@ -42,21 +43,31 @@ def execute(config: StudyConfig, batch: Sequence[Recorder]) -> bool:
                 bar.set_postfix_str(f"{step.evaluation.test_accuracy:.1%} right")
             if _is_checkpoint_due(config, state.round):
                 checkpoints.save(state.round, state, {"ledger": ledger.to_csv(), "record": recorder.save()})
-        write_whole(recorder.folder / "params.npz", _npz(state.params))
+    except Exception:
+        with contextlib.suppress(OSError):  # nor can it hide what went wrong
+            ledger.save(recorder.folder / "ledger.csv")
+        raise
     finally:
         bar.close()
-        ledger.save(recorder.folder / "ledger.csv")
+    write_whole(recorder.folder / "params.npz", _npz(state.params))
+    ledger.save(recorder.folder / "ledger.csv")
     return True
 
 
 def _newest(checkpoints: Checkpoints, first: Any, ledger: fed.Ledger, recorder: Recorder) -> Any:
     """State of the newest checkpoint, whose entries go into the ledger and the record; the first state without."""
     saved = checkpoints.restore(like=first)
-    recorder.restart(None if saved is None else saved.extra["record"])
     if saved is None:
+        recorder.restart()
         return first
-    for entry in fed.Ledger.from_csv(saved.extra["ledger"]):
-        ledger.add(entry)
+    try:
+        recorder.restart(saved.extra["record"])
+        for entry in fed.Ledger.from_csv(saved.extra["ledger"]):
+            ledger.add(entry)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointMismatchError(
+            f"the checkpoint of round {saved.round} in {recorder.scratch} is none of this version: {error}"
+        ) from error
     return saved.state
 
 

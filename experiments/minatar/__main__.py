@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study of a command line, the process's own when None, or goes on with one.
 
     Returns:
-        Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start, 143 if SIGTERM
+        Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start or go on, 143 if SIGTERM
         stopped it.
     """
     arguments = sys.argv[1:] if arguments is None else arguments

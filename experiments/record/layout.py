@@ -3,12 +3,12 @@
 import dataclasses
 import importlib
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Key = tuple[Any, ...]
 Settings = Mapping[str, Any]
+_UNFIT = "config.json is damaged: it does not say what a study of {} says; copy it back from where it is whole"
 DOMAINS = ("fed_emnist", "minatar", "atari", "vision", "t5", "structures", "hostile", "versus_dopamine")
 
 
@@ -193,7 +193,7 @@ def domain_of(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: it is none that can be read.
     """
-    words = shlex.split(record.get("command", ""))
+    words = record.get("command", "").split()
     module = next((word for word in words if word.startswith("experiments.")), "")
     domain = record.get("domain") or module.removeprefix("experiments.")
     if domain not in DOMAINS:
@@ -210,6 +210,16 @@ def layout_of(record: Mapping[str, Any]) -> Layout:
         record: What its `config.json` holds.
 
     Raises:
-        ValueError: its domain is not known.
+        ValueError: its domain is not known, or the record does not say what studies of the domain say.
     """
-    return importlib.import_module(f"experiments.{domain_of(record)}.layout").layout(record)
+    module = importlib.import_module(f"experiments.{domain_of(record)}.layout")
+    try:
+        made: Layout = module.layout(record)
+        cells = made.cells or ()
+        shown = [str(made.show(cell)) for cell in cells]
+        is_told = all(type(seed) is int for seed in made.seeds) and len(set(cells)) == len(shown)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{_UNFIT.format(domain_of(record))} ({type(error).__name__}: {error})") from error
+    if not is_told:
+        raise ValueError(_UNFIT.format(domain_of(record)))
+    return made

@@ -54,10 +54,24 @@ def append_lines(path: Path, names: Sequence[str], lines: Iterable[Line]) -> Non
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
-    """What a file holds, as text by column; nothing without a file. A last line without its end is left out."""
+    """What a file holds, as text by column; nothing without a file. A last line without its end is left out.
+
+    Raises:
+        ValueError: a line is damaged; the message names the file and the line.
+    """
     if not path.exists():
         return []
-    return list(csv.DictReader(io.StringIO(_whole_lines(path), newline="")))
+    reader = csv.reader(io.StringIO(_whole_lines(path), newline=""), strict=True)
+    lines = []
+    try:
+        names = next(reader, [])
+        for fields in reader:
+            if len(fields) != len(names):
+                raise csv.Error(f"it has {len(fields)} columns where the first line has {len(names)}")
+            lines.append(dict(zip(names, fields, strict=True)))
+    except csv.Error as error:
+        raise _damaged(path, reader.line_num, error) from error
+    return lines
 
 
 def write_rows(path: Path, kind: type, rows: Iterable[Any]) -> None:
@@ -74,7 +88,7 @@ def read_rows(path: Path, kind: type[T]) -> list[T]:
     """Reads them back; what is empty, or a column of a later version, gets the default of its field.
 
     Raises:
-        ValueError: a column is none of this kind of rows, or a number is none.
+        ValueError: a column is none of this kind of rows, or a number is none; the message names the file.
     """
     hints = typing.get_type_hints(kind)
     parse = {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}  # of `int | None`, int
@@ -84,17 +98,32 @@ def read_rows(path: Path, kind: type[T]) -> list[T]:
             f"{path} has the columns {', '.join(map(str, unknown))}, which {kind.__module__} does not know: it has"
             f" {', '.join(parse)}. Was it written by a later version?"
         )
-    return [kind(**{name: parse[name](text) for name, text in line.items() if text}) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, 2):
+        try:
+            rows.append(kind(**{name: parse[name](text) for name, text in line.items() if text}))
+        except (TypeError, ValueError) as error:
+            raise _damaged(path, number, error) from error
+    return rows
 
 
-def join(target: Path, parts: Iterable[Path]) -> None:
-    """Puts the lines of files together in one; without any line there is no file."""
+def joined(parts: Iterable[Path]) -> str:
+    """The lines of files together, as one file; nothing if there is no line."""
     lines = [line for part in parts for line in read_lines(part)]
-    if lines:
-        names = list(dict.fromkeys(name for line in lines for name in line))
-        write_whole(target, csv_text(names, lines))
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    return csv_text(names, lines) if lines else ""
 
 
 def _whole_lines(path: Path) -> str:
-    text = path.read_bytes().decode()
-    return text[: text.rfind("\n") + 1]
+    content = path.read_bytes()
+    try:
+        return content[: content.rfind(b"\n") + 1].decode()
+    except UnicodeDecodeError as error:
+        raise _damaged(path, content[: error.start].count(b"\n") + 1, error) from error
+
+
+def _damaged(path: Path, line: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is damaged in line {line}: {error}. Copy it back from where it is whole; what a study makes of its"
+        " runs' files comes again if you remove it and --resume the study."
+    )

@@ -1,20 +1,23 @@
 """A run: its folder, to which rows are added as it is trained, and the summary that says how it ended."""
 
 import dataclasses
+import hashlib
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.record import layers
-from experiments.record.files import write_whole
+from experiments.record.files import read_json, write_whole
 from experiments.record.layout import Key, Layout
 from experiments.record.rows import append_lines, append_rows, csv_text, read_lines, write_rows
 
 RUNS = "runs"
 SUMMARY = "summary.json"
 SCRATCH = "training"  # what a run needs to go on, and nobody after it
+_TOLD_OF_PROCESSES = ("config.json", "timing.csv", SUMMARY)
 
 
 class Run(NamedTuple):
@@ -57,6 +60,49 @@ class Measurement:
 def has_ended(study: Path, run: Run) -> bool:
     """Whether a run is finished or failed: its summary is the last thing that is written."""
     return (study / run.path / SUMMARY).exists()
+
+
+def check_ends(study: Path) -> None:
+    """Checks that all that the ended runs of a study have left is still there, as it was.
+
+    Without the folders of the runs, as in results that are kept in a repository, there is nothing to check.
+
+    Raises:
+        ValueError: a file is damaged or missing; the message names it.
+    """
+    for summary in sorted((study / RUNS).glob(f"*/*/{SUMMARY}")):
+        _check_end(summary.parent)
+
+
+def _check_end(folder: Path) -> None:
+    remedy = f"Copy it back from where it is whole, or remove {folder} and --resume the study to train that run again."
+    summary = read_json(folder / SUMMARY, remedy)
+    is_older = summary.keys().isdisjoint(("files", "checksum"))  # then it lists no files
+    is_whole = is_older or summary.pop("checksum", None) == _checksum(summary)
+    files = summary.get("files", {})
+    if not is_whole or summary.get("status") not in ("finished", "failed") or not isinstance(files, dict):
+        raise ValueError(f"{folder / SUMMARY} is damaged: it does not say how the run ended. {remedy}")
+    for name in ("results.csv", *files):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing. {remedy}")
+    for name, digest in files.items():
+        if _digest(folder / name) != digest:
+            raise ValueError(f"{folder / name} is damaged: it is not as it was when the run ended. {remedy}")
+
+
+def _checksum(summary: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(summary).encode())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of what a run leaves, but for what two trainings of it write differently."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".partial")
+    return {file.name: _digest(file) for file in files if file.name not in _TOLD_OF_PROCESSES}
 
 
 class Recorder:
@@ -166,7 +212,8 @@ class Recorder:
         end = dataclasses.asdict(self.rows[-1])
         status = "failed" if end["failure"] else "finished"
         summary = {"status": status, "failure": end["failure"], "evaluations": len(self.rows), "last": end}
-        write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        summary["files"] = _digests(self.folder)
+        write_whole(self.folder / SUMMARY, json.dumps({**summary, "checksum": _checksum(summary)}, indent=2) + "\n")
         return f"{self}: {self._result()}, {seconds:.0f} s"
 
     @property
@@ -192,7 +239,7 @@ class Recorder:
         path = self.folder / "config.json"
         own: dict[str, Any] = {"cell": dict(zip(self._layout.cell, self.run.cell, strict=True)), "seed": self.run.seed}
         if path.exists():
-            own = json.loads(path.read_text())
+            own = read_json(path, "Remove it: the run goes on, as one that was begun now.")
             again = {name: value for name, value in record.items() if name != "settings"}
             own = {**own, "resumed": [*own.get("resumed", []), again]}
         else:

@@ -60,7 +60,7 @@ def main(domain: Domain, arguments: Sequence[str] | None = None) -> int:
     """Runs the study of a command line, the process's own when None, or goes on with one.
 
     Returns:
-        Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start.
+        Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start or go on.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     chosen, rest = _read_first(domain, arguments)

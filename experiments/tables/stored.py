@@ -9,7 +9,7 @@ from typing import Any
 from experiments.record.files import read_record
 from experiments.record.layout import Layout, domain_of, layout_of
 from experiments.record.rows import read_lines, read_rows
-from experiments.record.runs import Measurement
+from experiments.record.runs import Measurement, check_ends
 from experiments.tables.outcomes import Outcome, by_run, outcomes
 
 # In which studies may differ that are joined in one table: what spans their grids, and what changes no number.
@@ -53,8 +53,9 @@ def read_study(folder: Path) -> Stored:
 
     Raises:
         FileNotFoundError: it holds no study.
-        ValueError: its domain is not known, or its rows are not those of the domain.
+        ValueError: its domain is not known, its rows are not those of the domain, or a file in it is damaged.
     """
+    check_ends(folder)
     record = read_record(folder)
     layout = layout_of(record)
     rows: list[Any] = read_rows(folder / "results.csv", layout.row)

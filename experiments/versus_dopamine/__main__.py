@@ -7,12 +7,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.record.files import create_folder, read_record
 from experiments.record.layout import layout_of
 from experiments.record.runs import Recorder, Run
 from experiments.record.surroundings import surroundings
-from experiments.study import collect
+from experiments.study import collect, explained
 from experiments.tables import refresh
 from experiments.versus_dopamine.jobs import execute
 from experiments.versus_dopamine.outcomes import SIDES, TASKS
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs both sides.
 
     Returns:
-        Exit status: 0, 1 if a run failed, or 2 if there is nowhere to write.
+        Exit status: 0, 1 if a run failed, or 2 if there is nowhere to write, or no space.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments)
@@ -37,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return explained(lambda: _execute(options, folder, cells, record))
+
+
+def _execute(
+    options: argparse.Namespace, folder: Path, cells: Sequence[tuple[str, str]], record: dict[str, Any]
+) -> int:
     layout, has_failed = layout_of(read_record(folder)), False
     for end in execute(options.tasks, options.seeds, options.scale, options.jobs, folder):
         recorder = Recorder(folder, layout, Run((end.task, end.side), end.seed), record)

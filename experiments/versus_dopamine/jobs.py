@@ -63,6 +63,8 @@ def _timed(job: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     started = time.perf_counter()
     try:
         result = job(*arguments)
+    except OSError:
+        raise  # of the machine, such as a full disk, and no run's result
     except Exception as error:
         result = RuntimeError(f"{type(error).__name__}: {error}")  # which every process can read
     return result, time.perf_counter() - started

@@ -113,12 +113,12 @@ class Ledger:
         """
         kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Entry)}
         reader = csv.DictReader(io.StringIO(text))
-        if reader.fieldnames != list(kinds):
-            raise ValueError(f"a ledger has the columns {', '.join(kinds)}; this file has {reader.fieldnames}.")
         try:
-            return cls(_entry(row, kinds) for row in reader)
-        except (TypeError, ValueError, KeyError) as error:
+            if (names := reader.fieldnames) == list(kinds):
+                return cls(_entry(row, kinds) for row in reader)
+        except (TypeError, ValueError, KeyError, csv.Error) as error:
             raise ValueError(f"line {reader.line_num} of the ledger is damaged: {error}") from error
+        raise ValueError(f"a ledger has the columns {', '.join(kinds)}; this file has {names}.")
 
     def save(self, path: str | Path) -> None:
         """Writes the CSV in one piece: a crash leaves the file before or the new one, never a half."""

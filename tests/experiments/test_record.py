@@ -33,6 +33,15 @@ class Line:
     failure: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    name: str
+    steps: tuple[int, ...]
+    rate: float
+    is_long: bool = False
+    limit: int | None = None
+
+
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     written = [Line("a", 1, 0.1 + 0.2), Line("b", 2), Line("c", 3, None, 'broke, with "quotes"\nand a line')]
     rows.write_rows(tmp_path / "rows.csv", Line, written)
@@ -42,10 +51,10 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_made_once_and_knows_its_settings(tmp_path: Path) -> None:
-    record = {"settings": {"name": "x", "step": 3, "score": [1, 2]}, "packages": {"numpy": "1.0"}}
+    record = {"settings": {"name": "x", "steps": [1, 2], "rate": 3}, "packages": {"numpy": "1.0"}}
     folder = files.create_folder(tmp_path / "runs" / "x", record)
     assert json.loads((folder / "config.json").read_text()) == record
-    assert files.read_config(folder, Line) == Line("x", 3, (1, 2))
+    assert files.read_config(folder, Settings) == Settings("x", (1, 2), 3)
     assert files.changed_packages(folder, ["numpy"]) == [f"numpy 1.0 is now {np.__version__}"]
     with pytest.raises(FileExistsError, match="is never overwritten"):
         files.create_folder(folder, record)
@@ -63,6 +72,31 @@ def test_a_half_line_is_left_out_and_the_next_one_follows_the_whole_ones(tmp_pat
         assert left == written[: max(whole[:cut].count(b"\n") - 1, 0)]
         rows.append_rows(path, Line, [Line("e", 3)])
         assert rows.read_rows(path, Line) == [*left, Line("e", 3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,step\na,1\nb,x\n", "line 3: invalid literal for int"),
+        (b"name,step\na,1\nb\n", "line 3: it has 1 columns where the first line has 2"),
+        (b"name,step\na,1,2\n", "line 2: it has 3 columns where the first line has 2"),
+        (b"name,step\na,1\n\n", "line 3: it has 0 columns where the first line has 2"),
+        (b'name,step\n"a,1\n', "line 2: unexpected end of data"),
+        (b'name,step\n"a"b,1\n', "line 2: "),
+        (b"name,step\na,1\n\xff,1\n", "line 3: 'utf-8' codec can't decode"),
+        (b"name,step\n" + b"a" * 200_000 + b",1\n", "line 2: field larger than field limit"),
+        (b"name,step\na,\n", "line 2: .* missing 1 required positional argument"),
+    ],
+)
+def test_a_damaged_line_is_told_with_its_number(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"rows\.csv is damaged in {message}.*Copy it back"):
+        rows.read_rows(tmp_path / "rows.csv", Line)
+
+
+def test_a_line_cut_within_a_letter_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes("name,step\na,1\nü".encode()[:-1])
+    assert rows.read_rows(tmp_path / "rows.csv", Line) == [Line("a", 1)]
 
 
 def test_columns_of_older_rows_may_be_missing_and_unknown_ones_are_told(tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 import json
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments.fed_emnist import runs
 from experiments.fed_emnist.__main__ import main
 from experiments.fed_emnist.kills import differences, survive
 from experiments.record.files import locked
+from experiments.tables.__main__ import main as tables
+from sparse_plugins.fed import checkpoints as checkpoints_module
 from sparse_plugins.fed.checkpoints import Checkpoints
+from tests.disks import WAYS, little_space
 
 FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seeds=0"]
 SPARSE = ["--algorithms", "static_sparse", "rigl:topk", "--update-start=1", "--update-every=1"]
@@ -140,6 +146,134 @@ def test_a_checkpoint_of_another_model_stops_it(
     (stopped / "config.json").write_text(json.dumps(record))
     assert main([f"--resume={stopped}"]) == 2
     assert "belongs to another model, optimizer or updater" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", WAYS[:1])
+def test_a_full_disk_stops_it_and_costs_nothing(
+    way: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = stopped_study(tmp_path, monkeypatch, saves=1) / "runs" / "static_sparse-0.8" / "seed-0" / "training"
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*"))
+    with little_space(way, tmp_path / "disk", int(1.6 * size)) as grow:
+        full = tmp_path / "disk" / "full"
+        assert main([*FLAGS, *SPARSE, f"--output={tmp_path / 'disk'}", "--name=full"]) == 2
+        told = capsys.readouterr().err
+        assert "could not be written to" in told
+        assert f"go on with --resume {full}" in told
+        assert not [*full.rglob("summary.json")], "nothing is recorded as the result of a run"
+        if way == "disk":
+            assert Checkpoints(full / "runs" / "static_sparse-0.8" / "seed-0" / "training").rounds() == [2]
+        grow()
+        seen = []
+        train = runs.train
+        monkeypatch.setattr(runs, "train", lambda *given: (seen.append(given[-1].round), train(*given))[1])
+        assert main([f"--resume={full}"]) == 0
+        assert seen == [2 if way == "disk" else 0, 0]
+        assert differences(whole, full) == []
+
+
+def test_without_orbax_it_stops_and_its_checkpoints_stay(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = stopped_study(tmp_path, monkeypatch, saves=1)
+    training = stopped / "runs" / "static_sparse-0.8" / "seed-0" / "training"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "orbax.checkpoint", None)
+        assert main([f"--resume={stopped}"]) == 2
+    assert "checkpoints need orbax-checkpoint: pip install" in capsys.readouterr().err
+    assert Checkpoints(training).rounds() == [2]
+    with monkeypatch.context() as patch:
+        error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+        patch.setattr(checkpoints_module, "_as", lambda leaf, array: (_ for _ in ()).throw(error))
+        assert main([f"--resume={stopped}"]) == 2
+    assert "the device has no room for it" in capsys.readouterr().err
+    shutil.move(training, tmp_path / "moved")
+    training.write_text("a file where a folder should be")
+    assert main([f"--resume={stopped}"]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+    training.unlink()
+    shutil.move(tmp_path / "moved", training)
+    assert main([f"--resume={stopped}"]) == 0
+    assert differences(whole, stopped) == []
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+RUN = Path("runs", "rigl-topk-0.8", "seed-0")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink], ids=["cut", "flipped", "empty", "missing"])
+@pytest.mark.parametrize("name", ["summary.json", "results.csv", "layers.csv", "params.npz", "ledger.csv"])
+def test_a_damaged_file_of_a_finished_run_is_an_error_that_names_it(
+    name: str, damage: Callable[[Path], object], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    damage(copy / RUN / name)
+    if (name, damage) == ("summary.json", Path.unlink):  # then the run has not ended
+        return
+    assert (tables([str(copy)]), main([f"--resume={copy}"])) == (1, 2)
+    for told in capsys.readouterr().err.splitlines():
+        assert f"{copy / RUN / name} is " in told
+        assert f"Copy it back from where it is whole, or remove {copy / RUN} and --resume the study" in told
+
+
+def test_a_damaged_run_is_trained_again_as_the_message_says(whole: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    shutil.rmtree(copy / RUN)
+    assert main([f"--resume={copy}"]) == 0
+    assert differences(whole, copy) == []
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty], ids=["cut", "flipped", "empty"])
+def test_damaged_files_that_are_made_of_others_are_made_again(
+    damage: Callable[[Path], object], whole: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    damage(copy / "results.csv")
+    damage(copy / "layers.csv")
+    assert main([f"--resume={copy}"]) == 0
+    assert differences(whole, copy) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is damaged: Expecting value"),
+        (b"{", "is damaged: Expecting property name"),
+        (b"\xff\xfe", "is damaged: "),
+        (b"[" * 100_000, "is damaged: "),
+        (b"[]", "is damaged: it holds a list in place of names and values"),
+        (b"{}", "is damaged: its settings can't be read"),
+        (b'{"settings": 3}', "is damaged: its settings can't be read"),
+        (b'{"settings": {"rounds": "6"}}', "is damaged, or of another version of this program: rounds is '6'"),
+        (b'{"settings": {"seeds": 0}}', "is damaged, or of another version of this program: seeds is 0"),
+        (b'{"settings": {"rounds": 6}}', "is of another version of this program: "),
+    ],
+)
+def test_a_damaged_config_is_an_error_that_names_it(
+    content: bytes, message: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    (copy / "config.json").write_bytes(content)
+    assert main([f"--resume={copy}"]) == 2
+    assert f"{copy / 'config.json'} {message}" in capsys.readouterr().err
+    assert tables([str(copy)]) == 1
 
 
 def test_a_study_survives_kills_at_any_moment(tmp_path: Path) -> None:

@@ -239,7 +239,17 @@ def test_writing_renews_what_is_derived_and_nothing_else(tmp_path: Path, capsys:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "holds no study"), ('{"command": "python -m experiments.fuzz"}', "'fuzz' writes no study")],
+    [
+        (None, "holds no study"),
+        ('{"settings": {}, "command": "python -m experiments.fuzz"}', "'fuzz' writes no study"),
+        ("", "config.json is damaged: Expecting value"),
+        ('{"command": "python -m experiments.t5"}', "config.json is damaged: its settings can't be read. Copy it back"),
+        ('{"settings": [], "git": 1, "cells": {}}', "config.json is damaged: its settings, cells, git can't be read"),
+        (
+            '{"settings": {}, "domain": "minatar"}',
+            "config.json is damaged: it does not say what a study of mina",
+        ),
+    ],
 )
 def test_what_is_no_study_is_told(
     text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sparse_plugins import fed
 from sparse_plugins.fed import checkpoints as module
 from sparse_plugins.fed.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints
-from tests.disks import WAYS, few_open_files, small_disk, small_files
+from tests.disks import WAYS, few_open_files, little_space
 from tests.fed.toy import CLIENT, GRADIENT, MODEL, TRAIN, clients_of_a_round, updater_of
 
 DTYPES = ("float32", "bfloat16", "float16", "uint8", "int8", "uint32", "int32", "bool")
@@ -191,8 +191,7 @@ OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory al
 @pytest.mark.parametrize("way", WAYS)
 def test_a_full_disk_is_an_error_that_says_so_and_costs_no_checkpoint(way, tmp_path):
     state = {"w": np.random.default_rng(0).standard_normal(200_000)}
-    limited = small_disk if way == "disk" else small_files
-    with limited(tmp_path / "disk", 1 << 20 if way == "disk" else 1 << 19) as grow:
+    with little_space(way, tmp_path / "disk", 1 << 20) as grow:
         checkpoints = Checkpoints(tmp_path / "disk" / "run")
         checkpoints.save(1, {"w": state["w"][:1000]})
         with pytest.raises(CheckpointAccessError, match=r"round 2 could not be written to .*with space for.*go on"):

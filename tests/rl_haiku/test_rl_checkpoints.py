@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sparse_plugins.rl.loops.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints
-from tests.disks import WAYS, few_open_files, small_disk, small_files
+from tests.disks import WAYS, few_open_files, little_space
 
 TREE = {
     "keys": jax.random.split(jax.random.key(3), 2),
@@ -161,7 +161,7 @@ def test_memory_is_that_of_one_leaf_at_a_time(tmp_path):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_full_disk_is_an_error_that_says_so_and_costs_no_checkpoint(way, tmp_path):
     tree = {"w": np.ones(300_000)}
-    with (small_disk if way == "disk" else small_files)(tmp_path / "disk", 1 << 20) as grow:
+    with little_space(way, tmp_path / "disk", 1 << 20) as grow:
         checkpoints = Checkpoints(tmp_path / "disk" / "run")
         checkpoints.save(1, {"w": tree["w"][:1000]})
         with pytest.raises(CheckpointAccessError, match=r"step 2 could not be written to .*with space for.*go on"):
