@@ -25,7 +25,7 @@ start() {
 
 quick() {
   local collect='PYTEST=.venv/bin/python -m pytest --collect-only -q' digits='--rounds=20 --seeds=0 --algorithms no_prune rigl'
-  local study='--seeds 0 --steps 20 --evaluations 2 --changes 2'
+  local study='--seeds 1 --steps 20 --evaluations 2 --changes 2'
   case $1 in
     test | doctests | coverage) make PYTHON="$python" "$1" "$collect" | tail -3 ;;
     demo) make PYTHON="$python" demo ARGS="$digits" | tail -3 ;;
@@ -36,7 +36,7 @@ quick() {
     bench-rl) start bench-rl .demo-rl ;;
     fuzz) make PYTHON="$python" fuzz ARGS='--seconds=5' 2>&1 | tail -3 ;;
     study) make PYTHON="$python" study ARGS="--dataset=digits $digits" | tail -3 ;;
-    study-rl) make PYTHON="$python" study-rl ARGS='--sparsities 0.9 --algorithms no_prune rigl --seeds 0 --steps 12000' | tail -3 ;;
+    study-rl) make PYTHON="$python" study-rl ARGS='--sparsities 0.9 --algorithms no_prune rigl --seeds 1 --steps 12000' | tail -3 ;;
     study-vision) make PYTHON="$python" study-vision ARGS="resnet --data digits --model resnet8 --only dense rigl $study" | tail -3 ;;
     study-t5) make PYTHON="$python" study-t5 ARGS="algorithms --only dense rigl $study" | tail -3 ;;
     tables) make PYTHON="$python" tables ARGS='experiments/results/fed_strokes' | tail -3 ;;
