@@ -20,12 +20,13 @@ def mark_in_use(params: Any, masks: Any) -> Any:
     """Parameters of which none that is in use is 0, and whose layers say so if none of their weights is in use.
 
     Args:
-        params: Parameter tree, 0 outside the masks.
+        params: Parameter tree.
         masks: Mask tree at rest; layers that stay dense are in use as a whole.
 
     Returns:
-        The parameters; what is 0, or so small that hardware may take it for 0, becomes the smallest normal number, and
-        the first entry of a layer that is pruned whole a negative zero. Integers stay as they are, and so does
+        The parameters; what is in use and 0, or so small that hardware may take it for 0, becomes the smallest normal
+        number, and what is pruned 0, also if it was NaN or infinite, which no update that is added can change. The
+        first entry of a layer that is pruned whole becomes a negative zero. Integers stay as they are, and so does
         everything if no layer has a mask.
 
     Example:
@@ -46,7 +47,8 @@ def mark_in_use(params: Any, masks: Any) -> Any:
     def inside(param: jax.Array, mask: Any) -> jax.Array:
         in_use = kept(param, mask)
         # An updater whose masks are the zeros of the parameters sees to it itself that none in use is 0.
-        marked = param if isinstance(mask, InZeros) else jnp.where(in_use, beside_zero(param), param)
+        pruned = jnp.zeros((), param.dtype)
+        marked = param if isinstance(mask, InZeros) else jnp.where(in_use, beside_zero(param), pruned)
         if not param.size or not jnp.issubdtype(param.dtype, jnp.floating):
             return marked
         return jnp.where(jnp.any(in_use), marked, marked.at[(0,) * param.ndim].set(-0.0))

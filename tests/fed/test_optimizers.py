@@ -229,3 +229,16 @@ FROZEN = fedjax.optimizers.ignore_grads_haiku(CLIENT, [("linear", "w")])
 def test_wrong_arguments_are_type_errors(optimizer, updater, message):
     with pytest.raises(TypeError, match=message):
         fed.sparse_server_optimizer(optimizer, updater)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_broken_when_it_is_pruned_is_zero_in_the_broadcast(broken: float) -> None:
+    half = functools.partial(core.uniform, sparsity=0.5)
+    schedule = core.OneShotSchedule(target_step=0)
+    updater = core.RandomPruning(sparsity_distribution_fn=half, scheduler=schedule)
+    params = {"w": jnp.full((4, 4), broken)}
+    server = fed.sparse_server_optimizer(optax.sgd(0.0), updater)
+    state, after = server.apply({"w": jnp.zeros((4, 4))}, server.init(params), params)
+    outside = np.asarray(core.unpack_masks(after, state.masks)["w"]) == 0
+    assert outside.sum() == 8
+    assert (np.asarray(after["w"])[outside] == 0).all()
