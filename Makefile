@@ -95,9 +95,9 @@ bench-rl: $(VENV)/.demo-rl ## Steps of sparse against dense Dopamine agents, eig
 fuzz-updaters: $(VENV)/.dev ## 2,000 random runs of all algorithms with odd numbers: 15 minutes; ARGS="--only=7" runs one again
 	$(IN_VENV) -m tests.core.fuzz_updaters $(ARGS)
 
-fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of the codec for a minute (Linux): ARGS="--seconds=600"
+fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of what reads bytes, a minute each (Linux): ARGS="--seconds=600"
 	$(INSTALL) '.[fuzz]'
-	$(IN_VENV) -m experiments.fuzz codec $(ARGS)
+	for target in codec archives studies configs; do $(IN_VENV) -m experiments.fuzz $$target $(ARGS); done
 
 study: $(VENV)/.demo ## Nine algorithms at 80, 90 and 95 % on strokes, three seeds: 40 minutes; ARGS="--resume=..." goes on
 	$(IN_VENV) -m experiments.fed_emnist $(or $(ARGS),--dataset=strokes --sparsities 0.8 0.9 0.95 --jobs=2)

@@ -142,10 +142,11 @@ def execute(
     layout = layout_of(read_record(folder))
     recorders = [Recorder(folder, layout, one, record) for one in batch]
     started = time.perf_counter()
+    outside: tuple[type[Exception], ...] = (*OUTSIDE, *passes)
     try:
         if not train(recorders):
             return None
-    except (*OUTSIDE, *passes):
+    except outside:
         raise  # what was trained so far is still there
     except Exception as error:
         for recorder in recorders:

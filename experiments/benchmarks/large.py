@@ -8,6 +8,7 @@ compiler says. Linux only.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def main() -> None:
         settings = {"update_freq": 10, "update_start_step": 1, "update_end_step": 1001}
         updater = core.create_updater_from_config(algorithm=algorithm, sparsity=0.9, **settings)
         tx = updater.wrap_optax(optax.sgd(0.1), refresh_in_graph=False)
-        state, first = _measured(lambda tx=tx: tx.init(params))
+        state, first = _measured(functools.partial(tx.init, params))
         compiled: list[Any] = []
 
         def change(state: Any = state, updater: Any = updater, compiled: list[Any] = compiled) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m experiments.fuzz codec --seconds 60`: mutates payloads towards code not reached yet, and decodes them.
+"""`python -m experiments.fuzz codec --seconds 60`: mutates inputs towards code not reached yet, and reads them.
 
 Needs atheris (`pip install atheris`, on Linux). Stops at the first finding, which is written to the
 folder of the corpus; `python -m experiments.fuzz codec --replay FILE` runs it again.
@@ -10,45 +10,60 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-INSTRUMENTED = [
-    f"sparse_plugins.fed.codec{module}"
-    for module in ("", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
-]
+_CODEC = ("", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
+# By target the modules whose code guides the mutations.
+TARGETS = {
+    "codec": [f"sparse_plugins.fed.codec{module}" for module in _CODEC],
+    "archives": [
+        "sparse_plugins.core.archives",
+        "sparse_plugins.core.sparse_files",
+        "sparse_plugins.rl.loops.checkpoints",
+    ],
+    "studies": [
+        "experiments.record",
+        "experiments.tables.stored",
+        "experiments.tables.report",
+        "sparse_plugins.fed.ledger",
+    ],
+    "configs": ["sparse_plugins.core.config", "sparse_plugins.core.rules", "sparse_plugins.core.schedules"],
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fuzzes the target that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=["codec"], help="what to fuzz")
+    parser.add_argument("target", choices=TARGETS, help="what to fuzz")
     parser.add_argument("--seconds", type=int, default=60, help="how long, after loading")
-    parser.add_argument("--corpus", type=Path, default=Path("runs/fuzz/codec"), help="inputs kept between runs")
+    parser.add_argument("--corpus", type=Path, help="inputs kept between runs (default: runs/fuzz/<target>)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0: the clock's")
     parser.add_argument("--replay", type=Path, help="run this one input instead, without atheris")
     options = parser.parse_args(arguments)
     if options.replay:
-        importlib.import_module("experiments.fuzz.codec").check(options.replay.read_bytes())
+        importlib.import_module(f"experiments.fuzz.{options.target}").check(options.replay.read_bytes())
         print(f"{options.replay} is read, or refused, as it should be")
         return
     try:
         atheris = importlib.import_module("atheris")
     except ModuleNotFoundError:
         parser.error("this needs atheris: pip install atheris, on Linux.")
-    importlib.import_module("sparse_plugins.core")  # not instrumented: only what reads bytes should guide the mutations
-    with atheris.instrument_imports(include=INSTRUMENTED):
-        target = importlib.import_module("experiments.fuzz.codec")
-    options.corpus.mkdir(parents=True, exist_ok=True)
+    for module in ("jax", "numpy", "optax"):  # the package itself must not be loaded yet, or nothing of it would guide
+        importlib.import_module(module)
+    with atheris.instrument_imports(include=TARGETS[options.target]):
+        target = importlib.import_module(f"experiments.fuzz.{options.target}")
+    corpus = options.corpus or Path("runs/fuzz", options.target)
+    corpus.mkdir(parents=True, exist_ok=True)
     for number, payload in enumerate(target.corpus()):
-        (options.corpus / f"valid_{number:02}").write_bytes(payload)
+        (corpus / f"valid_{number:02}").write_bytes(payload)
     flags = [
         f"-max_total_time={options.seconds}",
         f"-seed={options.seed}",
-        f"-artifact_prefix={options.corpus}/",
+        f"-artifact_prefix={corpus}/",
         "-max_len=4096",
         "-timeout=20",
         "-rss_limit_mb=2048",
         "-print_final_stats=1",
     ]
-    atheris.Setup([sys.argv[0], *flags, str(options.corpus)], target.check)
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], target.check)
     atheris.Fuzz()
 
 

@@ -16,8 +16,12 @@ from experiments.record.surroundings import versions
 T = TypeVar("T")
 
 # What a study says of itself, where it says it; records of older versions say less.
-_KINDS = {"settings": dict, "packages": dict, "command": str, "domain": str, "study": str, "about": str, "cells": list}
-_KINDS |= {"git": (dict, type(None)), "title": str, "prediction": str, "changes": list}
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("settings", "packages"), dict),
+    **dict.fromkeys(("command", "domain", "study", "about", "title", "prediction"), str),
+    **dict.fromkeys(("cells", "changes"), list),
+    "git": (dict, type(None)),
+}
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -42,12 +42,11 @@ class _Entry(NamedTuple):
     @classmethod
     def read(cls, place: int, entry: Mapping[str, Any]) -> "_Entry":
         """An entry as JSON gives it."""
-        made = cls(place, *(entry[name] for name in cls._fields[1:]))
-        is_shape = isinstance(made.shape, list) and all(type(n) is int and n >= 0 for n in made.shape)
-        kinds = tuple(type(value) for value in (made.name, made.dtype, made.pruned, made.crc32))
-        if not is_shape or kinds != (str, str, bool, int):
+        name, shape, dtype, pruned, crc32 = (entry[field] for field in cls._fields[1:])
+        is_shape = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+        if not is_shape or [*map(type, (name, dtype, pruned, crc32))] != [str, str, bool, int]:
             raise DamagedFileError(f"its header says of a leaf {entry!r:.200}")
-        return made._replace(shape=tuple(made.shape))
+        return cls(place, name, tuple(shape), dtype, pruned, crc32)
 
 
 def save_sparse(

@@ -72,7 +72,8 @@ def _in_parts(count: Callable[[jax.Array], jax.Array], leaf: jax.Array, most: in
     if leaf.size <= most:
         return count(leaf)
     first, second = jnp.array_split(leaf, 2, axis=leaf.shape.index(max(leaf.shape)))
-    return sum(_in_parts(count, part, most).astype(jnp.float32) for part in (first, second))
+    counted = [_in_parts(count, part, most).astype(jnp.float32) for part in (first, second)]
+    return counted[0] + counted[1]
 
 
 def _refuse_packed(masks: PyTree) -> None:

@@ -13,7 +13,12 @@ from sparse_plugins.fed.algorithms import SparseServerState, sparse_federated_av
 from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend  # noqa: E402
 from sparse_plugins.fed.backends.distributed import DistributedBackend  # noqa: E402
 from sparse_plugins.fed.broadcast import sparse_broadcast  # noqa: E402
-from sparse_plugins.fed.checkpoints import Checkpoint, CheckpointMismatchError, Checkpoints  # noqa: E402
+from sparse_plugins.fed.checkpoints import (  # noqa: E402
+    Checkpoint,
+    CheckpointAccessError,
+    CheckpointMismatchError,
+    Checkpoints,
+)
 from sparse_plugins.fed.codec import CodecError, Decoded, SeededMasks, decode, encode, needed_base  # noqa: E402
 from sparse_plugins.fed.exchange import Wire  # noqa: E402
 from sparse_plugins.fed.faults import Faults  # noqa: E402
@@ -27,6 +32,7 @@ from sparse_plugins.fed.sparsified import SparsifiedState, sparsify  # noqa: E40
 __all__ = [
     "Aggregation",
     "Checkpoint",
+    "CheckpointAccessError",
     "CheckpointMismatchError",
     "Checkpoints",
     "CodecError",

@@ -29,6 +29,7 @@ from experiments.tables.stored import Stored
 from sparse_plugins.core import erk
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk
+from tests.disks import WAYS, little_space
 from tests.experiments.stopping import report_of, stopping
 
 FILES = ["churn.png", "config.json", "curves.png", "layers.csv", "layers.png", "results.csv", "results.md", "runs"]
@@ -132,6 +133,30 @@ def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
     ):
         assert (stopped / name).read_bytes() == (folder / name).read_bytes()
     assert report_of(stopped) == report_of(folder)
+
+
+@pytest.mark.parametrize("way", WAYS[:1])
+def test_a_full_disk_stops_the_study_and_costs_nothing(
+    way: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", stopping(train.train, after=1))
+        assert main([*QUICK, f"--output={tmp_path}", "--name=stopped"]) == 143
+    (checkpoint,) = (tmp_path / "stopped").rglob("*.npz")
+    with little_space(way, tmp_path / "disk", int(1.7 * checkpoint.stat().st_size)) as grow:
+        full = tmp_path / "disk" / "full"
+        assert main([*QUICK, f"--output={tmp_path / 'disk'}", "--name=full"]) == 2
+        told = capsys.readouterr().err
+        assert "could not be written to" in told
+        assert f"go on with --resume {full}" in told
+        assert not [*full.rglob("summary.json")], "nothing is recorded as the result of a run"
+        assert [*full.rglob("*.partial")] == []
+        if way == "disk":
+            assert [file.name for file in full.rglob("*.npz")] == [checkpoint.name]
+        grow()
+        assert main([f"--resume={full}"]) == 0
+        assert (full / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+        assert (full / "layers.csv").read_bytes() == (folder / "layers.csv").read_bytes()
 
 
 def test_a_finished_study_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
