@@ -36,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Keras's layers rely on what the rest of the suite forbids."""
+    with jax.numpy_rank_promotion("allow" if item.nodeid.startswith("sparse_plugins/keras/") else "raise"):
+        return (yield)
+
+
 # First, because they stay in one process and so take longest: Dopamine is imported, and its steps compiled, once.
 _DOPAMINE = ("tests/rl/", "tests/experiments/test_rl", "sparse_plugins/rl/dopamine/", "sparse_plugins/rl/train.py")
 _PURE = ("plasticity", "redo.", "redo_growth", "activations")

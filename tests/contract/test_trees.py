@@ -72,7 +72,7 @@ def test_what_draws_randomly_says_so(row: str) -> None:
         tx = make_updater(row).seeded(words).wrap_optax(optax.adam(0.1))
         return make_step(tx)(params, tx.init(params))
 
-    draws = "random_bits" in str(jax.make_jaxpr(first_step)(jnp.zeros(2, jnp.uint32)))
+    draws = "mixed_indices" in str(jax.make_jaxpr(first_step)(jnp.zeros(2, jnp.uint32)))
     if not row.startswith("gradual_rigl"):  # which starts dense here, from a drawn order that keeps everything
         assert draws == bool(make_updater(row).describe_seed())
 

@@ -15,7 +15,7 @@ from tests.contract.rows import FAMILIES, TREES, assert_same, equations, make_up
 from tests.quick import quick_jit
 
 HALF = functools.partial(core.uniform, sparsity=0.5)
-EVERY_STEP = core.PeriodicSchedule(update_freq=1, update_start_step=0, update_end_step=2**31 - 1)
+EVERY_STEP = core.PeriodicSchedule(update_freq=1, update_start_step=0, update_end_step=2**31 - 2)
 PARAMS = {"w": jnp.array([[4.0, 1.0, 3.0, 2.0]]), "b": jnp.ones(2)}
 
 

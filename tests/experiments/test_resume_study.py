@@ -180,7 +180,9 @@ def test_without_orbax_it_stops_and_its_checkpoints_stay(
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "orbax.checkpoint", None)
         assert main([f"--resume={stopped}"]) == 2
-    assert "checkpoints need orbax-checkpoint: pip install" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Checkpoints: the installed orbax has no orbax.checkpoint" in told
+    assert 'pip install "sparse-plugins[fed]"' in told
     assert Checkpoints(training).rounds() == [2]
     with monkeypatch.context() as patch:
         error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")

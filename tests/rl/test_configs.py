@@ -97,10 +97,11 @@ def test_the_agent_learns_on_its_masks(name: str, tmp_path: Path) -> None:
 
 
 def test_a_misspelt_binding_is_an_error() -> None:
-    with pytest.raises(ValueError, match="drop_fracion"):
-        parse("cartpole_dqn", {f"{UPDATER}.drop_fracion": 0.3})
     with pytest.raises(ValueError, match="create_updatr_from_config"):
         parse("cartpole_dqn", {"create_updatr_from_config.sparsity": 0.3})
+    parse("cartpole_dqn", {f"{UPDATER}.drop_fracion": 0.3})
+    with pytest.raises(ValueError, match="'drop_fracion' is unknown.*Did you mean 'drop_fraction'"):
+        gin.get_configurable(UPDATER)()
 
 
 def test_files_find_what_they_include_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_a_seed_reaches_the_agent_that_is_chosen(arguments: list[str], seeds: di
     [
         ("JaxDQNAgent.epsilon_trian = 0.1", "Did you mean epsilon_train"),
         ("JaxDQNAgnt.epsilon_train = 0.1", "Did you mean JaxDQNAgent"),
-        ("create_updater_from_config.drop_fracion = 0.1", "Did you mean drop_fraction"),
+        ("create_updater_from_config.drop_fracion = 0.1", "Did you mean 'drop_fraction'"),
         ("create_updater_from_config.sparsity = 0.7", "--sparsity=0.5 and --gin_bindings='create_updater_from_config"),
         ("create_agent.agent_name = 'dqn'", "agent_name is 'dqn'"),
         (
