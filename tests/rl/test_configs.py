@@ -100,7 +100,7 @@ def test_a_misspelt_binding_is_an_error() -> None:
     with pytest.raises(ValueError, match="create_updatr_from_config"):
         parse("cartpole_dqn", {"create_updatr_from_config.sparsity": 0.3})
     parse("cartpole_dqn", {f"{UPDATER}.drop_fracion": 0.3})
-    with pytest.raises(ValueError, match="'drop_fracion' is unknown.*Did you mean 'drop_fraction'"):
+    with pytest.raises(ValueError, match=r"'drop_fracion' is unknown.*Did you mean 'drop_fraction'"):
         gin.get_configurable(UPDATER)()
 
 
