@@ -5,6 +5,7 @@ that has one and not the other. Keras's layers promote ranks, which the suite el
 """
 
 import contextlib
+import doctest
 import functools
 import json
 import sys
@@ -61,6 +62,12 @@ def the_code_of_the_page_runs_without_tensorflow() -> None:
     assert int(np.count_nonzero(model.get_layer("head").kernel)) == 320
 
 
+def the_example_of_the_docstring_runs() -> None:
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    ran = doctest.testmod(sys.modules["sparse_plugins.keras.optimizer"], optionflags=flags)
+    assert (ran.failed, ran.attempted > 5) == (0, True)
+
+
 def mistakes_are_named() -> None:
     model, updater = network(), make_updater(core.RigL)
     tx = updater.wrap_optax(optax.adam(0.1))
@@ -77,6 +84,7 @@ CHECKS: dict[str, Callable[[], None]] = {
         check.__name__: check
         for check in (
             the_code_of_the_page_runs_without_tensorflow,
+            the_example_of_the_docstring_runs,
             mistakes_are_named,
             *OF_THE_OPTIMIZER,
         )

@@ -18,6 +18,7 @@ runpy.run_module("tests.integration.keras_library", run_name="__main__", alter_s
 """
 OF_KERAS_ALONE = [
     "the_code_of_the_page_runs_without_tensorflow",
+    "the_example_of_the_docstring_runs",
     "mistakes_are_named",
     # of the optimizer for `model.compile`
     "fit_is_sparse_at_every_step_and_goes_on_bit_for_bit",

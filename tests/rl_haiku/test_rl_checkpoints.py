@@ -271,7 +271,7 @@ def test_a_small_file_takes_no_large_memory(tmp_path):
     del file
     assert (tmp_path / "1.npz").stat().st_size < 100_000
     tracemalloc.start()
-    with pytest.warns(RuntimeWarning, match=r"manifest has 50,000,000 bytes; [\d,]+ are allowed here"):
+    with pytest.warns(RuntimeWarning, match="its members are larger than itself"):
         assert Checkpoints(tmp_path).restore({"a": np.ones(3)}) is None
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
