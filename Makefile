@@ -11,7 +11,8 @@ INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check --constraint
 CHECKED := sparse_plugins experiments tests docs release
 EXTRAS := core fed dopamine haiku atari gymnax vision keras t5 zstd all
 # Groups stay in one process: the tests of Dopamine share its compiled steps.
-PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+# Keras's example is run by tests/integration/test_keras.py: in these processes Dopamine has brought Keras on TensorFlow.
+PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --ignore=sparse_plugins/keras
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import jax
@@ -35,11 +34,6 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder.name}/started"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-
-
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Keras runs on one library in a process, and Dopamine's is TensorFlow: tests of Keras start their own."""
-    return True if collection_path.parts[-2:] == ("sparse_plugins", "keras") else None
 
 
 # First, because they stay in one process and so take longest: Dopamine is imported, and its steps compiled, once.
