@@ -183,8 +183,12 @@ class Checkpoints:
             found = manager.restore(number, args=items)
         if zlib.crc32(found["record"]["text"].encode()) != found["record"]["checksum"]:
             raise DamagedFileError("the record does not have its checksum")
-        record = json.loads(found["record"]["text"])
-        if _digest(found["state"]) != record["digest"]:
+        with damage():
+            record = json.loads(found["record"]["text"])
+            digest, leaves = record["digest"], record["leaves"]
+            if "extra" not in record or any([*map(type, leaf)] != [str, str, list] for leaf in leaves):
+                raise DamagedFileError("the record is none that save writes")
+        if _digest(found["state"]) != digest:
             raise DamagedFileError("the arrays do not have their checksum")
         return record, found["state"]
 

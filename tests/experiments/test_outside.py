@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import pytest
 
-from experiments.record.layout import layout_of
 from experiments.record.rows import read_rows
 from experiments.record.runs import Recorder, Run, has_ended
 from experiments.study import Study as LoopStudy
@@ -146,7 +145,3 @@ def test_a_supervised_study_goes_on_when_there_is_space_again(
         assert main(_supervised(2000), ["one", "--resume", str(stopped)]) == 0
         assert (stopped / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
         assert not [*stopped.rglob("*.partial")]
-
-
-def test_a_layout_is_that_of_the_record() -> None:
-    assert layout_of(RECORD).cells == (("a",), ("b",))

@@ -216,16 +216,23 @@ def empty(file: Path) -> None:
 RUN = Path("runs", "rigl-topk-0.8", "seed-0")
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink], ids=["cut", "flipped", "empty", "missing"])
-@pytest.mark.parametrize("name", ["summary.json", "results.csv", "layers.csv", "params.npz", "ledger.csv"])
+DAMAGES = {"cut": cut, "flipped": flip, "empty": empty, "missing": Path.unlink}
+ENDED = ["results.csv", "layers.csv", "params.npz", "ledger.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, damage) for name in ENDED for damage in DAMAGES),
+        *(("summary.json", damage) for damage in ("cut", "flipped", "empty")),  # without it a run has not ended
+    ],
+)
 def test_a_damaged_file_of_a_finished_run_is_an_error_that_names_it(
-    name: str, damage: Callable[[Path], object], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, damage: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
-    damage(copy / RUN / name)
-    if (name, damage) == ("summary.json", Path.unlink):  # then the run has not ended
-        return
+    DAMAGES[damage](copy / RUN / name)
     assert (tables([str(copy)]), main([f"--resume={copy}"])) == (1, 2)
     for told in capsys.readouterr().err.splitlines():
         assert f"{copy / RUN / name} is " in told

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import jax
@@ -287,6 +288,16 @@ def test_arrays_that_are_not_those_of_the_record_are_refused(saved, tmp_path, mo
         saved.save(6, {"w": jnp.zeros(1, int)})
     with pytest.raises(CheckpointMismatchError, match=r"round 6 in .* holds other arrays than its record says"):
         saved.restore({"w": jnp.zeros(4, int)})
+
+
+@pytest.mark.parametrize("text", ["", "[", "3", "{}", '{"leaves": [[1, 2, 3]]}', '{"leaves": 3, "digest": 1}'])
+def test_a_forged_record_is_set_aside(text, saved, tmp_path):
+    path = tmp_path / "run" / "5" / "record" / "metadata"
+    path.write_text(json.dumps({"text": text, "checksum": zlib.crc32(text.encode())}))
+    (tmp_path / "run" / "5" / "sha256.json").unlink()
+    module._write_sums(tmp_path / "run" / "5")
+    with pytest.warns(RuntimeWarning, match=r"round 5 .* is damaged and now called 5\.damaged"):
+        assert saved.restore({"w": jnp.zeros(4, int)}).round == 3
 
 
 def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
