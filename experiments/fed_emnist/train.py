@@ -108,6 +108,7 @@ def averaging(
             aggregation=aggregation,
             wire=fed.Wire(down=config.wire, up=config.wire),
             ledger=ledger,
+            run=str(run),
         )
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_CODEC = ("", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
+_CODEC = ("", ".binding", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
 # By target the modules whose code guides the mutations.
 TARGETS = {
     "codec": [f"sparse_plugins.fed.codec{module}" for module in _CODEC],

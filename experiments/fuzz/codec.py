@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.fed.codec import CodecError, Decoded, SeededMasks, decode, encode
+from sparse_plugins.fed.codec import Binding, CodecError, Decoded, SeededMasks, decode, encode, masks_digest
 
 Tree = dict[str, Any]
 
-# Header of version 1: magic and version, then free, fingerprint, digest, leaves, length.
+# Header: magic and version, then free, fingerprint, digest, leaves, length.
 _HEADER = struct.Struct("<5s6s8sIIQ")
 
 
@@ -46,6 +46,7 @@ def random_masks(density: float) -> Tree:
 
 
 BASE = random_masks(0.2)
+BINDING = Binding("update", "fuzz", 3, "anna", masks_digest(BASE, LIKE))
 
 
 def corpus() -> Iterator[bytes]:
@@ -62,6 +63,7 @@ def corpus() -> Iterator[bytes]:
         yield encode(near, LIKE, dtype=dtype, base=BASE)
         yield encode(drawn, LIKE, dtype=dtype, seed=seed)
         yield encode(near, LIKE, dtype=dtype, zstd=True)
+        yield encode(near, LIKE, dtype=dtype, base=BASE, binding=BINDING)
     yield encode(dict.fromkeys(LIKE, NOT_PRUNED), LIKE)
 
 
@@ -79,16 +81,16 @@ def repaired(data: bytes) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Reads an input as it is and repaired, with and without base.
+    """Reads an input as it is and repaired, with and without base and binding.
 
     Raises:
         AssertionError: If something was decoded that is no message about the model, or can't be sent on.
         Exception: Anything but `CodecError` that decoding raised: a finding.
     """
     for payload in (data, repaired(data)):
-        for base in (None, BASE):
+        for base, binding in ((None, None), (BASE, None), (BASE, BINDING)):
             try:
-                decoded = decode(payload, LIKE, base=base)
+                decoded = decode(payload, LIKE, base=base, binding=binding)
             except CodecError:
                 continue
             check_message(decoded)

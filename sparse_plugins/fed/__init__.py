@@ -19,7 +19,17 @@ from sparse_plugins.fed.checkpoints import (  # noqa: E402
     CheckpointMismatchError,
     Checkpoints,
 )
-from sparse_plugins.fed.codec import CodecError, Decoded, SeededMasks, decode, encode, needed_base  # noqa: E402
+from sparse_plugins.fed.codec import (  # noqa: E402
+    Binding,
+    BindingError,
+    CodecError,
+    Decoded,
+    SeededMasks,
+    decode,
+    encode,
+    masks_digest,
+    needed_base,
+)
 from sparse_plugins.fed.exchange import Wire  # noqa: E402
 from sparse_plugins.fed.faults import Faults  # noqa: E402
 from sparse_plugins.fed.ledger import Entry, Ledger, Total  # noqa: E402
@@ -31,6 +41,8 @@ from sparse_plugins.fed.sparsified import SparsifiedState, sparsify  # noqa: E40
 
 __all__ = [
     "Aggregation",
+    "Binding",
+    "BindingError",
     "Checkpoint",
     "CheckpointAccessError",
     "CheckpointMismatchError",
@@ -56,6 +68,7 @@ __all__ = [
     "decode",
     "encode",
     "import_fedjax",
+    "masks_digest",
     "needed_base",
     "sparse_broadcast",
     "sparse_client_optimizer",

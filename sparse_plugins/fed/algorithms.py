@@ -25,6 +25,7 @@ from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.growth import Signals, can_change_masks, grows_by_gradient, growth_protocol, random_signal
 from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
 from sparse_plugins.fed.optimizers import optax_transformation
+from sparse_plugins.fed.replies import as_many_as, exactly
 from sparse_plugins.fed.robust import Krum
 from sparse_plugins.fed.training import GradFn, masked_training, mean_gradient
 
@@ -62,14 +63,16 @@ def sparse_federated_averaging(
     wire: Wire = Wire(),
     faults: Faults = Faults(),
     ledger: Ledger | None = None,
+    run: str = "",
 ) -> fedjax.FederatedAlgorithm:
     """Federated averaging that sends masks to the clients and survivors back.
 
     In a round the server broadcasts masks and the weights inside them, clients train inside the masks and upload what
     became of these weights. All of it travels as bytes of `fed.codec`, and what is decoded from them is what is used.
-    An update that can't be decoded, has NaN or infinities, or is too large is refused, named in the diagnostics and in
-    the ledger, and the round goes on with the others. A client without examples sends nothing and is no vote. A round
-    without a valid update warns and leaves the model and its schedule as they were.
+    An update that answers something else, can't be decoded, has other masks than were asked for, NaN or infinities, or
+    is too large is refused, named in the diagnostics and in the ledger, and the round goes on with the others. A client
+    without examples sends nothing and is no vote. A round without a valid update warns and leaves the model and its
+    schedule as they were.
 
     Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`): those whose
     update is used, each with the same say, as gradients are put into ranks before they are summed. If none of these
@@ -98,10 +101,14 @@ def sparse_federated_averaging(
         wire: Number formats and compression.
         faults: Drop-out, lateness and damage to simulate.
         ledger: Gets an entry for each client and round.
+        run: Name of the run. Every message is bound to run, round, client and the masks of the broadcast
+            (`fed.Binding`); a reply that belongs to something else, or has other masks than it was asked for, is
+            refused. Runs that share clients need names of their own.
 
     Returns:
         The algorithm. Its state is a `SparseServerState`, its diagnostics are, by client id, `status` ('ok' or what
-        became of the update), `delta_l2_norm` (None if it was not decoded), and bytes `down`, `up` and `growth`.
+        became of the update), `growth_status` (the same of its growth signal; empty if it was asked for none),
+        `delta_l2_norm` (None if it was not decoded), and bytes `down`, `up` and `growth`.
 
     Raises:
         TypeError: If an optimizer or the updater is of another kind.
@@ -166,7 +173,7 @@ def sparse_federated_averaging(
         protocol=growth_protocol(updater, growth),
         aggregation=aggregation,
         has_personal_masks=personal_masks,
-        exchange=functools.partial(Exchange, wire=wire, faults=faults, max_norm=max_norm),
+        exchange=functools.partial(Exchange, wire=wire, faults=faults, max_norm=max_norm, run=run),
         ledger=Ledger() if ledger is None else ledger,
     )
     return fedjax.FederatedAlgorithm(averaging.init, averaging.apply)
@@ -211,8 +218,10 @@ class _Averaging:
         used: dict[int, Client] = {}
         inputs = self._inputs_with_masks(state, exchange, present) if votes else self._inputs(present)
         masks_of_training = jax.tree.map(jnp.ones_like, exchange.masks) if is_dense else exchange.masks
+        asked = as_many_as(exchange.masks) if votes else exactly(masks_of_training)
         for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
-            message = exchange.receive(place, output["delta"], output["masks"] if votes or is_dense else None)
+            sent = output["masks"] if votes or is_dense else None
+            message = exchange.receive(place, output["delta"], sent, asked=asked)
             if message is not None:
                 used[place] = present[place]
                 updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
@@ -260,7 +269,7 @@ class _Averaging:
             return random_signal(state.params, state.opt_state)
         if self.protocol != "delta" and signals.is_wanted:
             for place, grads in self.probe(exchange.params, self._inputs(used)):
-                message = exchange.receive(place, grads, signals.places(grads), "growth")
+                message = exchange.receive(place, grads, signals.places(grads), "growth", signals.asked)
                 if message is not None:
                     signals.add(message.values)
         return signals.total()

@@ -10,6 +10,7 @@ from sparse_plugins.fed import codec
 from sparse_plugins.fed.codec.value_codes import DTYPES
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.ledger import DELIVERED, Entry
+from sparse_plugins.fed.replies import Check, exactly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Exchange:
         faults: What goes wrong.
         max_norm: l2 norm above which updates are refused; None refuses none. Growth signals have another scale.
         seed: What the masks were drawn from, if they were.
+        run: Name of the run. Messages are bound to it, to the round, to the client and to the masks; replies that are
+            bound to something else are refused.
 
     Attributes:
         params: The parameters as clients decode them.
@@ -75,18 +78,20 @@ class Exchange:
         faults: Faults,
         max_norm: float | None = None,
         seed: codec.SeededMasks | None = None,
+        run: str = "",
     ) -> None:
         self._number, self._clients, self._wire, self._faults, self._max_norm = number, clients, wire, faults, max_norm
         self._like = params
-        broadcast = codec.encode(masks, params, dtype=wire.down, base_version=number, seed=seed, zstd=wire.zstd)
-        received = codec.decode(broadcast, params)
+        self._binding = codec.Binding("broadcast", run, number, masks=codec.masks_digest(masks, params))
+        broadcast = codec.encode(masks, params, dtype=wire.down, seed=seed, zstd=wire.zstd, binding=self._binding)
+        received = codec.decode(broadcast, params, binding=self._binding)
         self.params, self.masks = jax.tree.map(jnp.asarray, received.values), jax.tree.map(jnp.asarray, received.masks)
         self._masks = jax.tree.map(lambda mask: mask != 0, received.masks)
         self._down = len(broadcast)
         self._bytes = [{"up": 0, "growth": 0} for _ in clients]
         self._norms: list[float | None] = [None for _ in clients]
         self._status = ["dropped out" for _ in clients]
-        self._growth_status: list[str] = []
+        self._growth_status = ["" for _ in clients]
 
     def present(self) -> list[int]:
         """Places in the list of clients of those that answer."""
@@ -94,7 +99,12 @@ class Exchange:
         return [place for place in places if self._faults.takes_part(self._number, self._clients[place])]
 
     def receive(
-        self, place: int, values: Any, masks: Any = None, kind: Literal["up", "growth"] = "up"
+        self,
+        place: int,
+        values: Any,
+        masks: Any = None,
+        kind: Literal["up", "growth"] = "up",
+        asked: Check | None = None,
     ) -> Message | None:
         """Takes a client's message through the channel.
 
@@ -103,15 +113,17 @@ class Exchange:
             values: An update or a growth signal.
             masks: uint8 masks of what is to be sent of it; None: those of the broadcast.
             kind: 'up' for the update, which decides on the client's status; 'growth' for a growth signal.
+            asked: Which masks the server takes (`fed.replies`); None: those of the broadcast and no others.
 
         Returns:
             The message as the server decodes it; None if it is refused or never arrives.
         """
-        message, status = self._through_channel(place, values, self._masks if masks is None else masks, kind)
+        asked = exactly(self._masks) if asked is None else asked
+        message, status = self._through_channel(place, values, self._masks if masks is None else masks, kind, asked)
         if kind == "up":
             self._status[place] = status
         else:
-            self._growth_status.append(status)
+            self._growth_status[place] = status
         return message
 
     def excuse(self, place: int, reason: str) -> None:
@@ -120,14 +132,17 @@ class Exchange:
 
     def lost_growth(self) -> list[str]:
         """What became of the growth signals, if clients were asked for some and none of them can be used."""
-        return [] if DELIVERED in self._growth_status else list(self._growth_status)
+        return [] if DELIVERED in self._growth_status else [status for status in self._growth_status if status]
 
-    def _through_channel(self, place: int, values: Any, masks: Any, kind: str) -> tuple[Message | None, str]:
+    def _through_channel(
+        self, place: int, values: Any, masks: Any, kind: Literal["up", "growth"], asked: Check
+    ) -> tuple[Message | None, str]:
         base = self._masks if kind == "up" else None
+        binding = dataclasses.replace(
+            self._binding, message="update" if kind == "up" else "growth", client=name_of(self._clients[place])
+        )
         try:
-            payload = codec.encode(
-                masks, values, dtype=self._wire.up, base=base, base_version=self._number, zstd=self._wire.zstd
-            )
+            payload = codec.encode(masks, values, dtype=self._wire.up, base=base, zstd=self._wire.zstd, binding=binding)
         except ValueError as error:
             return None, f"nothing to send: {error}"
         self._bytes[place][kind] = len(payload)
@@ -135,9 +150,12 @@ class Exchange:
         if arrived is None:
             return None, "too late"
         try:
-            decoded = codec.decode(arrived, self._like, base=base)
+            decoded = codec.decode(arrived, self._like, base=base, binding=binding)
         except codec.CodecError as error:
             return None, f"refused: {error}"
+        layer = asked(self._like, decoded.masks)
+        if layer is not None:
+            return None, f"refused: the mask of layer {layer!r} is not what was asked for"
         is_finite, norm = map(float, _finite_and_norm(decoded.values))
         if kind == "up":
             self._norms[place] = norm
@@ -150,15 +168,20 @@ class Exchange:
     def entries(self) -> list[Entry]:
         """What each client cost."""
         return [
-            Entry(self._number, name_of(client), self._down, **self._bytes[place], status=self._status[place])
-            for place, client in enumerate(self._clients)
+            Entry(self._number, name_of(client), self._down, **sent, status=status, growth_status=growth_status)
+            for client, sent, status, growth_status in zip(
+                self._clients, self._bytes, self._status, self._growth_status, strict=True
+            )
         ]
 
     def diagnostics(self) -> dict[Any, Any]:
         """The same by client id, with the norms of updates."""
-        costs = [{"down": entry.down, "up": entry.up, "growth": entry.growth} for entry in self.entries()]
-        columns = zip(self._clients, self._status, self._norms, costs, strict=True)
-        return {client: {"status": status, "delta_l2_norm": norm, **cost} for client, status, norm, cost in columns}
+        told = ("status", "growth_status", "down", "up", "growth")
+        columns = zip(self._clients, self._norms, self.entries(), strict=True)
+        return {
+            client: {"delta_l2_norm": norm, **{field: getattr(entry, field) for field in told}}
+            for client, norm, entry in columns
+        }
 
 
 def name_of(client: Any) -> str:

@@ -31,6 +31,7 @@ from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
 from sparse_plugins.core.seeds import random_scores
 from sparse_plugins.core.topk import exact_topk
 from sparse_plugins.fed.aggregation import Aggregation, Sums
+from sparse_plugins.fed.replies import growth_of
 
 PROTOCOLS = ("random", "topk", "delta", "dense")
 
@@ -152,6 +153,7 @@ class Signals:
 
     Attributes:
         is_wanted: Whether any weight is to be grown.
+        asked: Which masks signals may have.
     """
 
     def __init__(self, updater: Any, state: core.SparseState, params: Any, masks: Any, protocol: str) -> None:
@@ -160,6 +162,7 @@ class Signals:
         self._settled = settled_masks(updater, state, params, masks, self._counts)
         self._is_topk = protocol == "topk"
         is_unstructured = updater.sparsity_type == core.Unstructured()
+        self.asked = growth_of(self._settled, self._counts if self._is_topk else None)
         self._limits = self._counts if self._is_topk or (protocol == "delta" and is_unstructured) else None
         self._sums = Sums(params)
 

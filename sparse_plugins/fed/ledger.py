@@ -22,6 +22,7 @@ class Entry:
         up: Bytes of the client's update, changes of its mask included.
         growth: Bytes of its growth signal, sent in rounds that change masks.
         status: 'ok' if the update was used, else what became of it.
+        growth_status: The same of the growth signal; empty if the client was asked for none.
     """
 
     round: int
@@ -30,6 +31,7 @@ class Entry:
     up: int
     growth: int
     status: str = DELIVERED
+    growth_status: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Ledger:
 
     @classmethod
     def from_csv(cls, text: str) -> "Ledger":
-        """A ledger from what `to_csv` wrote.
+        """A ledger from what `to_csv` wrote; up to 0.1.0 it had no column for growth signals.
 
         Raises:
             ValueError: If it is not that.
@@ -114,7 +116,7 @@ class Ledger:
         kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Entry)}
         reader = csv.DictReader(io.StringIO(text))
         try:
-            if (names := reader.fieldnames) == list(kinds):
+            if (names := reader.fieldnames) in (list(kinds), list(kinds)[:-1]):
                 return cls(_entry(row, kinds) for row in reader)
         except (TypeError, ValueError, KeyError, csv.Error) as error:
             raise ValueError(f"line {reader.line_num} of the ledger is damaged: {error}") from error
@@ -131,5 +133,5 @@ class Ledger:
 def _entry(row: dict[str, Any], kinds: dict[str, Any]) -> Entry:
     missing = [name for name, value in row.items() if value is None]
     if missing:
-        raise ValueError(f"it has no {' and no '.join(missing)}; a line has {len(kinds)} columns.")
+        raise ValueError(f"it has no {' and no '.join(missing)}; a line has {len(row)} columns.")
     return Entry(**{name: kinds[name](value) for name, value in row.items()})

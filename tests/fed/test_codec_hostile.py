@@ -76,6 +76,7 @@ MESSAGES = {
     "bitmask, int8": encode(fuzz.random_masks(0.4), fuzz.LIKE, dtype="int8"),
     "base": encode(fuzz.BASE, fuzz.LIKE, base=fuzz.BASE),
     "zstd": encode(fuzz.random_masks(0.03), fuzz.LIKE, zstd=True),
+    "bound": encode(fuzz.BASE, fuzz.LIKE, base=fuzz.BASE, binding=fuzz.BINDING),
 }
 
 
@@ -115,11 +116,12 @@ W = WHOLE + LIKE["w"].tobytes()
     [
         (b"", "at least 39 bytes, this has 0"),
         (b"PK" + PAYLOAD[2:], "starts with b'SpFd', this with b'PKFd'"),
-        (PAYLOAD[:4] + b"\x02" + PAYLOAD[5:], "has version 2, and version 1 is read"),
+        (PAYLOAD[:4] + b"\x03" + PAYLOAD[5:], "has version 3, and versions 1 to 2 are read"),
         (PAYLOAD + b"\0", "bytes were appended"),
         (PAYLOAD[:27] + b"\xff" * 8 + PAYLOAD[35:], "should have 18446744073709551615 bytes"),
         (PAYLOAD[:-1] + bytes([PAYLOAD[-1] ^ 1]), "checksum is wrong"),
-        (sealed(B + W, flags=Flags(8)), "flags 8 and dtype 0 have no meaning"),
+        (sealed(B + W, flags=Flags(16)), "flags 16 and dtype 0 have no meaning in version 2"),
+        (sealed(b"", flags=Flags.BOUND), "a bound payload has at least 48 bytes, this has 39"),
         (sealed(B + W, num_leaves=3), "another model: it has 3 leaves, `like` has 2"),
         (sealed(B + W, fingerprint=bytes(8)), "paths, shapes and dtypes have to agree"),
         (sealed(B + W + b"\0"), "1 bytes follow the last leaf"),

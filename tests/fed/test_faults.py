@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparse_plugins import core, fed
 from sparse_plugins.fed.aggregation import Sums, reprune
+from sparse_plugins.fed.codec.envelope import read_header
 from tests.fed.test_averaging import averaging, growing, run
 from tests.fed.toy import GRADIENT, KEPT, MODEL, ROUNDS, clients_of_a_round, num_kept, updater_of
 
@@ -29,10 +30,12 @@ def one_round(faults=fed.Faults(), clients=None, updater=None, **options):  # no
 class Spoiling(fed.Faults):
     """Client 0's update is replaced."""
 
-    substitute = b""
+    @staticmethod
+    def substitute(payload):
+        return b""
 
     def deliver(self, round_num, client, payload):
-        return self.substitute if client == 0 else payload
+        return self.substitute(payload) if client == 0 else payload
 
 
 def without_client_0() -> list:
@@ -46,28 +49,32 @@ def with_poisoned_client_0() -> list:
     return [(0, spoilt, clients[0][2]), *clients[1:]]
 
 
-def other_model() -> bytes:
-    values = {"w": np.ones(3, np.float32)}
-    return fed.codec.encode({"w": core.NOT_PRUNED}, values)
+def answering(payload: bytes, values: dict) -> bytes:
+    """Other values as an answer to the same broadcast."""
+    binding = fed.Binding("update", "", 0, "0", read_header(payload).base_digest)
+    return fed.encode(jax.tree.map(lambda p: core.NOT_PRUNED, values), values, binding=binding)
 
 
-def other_dtype() -> bytes:
+def other_model(payload: bytes) -> bytes:
+    return answering(payload, {"w": np.ones(3, np.float32)})
+
+
+def other_dtype(payload: bytes) -> bytes:
     params = MODEL.init(jax.random.PRNGKey(0))
-    values = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    return fed.codec.encode(jax.tree.map(lambda p: core.NOT_PRUNED, values), values)
+    return answering(payload, jax.tree.map(lambda p: np.asarray(p, np.float64), params))
 
 
 @pytest.mark.parametrize(
-    ("payload", "reason"),
+    ("substitute", "reason"),
     [
-        (b"", "refused: a payload has at least"),
-        (b"x" * 500, "refused: "),
-        (other_model(), "refused: this payload is about another model"),
-        (other_dtype(), "refused: this payload is about another model"),
+        (lambda payload: b"", "refused: a payload has at least"),
+        (lambda payload: b"x" * 500, "refused: "),
+        (other_model, "refused: this payload is about another model"),
+        (other_dtype, "refused: this payload is about another model"),
     ],
 )
-def test_a_round_goes_on_without_an_update_that_cannot_be_read(payload, reason):
-    channel = type("Channel", (Spoiling,), {"substitute": payload})()
+def test_a_round_goes_on_without_an_update_that_cannot_be_read(substitute, reason):
+    channel = type("Channel", (Spoiling,), {"substitute": staticmethod(substitute)})()
     _, after, diagnostics, ledger = one_round(channel)
     _, expected, _, _ = one_round(clients=without_client_0())
     assert diagnostics[0]["status"].startswith(reason)
@@ -279,7 +286,8 @@ def test_the_ledger_is_the_length_of_every_payload():
         assert total.up + total.growth == sum(length for place, length in lengths if place == number)
         state = states[number]
         masks = core.unpack_masks(state.params, state.opt_state.masks)
-        broadcast = fed.codec.encode(masks, state.params, base_version=number)
+        binding = fed.Binding("broadcast", "", number, masks=fed.masks_digest(masks, state.params))
+        broadcast = fed.encode(masks, state.params, binding=binding)
         assert total.down == 4 * len(broadcast)
     assert fed.Ledger.from_csv(ledger.to_csv()).total() == ledger.total()
 
@@ -304,12 +312,14 @@ def test_a_ledger_is_saved_whole_and_goes_on_from_a_round(tmp_path):
     again.truncate(before_round=2)
     assert again.total() == ledger.total(before_round=2)
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.csv"]
-    header = "round,client,down,up,growth,status\n"
-    for damaged in ("0,a,1,2", "0,a,1,2,3,ok,4", "0,a,1,2,many,ok"):
+    header = "round,client,down,up,growth,status,growth_status\n"
+    for damaged in ("0,a,1,2", "0,a,1,2,3,ok,ok,4", "0,a,1,2,many,ok,"):
         with pytest.raises(ValueError, match="line 2 of the ledger is damaged"):
             fed.Ledger.from_csv(f"{header}{damaged}\n")
+    without_growth = header.replace(",growth_status", "")
     with pytest.raises(ValueError, match="line 3 of the ledger is damaged: it has no status; a line has 6 columns"):
-        fed.Ledger.from_csv(f"{header}0,a,1,2,3,ok\n3,anna,1,2,3\n")
+        fed.Ledger.from_csv(f"{without_growth}0,a,1,2,3,ok\n3,anna,1,2,3\n")
+    assert list(fed.Ledger.from_csv(f"{without_growth}0,a,1,2,3,ok\n")) == [fed.Entry(0, "a", 1, 2, 3)]
     with pytest.raises(ValueError, match="a ledger has the columns"):
         fed.Ledger.from_csv("a,b\n")
 

@@ -294,6 +294,7 @@ def test_a_client_without_examples_is_not_asked_and_no_vote():
         after, told = algorithm.apply(before, clients)
     assert told[0] == {
         "status": "nothing to send: no examples",
+        "growth_status": "",
         "delta_l2_norm": None,
         "down": told[0]["down"],
         "up": 0,

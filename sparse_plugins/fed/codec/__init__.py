@@ -18,20 +18,31 @@ import numpy as np
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
 from sparse_plugins.core.sparse_forms import host_array
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.fed.codec.binding import Binding, BindingError, pack_binding
 from sparse_plugins.fed.codec.envelope import Flags, Header, open_payload, read_header, seal
 from sparse_plugins.fed.codec.mask_forms import (
     Leaf,
     SeededMasks,
     decode_mask,
+    digest_of_bits,
     encode_mask,
-    masks_digest,
     needs_base,
     needs_seed,
 )
 from sparse_plugins.fed.codec.reader import Buffer, CodecError, Reader
 from sparse_plugins.fed.codec.value_codes import DTYPES, decode_values, encode_values
 
-__all__ = ["CodecError", "Decoded", "SeededMasks", "decode", "encode", "needed_base"]
+__all__ = [
+    "Binding",
+    "BindingError",
+    "CodecError",
+    "Decoded",
+    "SeededMasks",
+    "decode",
+    "encode",
+    "masks_digest",
+    "needed_base",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -46,7 +57,8 @@ class Decoded(NamedTuple):
     Attributes:
         masks: uint8 masks of the leaves' shapes, 1 = sent; `core.NOT_PRUNED` where a leaf was sent whole.
         values: Arrays of the receiver's shapes and dtypes, 0 where nothing was sent.
-        base_version: Version of the masks that the sender had, as it was given to `encode`.
+        base_version: Version of the masks that the sender had, as it was given to `encode`: of a bound message, the
+            round.
         forms: How each leaf stated its mask, in the order of `jax.tree.leaves`: 'whole', 'dense', 'bitmask', 'rice',
             'seed', 'same' or 'difference'.
     """
@@ -66,6 +78,7 @@ def encode(
     base_version: int = 0,
     seed: SeededMasks | None = None,
     zstd: bool = False,
+    binding: Binding | None = None,
 ) -> bytes:
     """Writes the entries inside the masks into one message.
 
@@ -81,12 +94,14 @@ def encode(
             rounded to multiples of it, so they are off by at most half a scale, and zeros stay zeros. Narrower
             leaves and those that are not floating travel as they are.
         base: Masks that the receiver holds as well; it has to pass them to `decode`.
-        base_version: A number in [0, 2**32) by which the receiver finds them.
+        base_version: A number in [0, 2**32) by which the receiver finds them; of a bound message, the round is it.
         seed: What random masks were drawn from. A leaf makes use of it if its mask really comes from there.
         zstd: Compress, with the bytes of values sorted by significance; needs the library zstandard.
+        binding: Run, round, client and masks that the message belongs to, with its round given; the receiver can then
+            refuse it where something else is expected.
 
     Returns:
-        The payload. Its overhead is 39 bytes, and one to a few for a leaf.
+        The payload. Its overhead is 39 bytes, 9 for a binding, and one to a few for a leaf.
 
     Raises:
         ValueError: If masks, values and base do not belong together, an argument is out of range, or `dtype` can't
@@ -105,6 +120,8 @@ def encode(
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
     if not 0 <= base_version < 1 << 32:
         raise ValueError(f"base_version is {base_version}; give a number in [0, 2**32), such as the round's.")
+    if binding is not None:
+        base_version = _round_of(binding, base_version)
     leaves = _equipped(_leaves(values), values, base, seed)
     bits = [_host_mask(mask, leaf) for mask, leaf in zip(aligned(values, masks, "masks"), leaves, strict=True)]
     forms = [encode_mask(mask, leaf) for mask, leaf in zip(bits, leaves, strict=True)]
@@ -113,18 +130,20 @@ def encode(
     for value, mask, leaf, form in zip(jax.tree.leaves(values), bits, leaves, forms, strict=True):
         array = host_array(value, leaf.name).astype(leaf.dtype, copy=False).ravel()
         parts += [form, encode_values(array if mask is None else array[mask], dtype, leaf.name, shuffled=zstd)]
+    is_bound = binding is not None
     header = Header(
-        flags=Flags(Flags.ZSTD * zstd | Flags.BASE * of_base | Flags.SEED * of_seed),
+        flags=Flags(Flags.ZSTD * zstd | Flags.BASE * of_base | Flags.SEED * of_seed | Flags.BOUND * is_bound),
         dtype=dtype,
         base_version=base_version,
         fingerprint=_fingerprint(leaves),
-        base_digest=masks_digest([leaf.base for leaf in leaves]) if of_base else 0,
+        base_digest=_digest(leaves if of_base else None, binding),
         num_leaves=len(leaves),
+        binding=pack_binding(binding) if binding is not None else b"",
     )
     return seal(header, b"".join(parts))
 
 
-def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None) -> Decoded:
+def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None, binding: Binding | None = None) -> Decoded:
     """Reads a message about a model, whoever wrote it.
 
     Memory stays below that of the result, the model once more if the payload is compressed, and 32 bytes for each
@@ -135,12 +154,14 @@ def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None) -> Deco
         payload: What `encode` returned.
         like: The receiver's model: arrays or `jax.ShapeDtypeStruct` leaves; only paths, shapes and dtypes are read.
         base: Masks that `encode` was given as `base`; needed if `needed_base` says so.
+        binding: What the message has to belong to, checked before it is decoded; None takes any, bound or not.
 
     Returns:
         Masks and values as NumPy arrays, and how they were sent.
 
     Raises:
-        CodecError: If the payload is damaged, forged, about another model or coded against other masks.
+        BindingError: If the payload belongs to something else than `binding`, or to nothing.
+        CodecError: If it is damaged, forged, about another model or coded against other masks.
         ValueError: If `like` or `base` is no such tree.
 
     Example:
@@ -150,7 +171,7 @@ def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None) -> Deco
         (12, ('same',))
     """
     leaves = _leaves(like)
-    header, content = open_payload(payload, limit=sum(map(_most_bytes, leaves)) + _SEED.size)
+    header, content = open_payload(payload, sum(map(_most_bytes, leaves)) + _SEED.size, binding)
     _check_model(header, leaves)
     reader = Reader(content)
     seed = _read_seed(reader) if Flags.SEED in header.flags else None
@@ -190,6 +211,45 @@ def needed_base(payload: Buffer) -> int | None:
     """
     header = read_header(payload)
     return header.base_version if Flags.BASE in header.flags else None
+
+
+def masks_digest(masks: PyTree, like: PyTree) -> int:
+    """A checksum by which two sides find out whether they hold the same masks, as in `Binding`.
+
+    Args:
+        masks: uint8 or bool masks of the model's shapes; `core.NOT_PRUNED` where a leaf has none.
+        like: The model: arrays or `jax.ShapeDtypeStruct` leaves.
+
+    Returns:
+        A number below 2**32.
+
+    Raises:
+        ValueError: If they do not belong together.
+
+    Example:
+        >>> mask, like = np.array([1, 0], np.uint8), np.zeros(2)
+        >>> masks_digest(mask, like) == masks_digest(mask != 0, like) != masks_digest(1 - mask, like)
+        True
+    """
+    return digest_of_bits([leaf.base for leaf in _equipped(_leaves(like), like, masks, None)])
+
+
+def _round_of(binding: Binding, base_version: int) -> int:
+    if binding.round is None or base_version not in (0, binding.round):
+        raise ValueError(
+            f"binding has round {binding.round} and base_version is {base_version}; give the binding a round, which is "
+            "the base version of a bound message, and leave base_version out."
+        )
+    return binding.round
+
+
+def _digest(leaves: list[Leaf] | None, binding: Binding | None) -> int:
+    """The digest of the base masks that a message makes use of, or of the masks it is bound to."""
+    bound = None if binding is None else binding.masks
+    digest = bound if leaves is None else digest_of_bits([leaf.base for leaf in leaves])
+    if bound not in (None, digest):
+        raise ValueError("base holds other masks than those of binding; use masks_digest(base, values).")
+    return digest or 0
 
 
 def _leaves(tree: PyTree) -> list[Leaf]:
@@ -260,7 +320,7 @@ def _needed(base: PyTree | None, header: Header) -> PyTree | None:
 
 
 def _check_base(header: Header, leaves: list[Leaf]) -> None:
-    if Flags.BASE in header.flags and header.base_digest != masks_digest([leaf.base for leaf in leaves]):
+    if Flags.BASE in header.flags and header.base_digest != digest_of_bits([leaf.base for leaf in leaves]):
         raise CodecError(
             f"`base` holds other masks than those of version {header.base_version}, on which this payload builds."
         )

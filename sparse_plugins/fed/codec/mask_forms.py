@@ -20,7 +20,7 @@ from sparse_plugins.core.trees import PyTree
 from sparse_plugins.fed.codec.position_codes import decode_positions, encode_positions
 from sparse_plugins.fed.codec.reader import CodecError, Reader, varint
 
-__all__ = ["Leaf", "SeededMasks", "decode_mask", "encode_mask", "masks_digest", "needs_base", "needs_seed"]
+__all__ = ["Leaf", "SeededMasks", "decode_mask", "digest_of_bits", "encode_mask", "needs_base", "needs_seed"]
 
 Array = np.ndarray[Any, Any]
 
@@ -207,7 +207,7 @@ def _drawn_mask(shape: tuple[int, ...], key: Any, count: int) -> jax.Array:
     return create_mask(random_score(jax.ShapeDtypeStruct(shape, jnp.float32), key), Unstructured(), sparsity)
 
 
-def masks_digest(masks: list[Array | None]) -> int:
+def digest_of_bits(masks: list[Array | None]) -> int:
     """A checksum by which two sides find out whether they hold the same masks.
 
     Args:
@@ -218,7 +218,7 @@ def masks_digest(masks: list[Array | None]) -> int:
 
     Example:
         >>> mask = np.array([True, False])
-        >>> masks_digest([mask, None]) == masks_digest([mask, None]) != masks_digest([~mask, None])
+        >>> digest_of_bits([mask, None]) == digest_of_bits([mask, None]) != digest_of_bits([~mask, None])
         True
     """
     digest = 0
