@@ -41,7 +41,7 @@ def use_keras() -> None:
 
 def use_fed() -> None:
     from sparse_plugins import fed
-    from sparse_plugins.fed import datasets
+    from sparse_plugins.fed.fedjax import datasets
 
     fed.sparse_server_optimizer(optax.adam(1e-3), updater()).init(PARAMS)
     datasets.load("digits")
@@ -65,13 +65,13 @@ def use_haiku() -> None:
 
 
 def use_atari() -> None:
-    from sparse_plugins.rl import atari
+    from sparse_plugins.rl.environments import atari
 
     atari.AtariVector("Pong", 2, seed=0)
 
 
 def use_gymnax() -> None:
-    from sparse_plugins.rl.jax_environments import gymnax_environment
+    from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
 
     game = gymnax_environment("CartPole-v1")
     state, _ = game.reset(jax.random.key(0))

@@ -18,9 +18,10 @@ FRONT_ENDS = {f"sparse_plugins.{name}" for name in ("fed", "rl", "vision", "kera
 # What each floor may import of this repository, longest prefix first; each may also import itself.
 FLOORS = {
     "sparse_plugins.core": set(),
-    **{name: {"sparse_plugins.core"} for name in FRONT_ENDS},
+    "sparse_plugins.wire": {"sparse_plugins.core"},
+    **{name: {"sparse_plugins.core", "sparse_plugins.wire"} for name in FRONT_ENDS},
     "sparse_plugins": {"sparse_plugins.core"},
-    "experiments": {"sparse_plugins.core", *FRONT_ENDS, "sparse_plugins"},
+    "experiments": {"sparse_plugins.core", "sparse_plugins.wire", *FRONT_ENDS, "sparse_plugins"},
 }
 CORE_NEEDS = {"jax", "numpy", "optax"}
 MAX_LINES = 600

@@ -21,9 +21,10 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 # Where the package imports what an extra brings; a longer name goes before a shorter one.
 EXTRAS_OF = {
     "core": [],
-    "fed": ["fed", "zstd"],
+    "wire": ["zstd"],
+    "fed": ["fed"],
     "rl": ["dopamine", "gymnax", "haiku"],
-    "rl/atari": ["atari"],
+    "rl/environments/atari": ["atari"],
     "rl/dopamine": ["dopamine"],
     "rl/haiku": ["haiku"],
     "vision": ["vision"],

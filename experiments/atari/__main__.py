@@ -43,7 +43,7 @@ from experiments.record.files import read_config
 from experiments.record.flags import read_command_line
 from experiments.rl_study.study import study_of
 from experiments.study import begin, explained, run
-from sparse_plugins.rl.environments import EnvironmentFailure
+from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 
 PACKAGES = ("ale-py", "dm-haiku", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")
 DESCRIPTION = (

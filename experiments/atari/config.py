@@ -12,7 +12,7 @@ from experiments.record.flags import flag, flag_name
 from experiments.rl_study.cells import Cell, grid
 from experiments.rl_study.settings import StudySettings
 from sparse_plugins import core
-from sparse_plugins.rl.atari.roms import game_name
+from sparse_plugins.rl.environments.atari.roms import game_name
 from sparse_plugins.rl.loops.vector_step import VectorConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -147,7 +147,7 @@ class StudyConfig(StudySettings):
 
     @functools.cached_property
     def loop(self) -> VectorConfig:
-        """How the agents play, remember and learn: as in `sparse_plugins/rl/configs/mspacman_dqn.gin`."""
+        """How the agents play, remember and learn: as in `sparse_plugins/rl/dopamine/configs/mspacman_dqn.gin`."""
         vector_steps = PERIOD // math.gcd(self.envs, PERIOD)
         return VectorConfig(
             num_envs=self.envs,

@@ -15,7 +15,7 @@ from experiments.record.cells import DENSE
 from experiments.rl_study.cells import Cell
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.atari.protocols import machado
+from sparse_plugins.rl.environments.atari.protocols import machado
 from sparse_plugins.rl.loops.vector_step import VectorAgent
 from sparse_plugins.rl.replay import Replay
 

@@ -14,7 +14,7 @@ from experiments.record.runs import Recorder
 from experiments.rl_study.cells import Cell
 from experiments.rl_study.layout import Row
 from experiments.rl_study.watched import WatchedVector, layers_to, zeros
-from sparse_plugins.rl.atari import AtariVector
+from sparse_plugins.rl.environments.atari import AtariVector
 from sparse_plugins.rl.haiku import SparseDQN, impala_torso, nature_torso
 from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer
 from sparse_plugins.rl.loops.vector_evaluation import evaluate
@@ -46,7 +46,7 @@ def environments(config: StudyConfig, game: str, skipped: int = 0) -> Callable[[
 
 
 def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
-    """DQN with the numbers of `sparse_plugins/rl/configs/mspacman_dqn.gin` and `impala_dqn.gin`."""
+    """DQN with the numbers of `sparse_plugins/rl/dopamine/configs/mspacman_dqn.gin` and `impala_dqn.gin`."""
     as_matmuls = {"yes": True, "no": False, "auto": jax.default_backend() == "cpu" and len(config.seeds) > 1}
     torso = nature_torso if config.network == "nature" else functools.partial(impala_torso, cell.width)
     return SparseDQN(

@@ -17,8 +17,8 @@ import numpy as np
 
 from experiments.benchmarks.timing import interleave, table
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
-from sparse_plugins.fed.codec import SeededMasks, decode, encode
-from sparse_plugins.fed.codec.value_codes import DTYPES, PER_SCALE
+from sparse_plugins.wire import SeededMasks, decode, encode
+from sparse_plugins.wire.value_codes import DTYPES, PER_SCALE
 
 SHAPES = {"conv1": (3, 3, 1, 32), "conv2": (3, 3, 32, 64), "dense1": (9216, 128), "dense2": (128, 62)}
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8 + 32 / PER_SCALE}

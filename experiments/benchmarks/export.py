@@ -21,7 +21,7 @@ import numpy as np
 from experiments.benchmarks.export_plot import save_plot
 from experiments.benchmarks.timing import Timing, interleave
 from sparse_plugins.core import export
-from sparse_plugins.core.structured import create_mask
+from sparse_plugins.core.selection.structured_topk import create_mask
 from sparse_plugins.core.structures import NByM, Unstructured
 
 FORMS = ("BCOO", "BCSR", "BCSR by output", "N:M")

@@ -19,8 +19,8 @@ import optax
 from experiments.benchmarks.models import random_tree, resnet50_shapes
 from experiments.benchmarks.timing import compare, interleave, table
 from sparse_plugins import core
-from sparse_plugins.core.counts import keep_count
-from sparse_plugins.core.topk import exact_topk
+from sparse_plugins.core.selection.counts import keep_count
+from sparse_plugins.core.selection.topk import exact_topk
 
 # Exact in float32, in which JaxPruner computes how many weights it keeps.
 SPARSITY = 0.875

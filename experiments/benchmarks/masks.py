@@ -20,10 +20,10 @@ from jax import lax
 from experiments.benchmarks import jaxpruner
 from experiments.benchmarks.models import random_tree, resnet50_shapes
 from experiments.benchmarks.timing import compare
-from sparse_plugins.core.counts import keep_count
-from sparse_plugins.core.structured import create_mask
+from sparse_plugins.core.selection.counts import keep_count
+from sparse_plugins.core.selection.structured_topk import create_mask
+from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.core.structures import Block, NByM
-from sparse_plugins.core.topk import exact_topk
 
 TARGET = 0.9
 

@@ -17,7 +17,8 @@ import optax
 
 from experiments.tables import markdown_table
 from sparse_plugins import core, rl
-from sparse_plugins.rl import atari, haiku
+from sparse_plugins.rl import haiku
+from sparse_plugins.rl.environments import atari
 
 NEVER = 1 << 24
 

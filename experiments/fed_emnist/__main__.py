@@ -19,7 +19,7 @@ from experiments.record.runs import Run
 from experiments.study import Study, begin, explained, run
 from sparse_plugins import core
 from sparse_plugins.fed.checkpoints import CheckpointMismatchError
-from sparse_plugins.fed.datasets import DatasetUnavailableError
+from sparse_plugins.fed.fedjax.datasets import DatasetUnavailableError
 
 PACKAGES = (
     *("jax", "jaxlib", "optax", "numpy", "fedjax", "dm-haiku", "orbax-checkpoint", "scikit-learn"),

@@ -12,7 +12,7 @@ from experiments.record.cells import DENSE, grid
 from experiments.record.flags import flag, flag_name
 from sparse_plugins import core
 from sparse_plugins.fed import datasets, growth
-from sparse_plugins.fed.codec.value_codes import DTYPES
+from sparse_plugins.wire.value_codes import DTYPES
 
 
 class Run(NamedTuple):

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_CODEC = ("", ".binding", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
+_CODEC = (".payload", ".binding", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
 # By target the modules whose code guides the mutations.
 TARGETS = {
-    "codec": [f"sparse_plugins.fed.codec{module}" for module in _CODEC],
+    "codec": [f"sparse_plugins.wire{module}" for module in _CODEC],
     "archives": [
-        "sparse_plugins.core.archives",
-        "sparse_plugins.core.sparse_files",
+        "sparse_plugins.core.storage.archives",
+        "sparse_plugins.core.export.files",
         "sparse_plugins.rl.loops.checkpoints",
     ],
     "studies": [
@@ -25,7 +25,7 @@ TARGETS = {
         "experiments.tables.report",
         "sparse_plugins.fed.ledger",
     ],
-    "configs": ["sparse_plugins.core.config", "sparse_plugins.core.rules", "sparse_plugins.core.schedules"],
+    "configs": ["sparse_plugins.core.config", "sparse_plugins.core.path_rules", "sparse_plugins.core.schedules"],
 }
 
 

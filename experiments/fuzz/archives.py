@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparse_plugins.core.export import load_sparse, save_sparse
+from sparse_plugins.core.export.files import load_sparse, save_sparse
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.fed.codec import Binding, CodecError, Decoded, SeededMasks, decode, encode, masks_digest
+from sparse_plugins.wire import Binding, CodecError, Decoded, SeededMasks, decode, encode, masks_digest
 
 Tree = dict[str, Any]
 

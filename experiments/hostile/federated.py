@@ -13,7 +13,7 @@ from experiments.structures.federated import record_training
 from experiments.supervised.settings import Cell, Study
 from experiments.supervised.study import Plan, TrainRun
 from sparse_plugins import core, fed
-from sparse_plugins.fed.backends import ScanBackend
+from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
 
 fedjax = fed.import_fedjax()
 

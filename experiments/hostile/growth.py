@@ -11,9 +11,9 @@ from experiments.hostile.settings import HostileSettings
 from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed import datasets
-from sparse_plugins.fed.backends import ScanBackend
+from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
+from sparse_plugins.fed.fedjax.client_training import mean_gradient
 from sparse_plugins.fed.growth import ranked, replaced_per_layer, strongest_pruned
-from sparse_plugins.fed.training import mean_gradient
 
 fedjax = fed.import_fedjax()
 

@@ -67,7 +67,7 @@ class StudyConfig(StudySettings):
 
     @property
     def loop(self) -> FusedConfig:
-        """How the agent plays, remembers and learns: as in `sparse_plugins/rl/configs/minatar_dqn.gin`.
+        """How the agent plays, remembers and learns: as in `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`.
 
         An optimizer step for every four environment steps, here one of each of four environments. Exploration falls
         within the same part of training.

@@ -17,9 +17,9 @@ from experiments.rl_study.cells import Cell
 from experiments.rl_study.layout import Row
 from experiments.rl_study.watched import WatchedFused, layers_to, zeros
 from sparse_plugins import core
-from sparse_plugins.rl.environments import JaxEnvironment
+from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
+from sparse_plugins.rl.environments.interfaces import JaxEnvironment
 from sparse_plugins.rl.haiku import SparseDQN, minatar_torso
-from sparse_plugins.rl.jax_environments import gymnax_environment
 from sparse_plugins.rl.learner import LearnerState
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk, train
@@ -45,7 +45,7 @@ class FanInDQN(SparseDQN):
 
 
 def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
-    """DQN with MinAtar's network and the numbers of `sparse_plugins/rl/configs/minatar_dqn.gin`."""
+    """DQN with MinAtar's network and the numbers of `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`."""
     clock = config.loop.clock
     kind = FanInDQN if cell.algorithm.endswith(f":{FAN_IN}") else SparseDQN
     return kind(

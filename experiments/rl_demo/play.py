@@ -9,7 +9,7 @@ from sparse_plugins import core
 from sparse_plugins.rl.dopamine.agents import create_sparse_agent
 from sparse_plugins.rl.dopamine.snapshots import seed_environment
 
-CONFIGS = "sparse_plugins/rl/configs"
+CONFIGS = "sparse_plugins/rl/dopamine/configs"
 
 
 def make_agent(

@@ -12,7 +12,7 @@ from experiments.rl_study.progress import Progress
 from experiments.rl_study.settings import StudySettings
 from experiments.rl_study.watched import cells_of
 from experiments.study import Study
-from sparse_plugins.rl.environments import EnvironmentFailure
+from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError
 from sparse_plugins.rl.loops.runs import SettingsMismatchError
 

@@ -12,7 +12,7 @@ import optax
 from experiments.versus_dopamine.outcomes import OURS, TASKS, Run
 from sparse_plugins import core
 from sparse_plugins.rl import haiku
-from sparse_plugins.rl.jax_environments import gymnax_environment
+from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedTrainer
 

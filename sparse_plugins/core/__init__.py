@@ -13,7 +13,8 @@ from sparse_plugins.core.algorithms.straight_through import SoftTopKSte, SrSte, 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.config import SparsityConfig, all_algorithm_names, create_updater_from_config
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
-from sparse_plugins.core.drops import ConstantDrop, CosineDrop, LinearDrop
+from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
+from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.schedules import (
     AlternatingSchedule,
@@ -22,10 +23,9 @@ from sparse_plugins.core.schedules import (
     PeriodicSchedule,
     PolynomialSchedule,
 )
-from sparse_plugins.core.sparse_init import rescale_to_fan_in
-from sparse_plugins.core.state import SparseState, check_state, find_sparse_state
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Unstructured
 from sparse_plugins.core.summary import describe_plan, summarize_intersection, summarize_sparsity
+from sparse_plugins.core.transform.state import SparseState, check_state, find_sparse_state
 
 __all__ = [
     "ACDC",

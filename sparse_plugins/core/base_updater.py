@@ -12,7 +12,6 @@ import numpy as np
 import optax
 
 from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update
-from sparse_plugins.core.counts import as_number, check_fraction
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
@@ -25,16 +24,17 @@ from sparse_plugins.core.masks import (
     unpack_masks,
 )
 from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
-from sparse_plugins.core.seeds import joined_seed, key_words
-from sparse_plugins.core.skipped_steps import check_some_move
-from sparse_plugins.core.state import SparseState, find_sparse_state, map_sparse_states
-from sparse_plugins.core.structured import StructureTopK, create_mask, has_own_rule, rank_active_first
+from sparse_plugins.core.selection.counts import as_number, check_fraction
+from sparse_plugins.core.selection.leaf_by_leaf import in_turns
+from sparse_plugins.core.selection.random_scores import joined_seed, key_words
+from sparse_plugins.core.selection.structured_topk import StructureTopK, create_mask, has_own_rule, rank_active_first
 from sparse_plugins.core.structures import ByPath, Structure, Unstructured, structure_per_leaf
-from sparse_plugins.core.transformation import ZEROS_NEED_GRAPH, sparse_transformation
+from sparse_plugins.core.transform.implicit_masks import masks_of_step
+from sparse_plugins.core.transform.skipped_steps import check_some_move
+from sparse_plugins.core.transform.state import SparseState, find_sparse_state, map_sparse_states
+from sparse_plugins.core.transform.step import ZEROS_NEED_GRAPH, sparse_transformation
+from sparse_plugins.core.transform.varying import masks_varying_with
 from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
-from sparse_plugins.core.turns import in_turns
-from sparse_plugins.core.varying import masks_varying_with
-from sparse_plugins.core.zero_masks import masks_of_step
 
 __all__ = ["BaseUpdater", "check_updater"]
 

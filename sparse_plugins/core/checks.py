@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.masks import check_stored, is_pruned
 from sparse_plugins.core.schedules import LAST_STEP, NoUpdateSchedule
-from sparse_plugins.core.seeds import key_words
-from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.structured import has_own_rule
+from sparse_plugins.core.selection.counts import check_fraction
+from sparse_plugins.core.selection.random_scores import key_words
+from sparse_plugins.core.selection.structured_topk import has_own_rule
 from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["check_fields", "check_leaves", "check_params", "check_schedule", "check_targets", "check_update"]

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from sparse_plugins.core import drops, schedules
+from sparse_plugins.core import drop_fractions, schedules
 from sparse_plugins.core.algorithms import (
     alternating,
     at_init,
@@ -18,9 +18,9 @@ from sparse_plugins.core.algorithms import (
     straight_through,
 )
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
-from sparse_plugins.core.rules import read_rule
+from sparse_plugins.core.path_rules import read_rule
+from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure, Unstructured
 
 __all__ = ["SparsityConfig", "all_algorithm_names", "create_updater_from_config", "parse_structure"]
@@ -50,10 +50,10 @@ ALGORITHMS: Mapping[str, type[BaseUpdater]] = {
     "soft_topk_ste": straight_through.SoftTopKSte,
 }
 DISTRIBUTIONS: Mapping[str, Callable] = {"uniform": uniform, "erk": erk}
-DROP_SCHEDULES: Mapping[str, Callable[..., drops.ConstantDrop]] = {
-    "constant": drops.ConstantDrop,
-    "cosine": drops.CosineDrop,
-    "linear": drops.LinearDrop,
+DROP_SCHEDULES: Mapping[str, Callable[..., drop_fractions.ConstantDrop]] = {
+    "constant": drop_fractions.ConstantDrop,
+    "cosine": drop_fractions.CosineDrop,
+    "linear": drop_fractions.LinearDrop,
 }
 
 
@@ -267,8 +267,8 @@ def _scheduler(settings: SparsityConfig, algorithm: type[BaseUpdater]) -> schedu
     return algorithm.schedule_type(freq, start, end, step_unit=unit)
 
 
-def _drop_fraction(settings: SparsityConfig) -> drops.ConstantDrop:
+def _drop_fraction(settings: SparsityConfig) -> drop_fractions.ConstantDrop:
     kind = DROP_SCHEDULES[_known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
-    if settings.update_end_step is None or kind is drops.ConstantDrop:
-        return drops.ConstantDrop(settings.drop_fraction)
+    if settings.update_end_step is None or kind is drop_fractions.ConstantDrop:
+        return drop_fractions.ConstantDrop(settings.drop_fraction)
     return kind(settings.drop_fraction, end_step=max(settings.update_end_step, 1))

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from sparse_plugins.core.counts import check_fraction, keep_count
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.core.rules import first_match, read_rule
+from sparse_plugins.core.path_rules import first_match, read_rule
+from sparse_plugins.core.selection.counts import check_fraction, keep_count
 from sparse_plugins.core.trees import PyTree, leaf_names, prunable_dtype
 
 __all__ = ["SHARED", "erk", "kernels_only", "not_dim_one", "resolve", "uniform"]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.counts import StepTable
+from sparse_plugins.core.selection.counts import StepTable
 from sparse_plugins.core.trees import PyTree
 
 __all__ = [

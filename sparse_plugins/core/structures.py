@@ -1,7 +1,7 @@
 """Shapes of sparsity: what is kept or pruned together.
 
 A structure is pure data. It says which entries of an array compete with each other and is checked when built;
-`sparse_plugins.core.structured` turns scores into a mask of that structure.
+`sparse_plugins.core.selection.structured_topk` turns scores into a mask of that structure.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sparse_plugins.core.rules import first_match, read_rule
+from sparse_plugins.core.path_rules import first_match, read_rule
 
 __all__ = ["Block", "ByPath", "Channel", "ConstantFanIn", "NByM", "Structure", "Unstructured", "structure_per_leaf"]
 

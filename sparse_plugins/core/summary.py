@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.checks import check_leaves
-from sparse_plugins.core.counts import keep_count
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
-from sparse_plugins.core.structured import kept_units
+from sparse_plugins.core.selection.counts import keep_count
+from sparse_plugins.core.selection.structured_topk import kept_units
 from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 

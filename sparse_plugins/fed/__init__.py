@@ -4,22 +4,31 @@ Importing this package imports FedJAX through `import_fedjax`: it works on curre
 alone until a function that needs it is called. A plain `import fedjax` afterwards gives the same module.
 """
 
-from sparse_plugins.fed.compat import import_fedjax
+from sparse_plugins.fed.fedjax.compat import import_fedjax
 
 import_fedjax()  # before any other module of this package imports FedJAX
 
 from sparse_plugins.fed.aggregation import Aggregation  # noqa: E402
-from sparse_plugins.fed.algorithms import SparseServerState, sparse_federated_averaging  # noqa: E402
-from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend  # noqa: E402
-from sparse_plugins.fed.backends.distributed import DistributedBackend  # noqa: E402
-from sparse_plugins.fed.broadcast import sparse_broadcast  # noqa: E402
 from sparse_plugins.fed.checkpoints import (  # noqa: E402
     Checkpoint,
     CheckpointAccessError,
     CheckpointMismatchError,
     Checkpoints,
 )
-from sparse_plugins.fed.codec import (  # noqa: E402
+from sparse_plugins.fed.faults import Faults  # noqa: E402
+from sparse_plugins.fed.fedjax import datasets as datasets  # noqa: E402
+from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend  # noqa: E402
+from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend  # noqa: E402
+from sparse_plugins.fed.fedjax.mask_in_params import sparse_broadcast  # noqa: E402
+from sparse_plugins.fed.fedjax.metered import MeteredBackend  # noqa: E402
+from sparse_plugins.fed.fedjax.optimizers import sparse_client_optimizer, sparse_server_optimizer  # noqa: E402
+from sparse_plugins.fed.fedjax.quantizers import survivors_only  # noqa: E402
+from sparse_plugins.fed.fedjax.sparse_fedavg import SparseServerState, sparse_federated_averaging  # noqa: E402
+from sparse_plugins.fed.fedjax.sparsify import SparsifiedState, sparsify  # noqa: E402
+from sparse_plugins.fed.ledger import Entry, Ledger, Total  # noqa: E402
+from sparse_plugins.fed.messages import Wire  # noqa: E402
+from sparse_plugins.fed.robust import FedMedian, FedTrimmedAvg, Krum  # noqa: E402
+from sparse_plugins.wire import (  # noqa: E402
     Binding,
     BindingError,
     CodecError,
@@ -30,14 +39,6 @@ from sparse_plugins.fed.codec import (  # noqa: E402
     masks_digest,
     needed_base,
 )
-from sparse_plugins.fed.exchange import Wire  # noqa: E402
-from sparse_plugins.fed.faults import Faults  # noqa: E402
-from sparse_plugins.fed.ledger import Entry, Ledger, Total  # noqa: E402
-from sparse_plugins.fed.metered import MeteredBackend  # noqa: E402
-from sparse_plugins.fed.optimizers import sparse_client_optimizer, sparse_server_optimizer  # noqa: E402
-from sparse_plugins.fed.quantizers import survivors_only  # noqa: E402
-from sparse_plugins.fed.robust import FedMedian, FedTrimmedAvg, Krum  # noqa: E402
-from sparse_plugins.fed.sparsified import SparsifiedState, sparsify  # noqa: E402
 
 __all__ = [
     "Aggregation",

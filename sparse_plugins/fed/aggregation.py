@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, map_pruned
-from sparse_plugins.core.topk import exact_topk
+from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.core.trees import common_dtype
 from sparse_plugins.fed.robust import Array, Krum, RobustRule, trimmed_mean
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.archives import damage
-from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.core.storage.archives import damage
+from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.trees import leaf_names
 
 Arrays = dict[str, np.ndarray[Any, Any]]

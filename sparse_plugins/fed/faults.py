@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.selection.counts import check_fraction
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins import core
-from sparse_plugins.core.algorithms.parts import Parts
-from sparse_plugins.core.counts import survivor_count
+from sparse_plugins.core.algorithms.tree_partition import Parts
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
-from sparse_plugins.core.seeds import random_scores
-from sparse_plugins.core.topk import exact_topk
+from sparse_plugins.core.selection.counts import survivor_count
+from sparse_plugins.core.selection.random_scores import random_scores
+from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.fed.aggregation import Aggregation, Sums
 from sparse_plugins.fed.replies import growth_of
 

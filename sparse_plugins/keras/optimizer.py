@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater, check_updater
-from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -4,15 +4,11 @@ The modules here know no framework; `sparse_plugins.rl.haiku` brings agents with
 `sparse_plugins.rl.dopamine` Dopamine's agents, loaded, with TensorFlow, only when it is asked for.
 """
 
-from sparse_plugins.rl import activations as activations
-from sparse_plugins.rl import atari as atari
-from sparse_plugins.rl import jax_environments as jax_environments
-from sparse_plugins.rl import links as links
 from sparse_plugins.rl import plasticity as plasticity
-from sparse_plugins.rl import redo as redo
-from sparse_plugins.rl import vector_environments as vector_environments
 from sparse_plugins.rl.clock import Clock
-from sparse_plugins.rl.environments import (
+from sparse_plugins.rl.environments import atari as atari
+from sparse_plugins.rl.environments import gymnasium_vector, gymnax_games
+from sparse_plugins.rl.environments.interfaces import (
     EnvironmentFailure,
     JaxEnvironment,
     JaxStep,
@@ -31,8 +27,13 @@ from sparse_plugins.rl.loops.vector_evaluation import evaluate as evaluate_vecto
 from sparse_plugins.rl.loops.vector_runs import VectorRun
 from sparse_plugins.rl.loops.vector_runs import train as train_vector
 from sparse_plugins.rl.loops.vector_step import VectorConfig
-from sparse_plugins.rl.policy import TargetPolicy, is_noise_scale, without_noise_scales
+from sparse_plugins.rl.plasticity import activations as activations
+from sparse_plugins.rl.plasticity import links as links
+from sparse_plugins.rl.plasticity import redo as redo
 from sparse_plugins.rl.replay import Batch, Replay, Row
+from sparse_plugins.rl.target_policy import TargetPolicy, is_noise_scale, without_noise_scales
+
+jax_environments, vector_environments = gymnax_games, gymnasium_vector  # by what a loop needs, as in the design
 
 __all__ = [
     "Batch",

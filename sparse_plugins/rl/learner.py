@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.guard import fresh_if
-from sparse_plugins.core.seeds import key_of_masks
-from sparse_plugins.core.state import SparseState, find_sparse_state
+from sparse_plugins.core.selection.random_scores import key_of_masks
+from sparse_plugins.core.transform.cond import fresh_if
+from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree, exportable
-from sparse_plugins.rl.policy import TargetPolicy
+from sparse_plugins.rl.target_policy import TargetPolicy
 
 __all__ = ["LearnerState", "SparseLearner"]
 

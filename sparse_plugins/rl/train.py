@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 __all__ = ["config_names", "main", "shortcut_bindings"]
 
-_CONFIGS = importlib.resources.files("sparse_plugins.rl") / "configs"
+_CONFIGS = importlib.resources.files("sparse_plugins") / "rl/dopamine/configs"
 # Below whatever the user's files and flags say: one writer of metrics instead of four.
 _DEFAULTS = (
     "Runner.use_legacy_logger = False",

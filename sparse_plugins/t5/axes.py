@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from sparse_plugins.core.moments import owners
+from sparse_plugins.core.transform.moments import owners
 from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = ["state_axes"]

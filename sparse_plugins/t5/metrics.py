@@ -4,8 +4,8 @@ import itertools
 from typing import Any
 
 from sparse_plugins.core.masks import is_pruned
-from sparse_plugins.core.state import find_sparse_state
 from sparse_plugins.core.summary import summarize_sparsity
+from sparse_plugins.core.transform.state import find_sparse_state
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 from sparse_plugins.t5.upstream import import_t5x
 

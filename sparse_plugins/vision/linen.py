@@ -11,7 +11,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from sparse_plugins.core.base_updater import BaseUpdater, check_updater
-from sparse_plugins.core.state import map_sparse_states
+from sparse_plugins.core.transform.state import map_sparse_states
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["TrainState", "get_partition_spec"]

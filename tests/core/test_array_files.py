@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sparse_plugins.core.array_files import Blocks, DamagedFileError, StoredArray, open_values, write_values
-from sparse_plugins.core.stored_values import like_tree, tree_values
+from sparse_plugins.core.storage.array_files import Blocks, DamagedFileError, StoredArray, open_values, write_values
+from sparse_plugins.core.storage.values import like_tree, tree_values
 
 VALUES = {
     "numbers": [1, -2.5, True, None, 1 << 127, float("inf"), "ü"],

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins import core
-from sparse_plugins.core.structured import kept_units, regrow_mask
+from sparse_plugins.core.selection.structured_topk import kept_units, regrow_mask
 from tests import reference
 from tests.quick import quick_jit
 

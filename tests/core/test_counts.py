@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_plugins.core.counts import StepTable, check_fraction, keep_count, part_count, survivor_count
+from sparse_plugins.core.selection.counts import StepTable, check_fraction, keep_count, part_count, survivor_count
 from tests import reference
 
 bounded = settings(max_examples=100, deadline=None, derandomize=True)

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins.core import NOT_PRUNED, erk, kernels_only, uniform
-from sparse_plugins.core.counts import keep_count
+from sparse_plugins.core.selection.counts import keep_count
 from tests import reference
 
 bounded = settings(max_examples=200, deadline=None, derandomize=True)

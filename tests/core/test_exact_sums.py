@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_plugins.core.exact_sums import exact_sum
+from sparse_plugins.core.selection.exact_sums import exact_sum
 
 NORMAL = np.random.default_rng(0).normal(size=(3, 2000)).astype(np.float32)
 

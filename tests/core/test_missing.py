@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from sparse_plugins.core.missing import explain_import_error
-from sparse_plugins.rl import jax_environments
-from sparse_plugins.rl.atari import roms
+from sparse_plugins.rl.environments import gymnax_games as jax_environments
+from sparse_plugins.rl.environments.atari import roms
 
 EXTRA = '"sparse-plugins[demo]"'
 ADVICE = {
@@ -62,5 +62,7 @@ def test_ale_without_its_binding_is_another_release(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ModuleNotFoundError, match=r'the installed ale_py has no ale_py._ale_py.*"ale-py>=0.12.1"'):
         roms.ale.__wrapped__()
     monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(ModuleNotFoundError, match=r'sparse_plugins.rl.atari needs ale_py, .*"ale-py>=0.12.1"'):
+    with pytest.raises(
+        ModuleNotFoundError, match=r'sparse_plugins.rl.environments.atari needs ale_py, .*"ale-py>=0.12.1"'
+    ):
         roms.ale.__wrapped__()

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from sparse_plugins.core.masks import NOT_PRUNED, pack
-from sparse_plugins.core.moments import check_restartable, reset_pruned
+from sparse_plugins.core.transform.moments import check_restartable, reset_pruned
 
 PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
 MASK = jnp.array([[1, 0], [0, 1]], jnp.uint8)

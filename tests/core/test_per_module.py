@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.core.algorithms.parts import Parts
+from sparse_plugins.core.algorithms.tree_partition import Parts
 from tests import reference
 from tests.contract.optimizer_rows import OPTIMIZERS, UNSUPPORTED
 from tests.contract.rows import (

@@ -16,8 +16,8 @@ from sparse_plugins.core import (
     PeriodicSchedule,
     PolynomialSchedule,
 )
-from sparse_plugins.core.counts import StepTable, keep_count
 from sparse_plugins.core.schedules import at_refresh
+from sparse_plugins.core.selection.counts import StepTable, keep_count
 from tests import reference
 
 bounded = settings(max_examples=100, deadline=None, derandomize=True)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.core.seeds import joined_seed, key_words
+from sparse_plugins.core.selection.random_scores import joined_seed, key_words
 from tests.quick import quick_jit
 
 PARAMS = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}

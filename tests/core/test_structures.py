@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_plugins.core.counts import survivor_count
-from sparse_plugins.core.seeds import key_words, random_score, random_scores
-from sparse_plugins.core.structured import create_mask, kept_units, rank_active_first, regrow_mask
+from sparse_plugins.core.selection.counts import survivor_count
+from sparse_plugins.core.selection.random_scores import key_words, random_score, random_scores
+from sparse_plugins.core.selection.structured_topk import create_mask, kept_units, rank_active_first, regrow_mask
 from sparse_plugins.core.structures import (
     Block,
     ByPath,

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.core.seeds import random_scores
+from sparse_plugins.core.selection.random_scores import random_scores
 from tests import reference
 from tests.quick import quick_jit
 

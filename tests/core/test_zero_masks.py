@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_plugins import core
-from sparse_plugins.core.zero_masks import beside_zero
+from sparse_plugins.core.transform.implicit_masks import beside_zero
 
 HALF = functools.partial(core.uniform, sparsity=0.5)
 land = jax.jit(lambda p, u: optax.apply_updates(p, beside_zero(p, u)))

@@ -27,7 +27,7 @@ from experiments.tables.published import MSPACMAN
 from experiments.tables.report import report
 from experiments.tables.stored import Stored
 from sparse_plugins.core import erk
-from sparse_plugins.rl.environments import EnvironmentFailure
+from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 from sparse_plugins.rl.haiku import SparseDQN, mlp_torso
 from sparse_plugins.rl.loops.vector import Episode
 from tests.experiments.stopping import report_of, stopping

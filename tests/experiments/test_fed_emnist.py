@@ -22,7 +22,7 @@ from experiments.record import runs as record
 from experiments.tables import report
 from experiments.tables.stored import Stored
 from sparse_plugins import fed
-from sparse_plugins.fed.datasets import SeededClientSampler
+from sparse_plugins.fed.fedjax.datasets import SeededClientSampler
 from tests.fed.emnist_files import write_emnist
 
 FILES = ["bytes.png", "churn.png", "config.json", "curves.png", "layers.csv", "layers.png", "results.csv", "results.md"]

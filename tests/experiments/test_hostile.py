@@ -13,7 +13,7 @@ from experiments.hostile.settings import HostileSettings
 from experiments.record.rows import read_rows
 from experiments.supervised.layout import Row
 from sparse_plugins import fed
-from sparse_plugins.fed.backends import ScanBackend
+from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
 
 fedjax = fed.import_fedjax()
 

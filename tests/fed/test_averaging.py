@@ -12,8 +12,8 @@ import pytest
 
 from sparse_plugins import core, fed
 from sparse_plugins.fed.aggregation import Aggregation, Sums
+from sparse_plugins.fed.fedjax.client_training import mean_gradient
 from sparse_plugins.fed.growth import replaced_per_layer, settled_masks
-from sparse_plugins.fed.training import mean_gradient
 from tests import reference
 from tests.fed.toy import (
     ALGORITHMS,
@@ -136,7 +136,7 @@ def test_uploads_are_exactly_the_survivors_and_state_no_positions():
     states = run(averaging(updater, faults=channel))
     for round_num, _, payload in channel.payloads:
         state = states[round_num]
-        message = fed.codec.decode(payload, state.params, base=masks_of(state))
+        message = fed.decode(payload, state.params, base=masks_of(state))
         assert set(message.forms) <= {"same", "whole", "dense"}  # dense: nothing is pruned yet
         for layer in KEPT:
             assert not message.values[layer]["w"][state.params[layer]["w"] == 0].any()
@@ -191,7 +191,7 @@ def test_topk_sends_as_many_gradients_as_weights_are_replaced():
     signals = [payload for round_num, _, payload in channel.payloads if round_num == 1][4:]
     masks = masks_of(states[1])
     for payload in signals:
-        sent = fed.codec.decode(payload, states[1].params)
+        sent = fed.decode(payload, states[1].params)
         for layer, kept in KEPT.items():
             replaced = kept - round((1 - updater.drop_fraction_fn(1)) * kept)
             assert sent.masks[layer]["w"].sum() == replaced
@@ -241,10 +241,10 @@ def test_where_few_weights_are_pruned_those_just_dropped_come_back_by_their_grad
 def test_clients_are_asked_about_weights_that_do_not_survive_where_few_are_pruned():
     channel, updater, ledger = Listening(), crowded("gradual_rigl"), fed.Ledger()
     before, _ = run(averaging(updater, growth="topk", faults=channel, ledger=ledger), 1)
-    signals = [payload for _, _, payload in channel.payloads if fed.codec.needed_base(payload) is None][-4:]
+    signals = [payload for _, _, payload in channel.payloads if fed.needed_base(payload) is None][-4:]
     assert ledger.total().growth == sum(map(len, signals)) > 0
     for payload in signals:
-        sent = fed.codec.decode(payload, before.params)
+        sent = fed.decode(payload, before.params)
         for layer, size in DENSE.items():
             weights = np.abs(np.asarray(before.params[layer]["w"]))
             kept = round((1 - updater.scheduler.get_sparsity_at_step(0.5, 0)) * size)

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins import fed
-from sparse_plugins.fed.backends import ScanBackend, ShardedBackend, VmapBackend, distributed
+from sparse_plugins.fed.fedjax.backends import distributed
+from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend
 from tests.fed import rounds
 from tests.quick import FLAGS
 

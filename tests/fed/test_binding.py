@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_plugins import core, fed
-from sparse_plugins.fed.codec import envelope
-from sparse_plugins.fed.codec.binding import BINDING_SIZE, pack_binding
-from tests.fed.codec_cases import same_bits
+from sparse_plugins.wire import envelope
+from sparse_plugins.wire.binding import BINDING_SIZE, pack_binding
 from tests.fed.test_averaging import averaging, growing, run
 from tests.fed.toy import clients_of_a_round, updater_of
+from tests.wire.cases import same_bits
 
 LIKE = {"b": np.zeros(2, np.float32), "w": np.linspace(-1, 1, 40, dtype=np.float32)}
 MASKS = {"b": core.NOT_PRUNED, "w": (np.arange(40) % 5 == 0).astype(np.uint8)}

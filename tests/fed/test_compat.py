@@ -12,7 +12,7 @@ import numpy.testing as npt
 import pytest
 
 from sparse_plugins import fed
-from sparse_plugins.fed import compat
+from sparse_plugins.fed.fedjax import compat
 
 fedjax = fed.import_fedjax()
 

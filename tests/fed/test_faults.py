@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sparse_plugins import core, fed
 from sparse_plugins.fed.aggregation import Sums, reprune
-from sparse_plugins.fed.codec.envelope import read_header
+from sparse_plugins.wire.envelope import read_header
 from tests.fed.test_averaging import averaging, growing, run
 from tests.fed.toy import GRADIENT, KEPT, MODEL, ROUNDS, clients_of_a_round, num_kept, updater_of
 
@@ -121,7 +121,7 @@ class LosesGrowth(fed.Faults):
     substitute = None
 
     def deliver(self, round_num, client, payload):
-        return self.substitute if round_num == 1 and fed.codec.needed_base(payload) is None else payload
+        return self.substitute if round_num == 1 and fed.needed_base(payload) is None else payload
 
 
 @pytest.mark.parametrize(("substitute", "reason"), [(None, "4 too late"), (b"", "4 refused: a payload has at least")])

@@ -21,7 +21,7 @@ class Refused(fed.Faults):
     is_dense = False
 
     def deliver(self, round_num, client, payload):
-        is_update = self.is_dense or fed.codec.needed_base(payload) is not None
+        is_update = self.is_dense or fed.needed_base(payload) is not None
         return b"" if (round_num, client, is_update) == (1, 0, True) else payload
 
 
@@ -45,10 +45,10 @@ class Shouting(fed.Faults):
         object.__setattr__(self, "heard", [])
 
     def deliver(self, round_num, client, payload):
-        if round_num != 1 or fed.codec.needed_base(payload) is not None:
+        if round_num != 1 or fed.needed_base(payload) is not None:
             return payload
         like = self.like.params
-        sent = fed.codec.decode(payload, like)
+        sent = fed.decode(payload, like)
         if client != 0:
             self.heard.append(sent.masks)
             return payload
@@ -56,7 +56,7 @@ class Shouting(fed.Faults):
         for layer, mask in masks.items():
             wanted = np.argsort(self.unwanted[layer]["w"].ravel(), kind="stable")[: sent.masks[layer]["w"].sum()]
             mask["w"].ravel()[wanted] = 1
-        return fed.codec.encode(masks, jax.tree.map(lambda m: 1e30 * m.astype(np.float32), masks))
+        return fed.encode(masks, jax.tree.map(lambda m: 1e30 * m.astype(np.float32), masks))
 
 
 def test_one_clients_signal_does_not_outvote_three_that_agree():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from sparse_plugins.fed.backends import im2col
+from sparse_plugins.fed.fedjax.backends import im2col
 from tests.quick import quick_jit
 
 # Compiled as a whole, without optimizations: compiling is what takes the time here.

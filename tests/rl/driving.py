@@ -10,7 +10,7 @@ import numpy as np
 from dopamine.jax import networks
 
 from sparse_plugins.core import masks
-from sparse_plugins.core.array_files import open_values, write_values
+from sparse_plugins.core.storage.array_files import open_values, write_values
 from sparse_plugins.rl import dopamine
 from sparse_plugins.rl.dopamine.bundles import bundle_like, bundle_values
 

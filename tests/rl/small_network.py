@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from sparse_plugins import core
-from sparse_plugins.rl.redo import recycle_inside_mask, recycle_into_growth
+from sparse_plugins.rl.plasticity.redo import recycle_inside_mask, recycle_into_growth
 
 OPTIMIZERS = {
     "adam": optax.adam(0.1),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from dopamine.jax import continuous_networks, networks
 
-from sparse_plugins.rl.activations import hidden_activations, layer_graph, penultimate_features, recyclable
+from sparse_plugins.rl.plasticity.activations import hidden_activations, layer_graph, penultimate_features, recyclable
 
 KEY = jax.random.PRNGKey(0)
 PIXELS = jax.random.randint(KEY, (3, 16, 16, 4), 0, 255).astype(jnp.uint8)

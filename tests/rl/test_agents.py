@@ -11,8 +11,8 @@ import pytest
 from dopamine.jax.agents.dqn import dqn_agent
 
 from sparse_plugins import core
-from sparse_plugins.core.array_files import DamagedFileError
 from sparse_plugins.core.masks import is_pruned
+from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.rl import Clock, TargetPolicy, dopamine
 from tests.rl.driving import BINDINGS, INHERITED, assert_same_bits, build, drive, observe, outside_masks, reload
 

@@ -9,7 +9,7 @@ import gin
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.rl import configs
+from sparse_plugins.rl.dopamine import configs
 from sparse_plugins.rl.dopamine.runners import create_sparse_runner
 from tests.rl.driving import outside_masks
 
@@ -106,7 +106,7 @@ def test_a_misspelt_binding_is_an_error() -> None:
 
 def test_files_find_what_they_include_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    gin.parse_config_file("sparse_plugins/rl/configs/impala_dqn.gin")
+    gin.parse_config_file("sparse_plugins/rl/dopamine/configs/impala_dqn.gin")
     assert gin.query_parameter("atari_lib.create_atari_environment.game_name") == "Pong"
     assert gin.query_parameter("Runner.num_iterations") == 40, "what follows an include wins"
 

@@ -49,7 +49,7 @@ def test_every_transition_of_an_episode_is_kept(stack, horizon, terminal):
 
 
 def test_one_binding_turns_it_on(tmp_path):
-    gin.parse_config_file("sparse_plugins/rl/configs/cartpole_dqn.gin")
+    gin.parse_config_file("sparse_plugins/rl/dopamine/configs/cartpole_dqn.gin")
     gin.parse_config(["create_sparse_agent.keep_last_transitions = True", "ReplayBuffer.max_capacity = 500"])
     agent = create_sparse_runner(str(tmp_path))._agent
     poles = gym_lib.create_gym_environment("CartPole", "v1")

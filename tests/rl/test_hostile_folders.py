@@ -22,8 +22,8 @@ import pytest
 import snappy
 from hypothesis import strategies as st
 
-from sparse_plugins.core.array_files import StoredArray, open_values, write_values
-from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.storage.array_files import StoredArray, open_values, write_values
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.rl.dopamine import run_folder
 from tests.rl import resume_worker
 

@@ -12,8 +12,8 @@ import pytest
 
 from sparse_plugins.core import masks
 from sparse_plugins.rl import plasticity
-from sparse_plugins.rl.activations import hidden_activations
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics, MetricsFile, sample_states
+from sparse_plugins.rl.plasticity.activations import hidden_activations
 from tests.rl import driving, resume_worker
 from tests.rl.test_resume import assert_same
 

@@ -10,9 +10,9 @@ import pytest
 from sparse_plugins import core
 from sparse_plugins.core.masks import apply_masks
 from sparse_plugins.rl import dopamine, plasticity
-from sparse_plugins.rl.activations import layer_graph, recyclable
 from sparse_plugins.rl.dopamine.recycling import SparseRecycledDQNAgent
-from sparse_plugins.rl.links import find_links
+from sparse_plugins.rl.plasticity.activations import layer_graph, recyclable
+from sparse_plugins.rl.plasticity.links import find_links
 from tests.rl.driving import assert_same_bits, drive, outside_masks
 from tests.rl.driving import build as build_agent
 from tests.rl.driving import reload as reload_agent

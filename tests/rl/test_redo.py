@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.rl.links import find_links
-from sparse_plugins.rl.redo import recycle_inside_mask
+from sparse_plugins.rl.plasticity.links import find_links
+from sparse_plugins.rl.plasticity.redo import recycle_inside_mask
 from tests.rl.small_network import GRAPH, HALF, OPTIMIZERS, STATIC, kept_counts, network, same_bits, trained, units
 
 # Which weights belong to a unit.

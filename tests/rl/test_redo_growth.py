@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparse_plugins import core
 from sparse_plugins.core.masks import IN_ZEROS
-from sparse_plugins.rl.redo import recycle_inside_mask, recycle_into_growth
+from sparse_plugins.rl.plasticity.redo import recycle_inside_mask, recycle_into_growth
 from tests.rl.small_network import (
     ADAM,
     GRAPH,

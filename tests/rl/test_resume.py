@@ -15,7 +15,7 @@ import pytest
 from dopamine.discrete_domains import run_experiment
 
 from sparse_plugins import core
-from sparse_plugins.core.array_files import numbers, open_values
+from sparse_plugins.core.storage.array_files import numbers, open_values
 from sparse_plugins.rl.dopamine import run_folder
 from tests.rl import resume_worker
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from dopamine.discrete_domains import atari_lib, gym_lib
 
-from sparse_plugins.core.array_files import DamagedFileError, open_values, write_values
-from sparse_plugins.core.stored_values import fields, whole
+from sparse_plugins.core.storage.array_files import DamagedFileError, open_values, write_values
+from sparse_plugins.core.storage.values import fields, whole
 from sparse_plugins.rl.dopamine import logged_atari, runners
 from sparse_plugins.rl.dopamine.environments import MINATAR_GAMES, create_minatar_environment
 from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot

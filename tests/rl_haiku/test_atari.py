@@ -4,10 +4,10 @@ import ale_py
 import numpy as np
 import pytest
 
-from sparse_plugins.rl.atari import AtariProtocol, AtariVector, atari_100k, machado
-from sparse_plugins.rl.atari.action_log import slot_seeds
-from sparse_plugins.rl.atari.roms import rom_file
-from sparse_plugins.rl.environments import EnvironmentFailure, VectorStep
+from sparse_plugins.rl.environments.atari import AtariProtocol, AtariVector, atari_100k, machado
+from sparse_plugins.rl.environments.atari.action_log import slot_seeds
+from sparse_plugins.rl.environments.atari.roms import rom_file
+from sparse_plugins.rl.environments.interfaces import EnvironmentFailure, VectorStep
 
 FREE = {"sticky_actions": 0.0, "noop_starts": 0}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sparse_plugins.rl.atari import AtariProtocol, AtariVector, atari_100k, machado
-from sparse_plugins.rl.atari.action_log import ActionLog, slot_seeds
-from sparse_plugins.rl.atari.roms import ale, game_name, rom_file
+from sparse_plugins.rl.environments.atari import AtariProtocol, AtariVector, atari_100k, machado
+from sparse_plugins.rl.environments.atari.action_log import ActionLog, slot_seeds
+from sparse_plugins.rl.environments.atari.roms import ale, game_name, rom_file
 
 
 @pytest.mark.parametrize(

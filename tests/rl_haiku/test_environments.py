@@ -16,11 +16,11 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import strategies as st
 
 from sparse_plugins import core
-from sparse_plugins.rl.atari.watchdog import Watchdog
-from sparse_plugins.rl.environments import EnvironmentFailure, VectorStep, check_network
-from sparse_plugins.rl.jax_environments import gymnax_environment
+from sparse_plugins.rl.environments.atari.watchdog import Watchdog
+from sparse_plugins.rl.environments.gymnasium_vector import gymnasium_vector
+from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
+from sparse_plugins.rl.environments.interfaces import EnvironmentFailure, VectorStep, check_network
 from sparse_plugins.rl.learner import SparseLearner
-from sparse_plugins.rl.vector_environments import gymnasium_vector
 
 MINATAR = {
     "Asterix-MinAtar": (5, 4),

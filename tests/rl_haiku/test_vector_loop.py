@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.core.array_files import DamagedFileError
+from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.rl import (
     Checkpoints,
     EnvironmentFailure,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
-from sparse_plugins.rl.environments import JaxStep
+from sparse_plugins.rl.environments.interfaces import JaxStep
 from sparse_plugins.rl.learner import SparseLearner
 
 LENGTH, LIMIT = 5, 12

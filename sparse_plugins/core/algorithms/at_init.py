@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.global_pruning import GlobalPruningMixin, GlobalSaliencyPruning
-from sparse_plugins.core.finite_scores import finite_or_magnitude
 from sparse_plugins.core.schedules import NoUpdateSchedule, OneShotSchedule
-from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.selection.finite_scores import finite_or_magnitude
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = ["GraspPruning", "SnipPruning", "hessian_gradient_product"]

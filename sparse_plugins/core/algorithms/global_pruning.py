@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, SaliencyPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.counts import check_fraction, keep_count
 from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve, uniform
 from sparse_plugins.core.masks import is_pruned
-from sparse_plugins.core.state import SparseState, warn_of_emptied
-from sparse_plugins.core.structured import has_own_rule
+from sparse_plugins.core.selection.counts import check_fraction, keep_count
+from sparse_plugins.core.selection.structured_topk import has_own_rule
+from sparse_plugins.core.selection.topk import exact_topk, of_one_type
 from sparse_plugins.core.structures import Unstructured
-from sparse_plugins.core.topk import exact_topk, of_one_type
+from sparse_plugins.core.transform.state import SparseState, warn_of_emptied
 from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
 
 __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]

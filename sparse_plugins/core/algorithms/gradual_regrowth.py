@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning
 from sparse_plugins.core.algorithms.regrowth import SET, RigL
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.counts import check_fraction, survivor_count
-from sparse_plugins.core.drops import ConstantDrop
+from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import (
     PeriodicSchedule,
@@ -20,11 +19,12 @@ from sparse_plugins.core.schedules import (
     at_refresh,
     count_at_refresh,
 )
-from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.structured import kept_units, regrow_mask
+from sparse_plugins.core.selection.counts import check_fraction, survivor_count
+from sparse_plugins.core.selection.leaf_by_leaf import in_turns
+from sparse_plugins.core.selection.structured_topk import kept_units, regrow_mask
 from sparse_plugins.core.structures import Structure, Unstructured
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.core.turns import in_turns
 
 __all__ = ["GraNet", "GradualRigL", "GradualSET"]
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.exact_sums import exact_sum
-from sparse_plugins.core.finite_scores import finite_or_magnitude
 from sparse_plugins.core.masks import is_pruned
-from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.selection.exact_sums import exact_sum
+from sparse_plugins.core.selection.finite_scores import finite_or_magnitude
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["FisherPruning", "WandaPruning"]

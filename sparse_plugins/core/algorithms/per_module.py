@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Literal, Self
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.algorithms.parts import Parts
 from sparse_plugins.core.algorithms.pruning import NoPruning
+from sparse_plugins.core.algorithms.tree_partition import Parts
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.guard import fresh_if, masks_alone
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.core.rules import read_rule
+from sparse_plugins.core.path_rules import read_rule
 from sparse_plugins.core.schedules import NoUpdateSchedule, StepUnit
-from sparse_plugins.core.state import SparseState
 from sparse_plugins.core.structures import ByPath, Structure
+from sparse_plugins.core.transform.cond import fresh_if, masks_alone
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["PerModule"]

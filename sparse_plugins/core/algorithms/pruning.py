@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.finite_scores import finite_or_magnitude
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.core.seeds import key_words, random_scores
-from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.selection.finite_scores import finite_or_magnitude
+from sparse_plugins.core.selection.random_scores import key_words, random_scores
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, common_dtype
 
 __all__ = ["MagnitudePruning", "NoPruning", "RandomPruning", "SaliencyPruning"]

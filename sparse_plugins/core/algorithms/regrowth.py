@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import RandomPruning
-from sparse_plugins.core.counts import survivor_count
-from sparse_plugins.core.drops import ConstantDrop
+from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
-from sparse_plugins.core.seeds import leaf_keys, random_score
-from sparse_plugins.core.state import SparseState
-from sparse_plugins.core.structured import has_own_rule, kept_units, regrow_mask
+from sparse_plugins.core.selection.counts import survivor_count
+from sparse_plugins.core.selection.leaf_by_leaf import in_turns
+from sparse_plugins.core.selection.random_scores import leaf_keys, random_score
+from sparse_plugins.core.selection.structured_topk import has_own_rule, kept_units, regrow_mask
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.core.turns import in_turns
 
 __all__ = ["SET", "RigL", "SRigL", "StaticRandomSparse"]
 

@@ -13,10 +13,10 @@ import optax
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, RandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.counts import check_positive
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
-from sparse_plugins.core.state import SparseState
+from sparse_plugins.core.selection.counts import check_positive
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, common_dtype
 
 __all__ = ["SoftTopKSte", "SrSte", "SteMagnitudePruning", "SteMixin", "SteRandomPruning"]

@@ -21,7 +21,7 @@ from sparse_plugins.rl.dopamine.environments import frames_per_step
 from sparse_plugins.rl.dopamine.episode_ends import keep_last_transitions as with_last_transitions
 from sparse_plugins.rl.dopamine.recycling import SparseRecycledDQNAgent
 from sparse_plugins.rl.dopamine.sparse_agent import sparsify
-from sparse_plugins.rl.policy import TargetPolicy
+from sparse_plugins.rl.target_policy import TargetPolicy
 
 __all__ = ["AGENTS", "chosen_agent", "create_sparse_agent"]
 

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparse_plugins.core.array_files import DamagedFileError, StoredArray
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.masks import is_pruned
-from sparse_plugins.core.state import find_sparse_state, holds_sparse_state
-from sparse_plugins.core.stored_values import fields, like_tree, refuse, stored_array, tree_values
+from sparse_plugins.core.storage.array_files import DamagedFileError, StoredArray
+from sparse_plugins.core.storage.values import fields, like_tree, refuse, stored_array, tree_values
+from sparse_plugins.core.transform.state import find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
 
 __all__ = ["action", "bundle_like", "bundle_values", "check_bundle", "observed"]

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparse_plugins.core.array_files import StoredArray
-from sparse_plugins.core.stored_values import fields, like_tree, listed, refuse, stored_array
+from sparse_plugins.core.storage.array_files import StoredArray
+from sparse_plugins.core.storage.values import fields, like_tree, listed, refuse, stored_array
 from sparse_plugins.rl.dopamine.random_states import random_state, set_random_state
 
 __all__ = ["EPISODE_SUMS", "field_values", "fields_of_old", "set_field_values", "state_fields"]

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from sparse_plugins.core.array_files import DamagedFileError
-from sparse_plugins.core.stored_values import fields, listed, stored_array, text, whole
+from sparse_plugins.core.storage.array_files import DamagedFileError
+from sparse_plugins.core.storage.values import fields, listed, stored_array, text, whole
 
 __all__ = ["log_values", "read_logs"]
 

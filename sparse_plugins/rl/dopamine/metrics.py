@@ -13,8 +13,9 @@ import numpy as np
 
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl import activations, plasticity
+from sparse_plugins.rl import plasticity
 from sparse_plugins.rl.dopamine.run_folder import write_whole
+from sparse_plugins.rl.plasticity import activations
 
 __all__ = ["IterationMetrics", "MetricsFile"]
 

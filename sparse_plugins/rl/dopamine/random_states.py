@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_plugins.core.stored_values import fields, refuse, stored_array, whole
+from sparse_plugins.core.storage.values import fields, refuse, stored_array, whole
 
 __all__ = ["random_state", "set_random_state"]
 

@@ -2,7 +2,7 @@
 
 The agent of `dopamine.labs.redo` samples states through functions that Dopamine's replay no longer has, and its
 recyclers write outside masks and find Adam by its position. Here states are drawn apart from the run's own random
-numbers, so that looking at neurons changes nothing, and units are recycled by `sparse_plugins.rl.redo`.
+numbers, so that looking at neurons changes nothing, and units are recycled by `sparse_plugins.rl.plasticity.redo`.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from dopamine.labs.redo import recycled_dqn_agents, weight_recyclers
 
-from sparse_plugins.core.state import find_sparse_state, map_sparse_states
+from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.activations import hidden_activations, layer_graph, recyclable
 from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.metrics import sample_states
 from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent
-from sparse_plugins.rl.plasticity import dormant_units
-from sparse_plugins.rl.policy import TargetPolicy
-from sparse_plugins.rl.redo import Recycled, check_growable, recycle_inside_mask, recycle_into_growth
+from sparse_plugins.rl.plasticity.activations import hidden_activations, layer_graph, recyclable
+from sparse_plugins.rl.plasticity.measures import dormant_units
+from sparse_plugins.rl.plasticity.redo import Recycled, check_growable, recycle_inside_mask, recycle_into_growth
+from sparse_plugins.rl.target_policy import TargetPolicy
 
 __all__ = ["MaskedRecycler", "SparseRecycledDQNAgent"]
 

@@ -18,8 +18,8 @@ import snappy
 import tensorflow as tf
 from dopamine.jax.replay_memory import accumulator, elements, replay_buffer, samplers
 
-from sparse_plugins.core.array_files import Blocks, DamagedFileError, StoredArray, open_values, write_values
-from sparse_plugins.core.stored_values import fields, listed, refuse, stored_array, whole
+from sparse_plugins.core.storage.array_files import Blocks, DamagedFileError, StoredArray, open_values, write_values
+from sparse_plugins.core.storage.values import fields, listed, refuse, stored_array, whole
 from sparse_plugins.rl.dopamine.episode_ends import WholeEpisodeAccumulator
 from sparse_plugins.rl.dopamine.random_states import random_state, set_random_state
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from dopamine.discrete_domains import checkpointer
 
-from sparse_plugins.core.array_files import DamagedFileError, open_values, write_values
-from sparse_plugins.core.stored_values import fields, whole
+from sparse_plugins.core.storage.array_files import DamagedFileError, open_values, write_values
+from sparse_plugins.core.storage.values import fields, whole
 from sparse_plugins.rl.dopamine.replay_files import replay_file
 
 __all__ = [

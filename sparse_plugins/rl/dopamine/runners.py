@@ -15,8 +15,8 @@ from dopamine.discrete_domains import run_experiment
 from dopamine.labs.atari_100k import atari_100k_rainbow_agent, atari_100k_runner
 from dopamine.metrics import statistics_instance
 
-from sparse_plugins.core.array_files import DamagedFileError
-from sparse_plugins.core.stored_values import fields, flag, listed, refuse, stored_array, whole
+from sparse_plugins.core.storage.array_files import DamagedFileError
+from sparse_plugins.core.storage.values import fields, flag, listed, refuse, stored_array, whole
 from sparse_plugins.rl.dopamine.agents import chosen_agent, create_sparse_agent
 from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.bundles import action, bundle_like, bundle_values, observed
@@ -303,7 +303,7 @@ def create_sparse_runner(base_dir: str, schedule: str | None = None, seed: int |
     Example:
         >>> import tempfile
         >>> with gin.unlock_config():
-        ...     _ = gin.parse_config_file("sparse_plugins/rl/configs/cartpole_dqn.gin")
+        ...     _ = gin.parse_config_file("sparse_plugins/rl/dopamine/configs/cartpole_dqn.gin")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     type(create_sparse_runner(folder)).__name__
         'SparseTrainRunner'

@@ -13,8 +13,8 @@ import gymnasium
 import jax
 import numpy as np
 
-from sparse_plugins.core.array_files import DamagedFileError
-from sparse_plugins.core.stored_values import fields, listed
+from sparse_plugins.core.storage.array_files import DamagedFileError
+from sparse_plugins.core.storage.values import fields, listed
 from sparse_plugins.rl.dopamine.environment_fields import EPISODE_SUMS, field_values, set_field_values, state_fields
 from sparse_plugins.rl.dopamine.logged_atari import LoggedAtari
 

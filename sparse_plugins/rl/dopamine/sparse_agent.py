@@ -13,15 +13,15 @@ from typing import Any
 import jax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.seeds import key_of_masks
-from sparse_plugins.core.state import SparseState, find_sparse_state
+from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.summary import describe_plan
+from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
 from sparse_plugins.rl.dopamine.bundles import check_bundle
 from sparse_plugins.rl.dopamine.replay_files import is_missing, keep_in_checked_files
-from sparse_plugins.rl.policy import TargetPolicy
+from sparse_plugins.rl.target_policy import TargetPolicy
 
 __all__ = ["SparseAgent", "sparsify"]
 

@@ -1,7 +1,7 @@
 """Sparse agents with Haiku networks: our own, and those of the shape of DQN Zoo's and Acme's."""
 
 from sparse_plugins.rl.haiku.dqn import SparseDQN
-from sparse_plugins.rl.haiku.foreign import SparseAcmeLearner, SparseZooAgent, sparsify_acme, sparsify_dqn_zoo
+from sparse_plugins.rl.haiku.dqn_zoo_acme import SparseAcmeLearner, SparseZooAgent, sparsify_acme, sparsify_dqn_zoo
 from sparse_plugins.rl.haiku.networks import (
     RAINBOW_INIT,
     XAVIER,

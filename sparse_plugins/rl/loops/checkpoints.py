@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.array_files import DamagedFileError, StoredArray, numbers, open_archive, read_bytes
+from sparse_plugins.core.storage.array_files import DamagedFileError, StoredArray, numbers, open_archive, read_bytes
 from sparse_plugins.core.trees import PyTree, leaf_names
 
 __all__ = ["CheckpointAccessError", "CheckpointMismatchError", "Checkpoints", "Saved"]

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.counts import check_fraction
 from sparse_plugins.core.schedules import LAST_STEP, whole_number
+from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.rl.clock import Clock
-from sparse_plugins.rl.environments import JaxEnvironment
+from sparse_plugins.rl.environments.interfaces import JaxEnvironment
 from sparse_plugins.rl.replay import Replay
 
 __all__ = ["FusedConfig"]

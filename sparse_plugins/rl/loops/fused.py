@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.environments import JaxEnvironment, check_network
+from sparse_plugins.rl.environments.interfaces import JaxEnvironment, check_network
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.replay import Replay, ReplayState, Row
@@ -84,7 +84,7 @@ class FusedTrainer:
         >>> import optax
         >>> from sparse_plugins import core
         >>> from sparse_plugins.rl import haiku
-        >>> from sparse_plugins.rl.jax_environments import gymnax_environment
+        >>> from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
         >>> learner_of = lambda hyper: haiku.SparseDQN(
         ...     num_actions=2, torso=haiku.mlp_torso((8,)), optimizer=optax.adam(hyper["lr"]), updater=core.NoPruning())
         >>> config = FusedConfig(num_envs=2, capacity=64, batch_size=4, warm_up=8)

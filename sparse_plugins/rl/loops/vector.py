@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.archives import Archive, damage
-from sparse_plugins.core.array_files import DamagedFileError
-from sparse_plugins.core.stored_values import fields, listed, whole
+from sparse_plugins.core.storage.archives import Archive, damage
+from sparse_plugins.core.storage.array_files import DamagedFileError
+from sparse_plugins.core.storage.values import fields, listed, whole
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.environments import VectorEnvironment, VectorStep, check_network
+from sparse_plugins.rl.environments.interfaces import VectorEnvironment, VectorStep, check_network
 from sparse_plugins.rl.learner import SparseLearner
 from sparse_plugins.rl.loops.vector_step import RunState, VectorAgent, VectorConfig
 
@@ -79,7 +79,8 @@ class VectorTrainer:
     Example:
         >>> import optax
         >>> from sparse_plugins import core
-        >>> from sparse_plugins.rl import atari, haiku
+        >>> from sparse_plugins.rl import haiku
+        >>> from sparse_plugins.rl.environments import atari
         >>> agent = haiku.SparseDQN(
         ...     num_actions=6, torso=haiku.mlp_torso((8,)), optimizer=optax.adam(1e-4), updater=core.NoPruning())
         >>> trainer = VectorTrainer(

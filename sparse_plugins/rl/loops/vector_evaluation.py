@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.schedules import whole_number
-from sparse_plugins.rl.environments import VectorEnvironment, VectorStep
+from sparse_plugins.rl.environments.interfaces import VectorEnvironment, VectorStep
 from sparse_plugins.rl.loops.vector import Group, VectorTrainer
 from sparse_plugins.rl.loops.vector_step import RunState, VectorConfig
 
@@ -53,7 +53,8 @@ def evaluate(
     Example:
         >>> import optax
         >>> from sparse_plugins import core
-        >>> from sparse_plugins.rl import VectorConfig, atari, haiku
+        >>> from sparse_plugins.rl import VectorConfig, haiku
+        >>> from sparse_plugins.rl.environments import atari
         >>> agent = haiku.SparseDQN(
         ...     num_actions=18, torso=haiku.mlp_torso((8,)), optimizer=optax.adam(1e-4), updater=core.NoPruning())
         >>> boxing = lambda seed, first, size: atari.AtariVector(

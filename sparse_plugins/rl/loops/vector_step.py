@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.schedules import whole_number
-from sparse_plugins.rl.environments import VectorEnvironment
+from sparse_plugins.rl.environments.interfaces import VectorEnvironment
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.replay import Replay, ReplayState, Row

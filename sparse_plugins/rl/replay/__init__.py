@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparse_plugins.core.counts import check_fraction
+from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.rl.replay.priorities import (
     empty_tree,

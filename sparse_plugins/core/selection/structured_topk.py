@@ -1,0 +1,288 @@
+"""From scores, a structure and a count to an exact mask, for one array.
+
+The units of a structure (entries, blocks, channels; for N:M and constant fan-in the entries of each group) are
+scored, ranked as integers, and spread back over the array.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparse_plugins.core.selection.counts import Count, Fraction, keep_count
+from sparse_plugins.core.selection.exact_sums import exact_sum
+from sparse_plugins.core.selection.topk import exact_topk, order_keys
+from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure
+
+__all__ = [
+    "StructureTopK",
+    "competitors",
+    "create_mask",
+    "has_own_rule",
+    "kept_units",
+    "rank_active_first",
+    "regrow_mask",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class StructureTopK:
+    """The `topk_fn` of an updater that was given none: the rule of its structure.
+
+    Attributes:
+        structure: The updater's `sparsity_type`.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> StructureTopK(Unstructured())(jnp.array([1.0, 4.0, 3.0, 2.0]), 0.5).tolist()
+        [0, 1, 1, 0]
+    """
+
+    structure: Structure | ByPath
+
+    def __call__(self, scores: jax.Array, sparsity: Fraction) -> jax.Array:
+        """The uint8 mask of one array.
+
+        Raises:
+            TypeError: If the structure depends on the path, which an array does not have.
+        """
+        if isinstance(self.structure, ByPath):
+            raise TypeError(
+                f"topk_fn gets scores without a path, by which sparsity_type {self.structure} chooses: call "
+                "create_masks(scores, sparsities) on whole trees, or give one structure."
+            )
+        return create_mask(scores, self.structure, sparsity)
+
+
+def has_own_rule(updater: Any) -> bool:
+    """Whether an updater was given a `topk_fn` in place of its structure's."""
+    return updater.topk_fn is not None and not isinstance(updater.topk_fn, StructureTopK)
+
+
+def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> jax.Array:
+    """The mask that keeps the best-scored units of one array.
+
+    Args:
+        scores: Real array; higher is kept.
+        structure: What competes with what.
+        sparsity: Fraction of zeros in [0, 1].
+
+    Returns:
+        uint8 mask of the shape of `scores`, 1 = kept. Exactly `kept_units` units are kept; ties go to the lower
+        index, NaN loses.
+
+    Raises:
+        ValueError: If the structure does not fit the shape.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> create_mask(jnp.array([[1.0, 4.0], [3.0, 2.0]]), Unstructured(), 0.5).tolist()
+        [[0, 1], [1, 0]]
+    """
+    structure.check(scores.shape, "scores")
+    best = _best_units(_pool(scores, structure), structure, kept_units(structure, scores.shape, sparsity))
+    return _spread(best, structure, scores.shape)
+
+
+def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction) -> Count:
+    """How many units a sparsity keeps: of all entries, blocks or channels; else of each group or output.
+
+    One at least if the sparsity is below 1; of a group of N:M n at any sparsity.
+
+    Example:
+        >>> [int(kept_units(NByM(2, 4), (8, 8), sparsity)) for sparsity in (0.25, 0.9, 1.0)]
+        [3, 2, 2]
+        >>> [int(kept_units(Channel(), (8, 8), sparsity)) for sparsity in (0.25, 0.99, 1.0)]
+        [6, 1, 0]
+    """
+    size, least = competitors(structure, shape)
+    kept = keep_count(size, sparsity)
+    if isinstance(kept, int):
+        return max(kept, least)
+    return np.maximum(kept, least) if isinstance(kept, np.ndarray) else jnp.maximum(kept, least)
+
+
+def competitors(structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many units are ranked against each other, and how many of them stay at any sparsity.
+
+    Example:
+        >>> competitors(NByM(2, 4), (8, 8)), competitors(ConstantFanIn(), (3, 5))
+        ((4, 2), (3, 0))
+    """
+    if isinstance(structure, ConstantFanIn):
+        return math.prod(shape) // max(shape[structure.axis], 1), 0
+    return (structure.m, structure.n) if isinstance(structure, NByM) else (structure.units(shape), 0)
+
+
+def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure) -> jax.Array:
+    """Scores in which pruned entries come behind all active ones, NaN included.
+
+    Args:
+        scores: Real array; higher is kept.
+        active: bool of the same shape, True where an entry is in use.
+        structure: Blocks and channels are pooled later and only need a low score; entries get an integer rank.
+
+    Returns:
+        Array of the same shape, ordered like `scores` where active.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> rank_active_first(jnp.array([jnp.nan, 5.0]), jnp.array([True, False]), Unstructured()).tolist()
+        [1, 0]
+    """
+    if isinstance(structure, (Block, Channel)):
+        scores = scores.astype(jnp.float32)
+        units = _pool(jnp.where(active, scores, 0.0), structure)
+        is_broken = _spread(~(units > -jnp.inf), structure, scores.shape)
+        lowest = jnp.finfo(jnp.float32).min / max(scores.size, 1)  # the sum over a unit stays finite
+        return jnp.where(active, jnp.where(is_broken, lowest, scores), -jnp.inf)
+    return _ranks(scores, active)
+
+
+def regrow_mask(
+    mask: jax.Array,
+    drop_scores: jax.Array,
+    grow_scores: jax.Array,
+    structure: Structure,
+    kept: Count,
+    survivors: Count,
+) -> jax.Array:
+    """Drops the weakest active units and grows the most promising others.
+
+    A unit whose growth score is not finite (a gradient that overflowed or is NaN, in one of its entries at least) is
+    never grown. Units that are dropped have to be replaced: of a ranking with fewer finite scores than are to be kept,
+    only as many are dropped as pruned units with a finite score are there; with none, all that are kept were active.
+
+    Args:
+        mask: bool of the parameter's shape; where fewer than `survivors` units are active, all of them stay.
+        drop_scores: Real array; the lowest active units are dropped.
+        grow_scores: Real array; the highest of all units that did not survive are grown.
+        structure: What the units are.
+        kept: Units active afterwards.
+        survivors: Active units that are not dropped, at most `kept`.
+
+    Returns:
+        uint8 mask of the parameter's shape. Exactly `kept` units are active, of each group or output if the structure
+        ranks those; fewer only if fewer were before and too few of the others have finite scores.
+
+    Example:
+        >>> from sparse_plugins.core.structures import Unstructured
+        >>> mask, drop, grow = jnp.array([True, True, False]), jnp.array([1.0, 2.0, 0.0]), jnp.array([0.0, 0.0, 9.0])
+        >>> regrow_mask(mask, drop, grow, Unstructured(), kept=2, survivors=1).tolist()
+        [0, 1, 1]
+        >>> regrow_mask(mask, drop, grow * jnp.nan, Unstructured(), kept=2, survivors=1).tolist()
+        [1, 1, 0]
+    """
+    active = _pool(mask.astype(jnp.float32), structure) > 0
+    may_break = jnp.issubdtype(grow_scores.dtype, jnp.floating)  # scores drawn at random are integers
+    if may_break and isinstance(structure, (Block, Channel)):
+        broken = jnp.asarray(jnp.nan, grow_scores.dtype)  # which no sum and no maximum hides
+        grow_scores = jnp.where(jnp.isfinite(grow_scores), grow_scores, broken)
+    grow_scores = _pool(grow_scores, structure)
+    can_grow = jnp.isfinite(grow_scores) if may_break else jnp.bool_(True)
+    if may_break:
+        # Where as many units have a finite score as are kept, survivors and candidates together always suffice.
+        replaceable = _per_ranking(can_grow & ~active, structure)
+        least = jnp.where(_per_ranking(can_grow, structure) >= kept, 0, kept - replaceable)
+        survivors = jnp.maximum(survivors, least)
+    alive = (_best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0) & active
+    growth = _ranks(grow_scores, can_grow & ~alive)
+    highest = growth.dtype.type(jnp.iinfo(growth.dtype).max)
+    ranks = jnp.where(alive, highest, jnp.minimum(growth, highest - growth.dtype.type(1)))
+    if may_break:
+        kept = jnp.minimum(kept, _per_ranking(alive | can_grow, structure))
+    return _spread(_best_units(ranks, structure, kept), structure, mask.shape)
+
+
+def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:
+    """Integer ranks from 1 where active (only the two largest of all may merge), 0 elsewhere."""
+    keys = order_keys(scores)
+    return jnp.where(active, keys + (~keys != 0).astype(keys.dtype), keys.dtype.type(0))
+
+
+def _best_units(units: jax.Array, structure: Structure, kept: Count) -> jax.Array:
+    """uint8, 1 = among the `kept` best; `kept` may be laid out as `_per_ranking` gives it."""
+    if isinstance(structure, NByM):
+        return _best_of_groups(units, structure, kept)
+    if isinstance(structure, ConstantFanIn) and units.size:
+        best = lambda ranked, k: exact_topk([ranked], k)[0]  # noqa: E731
+        axes = (structure.axis, 0 if jnp.ndim(kept) else None)
+        return jax.vmap(best, in_axes=axes, out_axes=structure.axis)(units, kept)
+    return exact_topk([units], kept)[0]
+
+
+def _per_ranking(units: jax.Array, structure: Structure) -> jax.Array:
+    """int32[], how many units are True; of each ranking where there are several: [outputs] or [..., groups, 1, ...]."""
+    if isinstance(structure, NByM):
+        axis = structure.axis % units.ndim
+        return jnp.sum(_groups(units, structure), axis=axis + 1, keepdims=True, dtype=jnp.int32)
+    axes = _other_axes(structure, units.ndim) if isinstance(structure, ConstantFanIn) and units.size else None
+    return jnp.sum(units, axis=axes, dtype=jnp.int32)
+
+
+def _groups(units: jax.Array, structure: NByM) -> jax.Array:
+    """Entries with an axis for each group's: [..., groups, m, ...]. A short last group is filled with 0 at its end."""
+    m, axis = structure.m, structure.axis % units.ndim
+    whole = jnp.pad(units, [(0, -length % m if a == axis else 0) for a, length in enumerate(units.shape)])
+    return whole.reshape(*units.shape[:axis], whole.shape[axis] // m, m, *units.shape[axis + 1 :])
+
+
+def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Array:
+    """An entry stays if fewer than `kept` of its group beat it: m comparisons, no sort."""
+    m, axis = structure.m, structure.axis % scores.ndim
+    groups = _groups(order_keys(scores), structure)  # what fills a short group has the lowest key and beats nothing
+    place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
+    beaten_by = jnp.zeros(groups.shape, jnp.uint8 if m < 256 else jnp.int32)
+    for j in range(m):
+        rival = lax.slice_in_dim(groups, j, j + 1, axis=axis + 1)
+        beats = (rival > groups) | ((rival == groups) & (j < place))
+        beaten_by += beats.astype(beaten_by.dtype)
+    best = (beaten_by < jnp.asarray(kept, beaten_by.dtype)).astype(jnp.uint8)
+    joined = best.reshape(*scores.shape[:axis], groups.shape[axis] * m, *scores.shape[axis + 1 :])
+    return lax.slice_in_dim(joined, 0, scores.shape[axis], axis=axis)
+
+
+def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
+    """Scores of the units, float32 where several entries make one."""
+    if isinstance(structure, Channel):
+        return exact_sum(scores, _other_axes(structure, scores.ndim))
+    if not isinstance(structure, Block):
+        return scores
+    split, pooled_axes = _block_grid(structure, scores.shape)
+    padding = [(0, grid * block - length) for grid, block, length in zip(*split, scores.shape, strict=True)]
+
+    def blocks_of(values: jax.Array, filler: float) -> jax.Array:
+        padded = jnp.pad(values.astype(jnp.float32), padding, constant_values=filler)
+        return padded.reshape([part for pair in zip(*split, strict=True) for part in pair])
+
+    if structure.use_avg_pooling:
+        entries = jnp.sum(blocks_of(jnp.ones(scores.shape), 0.0), axis=pooled_axes)
+        return jnp.sum(blocks_of(scores, 0.0), axis=pooled_axes) / entries
+    return jnp.max(blocks_of(scores, -math.inf), axis=pooled_axes)
+
+
+def _spread(units: jax.Array, structure: Structure, shape: tuple[int, ...]) -> jax.Array:
+    """The array of `shape` whose entries carry the value of their unit."""
+    if isinstance(structure, Channel):
+        return jnp.broadcast_to(jnp.expand_dims(units, _other_axes(structure, len(shape))), shape)
+    if not isinstance(structure, Block):
+        return units
+    (grid, block), pooled_axes = _block_grid(structure, shape)
+    both = [part for pair in zip(grid, block, strict=True) for part in pair]
+    whole = [g * b for g, b in zip(grid, block, strict=True)]
+    return jnp.broadcast_to(jnp.expand_dims(units, pooled_axes), both).reshape(whole)[tuple(map(slice, shape))]
+
+
+def _other_axes(structure: Channel | ConstantFanIn, ndim: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(ndim) if axis != structure.axis % ndim)
+
+
+def _block_grid(structure: Block, shape: tuple[int, ...]) -> tuple[tuple[list[int], list[int]], tuple[int, ...]]:
+    """Blocks along each axis, entries of a block along each axis, and the axes that entries get when split."""
+    block = [1] * (len(shape) - len(structure.block_shape)) + list(structure.block_shape)
+    grid = [-(-length // own) for length, own in zip(shape, block, strict=True)]
+    return (grid, block), tuple(range(1, 2 * len(shape), 2))

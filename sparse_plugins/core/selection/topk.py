@@ -1,0 +1,225 @@
+"""Exact masks of the k largest scores, without sorting.
+
+Scores are mapped to unsigned integers that keep their order. The k-th largest pair (key, reversed position) is found
+by counting (`kth_search`); the mask is everything at or above it. Ties therefore go to the lower position with no
+second program, and only counts are ever combined, so several arrays can be ranked together without joining them and
+sharded arrays without moving them.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparse_plugins.core.selection.kth_search import PIVOTS, Bracket, compared, find_kth
+from sparse_plugins.core.transform.varying import varying_with
+from sparse_plugins.core.trees import common_dtype
+
+__all__ = ["exact_topk", "of_one_type", "order_keys"]
+
+_MIN_CHUNK = 16384
+# A chunk's hits are summed in 8-bit lanes, so one accumulation may take at most 255 chunks.
+_MAX_CHUNKS = 128
+_LANES = np.arange(0, 8 * PIVOTS, 8, dtype=np.uint32)[:, None]
+_SAMPLE = 4096
+_MIN_STRIDE = 32  # to sort a larger part than that costs as much as the passes it saves
+
+Counter = Callable[[Bracket, jax.Array], jax.Array]
+
+
+def order_keys(scores: jax.Array) -> jax.Array:
+    """Maps scores to unsigned integers of the same order.
+
+    Args:
+        scores: Real array of any shape: floating, integer or boolean.
+
+    Returns:
+        uint32 (uint64 for 64-bit scores) of the same shape; 16-bit floats stay below 2**16. NaN maps to 0, below
+        everything; -0 equals +0.
+
+    Raises:
+        TypeError: For complex scores.
+
+    Example:
+        >>> import numpy as np
+        >>> keys = order_keys(jnp.array([jnp.nan, -1.0, -0.0, 0.0, jnp.inf]))
+        >>> bool((keys[0] < keys[1]) & (keys[1] < keys[2]) & (keys[2] == keys[3]) & (keys[3] < keys[4]))
+        True
+    """
+    scores = jnp.asarray(scores)
+    if jnp.issubdtype(scores.dtype, jnp.complexfloating):
+        raise TypeError(f"scores are {scores.dtype}; rank a real quantity, for example jnp.abs(scores).")
+    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger) or scores.dtype == jnp.bool_:
+        return scores.astype(jnp.uint64 if scores.dtype == jnp.uint64 else jnp.uint32)
+    if jnp.issubdtype(scores.dtype, jnp.signedinteger):
+        integer, word = (jnp.int64, jnp.uint64) if scores.dtype.itemsize == 8 else (jnp.int32, jnp.uint32)
+        return lax.bitcast_convert_type(scores.astype(integer), word) ^ word(1 << (jnp.iinfo(word).bits - 1))
+    if scores.dtype.itemsize == 1:
+        scores = scores.astype(jnp.float32)
+    word = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[scores.dtype.itemsize]
+    sign = word(1 << (jnp.iinfo(word).bits - 1))
+    pattern = lax.bitcast_convert_type(scores, word)
+    keys = jnp.where(pattern >= sign, ~pattern, pattern | sign)
+    # Zero and NaN are told from the bits: a comparison of floats may flush denormals, and not on every backend.
+    magnitude, infinity = pattern << 1, lax.bitcast_convert_type(jnp.asarray(jnp.inf, scores.dtype), word) << 1
+    keys = jnp.where(magnitude == 0, sign, keys)
+    keys = jnp.where(magnitude > infinity, word(0), keys)
+    return keys.astype(jnp.uint32) if word is jnp.uint16 else keys
+
+
+def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Array]:
+    """Masks of the k largest scores among all arrays together.
+
+    Args:
+        scores: Real arrays of any shapes and dtypes; fewer than 2**31 entries in all.
+        k: How many to keep, int or int32[]; values outside [0, total] are clipped.
+
+    Returns:
+        One uint8 mask per array with exactly k ones in all. Equal scores are taken in order of array, then of
+        row-major position; NaN is taken last.
+
+    Example:
+        >>> [mask.tolist() for mask in exact_topk([jnp.array([3.0, 1.0]), jnp.array([3.0])], 1)]
+        [[1, 0], [0]]
+    """
+    scores = of_one_type([jnp.asarray(score) for score in scores])
+    total = sum(score.size for score in scores)
+    if total == 0:
+        return [jnp.zeros(score.shape, jnp.uint8) for score in scores]
+    if total >= 1 << 31:
+        raise ValueError(
+            f"{total} scores are ranked together; at most 2**31 - 1 can be. Rank them per layer; "
+            "a layer as large as that needs a structure, such as NByM(2, 4), or parts with names of their own."
+        )
+    return _masks_of_best(scores, jnp.asarray(k, jnp.int32))
+
+
+@jax.jit
+def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
+    """Jitted on its own so that an eager caller compiles the search once per set of shapes, not at every call."""
+    total = sum(score.size for score in scores)
+    starts = [sum(score.size for score in scores[:i]) for i in range(len(scores))]
+    counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True) if score.size]
+    wanted = varying_with(jnp.clip(k, 1, total), *scores)
+    kth = find_kth(
+        lambda bracket, pivots: functools.reduce(jnp.add, [count(bracket, pivots) for count in counters]),
+        wanted,
+        total,
+        _highest_key(scores[0].dtype),
+        _pivots_of_sample(scores, wanted, total) if is_one_cpu() else None,
+    )
+
+    def mask(score: jax.Array, start: int) -> jax.Array:
+        numbers = compared(kth, order_keys(score), _reversed_positions(score.shape, start, total))
+        return ((numbers >= kth.low) & (k > 0)).astype(jnp.uint8)
+
+    return [mask(score, start) for score, start in zip(scores, starts, strict=True)]
+
+
+def of_one_type(scores: Sequence[jax.Array]) -> list[jax.Array]:
+    """Scores whose keys can be compared: promoted to the widest dtype, all of one kind.
+
+    Args:
+        scores: Real arrays; floats of 8 bits, which JAX promotes to nothing else, count as float32 beside others.
+
+    Raises:
+        TypeError: If floats, integers and booleans are mixed.
+    """
+    dtypes = {score.dtype for score in scores}
+    if len(dtypes) == 1:
+        return list(scores)
+    dtypes = {jnp.dtype(jnp.float32) if _is_short_float(dtype) else dtype for dtype in dtypes}
+    kinds = (jnp.floating, jnp.signedinteger, jnp.unsignedinteger, jnp.bool_)
+    if not any(all(jnp.issubdtype(dtype, kind) for dtype in dtypes) for kind in (*kinds, jnp.complexfloating)):
+        raise TypeError(f"scores of {', '.join(sorted(map(str, dtypes)))} cannot be ranked together; give one dtype.")
+    widest = common_dtype(*dtypes)
+    return [score.astype(widest) for score in scores]
+
+
+def _is_short_float(dtype: jnp.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1
+
+
+def _highest_key(dtype: jnp.dtype) -> int:
+    half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
+    return (1 << (16 if half else 64 if dtype.itemsize == 8 else 32)) - 1
+
+
+def is_one_cpu() -> bool:
+    """Whether all of this process runs on one CPU device, for which XLA compiles other programs well."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def _pivots_of_sample(scores: list[jax.Array], k: jax.Array, total: int) -> jax.Array:
+    """Three standard deviations around the k-th key as a sample has it, and that key and the next.
+
+    The two in the middle settle a key that many entries share. A sharded array has no sample: it would be gathered.
+    """
+    stride = max(total // _SAMPLE, _MIN_STRIDE) | 1  # odd, so that it does not fall on one column of an even number
+    sample = jnp.sort(jnp.concatenate([order_keys(score.reshape(-1)[::stride]) for score in scores]))
+    part = k.astype(jnp.float32) / total
+    deviation = jnp.sqrt(sample.size * part * (1 - part))
+    places = sample.size * (1 - part) + np.array([-3, 0, 0, 3], np.float32) * deviation
+    places = jnp.clip(jnp.rint(places).astype(jnp.int32), 0, sample.size - 1)
+    return sample[places] + np.array([0, 0, 1, 1], sample.dtype)
+
+
+def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.Array:
+    """uint32 of `shape`: total - 1 - (start + row-major index), from one iota per axis so that it partitions."""
+    position = jnp.full(shape, total - 1 - start, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        position -= lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    return position
+
+
+def _counter(score: jax.Array, start: int, total: int) -> Counter:
+    """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
+    if not is_one_cpu():
+        return functools.partial(_count_at_once, score, start, total)
+    return functools.partial(_count_in_chunks, _sliceable(score.reshape(-1)), score.dtype, start, total)
+
+
+def _count_at_once(score: jax.Array, start: int, total: int, bracket: Bracket, pivots: jax.Array) -> jax.Array:
+    """One reduction a pivot over the array as it lies: fused on accelerators, and local under sharding."""
+    numbers = compared(bracket, order_keys(score), _reversed_positions(score.shape, start, total))
+    return jnp.stack([jnp.sum(numbers >= pivot, dtype=jnp.int32) for pivot in jnp.unstack(pivots)])
+
+
+def _sliceable(flat: jax.Array) -> jax.Array:
+    """XLA's CPU compiler would widen a bfloat16 array as a whole before it takes a slice; not so its bits."""
+    return lax.bitcast_convert_type(flat, jnp.uint16) if flat.dtype == jnp.bfloat16 else flat
+
+
+def _count_in_chunks(
+    flat: jax.Array, dtype: jnp.dtype, start: int, total: int, bracket: Bracket, pivots: jax.Array
+) -> jax.Array:
+    """The form for one CPU device, where XLA does not fuse a comparison into a reduction.
+
+    An elementwise accumulation over chunks stays in cache; the hits of each pivot have 8 bits of a word.
+    """
+    chunk = min(flat.size, _MIN_CHUNK * math.ceil(flat.size / (_MIN_CHUNK * _MAX_CHUNKS)))
+    chunks = math.ceil(flat.size / chunk)
+    lane = lax.iota(jnp.uint32, chunk)
+
+    def hits(i: jax.Array) -> jax.Array:
+        first = jnp.minimum(i * chunk, flat.size - chunk)
+        part = lax.dynamic_slice(flat, (first,), (chunk,))
+        keys = order_keys(part if part.dtype == dtype else lax.bitcast_convert_type(part, dtype))
+        numbers = compared(bracket, keys, jnp.uint32(total - 1 - start) - first.astype(jnp.uint32) - lane)
+        if flat.size % chunk:  # the last chunk begins early and repeats entries; no pivot is as low as 0
+            numbers = jnp.where(lane >= (i * chunk - first).astype(jnp.uint32), numbers, numbers.dtype.type(0))
+        words = [
+            jnp.where(numbers >= pivot, jnp.uint32(1 << 8 * j), jnp.uint32(0))
+            for j, pivot in enumerate(jnp.unstack(pivots))
+        ]
+        return functools.reduce(jnp.add, words)
+
+    nothing = varying_with(jnp.zeros(chunk, jnp.uint32), pivots)
+    sums = lax.fori_loop(0, chunks, lambda i, acc: acc + hits(i), nothing)
+    return jnp.sum((sums[None] >> _LANES) & 255, axis=1, dtype=jnp.int32)

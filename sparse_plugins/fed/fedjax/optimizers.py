@@ -1,0 +1,218 @@
+"""Sparse server and client optimizers: drop-in `fedjax.Optimizer`s.
+
+What a server broadcasts says which weights are in use: one that is pruned is exactly 0, one in use never is. So a
+client needs nothing but the parameters to train inside the mask.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from typing import Any, NamedTuple
+
+import fedjax
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins import core
+from sparse_plugins.core.base_updater import check_updater
+from sparse_plugins.core.trees import exportable
+from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks, mark_in_use
+from sparse_plugins.fed.growth import can_change_masks
+
+
+def sparse_server_optimizer(
+    optimizer: optax.GradientTransformation | fedjax.Optimizer, updater: core.BaseUpdater
+) -> fedjax.Optimizer:
+    """Makes the server of a federated algorithm keep its parameters sparse.
+
+    The result goes wherever a FedJAX algorithm asks for its server optimizer: `fed_avg`, `fed_prox`,
+    `agnostic_fed_avg`, `hyp_cluster` and `apfl` run with it as they are. After each call the parameters are
+    zero outside the mask and not zero inside, so what the next round broadcasts is sparse and carries its mask:
+    a weight that would land on 0 stops at the smallest normal number beside it, and a layer that is pruned whole
+    starts with a negative zero. With `core.NoPruning` every bit is that of the dense optimizer, zeros included: let
+    its clients use an ordinary optimizer, `sparse_client_optimizer` would take these zeros for a mask.
+
+    These algorithms call their server optimizer once a round, so the steps of the updater's schedule are
+    rounds (`hyp_cluster`: rounds in which a cluster had clients). A round's mean delta is applied in every
+    round, also when masks change: it is the work of many clients, and `skip_gradients` would throw it away.
+
+    A round in which nobody had an example to learn from has a mean delta of 0, and nothing to rank weights by. If
+    masks are to change by gradients (RigL and its kin, saliency) in such a round, it warns, and the next round changes
+    them instead: the schedule waits, so that its target is reached, later by as many rounds.
+
+    Clients train densely from the sparse parameters unless they use `sparse_client_optimizer`, and personal
+    models such as those of `apfl` stay dense. `mime` and `mime_lite` have no server optimizer, what they ask
+    for runs on the clients: use `sparsify` for them.
+
+    Args:
+        optimizer: What turns a round's mean delta into an update: an optax transformation, or a
+            `fedjax.Optimizer` made from one, such as `fedjax.optimizers.adam(0.01)`.
+        updater: Which weights to keep, how many and from which round on; a `core.PerModule` too. Servers have no key
+            of their own: for random masks of their own they need updaters of another `rng_seed`.
+
+    Returns:
+        The optimizer, whose state is a `core.SparseState`. An updater that starts sparse prunes in the first
+        call; to start from sparse parameters, too, use
+        `fed.sparse_broadcast(updater, params, server_optimizer.init(params))`.
+
+    Raises:
+        TypeError: If `optimizer` is neither of the two or is sparse already, or `updater` is no updater.
+        ValueError: From its `apply`, outside `jax.jit`, in a round that is to grow weights by their gradients when
+            clients learned, but sent none: deltas of clients that train inside the mask say nothing about the rest.
+
+    Example:
+        >>> import functools
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from sparse_plugins import core, fed
+        >>> fedjax = fed.import_fedjax()
+        >>> updater = core.MagnitudePruning(
+        ...     sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75),
+        ...     scheduler=core.OneShotSchedule(target_step=1),
+        ... )
+        >>> server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), updater)
+        >>> algorithm = fedjax.algorithms.fed_avg.federated_averaging(
+        ...     lambda params, batch, rng: jax.grad(lambda p: jnp.mean((batch["x"] @ p["w"]) ** 2))(params),
+        ...     client_optimizer=fedjax.optimizers.sgd(0.1),
+        ...     server_optimizer=server_optimizer,
+        ...     client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(batch_size=2, num_epochs=1, seed=0),
+        ... )
+        >>> state = algorithm.init({"w": jnp.array([[4.0, -1.0], [-3.0, 2.0]])})
+        >>> client = b"anna", fedjax.ClientDataset({"x": jnp.eye(2)}), jax.random.key(0)
+        >>> for _ in range(2):
+        ...     state, _ = algorithm.apply(state, [client])
+        ...     print((state.params["w"] == 0).mean())
+        0.0
+        0.75
+    """
+    check_updater(updater)
+    dense = optax_transformation(optimizer)
+    updater = _with_fields(updater, skip_gradients=False)
+    compiled, compiled_with_masks_as_they_are = (
+        fedjax.optimizers.create_optimizer_from_optax(one.wrap_optax(dense))
+        for one in (updater, _with_fields(updater, scheduler=core.NoUpdateSchedule()))
+    )
+
+    def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+        if can_change_masks(updater, opt_state, params, grads, delta=grads):
+            opt_state, params = compiled.apply(grads, opt_state, params)
+        else:
+            warnings.warn(
+                f"round {int(opt_state.count)}: masks are to change by gradients, but the mean delta is 0, as if no "
+                "client had examples; the mask change is put off to the next round.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            count = opt_state.count
+            opt_state, params = compiled_with_masks_as_they_are.apply(grads, opt_state, params)
+            opt_state = opt_state._replace(count=count)
+        return opt_state, mark_in_use(params, opt_state.masks)
+
+    return fedjax.Optimizer(compiled.init, apply)
+
+
+@exportable("ClientOptimizerState")
+class ClientOptimizerState(NamedTuple):
+    """State of a sparse client optimizer.
+
+    Attributes:
+        masks: bool arrays of the parameters' shapes, True = in use.
+        inner_state: State of the wrapped optimizer.
+    """
+
+    masks: Any
+    inner_state: Any
+
+
+def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Optimizer) -> fedjax.Optimizer:
+    """Makes clients train inside the mask that comes with the parameters.
+
+    The result goes wherever a FedJAX algorithm asks for its client optimizer, together with
+    `sparse_server_optimizer` for its server. FedJAX calls its `init` for every client with the parameters of the
+    broadcast: a weight that is exactly 0 there is pruned, and neither a gradient nor an update reaches it. A
+    parameter that is 0 as a whole, such as a bias before the first round, is trained as usual, unless the server
+    marked it as pruned whole (a negative zero is its first entry). So the delta that a client uploads is exactly 0
+    outside the mask.
+
+    Updaters that grow weights by gradients get no signal from such deltas: use SET, or
+    `sparse_federated_averaging`, whose clients send one.
+
+    Args:
+        optimizer: What trains the clients: an optax transformation, or a `fedjax.Optimizer` made from one.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        TypeError: If `optimizer` is neither of the two.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import fed
+        >>> client_optimizer = fed.sparse_client_optimizer(fed.import_fedjax().optimizers.sgd(1.0))
+        >>> params = {"w": jnp.array([3.0, 0.0]), "b": jnp.zeros(1)}
+        >>> grads = {"w": jnp.ones(2), "b": jnp.ones(1)}
+        >>> _, params = client_optimizer.apply(grads, client_optimizer.init(params), params)
+        >>> params["w"].tolist(), params["b"].tolist()
+        ([2.0, 0.0], [-1.0])
+    """
+    inner = optax.with_extra_args_support(optax_transformation(optimizer))
+
+    def init(params: Any) -> ClientOptimizerState:
+        return ClientOptimizerState(broadcast_masks(params), inner.init(params))
+
+    def update(grads: Any, state: ClientOptimizerState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        inside = lambda mask, x, outside=0.0: jnp.where(mask, x, jnp.asarray(outside, jnp.result_type(x)))  # noqa: E731
+        updates, inner_state = inner.update(
+            jax.tree.map(inside, state.masks, grads), state.inner_state, params, **extra
+        )
+        # Adding a negative zero keeps the sign of every zero, and with it what says that a layer was pruned whole.
+        still = lambda mask, x: inside(mask, x, -0.0)  # noqa: E731
+        return jax.tree.map(still, state.masks, updates), ClientOptimizerState(state.masks, inner_state)
+
+    return fedjax.optimizers.create_optimizer_from_optax(optax.GradientTransformationExtraArgs(init, update))
+
+
+def optax_transformation(optimizer: Any) -> optax.GradientTransformation:
+    """The optax transformation that an optimizer is or was made from; TypeError if there is none."""
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optimizer
+    if not isinstance(optimizer, fedjax.Optimizer):
+        raise TypeError(
+            "optimizer must be an optax transformation such as optax.adam(0.01), or a fedjax.Optimizer made "
+            f"from one, got {_described(optimizer)}"
+        )
+    if getattr(optimizer.apply, "__qualname__", "").startswith(f"{sparse_server_optimizer.__name__}."):
+        raise TypeError("optimizer is a sparse server optimizer, sparse already; pass the dense one")
+    transformation = _closed_over_transformation(optimizer)
+    if transformation is None:
+        raise TypeError(
+            "this fedjax.Optimizer was not made by create_optimizer_from_optax, so the updates to be masked "
+            "are out of reach in it; pass the optax transformation"
+        )
+    return transformation
+
+
+def _closed_over_transformation(optimizer: fedjax.Optimizer) -> optax.GradientTransformation | None:
+    """What `create_optimizer_from_optax` was given: its `apply` holds it as the variable `opt`."""
+    apply = inspect.unwrap(optimizer.apply)
+    if getattr(apply, "__qualname__", "") != "create_optimizer_from_optax.<locals>.apply":
+        return None
+    transformation = inspect.getclosurevars(apply).nonlocals.get("opt")
+    return transformation if isinstance(transformation, optax.GradientTransformation) else None
+
+
+def _with_fields(updater: core.BaseUpdater, **fields: Any) -> core.BaseUpdater:
+    """An updater, or all of a `core.PerModule`, with other fields."""
+    if not isinstance(updater, core.PerModule):
+        return dataclasses.replace(updater, **fields)
+    rules = [(pattern, dataclasses.replace(one, **fields)) for pattern, one in updater.updaters]
+    return dataclasses.replace(updater, updaters=rules)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself; build an instance of it"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__} itself; call it with its arguments"
+    return f"a {type(value).__name__}"

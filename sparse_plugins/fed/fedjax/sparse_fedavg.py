@@ -1,0 +1,380 @@
+"""Federated averaging with masks as first-class citizens: broadcast, kept by clients, and paid for byte by byte."""
+
+import collections
+import dataclasses
+import functools
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import fedjax
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_plugins import core
+from sparse_plugins.core.base_updater import check_updater
+from sparse_plugins.core.masks import map_pruned, unpack
+from sparse_plugins.core.trees import leaf_names
+from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates, reprune
+from sparse_plugins.fed.faults import Faults
+from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
+from sparse_plugins.fed.fedjax.mask_in_params import mark_in_use, sparse_broadcast
+from sparse_plugins.fed.fedjax.optimizers import optax_transformation
+from sparse_plugins.fed.growth import Signals, can_change_masks, grows_by_gradient, growth_protocol, random_signal
+from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
+from sparse_plugins.fed.messages import Exchange, Wire
+from sparse_plugins.fed.replies import as_many_as, exactly
+from sparse_plugins.fed.robust import Krum
+from sparse_plugins.wire import SeededMasks
+
+Client = tuple[Any, Any, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseServerState:
+    """State of `sparse_federated_averaging`.
+
+    Attributes:
+        params: The forward view: what is broadcast, evaluated and exported. 0 outside the masks and not 0 inside.
+        opt_state: `core.SparseState` of the server's optimizer; its count are rounds that had a valid client, without
+            those that put a mask change off.
+        round: Rounds so far, int.
+    """
+
+    params: Any
+    opt_state: core.SparseState
+    round: int
+
+
+def sparse_federated_averaging(
+    grad_fn: GradFn,
+    client_optimizer: fedjax.Optimizer,
+    server_optimizer: optax.GradientTransformation | fedjax.Optimizer,
+    updater: core.BaseUpdater,
+    client_batch_hparams: fedjax.ShuffleRepeatBatchHParams,
+    *,
+    growth: str | None = None,
+    aggregation: Aggregation = Aggregation(),
+    personal_masks: bool = False,
+    max_norm: float | None = None,
+    wire: Wire = Wire(),
+    faults: Faults = Faults(),
+    ledger: Ledger | None = None,
+    run: str = "",
+) -> fedjax.FederatedAlgorithm:
+    """Federated averaging that sends masks to the clients and survivors back.
+
+    In a round the server broadcasts masks and the weights inside them, clients train inside the masks and upload what
+    became of these weights. All of it travels as bytes of `fed.encode`, and what is decoded from them is what is used.
+    An update that answers something else, can't be decoded, has other masks than were asked for, NaN or infinities, or
+    is too large is refused, named in the diagnostics and in the ledger, and the round goes on with the others. A client
+    without examples sends nothing and is no vote. A round without a valid update warns and leaves the model and its
+    schedule as they were.
+
+    Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`): those whose
+    update is used, each with the same say, as gradients are put into ranks before they are summed. If none of these
+    growth signals can be used, or nothing was learned (all are 0, and the aggregated delta is, too), the round warns
+    and puts the mask change off: the next round is due instead, and the schedule reaches its target later by as many
+    rounds. The round's aggregated delta is applied in every round.
+
+    Args:
+        grad_fn: From parameters, batch and key to gradients, such as `fedjax.model_grad(model)`.
+        client_optimizer: Trains the clients; an ordinary one.
+        server_optimizer: What turns a round's mean delta into an update; a dense one.
+        updater: Which weights to keep; its schedule counts rounds with valid updates. Straight-through ones
+            (`core.SteMagnitudePruning` and its kin) keep dense weights on the server, but clients train inside the
+            mask, so those out of use learn nothing while they are; for all to learn, use `sparse_server_optimizer`
+            with an ordinary client optimizer. Servers have no key of their own: for random masks of their own they
+            need updaters of another `rng_seed`.
+        client_batch_hparams: How clients batch their data.
+        growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients, 'dense' if
+            their masks have a structure. Other updaters make no use of it, and personal masks take none.
+        aggregation: How updates become one. The default is a mean, which one hostile client can turn anywhere.
+        personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
+            trains; the weights that enough clients hold compete by magnitude for the server's next mask. For SET and
+            RigL with unstructured masks.
+        max_norm: Refuse updates with a larger l2 norm; None takes any. It is not applied to growth signals, which are
+            gradients and have another scale.
+        wire: Number formats and compression.
+        faults: Drop-out, lateness and damage to simulate.
+        ledger: Gets an entry for each client and round.
+        run: Name of the run. Every message is bound to run, round, client and the masks of the broadcast
+            (`fed.Binding`); a reply that belongs to something else, or has other masks than it was asked for, is
+            refused. Runs that share clients need names of their own.
+
+    Returns:
+        The algorithm. Its state is a `SparseServerState`, its diagnostics are, by client id, `status` ('ok' or what
+        became of the update), `growth_status` (the same of its growth signal; empty if it was asked for none),
+        `delta_l2_norm` (None if it was not decoded), and bytes `down`, `up` and `growth`.
+
+    Raises:
+        TypeError: If an optimizer or the updater is of another kind.
+        ValueError: If a value is not allowed; from `apply`, if weights are to be grown, and clients learned but sent
+            growth signals of nothing but 0, or if a round draws fewer clients than `fed.Krum` needs.
+
+    Example:
+        >>> from sparse_plugins import core, fed
+        >>> fedjax = fed.import_fedjax()
+        >>> ledger = fed.Ledger()
+        >>> algorithm = fed.sparse_federated_averaging(
+        ...     lambda params, batch, rng: jax.grad(lambda p: jnp.mean((batch["x"] @ p["w"] - 1) ** 2))(params),
+        ...     client_optimizer=fedjax.optimizers.sgd(0.1),
+        ...     server_optimizer=optax.sgd(1.0),
+        ...     updater=core.create_updater_from_config(algorithm="static_sparse", sparsity=0.75),
+        ...     client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(batch_size=2, num_epochs=1, seed=0),
+        ...     ledger=ledger,
+        ... )
+        >>> state = algorithm.init({"w": jnp.ones((16, 16))})
+        >>> data = fedjax.ClientDataset({"x": jax.random.normal(jax.random.key(0), (4, 16))})
+        >>> state, diagnostics = algorithm.apply(state, [(b"anna", data, jax.random.key(0))])
+        >>> int((state.params["w"] != 0).sum()), diagnostics[b"anna"]["status"]
+        (64, 'ok')
+        >>> ledger.total().up < 0.3 * 4 * 16 * 16
+        True
+
+    Source: McMahan et al. (2017) for federated averaging; Bibikar et al. (2022) for masks that move; Huang et al.,
+    FedTiny (2023), for growth by the largest gradients of clients.
+    """
+    check_updater(updater)
+    if isinstance(updater, core.PerModule):
+        raise ValueError(
+            "sparse_federated_averaging asks clients for one updater's growth signal and cannot serve a PerModule; "
+            "use fed.sparse_server_optimizer, or one updater with rules for its layers."
+        )
+    if personal_masks and (type(updater) not in (core.SET, core.RigL) or updater.sparsity_type != core.Unstructured()):
+        raise ValueError(
+            f"personal_masks=True works with core.SET and core.RigL and unstructured masks, not with {updater}: every "
+            "client changes its mask by the updater's rule and keeps as many weights."
+        )
+    if personal_masks and growth is not None:
+        raise ValueError(
+            f"growth is {growth!r} and personal_masks=True, but clients with masks of their own grow by their own "
+            "gradients and are asked for none; drop one of the two."
+        )
+    if personal_masks and isinstance(aggregation.rule, Krum) and aggregation.rule.num_to_keep < aggregation.min_votes:
+        raise ValueError(
+            f"min_votes is {aggregation.min_votes}, but {aggregation.rule} keeps fewer updates of a round, so no "
+            "weight of personal masks would be elected. Let min_votes be num_to_keep at most."
+        )
+    if max_norm is not None and not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm}; give a number above 0, or None to take updates of any size.")
+    updater = dataclasses.replace(updater, skip_gradients=False)
+    transformation = updater.wrap_optax(optax_transformation(server_optimizer), refresh_in_graph=False)
+    averaging = _Averaging(
+        updater=updater,
+        optimizer=fedjax.optimizers.create_optimizer_from_optax(transformation),
+        refresh=jax.jit(updater.refresh),
+        train=masked_training(grad_fn, client_optimizer),
+        probe=mean_gradient(grad_fn),
+        batch_hparams=client_batch_hparams,
+        protocol=growth_protocol(updater, growth),
+        aggregation=aggregation,
+        has_personal_masks=personal_masks,
+        exchange=functools.partial(Exchange, wire=wire, faults=faults, max_norm=max_norm, run=run),
+        ledger=Ledger() if ledger is None else ledger,
+    )
+    return fedjax.FederatedAlgorithm(averaging.init, averaging.apply)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Averaging:
+    """The parts of the algorithm, and how a round puts them together."""
+
+    updater: Any
+    optimizer: fedjax.Optimizer
+    refresh: Callable[..., core.SparseState]
+    train: Callable[..., Any]
+    probe: Callable[..., Any]
+    batch_hparams: fedjax.ShuffleRepeatBatchHParams
+    protocol: str
+    aggregation: Aggregation
+    has_personal_masks: bool
+    exchange: Callable[..., Exchange]
+    ledger: Ledger
+
+    def init(self, params: Any) -> SparseServerState:
+        """The first state; its parameters are on the first masks."""
+        opt_state = self.optimizer.init(params)
+        return SparseServerState(sparse_broadcast(self.updater, params, opt_state), opt_state, 0)
+
+    def apply(self, state: SparseServerState, clients: Sequence[Client]) -> tuple[SparseServerState, dict[Any, Any]]:
+        """One round."""
+        masks = core.unpack_masks(state.params, state.opt_state.masks)
+        names = [client for client, _, _ in clients]
+        self.aggregation.check_drawn(len(names))
+        exchange = self.exchange(state.round, names, state.params, masks, seed=self._seed(state))
+        present = self._present(exchange, clients)
+        is_due = bool(self.updater.is_refresh_due(state.opt_state.count))
+        votes = is_due and self.has_personal_masks
+        grows = is_due and not votes and grows_by_gradient(self.updater)
+        signals = None
+        if grows and self.protocol != "random":
+            signals = Signals(self.updater, state.opt_state, exchange.params, exchange.masks, self.protocol)
+        is_dense = signals is not None and self.protocol == "delta"
+        updates = self.aggregation.gather(state.params, masks, votes)
+        used: dict[int, Client] = {}
+        inputs = self._inputs_with_masks(state, exchange, present) if votes else self._inputs(present)
+        masks_of_training = jax.tree.map(jnp.ones_like, exchange.masks) if is_dense else exchange.masks
+        asked = as_many_as(exchange.masks) if votes else exactly(masks_of_training)
+        for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
+            sent = output["masks"] if votes or is_dense else None
+            message = exchange.receive(place, output["delta"], sent, asked=asked)
+            if message is not None:
+                used[place] = present[place]
+                updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
+                if signals is not None and is_dense:
+                    signals.add(message.values)
+        is_idle = updates.clients < self.aggregation.min_clients
+        signal = self._growth_signal(state, signals, exchange, used) if grows and not is_idle else None
+        for entry in exchange.entries():
+            self.ledger.add(entry)
+        if is_idle:
+            _warn_of_idle_round(exchange.entries(), updates.clients, self.aggregation.min_clients)
+            return dataclasses.replace(state, round=state.round + 1), exchange.diagnostics()
+        mean = updates.aggregate(self.aggregation)
+        if is_due and not votes and not self._can_change_masks(state, exchange, mean, signal):
+            after = self._step(state, updates, mean, is_due=False, signal=None)
+            opt_state = after.opt_state._replace(count=state.opt_state.count)
+            return dataclasses.replace(after, opt_state=opt_state), exchange.diagnostics()
+        return self._step(state, updates, mean, is_due, signal), exchange.diagnostics()
+
+    def _seed(self, state: SparseServerState) -> SeededMasks | None:
+        if type(self.updater) is not core.StaticRandomSparse:
+            return None
+        first, second = state.opt_state.rng.tolist()
+        return SeededMasks((first, second))
+
+    def _present(self, exchange: Exchange, clients: Sequence[Client]) -> dict[int, Client]:
+        """The clients that take part, by their place; those without examples have nothing to say."""
+        present = {place: clients[place] for place in exchange.present()}
+        for place in [place for place, (_, data, _) in present.items() if not len(data)]:
+            exchange.excuse(place, "no examples")
+            del present[place]
+        return present
+
+    def _batches(self, data: Any) -> Any:
+        return data.shuffle_repeat_batch(self.batch_hparams)
+
+    def _inputs(self, present: dict[int, Client]) -> Iterator[tuple[int, Any, Any]]:
+        return ((place, self._batches(data), {"rng": rng}) for place, (_, data, rng) in present.items())
+
+    def _growth_signal(
+        self, state: SparseServerState, signals: Signals | None, exchange: Exchange, used: dict[int, Client]
+    ) -> Any:
+        """What weights are grown by; clients whose update was not used are not asked."""
+        if signals is None:
+            return random_signal(state.params, state.opt_state)
+        if self.protocol != "delta" and signals.is_wanted:
+            for place, grads in self.probe(exchange.params, self._inputs(used)):
+                message = exchange.receive(place, grads, signals.places(grads), "growth", signals.asked)
+                if message is not None:
+                    signals.add(message.values)
+        return signals.total()
+
+    def _inputs_with_masks(
+        self, state: SparseServerState, exchange: Exchange, present: dict[int, Client]
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """Clients whose masks follow their own gradients, or their own draws."""
+        gradients: Iterable[tuple[int, Any]] = ((place, None) for place in present)
+        if grows_by_gradient(self.updater):
+            gradients = self.probe(exchange.params, self._inputs(present))
+        for place, grads in gradients:
+            client, data, rng = present[place]
+            key = jax.random.wrap_key_data(state.opt_state.rng, impl="threefry2x32")
+            words = jax.random.key_data(jax.random.fold_in(key, zlib.crc32(repr(client).encode())))
+            own = state.opt_state._replace(rng=words)
+            if grads is None or can_change_masks(self.updater, own, exchange.params, grads, delta=grads):
+                own = self.refresh(own, exchange.params, grads)
+            yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
+
+    def _can_change_masks(self, state: SparseServerState, exchange: Exchange, mean: Any, signal: Any) -> bool:
+        """Whether the round has what a mask change goes by; warns if not."""
+        reasons = exchange.lost_growth()
+        if reasons:
+            _warn_of_lost_growth(state.round, reasons)
+            return False
+        ranked_by = mean if signal is None else signal
+        if can_change_masks(self.updater, state.opt_state, state.params, ranked_by, delta=mean):
+            return True
+        _warn_of_nothing_learned(state.round)
+        return False
+
+    def _step(
+        self, state: SparseServerState, updates: Sums | Updates, mean: Any, is_due: bool, signal: Any
+    ) -> SparseServerState:
+        opt_state = state.opt_state
+        if is_due and self.has_personal_masks:
+            opt_state, params = self._elect(state, updates, mean)
+        else:
+            if is_due:
+                opt_state = self.refresh(opt_state, state.params, mean if signal is None else signal)
+            opt_state, params = self.optimizer.apply(mean, opt_state, state.params)
+        params = mark_in_use(params, opt_state.masks)
+        _check_density(params, opt_state.masks)
+        return SparseServerState(params, opt_state, state.round + 1)
+
+    def _elect(self, state: SparseServerState, updates: Sums | Updates, mean: Any) -> tuple[core.SparseState, Any]:
+        """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
+        masks = core.unpack_masks(state.params, state.opt_state.masks)
+        elected = updates.elected(self.aggregation)
+        union = self.updater.with_masks(state.opt_state, state.params, jax.tree.map(jnp.bitwise_or, masks, elected))
+        opt_state, params = self.optimizer.apply(mean, union, state.params)
+        opt_state = self.updater.with_masks(opt_state, params, reprune(params, masks, elected))
+        return opt_state, self.updater.pre_forward_update(params, opt_state)
+
+
+def _counted(reasons: Iterable[str]) -> str:
+    return "; ".join(f"{count} {reason}" for reason, count in collections.Counter(reasons).most_common())
+
+
+def _warn_of_lost_growth(number: int, reasons: list[str]) -> None:
+    warnings.warn(
+        f"round {number}: masks are to change, but none of {len(reasons)} growth signals can be used "
+        f"({_counted(reasons)}); updates are applied, and the mask change is put off to the next round.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _warn_of_nothing_learned(number: int) -> None:
+    warnings.warn(
+        f"round {number}: masks are to change by gradients, but all gradients are 0, as is the mean update; the mask "
+        "change is put off to the next round.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _warn_of_idle_round(entries: list[Entry], valid: int, wanted: int) -> None:
+    told = _counted(entry.status for entry in entries if entry.status != DELIVERED)
+    warnings.warn(
+        f"round {entries[0].round if entries else '?'}: {valid} valid updates of {len(entries)} clients, {wanted} are "
+        f"needed; the model stays as it was ({told or 'no clients'}).",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _check_density(params: Any, masks: Any) -> None:
+    """Raises if the parameters in use are other than the masks say."""
+    for name, (kept, used) in zip(leaf_names(params), _kept_and_used(params, masks), strict=True):
+        if kept != used:
+            raise RuntimeError(
+                f"layer {name!r} has {used} parameters in use after aggregation, its mask keeps {kept}: the server's "
+                "optimizer or a rule of aggregation left the masks."
+            )
+
+
+@jax.jit
+def _counts_of(params: Any, masks: Any) -> tuple[list[Any], list[Any]]:
+    in_masks = map_pruned(lambda p, m: jnp.sum(unpack(m, p.shape)), params, masks, otherwise=lambda p: p.size)
+    in_use = map_pruned(lambda p, m: jnp.sum(p != 0), params, masks, otherwise=lambda p: p.size)
+    return jax.tree.leaves(in_masks), jax.tree.leaves(in_use)
+
+
+def _kept_and_used(params: Any, masks: Any) -> list[tuple[int, int]]:
+    kept, used = _counts_of(params, masks)
+    return [(int(k), int(u)) for k, u in zip(kept, used, strict=True)]

@@ -1,1 +1,0 @@
-"""Complete gin configurations; include one from your own file as 'sparse_plugins/rl/configs/<name>.gin'."""

@@ -1,0 +1,295 @@
+"""Agents of the shape of DQN Zoo's and Acme's, made sparse from outside.
+
+Both make their optimizer steps without handing over the parameters, which sparsity needs. So the optimizer remembers
+them, and a subclass keeps in step what it remembers, what acts and what the target network holds: at the assignment by
+which an agent takes over the result of a step. The step itself is left alone.
+"""
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.selection.random_scores import key_of_masks
+from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state
+from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.rl.haiku.remember import remember_params, renew_params
+from sparse_plugins.rl.target_policy import TargetPolicy
+
+__all__ = ["SparseAcmeLearner", "SparseZooAgent", "sparsify_acme", "sparsify_dqn_zoo"]
+
+
+_KEYS = ("rng_key", "random_key")  # of DQN Zoo, of Acme
+
+
+class _Follower:
+    """Brings parameters onto the masks, and knows when the target network has to follow."""
+
+    def __init__(self, updater: BaseUpdater, target_policy: str | TargetPolicy) -> None:
+        if updater.use_packed_masks == "zeros":
+            raise ValueError(
+                "use_packed_masks='zeros' keeps masks in the zeros of the online network, where the target network "
+                "can't find them; use True, which takes one bit a weight."
+            )
+        self.updater, self.policy, self._steps = updater, TargetPolicy.of(target_policy), 0
+        self._as_it_was = False
+        self._one = jax.jit(updater.pre_forward_update)
+        self._replicas = jax.jit(jax.vmap(updater.pre_forward_update))
+
+    def onto_masks(self, params: PyTree, opt_state: PyTree) -> PyTree:
+        return (self._replicas if _is_replicated(opt_state) else self._one)(params, opt_state)
+
+    def start(self, target: PyTree, opt_state: PyTree) -> PyTree:
+        return target if self.policy is TargetPolicy.DENSE else self.onto_masks(target, opt_state)
+
+    def after_step(self, target: PyTree, opt_state: PyTree) -> PyTree:
+        """The target network after an optimizer step."""
+        steps = int(np.ravel(find_sparse_state(opt_state).count)[0])
+        skipped = steps not in (self._steps, self._steps + 1)
+        changed = skipped or (steps > self._steps and bool(self.updater.is_refresh_due(self._steps)))
+        self._steps = steps
+        follows = self.policy is TargetPolicy.AT_MASK_UPDATE and changed and not self._as_it_was
+        return self.onto_masks(target, opt_state) if follows else target
+
+    def after_write(self, target: PyTree, opt_state: PyTree) -> PyTree:
+        """The target network as the agent is about to write it."""
+        follows = self.policy is TargetPolicy.AFTER_POLYAK and not self._as_it_was
+        return self.onto_masks(target, opt_state) if follows else target
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """For a while, the target network is left as it is written: a checkpoint's, with the masks it last met."""
+        self._as_it_was = True
+        try:
+            yield
+        finally:
+            self._as_it_was = False
+
+
+class SparseZooAgent:
+    """Mixin in front of an agent class of DQN Zoo's shape; use `sparsify_dqn_zoo`."""
+
+    _online_params: Any
+    _target_params: Any
+    _opt_state: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        optimizer: optax.GradientTransformation,
+        updater: BaseUpdater,
+        target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
+        **kwargs: Any,
+    ) -> None:
+        updater = _seeded(updater, super().__init__, args, kwargs)
+        self._follower = _Follower(updater, target_policy)
+        wrapped = remember_params(updater.wrap_optax(optimizer))
+        super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
+        _check_has(self, self, ("_online_params", "_target_params", "_opt_state"))
+        self._target_params = self._follower.start(self._target_params, self._opt_state)
+        self._online_params = self._follower.onto_masks(self._online_params, self._opt_state)
+
+    @property
+    def sparse_state(self) -> SparseState:
+        """Masks, schedule count and random key."""
+        return find_sparse_state(self._opt_state)
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint, masks included.
+
+        Raises:
+            ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way.
+        """
+        _check_same_kind(state["opt_state"], self._opt_state, type(self).__name__)
+        with self._follower.restoring():
+            super().set_state(state)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Passes on, and keeps in step what belongs together; see the module's docstring."""
+        others = vars(self)
+        if name == "_target_params" and "_opt_state" in others:
+            value = self._follower.after_write(value, self._opt_state)
+        super().__setattr__(name, value)
+        if name == "_online_params" and "_opt_state" in others:
+            super().__setattr__("_opt_state", renew_params(self._opt_state, value))
+        if name == "_opt_state" and "_target_params" in others:
+            super().__setattr__("_target_params", self._follower.after_step(self._target_params, value))
+
+
+class SparseAcmeLearner:
+    """Mixin in front of a learner class of Acme's shape; use `sparsify_acme`."""
+
+    _state: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        optimizer: optax.GradientTransformation,
+        updater: BaseUpdater,
+        target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
+        **kwargs: Any,
+    ) -> None:
+        updater = _seeded(updater, super().__init__, args, kwargs)
+        self._follower = _Follower(updater, target_policy)
+        wrapped = remember_params(updater.wrap_optax(optimizer))
+        super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
+        _check_has(self, self, ("_state",))
+        _check_has(self, self._state, ("params", "target_params", "opt_state"))
+        state = self._state
+        self._state = state._replace(
+            params=self._follower.onto_masks(state.params, state.opt_state),
+            target_params=self._follower.start(state.target_params, state.opt_state),
+        )
+
+    @property
+    def sparse_state(self) -> SparseState:
+        """Masks, schedule count and random key, of the first device."""
+        state = find_sparse_state(self._state.opt_state)
+        return jax.tree.map(lambda leaf: leaf[0], state) if _is_replicated(state) else state
+
+    def restore(self, state: Any) -> None:
+        """Goes on from what `save` gave, masks included.
+
+        Raises:
+            ValueError: If it comes from a dense learner, or from one that is sparse in another way.
+        """
+        _check_same_kind(state.opt_state, self._state.opt_state, type(self).__name__)
+        with self._follower.restoring():
+            super().restore(state)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Passes on, and keeps in step what belongs together; see the module's docstring."""
+        if name == "_state" and "_state" in vars(self):
+            target = self._follower.after_step(value.target_params, value.opt_state)
+            value = value._replace(
+                target_params=self._follower.after_write(target, value.opt_state),
+                opt_state=renew_params(value.opt_state, value.params),
+            )
+        super().__setattr__(name, value)
+
+
+def _seeded(updater: BaseUpdater, constructor: Callable[..., None], args: Any, kwargs: Any) -> BaseUpdater:
+    """The updater with random masks of the agent's own key, if its constructor is given one."""
+    given = {**inspect.signature(constructor).bind_partial(*args, **kwargs).arguments, **kwargs}
+    if key := next((name for name in _KEYS if name in given), None):
+        return updater.seeded(key_of_masks(given[key]))
+    if alone := updater.describe_seed():
+        warnings.warn(f"the agent is given no {' or '.join(_KEYS)}; {alone}.", stacklevel=3)
+    return updater
+
+
+def sparsify_dqn_zoo(agent_class: type) -> type:
+    """A sparse subclass of an agent of DQN Zoo's shape: DQN, double, prioritized, C51, QR-DQN, Rainbow, IQN.
+
+    Args:
+        agent_class: Agent that takes `optimizer` by name, keeps `_online_params`, `_target_params` and `_opt_state`,
+            changes them by assignment, and has get_state and set_state.
+
+    Returns:
+        A class whose constructor takes what `agent_class` takes, and `updater` and `target_policy`. Its get_state
+        carries the masks. Random ones are drawn from the agent's `rng_key` and the updater's `rng_seed` together; from
+        `rng_seed` alone, with a warning, if the agent takes no such key.
+
+    Raises:
+        TypeError: If the class has no such methods; when an agent is built, if it has no such attributes.
+
+    Example:
+        >>> class Agent:
+        ...     def __init__(self, optimizer, params, rng_key):
+        ...         self._online_params = self._target_params = params
+        ...         self._opt_state = optimizer.init(params)
+        ...     def get_state(self): ...
+        ...     def set_state(self, state): ...
+        >>> from sparse_plugins import core
+        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=lambda params: {"w": 0.75})
+        >>> params = {"w": jax.numpy.ones((4, 4))}
+        >>> agent = sparsify_dqn_zoo(Agent)(
+        ...     params=params, rng_key=jax.random.key(0), optimizer=optax.sgd(0.1), updater=updater)
+        >>> float(agent._target_params["w"].sum())
+        4.0
+
+    Source: Quan and Ostrovski, DQN Zoo (2020).
+    """
+    return _subclass(SparseZooAgent, agent_class, ("get_state", "set_state"))
+
+
+def sparsify_acme(learner_class: type) -> type:
+    """A sparse subclass of a learner of the shape of Acme's DQN and R2D2.
+
+    If a learner makes several optimizer steps per `step`, its target network follows the masks after the last of them.
+
+    Args:
+        learner_class: Learner that takes `optimizer` by name, keeps a named tuple `_state` with params, target_params
+            and opt_state, with a leading axis of devices or without, and has save and restore.
+
+    Returns:
+        A class whose constructor takes what `learner_class` takes, and `updater` and `target_policy`. What it saves
+        carries the masks. Random ones are drawn from the learner's `random_key`, as in `sparsify_dqn_zoo`.
+
+    Raises:
+        TypeError: If the class has no such methods; when a learner is built, if it has no such attributes.
+
+    Example:
+        >>> sparsify_acme(dict)
+        Traceback (most recent call last):
+        TypeError: dict has no save, restore, so it can't be made sparse here; ...
+
+    Source: Hoffman et al., Acme (2020).
+    """
+    return _subclass(SparseAcmeLearner, learner_class, ("save", "restore"))
+
+
+def _check_same_kind(restored: PyTree, own: PyTree, who: str) -> None:
+    """Refuses an optimizer state from a checkpoint that is not of the kind an agent has.
+
+    Args:
+        restored: Optimizer state that is to be gone on from, of one replica.
+        own: The agent's own.
+        who: Name of the agent, for the message.
+
+    Raises:
+        ValueError: If the state holds no masks, or other layers, target sparsities or optimizers.
+    """
+    remedy = f"Build {who} as the agent was built that wrote it; nothing has been changed."
+    if not holds_sparse_state(restored):
+        raise ValueError(f"the checkpoint holds no masks: it was written by a dense agent. {remedy}")
+    own = jax.tree.map(lambda leaf: leaf[0], own) if _is_replicated(own) else own
+    if differing := dict(_layout(restored).items() ^ _layout(own).items()):
+        raise ValueError(f"the checkpoint is laid out differently, for example at {sorted(differing)[0]!r}. {remedy}")
+    theirs, ours = (
+        [float(target) for target in jax.tree.leaves(find_sparse_state(state).target_sparsities)]
+        for state in (restored, own)
+    )
+    if theirs != ours:
+        raise ValueError(f"the checkpoint has target sparsities {theirs}, and {who} asks for {ours}. {remedy}")
+
+
+def _subclass(mixin: type, base: type, methods: tuple[str, ...]) -> type:
+    if issubclass(base, (SparseZooAgent, SparseAcmeLearner)):
+        raise TypeError(f"{base.__name__} is sparse already.")
+    _check_has(base, base, methods)
+    text = f"{base.__name__} with masks."
+    return type(f"Sparse{base.__name__}", (mixin, base), {"__doc__": text, "__module__": __name__})
+
+
+def _check_has(agent: Any, owner: Any, names: tuple[str, ...]) -> None:
+    if missing := [name for name in names if not hasattr(owner, name)]:
+        kind = agent if isinstance(agent, type) else type(agent)
+        raise TypeError(
+            f"{kind.__name__} has no {', '.join(missing)}, so it can't be made sparse here; wrap its optimizer with "
+            "remember_params(updater.wrap_optax(optimizer)) yourself."
+        )
+
+
+def _is_replicated(opt_state: PyTree) -> bool:
+    return np.ndim(find_sparse_state(opt_state).count) > 0
+
+
+def _layout(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(leaf) for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)}

@@ -1,0 +1,227 @@
+"""The mask of one leaf as bytes, in the shortest of all forms that sender and receiver have in common.
+
+A form starts with one byte. Below 128 it is the tag of a position code: a bitmask or Rice-coded gaps.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_plugins.core.selection.random_scores import key_words, leaf_keys, random_score
+from sparse_plugins.core.selection.structured_topk import create_mask
+from sparse_plugins.core.structures import Unstructured
+from sparse_plugins.core.trees import PyTree
+from sparse_plugins.wire.position_codes import decode_positions, encode_positions
+from sparse_plugins.wire.reader import CodecError, Reader, varint
+
+__all__ = ["Leaf", "SeededMasks", "decode_mask", "digest_of_bits", "encode_mask", "needs_base", "needs_seed"]
+
+Array = np.ndarray[Any, Any]
+
+_WHOLE, _DENSE, _SAME, _DIFFERENCE, _SEED = (bytes([128 + form]) for form in range(5))
+_NAMES = {_WHOLE: "whole", _DENSE: "dense", _SAME: "same", _DIFFERENCE: "difference", _SEED: "seed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SeededMasks:
+    """What unstructured random masks were drawn from, so that a message can name it in place of the masks.
+
+    The masks are those that `core.StaticRandomSparse` starts with at step 0, and `core.RandomPruning` draws at a
+    refresh with step `state.count + 1`; `words` are their `state.rng`.
+
+    Attributes:
+        words: The two words of the key, each below 2**32.
+        step: Step of the draw, below 2**32.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> masks = SeededMasks.of(seed=3).masks({"w": jnp.zeros((2, 3))}, {"w": 4})
+        >>> masks["w"].shape, int(masks["w"].sum())
+        ((2, 3), 4)
+    """
+
+    words: tuple[int, int]
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = (*self.words, self.step)
+        if len(numbers) != 3 or not all(0 <= number < 1 << 32 for number in numbers):
+            raise ValueError(
+                f"words are {self.words} and step is {self.step}; give two numbers and one, all in [0, 2**32)."
+            )
+
+    @classmethod
+    def of(cls, seed: int | jax.Array, step: int = 0) -> "SeededMasks":
+        """The masks of an updater with `rng_seed=seed`."""
+        first, second = np.asarray(key_words(seed)).tolist()
+        return cls((first, second), step)
+
+    def masks(self, like: PyTree, counts: PyTree) -> PyTree:
+        """Draws the masks.
+
+        Args:
+            like: Tree of the parameters, or of anything with their paths and shapes.
+            counts: Entries that each mask keeps; int tree of the same structure.
+
+        Returns:
+            uint8 tree of the parameters' shapes, 1 = kept.
+        """
+        draw = lambda leaf, key, count: np.asarray(_drawn_mask(leaf.shape, key, count))  # noqa: E731
+        return jax.tree.map(draw, like, self.keys(like), counts)
+
+    def keys(self, like: PyTree) -> PyTree:
+        """The words of a key for every leaf, uint32[2]."""
+        return leaf_keys(like, jnp.array(self.words, jnp.uint32), np.uint32(self.step))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+    """What sender and receiver both know about a leaf.
+
+    Attributes:
+        name: Path.
+        shape: Shape.
+        dtype: Dtype of its values.
+        base: bool[n], the mask that both sides hold; None if they don't.
+        key: uint32[2], from which its random mask is drawn; None without a seed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    base: Array | None = None
+    key: Any = None
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+def encode_mask(mask: Array | None, leaf: Leaf) -> bytes:
+    """The shortest form of a mask; among equals the one that needs least from the receiver.
+
+    Args:
+        mask: bool[n]; None for a leaf that is sent whole and has no mask.
+        leaf: The leaf.
+
+    Returns:
+        The form, 1 to 1 + ceil(n / 8) bytes.
+
+    Example:
+        >>> old, new = np.arange(800) % 2 == 0, np.arange(800) % 2 == 0
+        >>> new[:2] = ~new[:2]
+        >>> leaf = Leaf("w", (800,), np.dtype(np.float32), base=old)
+        >>> [len(encode_mask(mask, leaf)) for mask in (old, new)]
+        [1, 9]
+    """
+    if mask is None:
+        return _WHOLE
+    if mask.all():
+        return _DENSE
+    if leaf.base is not None and np.array_equal(mask, leaf.base):
+        return _SAME
+    forms = [encode_positions(mask)]
+    if leaf.base is not None:
+        dropped, grown = ~mask[leaf.base], mask[~leaf.base]
+        forms.append(_DIFFERENCE + encode_positions(dropped) + encode_positions(grown))
+    if leaf.key is not None:
+        count = int(np.count_nonzero(mask))
+        if np.array_equal(mask, _drawn(leaf, count)):
+            forms.append(_SEED + varint(count))
+    return min(forms, key=len)
+
+
+def decode_mask(reader: Reader, leaf: Leaf) -> tuple[Array | None, str]:
+    """Reads what `encode_mask` wrote.
+
+    Args:
+        reader: Stands where the form starts.
+        leaf: The leaf, with the same base and key.
+
+    Returns:
+        The mask as bool[n], None where the leaf is sent whole, and the name of the form.
+
+    Raises:
+        CodecError: If this is no form of that leaf.
+
+    Example:
+        >>> mask, leaf = np.arange(80) % 2 == 0, Leaf("w", (80,), np.dtype(np.float32))
+        >>> decode_mask(Reader(encode_mask(mask, leaf)), leaf)[1]
+        'bitmask'
+    """
+    tag = reader.byte()
+    if tag < _WHOLE[0]:
+        return decode_positions(tag, reader, leaf.size), "rice" if tag else "bitmask"
+    form = bytes([tag])
+    if form not in _NAMES:
+        raise CodecError(f"there is no mask form {tag}.")
+    return _decode_form(form, reader, leaf), _NAMES[form]
+
+
+def needs_base(form: bytes) -> bool:
+    """Whether a form can be read only with the base mask."""
+    return form[:1] in (_SAME, _DIFFERENCE)
+
+
+def needs_seed(form: bytes) -> bool:
+    """Whether a form can be read only with the seed."""
+    return form[:1] == _SEED
+
+
+def _decode_form(form: bytes, reader: Reader, leaf: Leaf) -> Array | None:
+    if form == _WHOLE:
+        return None
+    if form == _DENSE:
+        return np.ones(leaf.size, np.bool_)
+    if form == _SEED:
+        if leaf.key is None:
+            raise CodecError("its mask comes from a seed, but the payload holds none.")
+        return _drawn(leaf, reader.varint(leaf.size, "number of kept entries"))
+    if leaf.base is None:
+        raise CodecError("its mask refers to a base mask, but this leaf or payload has none.")
+    if form == _SAME:
+        return leaf.base.copy()
+    mask = leaf.base.copy()
+    num_kept = int(np.count_nonzero(leaf.base))
+    mask[leaf.base] = ~decode_positions(reader.byte(), reader, num_kept)
+    mask[~leaf.base] = decode_positions(reader.byte(), reader, leaf.size - num_kept)
+    return mask
+
+
+def _drawn(leaf: Leaf, count: int) -> Array:
+    return np.asarray(_drawn_mask(leaf.shape, leaf.key, count)).ravel() != 0
+
+
+def _drawn_mask(shape: tuple[int, ...], key: Any, count: int) -> jax.Array:
+    """In double precision, so that the sparsity gives just this count back."""
+    sparsity = 1.0 - count / max(math.prod(shape), 1)
+    return create_mask(random_score(jax.ShapeDtypeStruct(shape, jnp.float32), key), Unstructured(), sparsity)
+
+
+def digest_of_bits(masks: list[Array | None]) -> int:
+    """A checksum by which two sides find out whether they hold the same masks.
+
+    Args:
+        masks: bool[n] of every leaf, None where it has none.
+
+    Returns:
+        A number below 2**32.
+
+    Example:
+        >>> mask = np.array([True, False])
+        >>> digest_of_bits([mask, None]) == digest_of_bits([mask, None]) != digest_of_bits([~mask, None])
+        True
+    """
+    digest = 0
+    for mask in masks:
+        digest = zlib.crc32(b"\0" if mask is None else b"\1" + np.packbits(mask).tobytes(), digest)
+    return digest
