@@ -7,7 +7,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
-INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check --constraint requirements.lock --editable
+# Other versions than the lock's: a file of constraints, or nothing for the newest that pyproject.toml allows.
+LOCK ?= requirements.lock
+INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check $(LOCK:%=--constraint %) --editable
 CHECKED := sparse_plugins experiments tests docs release
 EXTRAS := core fed dopamine haiku atari gymnax vision keras t5 zstd all
 # Groups stay in one process: the tests of Dopamine share its compiled steps.
@@ -25,6 +27,10 @@ $(IN_VENV):
 # A stamp says that its packages are installed as the two files it depends on ask.
 $(VENV)/.demo: pyproject.toml requirements.lock | $(IN_VENV)
 	$(INSTALL) '.[fed,experiments]'
+	@touch $@
+
+$(VENV)/.dev-core: pyproject.toml requirements.lock | $(IN_VENV)
+	$(INSTALL) '.[dev-core]'
 	@touch $@
 
 $(VENV)/.demo-rl: pyproject.toml requirements.lock | $(IN_VENV)
@@ -47,6 +53,9 @@ demo-rl: $(VENV)/.demo-rl ## DQN on CartPole, dense and sparse, then Pong from i
 
 test: lint types ## Lint, types, doctests, README code and the suite
 	$(PYTEST) --doctest-modules sparse_plugins experiments/record experiments/tables tests
+
+test-core: $(VENV)/.dev-core ## The core and the wire only, without TensorFlow and FedJAX: 3 minutes
+	$(PYTEST) --doctest-modules sparse_plugins/core sparse_plugins/wire tests/core tests/contract tests/wire
 
 lint: $(VENV)/.dev ## Style and layering rules
 	$(IN_VENV) -m ruff check $(CHECKED)
@@ -132,4 +141,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-rl test lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz fuzz-updaters study study-rl study-vision study-t5 tables kills lock clean
+.PHONY: help demo demo-rl test test-core lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz fuzz-updaters study study-rl study-vision study-t5 tables kills lock clean

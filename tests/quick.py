@@ -14,20 +14,27 @@ FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.ite
 
 quick_jit = functools.partial(jax.jit, compiler_options=OPTIONS)
 
-_as_users_have_it = compiler.get_compile_options
+options_as_users_have_them = compiler.get_compile_options
 
 
 def _quickly(*args, env_options_overrides=None, **keywords):
-    return _as_users_have_it(*args, env_options_overrides={**OPTIONS, **(env_options_overrides or {})}, **keywords)
+    return options_as_users_have_them(
+        *args, env_options_overrides={**OPTIONS, **(env_options_overrides or {})}, **keywords
+    )
 
 
 def compile_quickly(patches: pytest.MonkeyPatch) -> None:
-    """Also whatever a framework compiles, and in processes that a test starts; jax's public setting does half of it."""
+    """Also whatever a framework compiles, and in processes that a test starts.
+
+    The options of `jax.jit` reach no program of a framework, XLA's flags are read once in a process, and
+    `jax_disable_most_optimizations` leaves the fusion emitters: a private function of jax it is. tests/test_quick.py
+    fails when jax calls it no more.
+    """
     patches.setattr(compiler, "get_compile_options", _quickly)
     patches.setenv("XLA_FLAGS", FLAGS)
 
 
 def compile_fully(patches: pytest.MonkeyPatch) -> None:
     """As users have it."""
-    patches.setattr(compiler, "get_compile_options", _as_users_have_it)
+    patches.setattr(compiler, "get_compile_options", options_as_users_have_them)
     patches.delenv("XLA_FLAGS", raising=False)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED = PROJECT["optional-dependencies"]
-OF_THE_REPOSITORY = {"docs", "fuzz", "release", "experiments", "dev"}  # not for users
+OF_THE_REPOSITORY = {"docs", "fuzz", "release", "experiments", "dev", "dev-core"}  # not for users
 TARGETS = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE)[0].split()
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 # Where the package imports what an extra brings; a longer name goes before a shorter one.
