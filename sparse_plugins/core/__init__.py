@@ -15,6 +15,7 @@ from sparse_plugins.core.config import SparsityConfig, all_algorithm_names, crea
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
+from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.schedules import (
     AlternatingSchedule,
@@ -46,6 +47,8 @@ __all__ = [
     "GradualRigL",
     "GradualSET",
     "GraspPruning",
+    "LayerAxes",
+    "Layers",
     "LinearDrop",
     "MagnitudePruning",
     "NByM",
@@ -83,6 +86,7 @@ __all__ = [
     "rescale_to_fan_in",
     "summarize_intersection",
     "summarize_sparsity",
+    "trace_layers",
     "uniform",
     "unpack_masks",
 ]

@@ -1,0 +1,61 @@
+"""Which axes hold the same channels, all through a program: the reader that joins whatever has to stay together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparse_plugins.core.layers.factors import Factor, factors, pin, unify
+from sparse_plugins.core.layers.flows import Flow
+from sparse_plugins.core.layers.walk import Value
+
+__all__ = ["Joined", "join"]
+
+
+def join(flow: Flow, values: Sequence[Value], axes: Sequence[Any]) -> dict[int, Factor]:
+    """Joins the axes of some values as a flow says.
+
+    Args:
+        flow: The flow of an equation.
+        values: Operands, results or both.
+        axes: For each value the symbols of its axes.
+
+    Returns:
+        For each symbol the factor that stands for it.
+    """
+    named = {symbol: Factor(size) for symbol, size in flow.sizes.items()}
+    for value, its in zip(values, axes, strict=True):
+        for axis, symbols in zip(value.axes, its, strict=False):
+            unify(axis, [named[symbol] for symbol in symbols])
+    return named
+
+
+class Joined:
+    """Joins axes across weights and activations, and pins what cannot move."""
+
+    def equation(self, equation: Any, flow: Flow | None, operands: list[Value], results: list[Value]) -> None:
+        """Joins what the flow joins; without one nothing that the equation touches may change."""
+        if flow is None:
+            for axis in (axis for value in (*operands, *results) for axis in value.axes):
+                pin(axis, f"the primitive {equation.primitive.name!r}, which is not followed")
+            return
+        named = join(flow, (*operands, *results), (*flow.operands, *flow.results))
+        for symbol, reason in flow.mixed.items():
+            pin([named[symbol]], reason)
+        if flow.is_product and all(operand.is_activation for operand in operands):
+            held = [{symbol for axis in axes for symbol in axis} for axes in (*flow.operands, *flow.results)]
+            for symbol in set.intersection(*held):
+                for factor in factors([named[symbol]]):
+                    factor.is_batched = True
+
+    def same(self, value: Value, other: Value) -> None:
+        """Joins two values axis by axis."""
+        for axis, other_axis in zip(value.axes, other.axes, strict=True):
+            unify(axis, other_axis)
+
+    def looped(self, value: Value) -> None:
+        """Layers of a stack stay where they are."""
+        pin(value.axes[0], "steps of a loop")
+
+    def constant(self, value: Value) -> None:
+        """A constant cannot shrink."""
+        for axis in value.axes:
+            pin(axis, "a constant of the program")

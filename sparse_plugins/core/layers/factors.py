@@ -1,0 +1,132 @@
+"""Axes as products of factors, and the factors that are one and the same.
+
+An axis is a list of factors, major to minor. A factor has a size and is shared by all axes that hold the same entries;
+where a reshape merges axes or splits them, the coarser factor is refined.
+"""
+
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+
+__all__ = ["Axis", "Factor", "common_division", "factors", "pin", "root", "unify"]
+
+
+class Factor:
+    """A set of positions along an axis.
+
+    Attributes:
+        size: How many there are.
+        pins: Why entries must stay where they are, if they must.
+        is_batched: Whether a product of two activations is many products along it, as along attention heads.
+    """
+
+    __slots__ = ("is_batched", "parent", "parts", "pins", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.parent = self
+        self.parts: list[Factor] = []
+        self.pins: set[str] = set()
+        self.is_batched = False
+
+
+Axis = list[Factor]
+
+
+def root(factor: Factor) -> Factor:
+    """The factor that stands for all that were merged with this one."""
+    while factor.parent is not factor:
+        factor.parent = factor.parent.parent
+        factor = factor.parent
+    return factor
+
+
+def factors(axis: Iterable[Factor]) -> Axis:
+    """The finest factors of an axis, major to minor.
+
+    Example:
+        >>> x, y = [Factor(6)], [Factor(2), Factor(3)]
+        >>> unify(x, y)
+        >>> [factor.size for factor in factors(x)]
+        [2, 3]
+    """
+    found: Axis = []
+    for factor in map(root, axis):
+        found += factors(factor.parts) if factor.parts else [factor]
+    return found
+
+
+def pin(axis: Iterable[Factor], reason: str) -> None:
+    """Forbids entries of an axis to move or to leave."""
+    for factor in factors(axis):
+        factor.pins.add(reason)
+
+
+def unify(x: Sequence[Factor], y: Sequence[Factor], reason: str = "sizes without a common division") -> None:
+    """Says that two axes, or two lists of axes as a reshape has them, hold the same entries in the same order.
+
+    Args:
+        x: Factors, major to minor.
+        y: Factors of the same total size.
+        reason: Why both are pinned if no factors fit both.
+    """
+    left, right = factors(x), factors(y)
+    if math.prod(f.size for f in left) in (0, 1) and len(left) == len(right) == 1:
+        _merge(left[0], right[0])
+        return
+    left, right = ([f for f in axis if f.size != 1] for axis in (left, right))
+    pieces = common_division([f.size for f in left], [f.size for f in right])
+    if pieces is None:
+        pin([*left, *right], reason)
+        return
+    _divide(left, pieces)
+    _divide(factors(right), pieces)  # dividing one side may have divided what the other shares with it
+    for a, b in zip(factors(left), factors(right), strict=True):
+        _merge(a, b)
+
+
+def common_division(one: Sequence[int], other: Sequence[int]) -> list[int] | None:
+    """Sizes, in order, from which two shapes of the same total size can be put together.
+
+    Returns:
+        The sizes, none of them 1; None if there are none, or if the total size is 0.
+
+    Example:
+        >>> common_division((5, 12), (20, 3)), common_division((4, 6), (6, 4))
+        ([5, 4, 3], None)
+    """
+    edges = {edge for shape in (one, other) for edge in itertools.accumulate(shape, operator.mul)}
+    pieces, last = [], 1
+    for edge in sorted(edges):
+        if edge == 0 or edge % last:
+            return None
+        pieces.append(edge // last)
+        last = edge
+    return [piece for piece in pieces if piece != 1]
+
+
+def _divide(axis: Axis, pieces: Sequence[int]) -> None:
+    rest = iter(pieces)
+    for factor in axis:
+        parts: Axis = []
+        while math.prod(part.size for part in parts) < factor.size:
+            parts.append(Factor(next(rest)))
+        if len(parts) > 1 and not factor.parts:
+            _refine(factor, parts)
+
+
+def _merge(a: Factor, b: Factor) -> None:
+    a, b = root(a), root(b)
+    if a is b:
+        return
+    b.parent = a
+    a.pins |= b.pins
+    a.is_batched |= b.is_batched
+
+
+def _refine(coarse: Factor, parts: Axis) -> None:
+    coarse.parts = parts
+    for part in parts:
+        part.pins |= coarse.pins
+        part.is_batched |= coarse.is_batched

@@ -1,0 +1,396 @@
+"""What each axis of each parameter is to the layer it belongs to: read from how the program uses it."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.layers.channels import Joined, join
+from sparse_plugins.core.layers.factors import Axis, Factor, factors, root, unify
+from sparse_plugins.core.layers.flows import Flow
+from sparse_plugins.core.layers.walk import Value, walk
+from sparse_plugins.core.trees import PyTree, leaf_names
+
+__all__ = ["LayerAxes", "Layers", "Part", "Role", "trace_layers"]
+
+Role = Literal["stack", "inputs", "outputs", "space", "rows", "elementwise"]
+
+
+class Part(NamedTuple):
+    """An axis of a parameter, or a factor of one.
+
+    Attributes:
+        size: Entries.
+        role: What it is: 'stack' (every entry is a layer of its own), 'inputs' (summed over), 'outputs', 'space' (the
+            window of a convolution), 'rows' (looked up by index), 'elementwise' (a bias or a scale), or None where the
+            program does not tell.
+        is_heads: Whether it runs over attention heads.
+    """
+
+    size: int
+    role: Role | None
+    is_heads: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerAxes:
+    """How one parameter is used.
+
+    Attributes:
+        path: Its name, such as 'encoder/attention/query/kernel'.
+        shape: Its shape.
+        axes: For each axis its parts, major to minor; most axes have one.
+        tied: The axes of further uses that differ from the first, such as an embedding that is also the last layer.
+        note: Why the program does not tell more; empty if it does.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[tuple[Part, ...], ...]
+    tied: tuple[tuple[tuple[Part, ...], ...], ...] = ()
+    note: str = ""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, major to minor."""
+        return tuple(part for axis in self.axes for part in axis)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it maps inputs or rows to outputs; biases, scales and what is not followed do not."""
+        return any(part.role in ("inputs", "outputs", "rows") for part in self.parts)
+
+    def size(self, *roles: Role) -> int:
+        """Product of the sizes of all parts of some roles."""
+        return math.prod(part.size for part in self.parts if part.role in roles)
+
+    def to_matrices(self, array: jax.Array) -> jax.Array:
+        """The parameter as a stack of matrices.
+
+        Args:
+            array: Anything of the parameter's shape.
+
+        Returns:
+            Array[stack, inputs, outputs], space and rows counted with the inputs.
+
+        Raises:
+            ValueError: If the parameter is no layer, or the array has another shape.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> params = {"kernel": jnp.ones((8, 2, 3))}
+            >>> apply = lambda params, x: jnp.einsum("bi,ihd->bhd", x, params["kernel"])
+            >>> layers = core.trace_layers(apply, params, jnp.ones((4, 8)))
+            >>> layers["kernel"].to_matrices(params["kernel"]).shape
+            (1, 8, 6)
+        """
+        self._check(array.shape, self.shape)
+        order, sizes = self._order()
+        parts = jnp.reshape(array, [part.size for part in self.parts])
+        return jnp.reshape(jnp.transpose(parts, order), sizes)
+
+    def from_matrices(self, matrices: jax.Array) -> jax.Array:
+        """The array of which `to_matrices` makes these matrices."""
+        order, sizes = self._order()
+        self._check(matrices.shape, sizes)
+        moved = jnp.reshape(matrices, [self.parts[place].size for place in order])
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return jnp.reshape(jnp.transpose(moved, back), self.shape)
+
+    def _order(self) -> tuple[list[int], tuple[int, int, int]]:
+        if not self.is_layer:
+            raise ValueError(f"{self.path!r} is no layer, but {self}: it has no matrices.")
+        places = {
+            role: [i for i, part in enumerate(self.parts) if part.role in roles] for role, roles in _MATRIX.items()
+        }
+        rest = [i for i, part in enumerate(self.parts) if not any(i in its for its in places.values())]
+        order = [*places["stack"], *places["inputs"], *places["outputs"], *rest]
+        sizes = (self.size("stack"), self.size(*_MATRIX["inputs"]), self.size("outputs"))
+        return order, sizes
+
+    def _check(self, shape: Sequence[int], expected: Sequence[int]) -> None:
+        if tuple(shape) != tuple(expected):
+            raise ValueError(f"{self.path!r}: an array of shape {tuple(shape)}, where {tuple(expected)} is expected.")
+
+    def __str__(self) -> str:
+        words = []
+        for axis in self.axes:
+            named = [
+                f"{part.role or ('unknown' if part.size > 1 else 'single')} {part.size}{' heads' * part.is_heads}"
+                for part in axis
+            ]
+            words.append(named[0] if len(named) == 1 else f"({' × '.join(named)})")
+        tied = " (tied)" if self.tied else ""
+        return f"{', '.join(words) or 'scalar'}{tied}{f': {self.note}' if self.note else ''}"
+
+
+def _word(part: Part) -> str:
+    return part.role or ("single" if part.size == 1 else "unknown")
+
+
+_MATRIX: dict[str, tuple[Role, ...]] = {
+    "stack": ("stack",),
+    "inputs": ("space", "inputs", "rows"),
+    "outputs": ("outputs",),
+}
+
+
+class Layers(dict[str, LayerAxes]):
+    """The axes of every parameter, by path; `print` shows them as a table."""
+
+    def __str__(self) -> str:
+        width = max([len(path) for path in self], default=0)
+        shapes = [str(layer.shape) for layer in self.values()]
+        wide = max(map(len, shapes), default=0)
+        rows = zip(self.items(), shapes, strict=True)
+        return "\n".join(f"{path:{width}}  {shape:{wide}}  {layer}" for (path, layer), shape in rows)
+
+
+def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Layers:
+    """What every axis of every parameter is, read from the computation itself.
+
+    Any function of parameters and inputs will do, of any framework. It is traced, not run, so that arrays may be given
+    as `jax.ShapeDtypeStruct`.
+
+    Args:
+        apply: (params, *inputs) -> outputs.
+        params: Parameter tree.
+        *inputs: Trees of inputs of the shapes that the function takes.
+
+    Returns:
+        A mapping from each parameter's path to its `LayerAxes`.
+
+    Raises:
+        TypeError: If the function cannot be called with these arguments.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"blocks": {"kernel": jnp.ones((6, 4, 4)), "bias": jnp.ones((6, 4))}}
+        >>> def apply(params, x):
+        ...     block = lambda x, p: (jax.nn.relu(x @ p["kernel"] + p["bias"]), None)
+        ...     return jax.lax.scan(block, x, params["blocks"])[0]
+        >>> print(trace_layers(apply, params, jnp.ones((2, 4))))
+        blocks/bias    (6, 4)     stack 6, elementwise 4
+        blocks/kernel  (6, 4, 4)  stack 6, inputs 4, outputs 4
+    """
+    program = _traced(apply, params, inputs)
+    leaves, names = jax.tree.leaves(params), leaf_names(params)
+
+    def values() -> list[Value]:
+        variables = program.jaxpr.invars
+        made = [[[Factor(size)] for size in variable.aval.shape] for variable in variables]
+        return [Value(axes, place >= len(leaves)) for place, axes in enumerate(made)]
+
+    uses, joined = _Uses(), Joined()
+    seen, everywhere = values(), values()
+    walk(uses, program, seen)
+    walk(joined, program, everywhere)
+    for mine, its in zip(seen, everywhere, strict=True):
+        for axis, other in zip(mine.axes, its.axes, strict=True):
+            unify(axis, [Factor(factor.size) for factor in factors(other)])
+            unify(other, [Factor(factor.size) for factor in factors(axis)])
+    roles = uses.settled()
+    found = [
+        _layer(name, tuple(leaf.shape), value, roles, uses.notes)
+        for name, leaf, value in zip(names, leaves, seen, strict=False)
+    ]
+    return Layers(zip(names, _with_context(found, everywhere), strict=True))
+
+
+def _traced(apply: Callable[..., Any], params: PyTree, inputs: Sequence[Any]) -> Any:
+    try:
+        return jax.make_jaxpr(apply)(params, *inputs)
+    except TypeError as error:
+        raise TypeError(
+            f"the function cannot be traced with these parameters and inputs: {error}. Give a function "
+            "(params, *inputs) -> outputs: one that takes keys or collections besides is wrapped, as in "
+            "lambda params, x: model.apply({'params': params, **rest}, x, rngs={'dropout': key})."
+        ) from error
+
+
+class _Mark(NamedTuple):
+    use: int | None  # None: whatever the use
+    axis: Axis
+    role: str
+
+
+class _Uses:
+    """Writes down how weights meet activations; among themselves weights only pass their axes on."""
+
+    def __init__(self) -> None:
+        self.marks: list[_Mark] = []
+        self.links: list[tuple[Axis, Axis]] = []
+        self.notes: list[tuple[Axis, str]] = []
+        self._count = 0
+
+    def equation(self, equation: Any, flow: Flow | None, operands: list[Value], results: list[Value]) -> None:
+        crosses = any(result.is_activation for result in results)
+        weights = [place for place, operand in enumerate(operands) if not operand.is_activation and operand.axes]
+        if flow is None:
+            note = f"used by the primitive {equation.primitive.name!r}, which is not followed"
+            self.notes += [(axis, note) for place in weights for axis in operands[place].axes]
+        elif crosses:
+            for place in weights:
+                self._meet(flow, place, operands[place], equation.primitive.name)
+        else:
+            named = join(flow, (*operands, *results), (*flow.operands, *flow.results))
+            for part, whole in flow.parts:
+                if flow.sizes[part] == 1:
+                    self.marks.append(_Mark(None, [named[whole]], "stack"))
+                else:
+                    self.links.append(([named[part]], [named[whole]]))
+
+    def _meet(self, flow: Flow, place: int, weight: Value, primitive: str) -> None:
+        self._count += 1
+        named = join(flow, [weight], [flow.operands[place]])
+        mine = {symbol for axis in flow.operands[place] for symbol in axis}
+        others = {s for i, axes in enumerate(flow.operands) if i != place for axis in axes for s in axis}
+        after = {symbol for axes in flow.results for axis in axes for symbol in axis}
+        for symbol in mine:
+            role = _role(flow, symbol, symbol in others, symbol in after, primitive)
+            self.marks.append(_Mark(self._count, [named[symbol]], role))
+
+    def same(self, value: Value, other: Value) -> None:
+        weights = [one for one in (value, other) if not one.is_activation]
+        if len(weights) == 2:
+            for axis, other_axis in zip(value.axes, other.axes, strict=True):
+                unify(axis, other_axis)
+        elif weights and weights[0].axes:
+            self._count += 1
+            self.marks += [_Mark(self._count, axis, "elementwise") for axis in weights[0].axes]
+
+    def looped(self, value: Value) -> None:
+        if not value.is_activation:
+            self.marks.append(_Mark(None, value.axes[0], "stack"))
+
+    def constant(self, value: Value) -> None:
+        """Constants are weights that no parameter is made of."""
+
+    def settled(self) -> dict[Factor, dict[int | None, str]]:
+        """Roles by factor and use, handed on between arrays and their parts."""
+        roles: dict[Factor, dict[int | None, str]] = {}
+        for use, axis, role in self.marks:
+            for factor in factors(axis):
+                roles.setdefault(factor, {}).setdefault(use, role)
+        pairs = [(factors(part), factors(whole)) for part, whole in self.links]
+        has_changed = True
+        while has_changed:
+            changes = [_hand_on(roles, *pair) + _hand_on(roles, *pair[::-1]) for pair in pairs]
+            has_changed = any(changes)
+        return roles
+
+
+def _hand_on(roles: dict[Factor, dict[int | None, str]], source: Axis, target: Axis) -> int:
+    """Gives factors the roles of others where they have none; returns how many it gave."""
+    given = 0
+    uses = {use for factor in source for use in roles.get(factor, {})}
+    for use in uses:
+        its = {roles[factor][use] for factor in source if use in roles.get(factor, {})}
+        for factor in target:
+            if len(its) == 1 and use not in roles.setdefault(factor, {}):
+                roles[factor][use] = next(iter(its))
+                given += 1
+    return given
+
+
+def _role(flow: Flow, symbol: int, is_shared: bool, is_kept: bool, primitive: str) -> str:
+    if not flow.is_product:
+        if flow.indexed:
+            return "rows" if symbol in flow.indexed else "outputs"
+        return "elementwise"
+    if symbol in flow.window:
+        return "space"
+    if is_shared and is_kept:
+        return "groups" if primitive == "conv_general_dilated" else "stack"
+    return "inputs" if is_shared else "outputs"
+
+
+def _layer(
+    name: str,
+    shape: tuple[int, ...],
+    value: Value,
+    roles: dict[Factor, dict[int | None, str]],
+    notes: list[tuple[Axis, str]],
+) -> LayerAxes:
+    axes = [factors(axis) for axis in value.axes]
+    every = [factor for axis in axes for factor in axis]
+    uses = sorted({use for factor in every for use in roles.get(factor, {}) if use is not None})
+    variants = list(dict.fromkeys(_parts(axes, roles, use) for use in uses))
+    layers = [parts for parts in variants if any(p.role in ("inputs", "outputs") for axis in parts for p in axis)]
+    chosen = layers or variants
+    mine = set(map(id, every))
+    note = next((text for axis, text in notes if not mine.isdisjoint(map(id, factors(axis)))), "")
+    if not chosen:
+        return LayerAxes(name, shape, _parts(axes, roles, None), note=note or "not used by the function")
+    return LayerAxes(name, shape, chosen[0], tuple(layers[1:]), note)
+
+
+def _parts(
+    axes: list[Axis], roles: dict[Factor, dict[int | None, str]], use: int | None
+) -> tuple[tuple[Part, ...], ...]:
+    named = [[_role_in_use(roles.get(factor, {}), use) for factor in axis] for axis in axes]
+    has_outputs = any("outputs" in its for its in named)
+    grouped = [place for place, its in enumerate(named) if "groups" in its]
+
+    def settled(place: int, role: str | None) -> Any:
+        if role != "groups":
+            return role
+        # The groups of a grouped convolution are outputs; those that stand for a batch of convolutions are a stack.
+        return "outputs" if "outputs" in named[place] or (not has_outputs and place == grouped[-1]) else "stack"
+
+    return tuple(
+        tuple(Part(factor.size, settled(place, role)) for factor, role in zip(axis, its, strict=True))
+        or (Part(1, None),)
+        for place, (axis, its) in enumerate(zip(axes, named, strict=True))
+    )
+
+
+def _role_in_use(roles: dict[int | None, str], use: int | None) -> str | None:
+    return roles.get(None) or roles.get(use)
+
+
+def _with_context(found: list[LayerAxes], everywhere: Sequence[Value]) -> Iterator[LayerAxes]:
+    """Heads, and the stacks of layers that share their input: what only the rest of the program tells."""
+    spread = [[[root(f) for f in factors(axis)] for axis in value.axes] for value in everywhere[: len(found)]]
+    roles: dict[Factor, set[str | None]] = {}
+    for layer, its in zip(found, spread, strict=True):
+        for axis, parts in zip(its, layer.axes, strict=True):
+            for factor, part in zip(axis, parts, strict=False):
+                roles.setdefault(factor, set()).add(part.role)
+    stacks = {factor for factor, its in roles.items() if "stack" in its and its.isdisjoint(("inputs", "space", "rows"))}
+    for layer, its in zip(found, spread, strict=True):
+        yield dataclasses.replace(layer, axes=_in_context(layer, its, stacks))
+
+
+def _in_context(layer: LayerAxes, its: list[list[Factor]], stacks: set[Factor]) -> tuple[tuple[Part, ...], ...]:
+    stacked = [[factor in stacks for factor in axis] for axis in its]
+    rest = [
+        part.role
+        for axis, flags in zip(layer.axes, stacked, strict=True)
+        for part, flag in zip(axis, flags, strict=False)
+        if not flag
+    ]
+    may_stack = bool(rest) and ("outputs" in rest if layer.is_layer else True)
+
+    def seen(part: Part, factor: Factor) -> Part:
+        if part.role in ("outputs", "elementwise") and factor in stacks and may_stack:
+            return part._replace(role="stack")
+        return part._replace(is_heads=factor.is_batched and part.role in ("inputs", "outputs"))
+
+    return tuple(
+        _merged([seen(part, factor) for part, factor in zip(parts, axis, strict=True)]) if axis else parts
+        for parts, axis in zip(layer.axes, its, strict=True)
+    )
+
+
+def _merged(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Neighbours that are alike as one part."""
+    merged = [
+        Part(math.prod(part.size for part in alike), *kind)
+        for kind, alike in itertools.groupby(parts, key=lambda part: (part.role, part.is_heads))
+    ]
+    return tuple(merged)

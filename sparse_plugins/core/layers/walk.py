@@ -1,0 +1,179 @@
+"""Follows values through a program: into calls, loops and branches, equation by equation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from jax.extend import core as jax_core
+
+from sparse_plugins.core.layers.factors import Axis, Factor
+from sparse_plugins.core.layers.flows import Flow, flow_of
+
+__all__ = ["Reader", "Value", "fresh", "inner_jaxpr", "walk"]
+
+
+class Value(NamedTuple):
+    """What is known of a variable.
+
+    Attributes:
+        axes: Its axes.
+        is_activation: Whether it depends on inputs; what depends on parameters alone is a weight.
+    """
+
+    axes: list[Axis]
+    is_activation: bool
+
+
+class Reader(Protocol):
+    """What somebody who walks through a program writes down."""
+
+    def equation(self, equation: Any, flow: Flow | None, operands: list[Value], results: list[Value]) -> None:
+        """An equation, with what it does to axes; None if that is not known."""
+
+    def same(self, value: Value, other: Value) -> None:
+        """Two values that stand for one: what a loop begins with and goes on with, or two branches."""
+
+    def looped(self, value: Value) -> None:
+        """An array whose first axis a loop takes apart or puts together."""
+
+    def constant(self, value: Value) -> None:
+        """An array that is written into the program."""
+
+
+def fresh(variable: Any, is_activation: bool) -> Value:
+    """A value of which nothing is known but its shape."""
+    return Value([[Factor(size)] for size in getattr(variable.aval, "shape", ())], is_activation)
+
+
+def inner_jaxpr(equation: Any) -> Any:
+    """The closed jaxpr that an equation calls once, with its own operands; None if it calls none."""
+    if equation.primitive.name in _CALLS:
+        for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+            if (inner := equation.params.get(name)) is not None:
+                return inner if isinstance(inner, jax_core.ClosedJaxpr) else jax_core.ClosedJaxpr(inner, ())
+    return None
+
+
+_CALLS = {
+    *("pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+    *("remat", "remat2", "checkpoint", "custom_lin"),
+}
+
+
+def walk(reader: Reader, program: Any, operands: Sequence[Value]) -> list[Value]:
+    """Walks through a closed jaxpr.
+
+    Args:
+        reader: Who is told of every equation.
+        program: A closed jaxpr.
+        operands: Values of its inputs.
+
+    Returns:
+        Values of its outputs.
+    """
+    known: dict[Any, Value] = dict(zip(program.jaxpr.invars, operands, strict=True))
+    for variable in program.jaxpr.constvars:
+        known[variable] = fresh(variable, False)
+        reader.constant(known[variable])
+
+    def value(variable: Any) -> Value:
+        return fresh(variable, False) if isinstance(variable, jax_core.Literal) else known[variable]
+
+    for equation in program.jaxpr.eqns:
+        results = _step(reader, equation, [value(variable) for variable in equation.invars])
+        known |= dict(zip(equation.outvars, results, strict=True))
+    return [value(variable) for variable in program.jaxpr.outvars]
+
+
+def _step(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+    if (inner := inner_jaxpr(equation)) is not None and len(inner.jaxpr.invars) == len(operands):
+        return walk(reader, inner, operands)
+    if (loop := _LOOPS.get(equation.primitive.name)) is not None:
+        return loop(reader, equation, operands)
+    is_activation = any(operand.is_activation for operand in operands)
+    results = [fresh(variable, is_activation) for variable in equation.outvars]
+    reader.equation(equation, flow_of(equation), operands, results)
+    return results
+
+
+def _scan(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+    body = equation.params["jaxpr"]
+    first = equation.params["num_consts"]
+    last = first + equation.params["num_carry"]
+    constants, start, slices = operands[:first], operands[first:last], operands[last:]
+    for stack in slices:
+        reader.looped(stack)
+    taken = [Value(stack.axes[1:], stack.is_activation) for stack in slices]
+    carry, given = _iterated(reader, body, constants, start, taken)
+    stacks = [
+        Value([[Factor(variable.aval.shape[0])], *value.axes], value.is_activation)
+        for variable, value in zip(equation.outvars[len(carry) :], given, strict=True)
+    ]
+    for stack in stacks:
+        reader.looped(stack)
+    return [*carry, *stacks]
+
+
+def _iterated(
+    reader: Reader, body: Any, constants: list[Value], start: list[Value], taken: list[Value]
+) -> tuple[list[Value], list[Value]]:
+    """The carry of a loop after it, and what else its body gives."""
+    flags = [value.is_activation for value in start]
+    around = [value.is_activation for value in constants], [value.is_activation for value in taken]
+    for _ in flags:  # each time round another one may turn out to depend on inputs
+        after = _activations(body, [*around[0], *flags, *around[1]])
+        flags = [old or new for old, new in zip(flags, after, strict=False)]
+    variables = body.jaxpr.invars[len(constants) : len(constants) + len(start)]
+    carry = [fresh(variable, flag) for variable, flag in zip(variables, flags, strict=True)]
+    for before, inside in zip(start, carry, strict=True):
+        reader.same(before, inside)
+    results = walk(reader, body, [*constants, *carry, *taken])
+    for inside, after_it in zip(carry, results, strict=False):
+        reader.same(after_it, inside)
+    return carry, results[len(carry) :]
+
+
+class _Silent:
+    """A reader that writes nothing down."""
+
+    def equation(self, equation: Any, flow: Flow | None, operands: list[Value], results: list[Value]) -> None:
+        pass
+
+    def same(self, value: Value, other: Value) -> None:
+        pass
+
+    def looped(self, value: Value) -> None:
+        pass
+
+    def constant(self, value: Value) -> None:
+        pass
+
+
+def _activations(body: Any, flags: list[bool]) -> list[bool]:
+    """Which results of a body depend on inputs."""
+    operands = [fresh(variable, flag) for variable, flag in zip(body.jaxpr.invars, flags, strict=True)]
+    return [value.is_activation for value in walk(_Silent(), body, operands)]
+
+
+def _while(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+    test, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
+    first = equation.params["cond_nconsts"]
+    last = first + equation.params["body_nconsts"]
+    carry, _ = _iterated(reader, body, operands[first:last], operands[last:], [])
+    walk(reader, test, [*operands[:first], *carry])
+    return carry
+
+
+def _cond(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+    index, *rest = operands
+    branches = [walk(reader, branch, rest) for branch in equation.params["branches"]]
+    flags = [
+        index.is_activation or any(value.is_activation for value in values) for values in zip(*branches, strict=True)
+    ]
+    results = [fresh(variable, flag) for variable, flag in zip(equation.outvars, flags, strict=True)]
+    for values in branches:
+        for value, result in zip(values, results, strict=True):
+            reader.same(value, result)
+    return results
+
+
+_LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
