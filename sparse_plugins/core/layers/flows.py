@@ -215,7 +215,8 @@ def _convolution(equation: Any, operands: list[Shape], results: list[Shape]) -> 
     split, examples = symbols.new(groups), symbols.new(lhs[numbers.lhs_spec[0]] // batches)
     many, inputs = symbols.new(batches), symbols.new(rhs[numbers.rhs_spec[1]])
     outputs = symbols.new(rhs[numbers.rhs_spec[0]] // (groups * batches))
-    image, kernel, result = ([()] * len(lhs) for _ in range(3))
+    blank: list[Symbols] = [()] * len(lhs)
+    image, kernel, result = blank[:], blank[:], blank[:]
     image[numbers.lhs_spec[0]], image[numbers.lhs_spec[1]] = (many, examples), (split, inputs)
     kernel[numbers.rhs_spec[0]], kernel[numbers.rhs_spec[1]] = (many, split, outputs), (inputs,)
     result[numbers.out_spec[0]], result[numbers.out_spec[1]] = (examples,), (many, split, outputs)

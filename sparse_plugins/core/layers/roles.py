@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 
 from sparse_plugins.core.layers.channels import Joined, join
 from sparse_plugins.core.layers.factors import Axis, Factor, factors, root, unify
@@ -194,9 +195,11 @@ def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Lay
             unify(axis, [Factor(factor.size) for factor in factors(other)])
             unify(other, [Factor(factor.size) for factor in factors(axis)])
     roles = uses.settled()
+    read = {variable for equation in program.jaxpr.eqns for variable in equation.invars if isinstance(variable, Var)}
+    read |= {variable for variable in program.jaxpr.outvars if isinstance(variable, Var)}
     found = [
-        _layer(name, tuple(leaf.shape), value, roles, uses.notes)
-        for name, leaf, value in zip(names, leaves, seen, strict=False)
+        _layer(name, tuple(leaf.shape), value, roles, uses.notes, variable in read)
+        for name, leaf, value, variable in zip(names, leaves, seen, program.jaxpr.invars, strict=False)
     ]
     return Layers(zip(names, _with_context(found, everywhere), strict=True))
 
@@ -315,6 +318,7 @@ def _layer(
     value: Value,
     roles: dict[Factor, dict[int | None, str]],
     notes: list[tuple[Axis, str]],
+    is_read: bool,
 ) -> LayerAxes:
     axes = [factors(axis) for axis in value.axes]
     every = [factor for axis in axes for factor in axis]
@@ -325,7 +329,7 @@ def _layer(
     mine = set(map(id, every))
     note = next((text for axis, text in notes if not mine.isdisjoint(map(id, factors(axis)))), "")
     if not chosen:
-        return LayerAxes(name, shape, _parts(axes, roles, None), note=note or "not used by the function")
+        return LayerAxes(name, shape, _parts(axes, roles, None), note=note if is_read else "not used by the function")
     return LayerAxes(name, shape, chosen[0], tuple(layers[1:]), note)
 
 
