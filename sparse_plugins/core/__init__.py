@@ -15,7 +15,9 @@ from sparse_plugins.core.config import SparsityConfig, all_algorithm_names, crea
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
+from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, channel_graph
 from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
+from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.schedules import (
     AlternatingSchedule,
@@ -37,6 +39,8 @@ __all__ = [
     "Block",
     "ByPath",
     "Channel",
+    "ChannelGraph",
+    "ChannelGroup",
     "ConstantDrop",
     "ConstantFanIn",
     "CosineDrop",
@@ -62,6 +66,7 @@ __all__ = [
     "RigL",
     "SRigL",
     "SaliencyPruning",
+    "Shrunk",
     "SnipPruning",
     "SoftTopKSte",
     "SparseState",
@@ -74,16 +79,19 @@ __all__ = [
     "WandaPruning",
     "all_algorithm_names",
     "apply_masks",
+    "channel_graph",
     "check_state",
     "create_updater_from_config",
     "describe_plan",
     "erk",
+    "expand",
     "find_sparse_state",
     "hessian_gradient_product",
     "kernels_only",
     "not_dim_one",
     "pack_masks",
     "rescale_to_fan_in",
+    "shrink",
     "summarize_intersection",
     "summarize_sparsity",
     "trace_layers",

@@ -25,11 +25,22 @@ def join(flow: Flow, values: Sequence[Value], axes: Sequence[Any]) -> dict[int, 
     for value, its in zip(values, axes, strict=True):
         for axis, symbols in zip(value.axes, its, strict=False):
             unify(axis, [named[symbol] for symbol in symbols])
+    for whole, segments in flow.joined.items():
+        total = Factor(flow.sizes[whole])
+        total.segments = [[named[segment]] for segment in segments]
+        unify([named[whole]], [total])
     return named
 
 
 class Joined:
-    """Joins axes across weights and activations, and pins what cannot move."""
+    """Joins axes across weights and activations, and pins what cannot move.
+
+    Attributes:
+        concatenations: The factors that are concatenations of others.
+    """
+
+    def __init__(self) -> None:
+        self.concatenations: list[Factor] = []
 
     def equation(self, equation: Any, flow: Flow | None, operands: list[Value], results: list[Value]) -> None:
         """Joins what the flow joins; without one nothing that the equation touches may change."""
@@ -38,6 +49,7 @@ class Joined:
                 pin(axis, f"the primitive {equation.primitive.name!r}, which is not followed")
             return
         named = join(flow, (*operands, *results), (*flow.operands, *flow.results))
+        self.concatenations += [named[whole] for whole in flow.joined]
         for symbol, reason in flow.mixed.items():
             pin([named[symbol]], reason)
         if flow.is_product and all(operand.is_activation for operand in operands):
@@ -59,3 +71,10 @@ class Joined:
         """A constant cannot shrink."""
         for axis in value.axes:
             pin(axis, "a constant of the program")
+
+    def settle(self) -> None:
+        """Pins the segments of what is pinned as a whole."""
+        for _ in self.concatenations:  # one may be a segment of another
+            for factor in factors(self.concatenations):
+                for reason in factor.pins:
+                    pin([part for segment in factor.segments for part in segment], reason)

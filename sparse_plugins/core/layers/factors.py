@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Axis", "Factor", "common_division", "factors", "pin", "root", "unify"]
+__all__ = ["Axis", "Factor", "common_division", "factors", "pin", "reasons", "root", "unify"]
 
 
 class Factor:
@@ -19,14 +19,17 @@ class Factor:
         size: How many there are.
         pins: Why entries must stay where they are, if they must.
         is_batched: Whether a product of two activations is many products along it, as along attention heads.
+        parts: The finer factors whose product it is, major to minor.
+        segments: The axes that it is a concatenation of.
     """
 
-    __slots__ = ("is_batched", "parent", "parts", "pins", "size")
+    __slots__ = ("is_batched", "parent", "parts", "pins", "segments", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.parent = self
         self.parts: list[Factor] = []
+        self.segments: list[list[Factor]] = []
         self.pins: set[str] = set()
         self.is_batched = False
 
@@ -61,6 +64,14 @@ def pin(axis: Iterable[Factor], reason: str) -> None:
     """Forbids entries of an axis to move or to leave."""
     for factor in factors(axis):
         factor.pins.add(reason)
+
+
+def reasons(axis: Iterable[Factor]) -> set[str]:
+    """Why entries of an axis must stay, those of its segments included."""
+    found: set[str] = set()
+    for factor in factors(axis):
+        found |= factor.pins.union(*(reasons(segment) for segment in factor.segments))
+    return found
 
 
 def unify(x: Sequence[Factor], y: Sequence[Factor], reason: str = "sizes without a common division") -> None:
@@ -123,10 +134,31 @@ def _merge(a: Factor, b: Factor) -> None:
     b.parent = a
     a.pins |= b.pins
     a.is_batched |= b.is_batched
+    if a.segments and b.segments:
+        _match_segments(a, b)
+    a.segments = a.segments or b.segments
+
+
+def _match_segments(a: Factor, b: Factor) -> None:
+    sizes = [[math.prod(f.size for f in segment) for segment in factor.segments] for factor in (a, b)]
+    if sizes[0] != sizes[1]:
+        pin([f for factor in (a, b) for segment in factor.segments for f in segment], "concatenations of other lengths")
+        a.pins.add("concatenations of other lengths")
+        return
+    for segment, other in zip(a.segments, b.segments, strict=True):
+        unify(segment, other)
 
 
 def _refine(coarse: Factor, parts: Axis) -> None:
     coarse.parts = parts
+    segments = coarse.segments
+    if segments and [part.size for part in parts] == [len(segments), math.prod(f.size for f in segments[0])]:
+        for segment in segments:  # of one length: which of them, times where in it
+            unify(segment, [parts[1]])
+        parts[0].pins.add("parts that are told apart")
+    elif segments:
+        coarse.pins.add("a division of a concatenation")
+        pin([factor for segment in coarse.segments for factor in segment], "a division of a concatenation")
     for part in parts:
         part.pins |= coarse.pins
         part.is_batched |= coarse.is_batched

@@ -31,6 +31,7 @@ class Flow(NamedTuple):
         indexed: Symbols whose entries other operands choose, as rows of a table.
         mixed: Symbols whose positions matter, and why.
         parts: Pairs of symbols: the entries of the first are some of those of the second.
+        joined: For symbols that are a concatenation, those of its segments.
     """
 
     sizes: dict[int, int]
@@ -41,6 +42,7 @@ class Flow(NamedTuple):
     indexed: frozenset[int] = frozenset()
     mixed: Mapping[int, str] = MappingProxyType({})
     parts: tuple[tuple[int, int], ...] = ()
+    joined: Mapping[int, tuple[int, ...]] = MappingProxyType({})
 
 
 class _Symbols:
@@ -90,7 +92,7 @@ _ELEMENTWISE = frozenset(
     | {"lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul", "name", "ne", "neg", "nextafter", "not", "or"}
     | {"population_count", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left"}
     | {"shift_right_arithmetic", "shift_right_logical", "sharding_constraint", "sign", "sin", "sinh", "sqrt", "square"}
-    | {"sub", "tan", "tanh", "xor"}
+    | {"stop_gradient", "sub", "tan", "tanh", "xor"}
 )
 
 
@@ -277,6 +279,13 @@ def _partly(
 
 def _slice(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
     symbols = _Symbols()
+    starts, strides = equation.params.get("start_indices"), equation.params.get("strides")
+    cut = [axis for axis, (size, length) in enumerate(zip(operands[0], results[0], strict=True)) if size != length]
+    if starts is not None and not strides and len(cut) == 1:
+        (along,) = cut
+        length = results[0][along]
+        if length > 1 and starts[along] % length == 0 == operands[0][along] % length:
+            return _chunks(symbols, symbols.axes(operands[0]), along, results)
     whole, some, mixed, parts = _partly(symbols, operands[0], results[0], "a slice of a part")
     rest: tuple[Axes, ...] = tuple(symbols.axes(shape) for shape in operands[1:])
     return Flow(symbols.sizes, (whole, *rest), (some,), mixed=mixed, parts=tuple(parts))
@@ -304,18 +313,30 @@ def _concatenate(equation: Any, operands: list[Shape], results: list[Shape]) -> 
     symbols, along = _Symbols(), equation.params["dimension"]
     whole = symbols.axes(results[0])
     ones = [(*whole[:along], (symbols.new(shape[along]),), *whole[along + 1 :]) for shape in operands]
-    parts = tuple((axes[along][0], whole[along][0]) for axes in ones)
-    mixed = dict.fromkeys([whole[along][0], *(part for part, _ in parts)], "a concatenation")
-    return Flow(symbols.sizes, tuple(ones), (whole,), mixed=mixed, parts=parts)
+    segments = tuple(axes[along][0] for axes in ones)
+    ((total,),) = whole[along : along + 1]
+    parts = tuple((segment, total) for segment in segments)
+    return Flow(symbols.sizes, tuple(ones), (whole,), parts=parts, joined={total: segments})
 
 
 def _split(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
     symbols, along = _Symbols(), equation.params["axis"]
     whole = symbols.axes(operands[0])
+    if len({shape[along] for shape in results}) == 1:
+        return _chunks(symbols, whole, along, results)
     ones = [(*whole[:along], (symbols.new(shape[along]),), *whole[along + 1 :]) for shape in results]
-    parts = tuple((axes[along][0], whole[along][0]) for axes in ones)
-    mixed = dict.fromkeys([whole[along][0], *(part for part, _ in parts)], "a split into parts")
-    return Flow(symbols.sizes, (whole,), tuple(ones), mixed=mixed, parts=parts)
+    segments = tuple(axes[along][0] for axes in ones)
+    ((total,),) = whole[along : along + 1]
+    parts = tuple((segment, total) for segment in segments)
+    return Flow(symbols.sizes, (whole,), tuple(ones), parts=parts, joined={total: segments})
+
+
+def _chunks(symbols: _Symbols, whole: Axes, along: int, results: list[Shape]) -> Flow:
+    """Parts of one length: the axis is which part, times where in it."""
+    which, where = symbols.new(symbols.sizes[whole[along][0]] // results[0][along]), symbols.new(results[0][along])
+    divided = (*whole[:along], (which, where), *whole[along + 1 :])
+    part = (*whole[:along], (where,), *whole[along + 1 :])
+    return Flow(symbols.sizes, (divided,), (part,) * len(results), mixed={which: "parts that are told apart"})
 
 
 def _gather(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow | None:

@@ -16,7 +16,7 @@ from sparse_plugins.core.layers.flows import Flow
 from sparse_plugins.core.layers.walk import Value, walk
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["LayerAxes", "Layers", "Part", "Role", "trace_layers"]
+__all__ = ["LayerAxes", "Layers", "Part", "Role", "trace_layers", "traced_program"]
 
 Role = Literal["stack", "inputs", "outputs", "space", "rows", "elementwise"]
 
@@ -172,13 +172,13 @@ def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Lay
         >>> import jax.numpy as jnp
         >>> params = {"blocks": {"kernel": jnp.ones((6, 4, 4)), "bias": jnp.ones((6, 4))}}
         >>> def apply(params, x):
-        ...     block = lambda x, p: (jax.nn.relu(x @ p["kernel"] + p["bias"]), None)
+        ...     block = lambda x, p: (jax.nn.relu(x @ p["kernel"] + p["bias"][None]), None)
         ...     return jax.lax.scan(block, x, params["blocks"])[0]
         >>> print(trace_layers(apply, params, jnp.ones((2, 4))))
         blocks/bias    (6, 4)     stack 6, elementwise 4
         blocks/kernel  (6, 4, 4)  stack 6, inputs 4, outputs 4
     """
-    program = _traced(apply, params, inputs)
+    program, _ = traced_program(apply, params, inputs)
     leaves, names = jax.tree.leaves(params), leaf_names(params)
 
     def values() -> list[Value]:
@@ -204,15 +204,21 @@ def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Lay
     return Layers(zip(names, _with_context(found, everywhere), strict=True))
 
 
-def _traced(apply: Callable[..., Any], params: PyTree, inputs: Sequence[Any]) -> Any:
+def traced_program(apply: Callable[..., Any], params: PyTree, inputs: Sequence[Any]) -> tuple[Any, Any]:
+    """The closed jaxpr of a function of parameters and inputs, and the structure of what it returns.
+
+    Raises:
+        TypeError: If it cannot be called with these arguments.
+    """
     try:
-        return jax.make_jaxpr(apply)(params, *inputs)
+        program, shapes = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
     except TypeError as error:
         raise TypeError(
             f"the function cannot be traced with these parameters and inputs: {error}. Give a function "
             "(params, *inputs) -> outputs: one that takes keys or collections besides is wrapped, as in "
             "lambda params, x: model.apply({'params': params, **rest}, x, rngs={'dropout': key})."
         ) from error
+    return program, jax.tree.structure(shapes)
 
 
 class _Mark(NamedTuple):
@@ -336,7 +342,7 @@ def _layer(
 def _parts(
     axes: list[Axis], roles: dict[Factor, dict[int | None, str]], use: int | None
 ) -> tuple[tuple[Part, ...], ...]:
-    named = [[_role_in_use(roles.get(factor, {}), use) for factor in axis] for axis in axes]
+    named = [_filled([_role_in_use(roles.get(factor, {}), use) for factor in axis]) for axis in axes]
     has_outputs = any("outputs" in its for its in named)
     grouped = [place for place, its in enumerate(named) if "groups" in its]
 
@@ -351,6 +357,12 @@ def _parts(
         or (Part(1, None),)
         for place, (axis, its) in enumerate(zip(axes, named, strict=True))
     )
+
+
+def _filled(axis: list[str | None]) -> list[str | None]:
+    """A factor that only tells the parts of an axis apart is what these are."""
+    known = {role for role in axis if role}
+    return [role or next(iter(known)) for role in axis] if len(known) == 1 else axis
 
 
 def _role_in_use(roles: dict[int | None, str], use: int | None) -> str | None:

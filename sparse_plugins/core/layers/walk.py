@@ -8,7 +8,7 @@ from jax.extend import core as jax_core
 from sparse_plugins.core.layers.factors import Axis, Factor
 from sparse_plugins.core.layers.flows import Flow, flow_of
 
-__all__ = ["Reader", "Value", "fresh", "inner_jaxpr", "walk"]
+__all__ = ["Reader", "Step", "Value", "Walked", "fresh", "inner_jaxpr", "walk"]
 
 
 class Value(NamedTuple):
@@ -21,6 +21,34 @@ class Value(NamedTuple):
 
     axes: list[Axis]
     is_activation: bool
+
+
+class Step(NamedTuple):
+    """What a walk has seen of one equation.
+
+    Attributes:
+        operands: Values of its operands.
+        results: Values of its results.
+        inside: For each jaxpr that it holds what was seen in there.
+    """
+
+    operands: list[Value]
+    results: list[Value]
+    inside: "tuple[Walked, ...]" = ()
+
+
+class Walked(NamedTuple):
+    """What a walk has seen of a program.
+
+    Attributes:
+        constants: Values of the arrays that are written into it.
+        steps: Its equations.
+        results: Values of its outputs.
+    """
+
+    constants: list[Value]
+    steps: list[Step]
+    results: list[Value]
 
 
 class Reader(Protocol):
@@ -59,7 +87,7 @@ _CALLS = {
 }
 
 
-def walk(reader: Reader, program: Any, operands: Sequence[Value]) -> list[Value]:
+def walk(reader: Reader, program: Any, operands: Sequence[Value]) -> Walked:
     """Walks through a closed jaxpr.
 
     Args:
@@ -68,34 +96,38 @@ def walk(reader: Reader, program: Any, operands: Sequence[Value]) -> list[Value]
         operands: Values of its inputs.
 
     Returns:
-        Values of its outputs.
+        What was seen of it.
     """
     known: dict[Any, Value] = dict(zip(program.jaxpr.invars, operands, strict=True))
-    for variable in program.jaxpr.constvars:
-        known[variable] = fresh(variable, False)
-        reader.constant(known[variable])
+    constants = [fresh(variable, False) for variable in program.jaxpr.constvars]
+    known |= dict(zip(program.jaxpr.constvars, constants, strict=True))
+    for constant in constants:
+        reader.constant(constant)
 
     def value(variable: Any) -> Value:
         return fresh(variable, False) if isinstance(variable, jax_core.Literal) else known[variable]
 
+    steps = []
     for equation in program.jaxpr.eqns:
-        results = _step(reader, equation, [value(variable) for variable in equation.invars])
-        known |= dict(zip(equation.outvars, results, strict=True))
-    return [value(variable) for variable in program.jaxpr.outvars]
+        step = _step(reader, equation, [value(variable) for variable in equation.invars])
+        known |= dict(zip(equation.outvars, step.results, strict=True))
+        steps.append(step)
+    return Walked(constants, steps, [value(variable) for variable in program.jaxpr.outvars])
 
 
-def _step(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+def _step(reader: Reader, equation: Any, operands: list[Value]) -> Step:
     if (inner := inner_jaxpr(equation)) is not None and len(inner.jaxpr.invars) == len(operands):
-        return walk(reader, inner, operands)
+        inside = walk(reader, inner, operands)
+        return Step(operands, inside.results, (inside,))
     if (loop := _LOOPS.get(equation.primitive.name)) is not None:
         return loop(reader, equation, operands)
     is_activation = any(operand.is_activation for operand in operands)
     results = [fresh(variable, is_activation) for variable in equation.outvars]
     reader.equation(equation, flow_of(equation), operands, results)
-    return results
+    return Step(operands, results)
 
 
-def _scan(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+def _scan(reader: Reader, equation: Any, operands: list[Value]) -> Step:
     body = equation.params["jaxpr"]
     first = equation.params["num_consts"]
     last = first + equation.params["num_carry"]
@@ -103,20 +135,21 @@ def _scan(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
     for stack in slices:
         reader.looped(stack)
     taken = [Value(stack.axes[1:], stack.is_activation) for stack in slices]
-    carry, given = _iterated(reader, body, constants, start, taken)
+    carry, inside = _iterated(reader, body, constants, start, taken)
+    given = inside.results[len(carry) :]
     stacks = [
         Value([[Factor(variable.aval.shape[0])], *value.axes], value.is_activation)
         for variable, value in zip(equation.outvars[len(carry) :], given, strict=True)
     ]
     for stack in stacks:
         reader.looped(stack)
-    return [*carry, *stacks]
+    return Step(operands, [*carry, *stacks], (inside,))
 
 
 def _iterated(
     reader: Reader, body: Any, constants: list[Value], start: list[Value], taken: list[Value]
-) -> tuple[list[Value], list[Value]]:
-    """The carry of a loop after it, and what else its body gives."""
+) -> tuple[list[Value], Walked]:
+    """The carry of a loop after it, and what was seen in its body."""
     flags = [value.is_activation for value in start]
     around = [value.is_activation for value in constants], [value.is_activation for value in taken]
     for _ in flags:  # each time round another one may turn out to depend on inputs
@@ -126,10 +159,10 @@ def _iterated(
     carry = [fresh(variable, flag) for variable, flag in zip(variables, flags, strict=True)]
     for before, inside in zip(start, carry, strict=True):
         reader.same(before, inside)
-    results = walk(reader, body, [*constants, *carry, *taken])
-    for inside, after_it in zip(carry, results, strict=False):
+    walked = walk(reader, body, [*constants, *carry, *taken])
+    for inside, after_it in zip(carry, walked.results, strict=False):
         reader.same(after_it, inside)
-    return carry, results[len(carry) :]
+    return carry, walked
 
 
 class _Silent:
@@ -151,29 +184,30 @@ class _Silent:
 def _activations(body: Any, flags: list[bool]) -> list[bool]:
     """Which results of a body depend on inputs."""
     operands = [fresh(variable, flag) for variable, flag in zip(body.jaxpr.invars, flags, strict=True)]
-    return [value.is_activation for value in walk(_Silent(), body, operands)]
+    return [value.is_activation for value in walk(_Silent(), body, operands).results]
 
 
-def _while(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+def _while(reader: Reader, equation: Any, operands: list[Value]) -> Step:
     test, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
     first = equation.params["cond_nconsts"]
     last = first + equation.params["body_nconsts"]
-    carry, _ = _iterated(reader, body, operands[first:last], operands[last:], [])
-    walk(reader, test, [*operands[:first], *carry])
-    return carry
+    carry, around = _iterated(reader, body, operands[first:last], operands[last:], [])
+    before = walk(reader, test, [*operands[:first], *carry])
+    return Step(operands, carry, (before, around))
 
 
-def _cond(reader: Reader, equation: Any, operands: list[Value]) -> list[Value]:
+def _cond(reader: Reader, equation: Any, operands: list[Value]) -> Step:
     index, *rest = operands
-    branches = [walk(reader, branch, rest) for branch in equation.params["branches"]]
+    walks = [walk(reader, branch, rest) for branch in equation.params["branches"]]
     flags = [
-        index.is_activation or any(value.is_activation for value in values) for values in zip(*branches, strict=True)
+        index.is_activation or any(value.is_activation for value in values)
+        for values in zip(*(branch.results for branch in walks), strict=True)
     ]
     results = [fresh(variable, flag) for variable, flag in zip(equation.outvars, flags, strict=True)]
-    for values in branches:
-        for value, result in zip(values, results, strict=True):
+    for branch in walks:
+        for value, result in zip(branch.results, results, strict=True):
             reader.same(value, result)
-    return results
+    return Step(operands, results, tuple(walks))
 
 
 _LOOPS = {"scan": _scan, "while": _while, "cond": _cond}

@@ -1,0 +1,195 @@
+"""The channels of a network that can only leave together, and what keeps the others."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparse_plugins.core.layers.channels import Joined
+from sparse_plugins.core.layers.factors import Axis, Factor, factors, pin, reasons, root
+from sparse_plugins.core.layers.roles import Layers, trace_layers, traced_program
+from sparse_plugins.core.layers.walk import Value, Walked, fresh, walk
+from sparse_plugins.core.trees import PyTree, leaf_names
+
+__all__ = ["ChannelGraph", "ChannelGroup", "Member", "Network", "channel_graph", "followed", "labels"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """An axis of a parameter that channels of a group run along.
+
+    Attributes:
+        leaf: Number of the parameter among the leaves of the tree.
+        path: Its name.
+        axis: Number of the axis.
+        labels: int[length of the axis]: the channel of every entry, -1 where it belongs to none of the group.
+        makes: Whether the parameter makes the channel (as outputs, or as bias or scale of it) instead of reading it.
+    """
+
+    leaf: int
+    path: str
+    axis: int
+    labels: np.ndarray
+    makes: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that every parameter named here has, and that leave in all of them or in none.
+
+    Attributes:
+        name: The parameter that makes them first.
+        size: How many there are.
+        members: Axes of parameters that they run along.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Groups of channels of a function of parameters and inputs; `print` shows them as a table.
+
+    Attributes:
+        apply: The function.
+        groups: The groups, by name.
+        stays: For each axis of a parameter that cannot shrink, by (path, axis), why.
+        layers: The roles of all axes.
+        params: Shapes and dtypes of its parameters.
+        inputs: The inputs it was traced with.
+    """
+
+    apply: Callable[..., Any]
+    groups: Mapping[str, ChannelGroup]
+    stays: Mapping[tuple[str, int], str]
+    layers: Layers
+    params: PyTree
+    inputs: tuple[PyTree, ...]
+
+    def __str__(self) -> str:
+        rows = []
+        for group in self.groups.values():
+            its = ", ".join(f"{member.path}[{member.axis}]" for member in group.members)
+            rows.append(f"{group.name}: {group.size} channels of {its}")
+        rows += [f"stays: {path}[{axis}], because of {reason}" for (path, axis), reason in self.stays.items()]
+        return "\n".join(rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A program, and what a walk through it has joined.
+
+    Attributes:
+        program: The closed jaxpr.
+        operands: Values of its parameters and inputs.
+        walked: What was seen of it.
+        result_tree: Structure of what the function returns.
+    """
+
+    program: Any
+    operands: list[Value]
+    walked: Walked
+    result_tree: Any
+
+
+def followed(apply: Callable[..., Any], params: PyTree, inputs: Sequence[PyTree]) -> Network:
+    """Traces a function and joins its axes; what it takes and returns besides parameters is pinned."""
+    program, result_tree = traced_program(apply, params, inputs)
+    count = len(jax.tree.leaves(params))
+    operands = [fresh(variable, place >= count) for place, variable in enumerate(program.jaxpr.invars)]
+    joined = Joined()
+    walked = walk(joined, program, operands)
+    for reason, values in (("an input", operands[count:]), ("an output", walked.results)):
+        for value in values:
+            for axis in value.axes:
+                pin(axis, reason)
+    for value in operands[:count]:
+        for axis in value.axes:
+            _pin_what_repeats(axis)
+    joined.settle()
+    return Network(program, operands, walked, result_tree)
+
+
+def _pin_what_repeats(axis: Axis) -> None:
+    found = factors(axis)
+    for factor in found:
+        if found.count(factor) > 1:
+            factor.pins.add("channels that an axis holds twice")
+
+
+def movable(axis: Axis) -> list[Factor]:
+    """The factors of an axis, or of the segments that it joins, whose entries may leave."""
+    found = []
+    for factor in factors(axis):
+        if factor.segments:
+            found += [part for segment in factor.segments for part in movable(segment)]
+        elif factor.size > 1 and not factor.pins:
+            found.append(factor)
+    return found
+
+
+def labels(axis: Axis, target: Factor) -> np.ndarray:
+    """int[length]: the entry of a factor that every entry of an axis belongs to, -1 where it belongs to none."""
+    grid = np.full((), -1)
+    for factor in factors(axis):
+        if factor.segments:
+            its = np.concatenate([labels(segment, target) for segment in factor.segments])
+        else:
+            its = np.arange(factor.size) if factor is target else np.full(factor.size, -1)
+        grid = np.maximum(grid[..., None], its)
+    return grid.reshape(-1)
+
+
+def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> ChannelGraph:
+    """The groups of channels that can leave a network, for any function of parameters and inputs.
+
+    What the trace cannot follow keeps its channels, and is named.
+
+    Args:
+        apply: (params, *inputs) -> outputs.
+        params: Parameter tree; it is not computed with.
+        *inputs: Trees of inputs.
+
+    Returns:
+        The graph, for `core.shrink` and `core.ChannelGroups`.
+
+    Raises:
+        TypeError: If the function cannot be called with these arguments.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
+        >>> print(channel_graph(apply, params, jnp.ones((4, 3))))
+        a: 8 channels of a[1], b[0]
+        stays: a[0], because of an input
+        stays: b[1], because of an output
+
+    Source: Fang et al., DepGraph: Towards Any Structural Pruning (2023), for modules of PyTorch.
+    """
+    network = followed(apply, params, inputs)
+    layers = trace_layers(apply, params, *inputs)
+    names = leaf_names(params)
+    members: dict[Factor, list[Member]] = {}
+    stays: dict[tuple[str, int], str] = {}
+    for leaf, (name, value) in enumerate(zip(names, network.operands, strict=False)):
+        for place, axis in enumerate(value.axes):
+            roles = {part.role for part in layers[name].axes[place]}
+            found = movable(axis)
+            if not found and roles != {"space"} and math.prod(f.size for f in axis) > 1:
+                stays[name, place] = " and ".join(sorted(reasons(axis)))
+            for factor in map(root, found):
+                member = Member(leaf, name, place, labels(axis, factor), roles <= {"outputs", "elementwise"})
+                members.setdefault(factor, []).append(member)
+    groups: dict[str, ChannelGroup] = {}
+    for factor, its in members.items():
+        first = next((m for m in its if m.makes and layers[m.path].is_layer), its[0])
+        name = first.path if first.path not in groups else f"{first.path}[{first.axis}]"
+        groups[name] = ChannelGroup(name, factor.size, tuple(its))
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    return ChannelGraph(apply, groups, stays, layers, shapes, inputs)

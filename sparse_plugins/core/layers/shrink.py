@@ -1,0 +1,339 @@
+"""Networks without the channels that masks have pruned: smaller parameters, and a function that computes with them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_plugins.core.layers.factors import Factor
+from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, Member, followed, labels, movable
+from sparse_plugins.core.layers.smaller import Sizes, run
+from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, store_masks, unpack_masks
+from sparse_plugins.core.transform.moments import owners
+from sparse_plugins.core.transform.state import SparseState, holds_sparse_state, map_sparse_states
+from sparse_plugins.core.trees import PyTree, aligned
+
+__all__ = ["Shrunk", "expand", "shrink"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shrunk:
+    """A network that has lost channels.
+
+    Attributes:
+        params: Its parameters, in the tree they were in.
+        masks: Their masks; None where there were none.
+        opt_state: The optimizer's state for them; None where there was none.
+        also: Further trees laid out like the parameters.
+        apply: (params, *inputs) -> outputs, an ordinary function for inputs of any shape that the network takes.
+        kept: For each group the channels that are left, int[channels left].
+        graph: The graph of the network as it was.
+    """
+
+    params: PyTree
+    masks: PyTree
+    opt_state: PyTree
+    also: tuple[PyTree, ...]
+    apply: Callable[..., Any]
+    kept: Mapping[str, np.ndarray]
+    graph: ChannelGraph
+
+
+def shrink(
+    graph: ChannelGraph,
+    params: PyTree,
+    masks: PyTree,
+    *,
+    opt_state: PyTree = None,
+    also: Sequence[PyTree] = (),
+    tolerance: float = 1e-4,
+) -> Shrunk:
+    """Takes the channels that masks have pruned out of a network.
+
+    A channel leaves if every mask of what makes it has nothing left of it. Outputs are then compared with those of the
+    masked network, on the inputs that the graph was traced with.
+
+    Args:
+        graph: The network's groups, from `core.channel_graph`.
+        params: Its parameters.
+        masks: Their masks.
+        opt_state: State of their optimizer, whose moments, masks and copies of parameters shrink along.
+        also: Trees laid out like the parameters, such as those of a target network or their average.
+        tolerance: How far outputs may differ, as a share of the largest.
+
+    Returns:
+        The smaller network.
+
+    Raises:
+        ValueError: If no channel is pruned as a whole, a group would lose all its channels, or outputs would differ.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
+        >>> graph = core.channel_graph(apply, params, jnp.ones((4, 3)))
+        >>> masks = {"a": jnp.ones((3, 8), jnp.uint8).at[:, 2:].set(0), "b": core.NOT_PRUNED}
+        >>> small = core.shrink(graph, params, masks)
+        >>> jax.tree.map(jnp.shape, small.params), small.apply(small.params, jnp.ones((1, 3))).tolist()
+        ({'a': (3, 2), 'b': (2, 2)}, [[6.0, 6.0]])
+    """
+    _check_tree(graph, params)
+    unpacked = unpack_masks(params, masks)
+    kept = {name: _channels_left(group, aligned(params, unpacked, "masks")) for name, group in graph.groups.items()}
+    kept = {name: left for name, left in kept.items() if len(left) < graph.groups[name].size}
+    if not kept:
+        raise ValueError(_nothing_leaves(graph, aligned(params, unpacked, "masks")))
+    masked = apply_masks(params, unpacked)
+    differences = _differences(graph, masked, kept)
+    if not differences <= tolerance:
+        raise ValueError(_not_the_same(graph, masked, kept, differences, tolerance))
+    take = _taker(graph, kept)
+    small = take(masked)
+    small_masks = _taken_masks(graph, kept, params, unpacked)
+    return Shrunk(
+        small,
+        small_masks,
+        None if opt_state is None else _smaller_state(graph, kept, opt_state, params, small, small_masks),
+        tuple(map(take, also)),
+        _applied(graph, kept),
+        kept,
+        graph,
+    )
+
+
+def expand(shrunk: Shrunk, params: PyTree) -> PyTree:
+    """Parameters of a smaller network in the shapes of the one it came from, 0 where channels are gone.
+
+    Args:
+        shrunk: What `core.shrink` returned.
+        params: Parameters of the smaller network, such as those it was trained to.
+
+    Returns:
+        The tree in the old shapes; what was kept, bit for bit.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+        >>> apply = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]
+        >>> graph = core.channel_graph(apply, params, jnp.ones((1, 3)))
+        >>> masks = {"a": jnp.ones((3, 4), jnp.uint8).at[:, 0].set(0), "b": core.NOT_PRUNED}
+        >>> small = core.shrink(graph, params, masks)
+        >>> core.expand(small, small.params)["b"].tolist()
+        [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    places = _entries(shrunk.graph, shrunk.kept)
+    full = [
+        jnp.zeros(like.shape, leaf.dtype).at[jnp.ix_(*its)].set(leaf) if its else leaf
+        for leaf, like, its in zip(leaves, jax.tree.leaves(shrunk.graph.params), places, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, full)
+
+
+def _check_tree(graph: ChannelGraph, params: PyTree) -> None:
+    shapes = [leaf.shape for leaf in aligned(graph.params, params, "params")]
+    if shapes != [leaf.shape for leaf in jax.tree.leaves(graph.params)]:
+        raise ValueError("the parameters have other shapes than those of the graph: make a graph of these.")
+
+
+def _alive(group: ChannelGroup, masks: Sequence[Any], member: Member) -> np.ndarray | None:
+    """bool[channels]: which channels a mask has entries of; None where the parameter has none."""
+    if not is_pruned(masks[member.leaf]):
+        return None
+    mask = np.asarray(masks[member.leaf]) != 0
+    along = mask.any(axis=tuple(axis for axis in range(mask.ndim) if axis != member.axis))
+    return np.bincount(member.labels[member.labels >= 0], along[member.labels >= 0], group.size) > 0
+
+
+def _makers(group: ChannelGroup, masks: Sequence[Any]) -> list[np.ndarray]:
+    found = [_alive(group, masks, member) for member in group.members if member.makes]
+    return [alive for alive in found if alive is not None]
+
+
+def _channels_left(group: ChannelGroup, masks: Sequence[Any]) -> np.ndarray:
+    makers = _makers(group, masks)
+    left = np.flatnonzero(np.any(makers, axis=0)) if makers else np.arange(group.size)
+    if not len(left):
+        raise ValueError(
+            f"all {group.size} channels of {group.name!r} are pruned: keep some, for without them nothing is computed."
+        )
+    return left
+
+
+def _nothing_leaves(graph: ChannelGraph, masks: Sequence[Any]) -> str:
+    half = {
+        name: int(sum((~np.all(makers, axis=0)) & np.any(makers, axis=0)))
+        for name, group in graph.groups.items()
+        if (makers := _makers(group, masks))
+    }
+    partly = ", ".join(f"{count} of {graph.groups[name].size} of {name!r}" for name, count in half.items() if count)
+    reason = f"only by some of their makers: {partly}" if partly else "masks of single weights leave some of each"
+    return (
+        f"no channel is pruned as a whole ({reason}): nothing can leave. Prune channels as wholes, with "
+        "sparsity_type=core.Channel(axis) or masks that agree in all members of a group: print(graph) shows them."
+    )
+
+
+def _entries(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> list[list[np.ndarray] | None]:
+    """For each parameter that shrinks the entries left along every axis."""
+    flags: list[list[np.ndarray] | None] = [None] * len(jax.tree.leaves(graph.params))
+    for leaf, like in enumerate(jax.tree.leaves(graph.params)):
+        flags[leaf] = [np.ones(length, bool) for length in like.shape]
+    is_touched = [False] * len(flags)
+    for name, left in kept.items():
+        group = graph.groups[name]
+        stays = np.append(np.isin(np.arange(group.size), left), True)  # the last for entries of no channel
+        for member in group.members:
+            flags[member.leaf][member.axis] &= stays[member.labels]  # type: ignore[index]
+            is_touched[member.leaf] = True
+    return [
+        [np.flatnonzero(axis) for axis in axes or []] if touched else None
+        for axes, touched in zip(flags, is_touched, strict=True)
+    ]
+
+
+def _taken(leaf: Any, entries: list[np.ndarray] | None) -> Any:
+    for axis, its in enumerate(entries or []):
+        if len(its) < leaf.shape[axis]:
+            leaf = jnp.take(leaf, its, axis=axis)
+    return leaf
+
+
+def _taker(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[[PyTree], PyTree]:
+    entries = _entries(graph, kept)
+
+    def take(tree: PyTree) -> PyTree:
+        leaves, treedef = jax.tree.flatten(tree)
+        return jax.tree.unflatten(treedef, list(map(_taken, leaves, entries)))
+
+    return take
+
+
+def _taken_masks(graph: ChannelGraph, kept: Mapping[str, np.ndarray], params: PyTree, masks: PyTree) -> PyTree:
+    rest = iter(_entries(graph, kept))
+    taken = [
+        _taken(mask, entries) if is_pruned(mask) else NOT_PRUNED
+        for mask, entries in zip(aligned(params, masks, "masks"), rest, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), taken)
+
+
+def _applied(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[..., Any]:
+    """The function that computes with what is left."""
+    networks: dict[Any, tuple[Any, Sizes]] = {}
+
+    def apply(params: PyTree, *inputs: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(inputs)
+        key = treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        if key not in networks:
+            network = followed(graph.apply, graph.params, inputs)
+            networks[key] = network, _sizes(graph, kept, network.operands)
+        network, sizes = networks[key]
+        results = run(sizes, network.program, network.walked, [*jax.tree.leaves(params), *leaves])
+        return jax.tree.unflatten(network.result_tree, results)
+
+    return apply
+
+
+def _sizes(graph: ChannelGraph, kept: Mapping[str, np.ndarray], operands: Sequence[Any]) -> Sizes:
+    left: dict[Factor, int] = {}
+    for name, channels in kept.items():
+        first = graph.groups[name].members[0]
+        axis = operands[first.leaf].axes[first.axis]
+        match = [factor for factor in movable(axis) if np.array_equal(labels(axis, factor), first.labels)]
+        if not match:
+            raise ValueError(
+                f"with inputs of these shapes the channels of {name!r} cannot leave: make a graph of these inputs."
+            )
+        left[match[0]] = len(channels)
+    return Sizes(left)
+
+
+def _differences(graph: ChannelGraph, params: PyTree, kept: Mapping[str, np.ndarray]) -> float:
+    """How far outputs differ once channels are gone, as a share of the largest."""
+    inputs = jax.tree.map(_example, graph.inputs)
+    before = jax.tree.leaves(jax.jit(graph.apply)(params, *inputs))
+    after = jax.tree.leaves(jax.jit(_applied(graph, kept))(_taker(graph, kept)(params), *inputs))
+    shares = [0.0]
+    for old, new in zip(before, after, strict=True):
+        if jnp.size(old) and jnp.issubdtype(old.dtype, jnp.inexact):
+            wide = np.asarray(old, np.float64), np.asarray(new, np.float64)
+            shares.append(float(np.max(np.abs(wide[0] - wide[1])) / (np.max(np.abs(wide[0])) or 1.0)))
+    return max(shares) if all(map(np.isfinite, shares)) else float("nan")
+
+
+def _example(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    return jax.random.normal(jax.random.key(0), leaf.shape, leaf.dtype)
+
+
+def _not_the_same(
+    graph: ChannelGraph, params: PyTree, kept: Mapping[str, np.ndarray], difference: float, tolerance: float
+) -> str:
+    alone = {name: _differences(graph, params, {name: left}) for name, left in kept.items()}
+    name = max(alone, key=lambda name: np.nan_to_num(alone[name], nan=np.inf))
+    makers = ", ".join(member.path for member in graph.groups[name].members if member.makes)
+    return (
+        f"without the channels of {name!r} outputs differ by {alone[name]:.1e} of the largest (all groups: "
+        f"{difference:.1e}; allowed: {tolerance:.0e}). A pruned channel must be 0 for all that read it: prune its bias "
+        f"and its scale and shift of a norm as well ({makers}), and keep channels whose statistics, sigmoid or softmax "
+        "others see."
+    )
+
+
+def _smaller_state(
+    graph: ChannelGraph,
+    kept: Mapping[str, np.ndarray],
+    state: PyTree,
+    params: PyTree,
+    small: PyTree,
+    masks: PyTree,
+) -> PyTree:
+    """An optimizer state for what is left."""
+
+    def smaller(sparse: SparseState) -> SparseState:
+        rest = map_pruned(lambda p, m: 1 - jnp.mean(m, dtype=jnp.float32), small, masks, otherwise=lambda p: NOT_PRUNED)
+        packed = any(
+            is_pruned(stored) and stored.shape != leaf.shape
+            for stored, leaf in zip(aligned(params, sparse.masks, "masks"), jax.tree.leaves(params), strict=True)
+        )
+        return sparse._replace(masks=store_masks(small, masks, packed), target_sparsities=rest)
+
+    entries = _entries(graph, kept)
+    if not holds_sparse_state(state):
+        return _taken_state(entries, state, params)
+    hidden = map_sparse_states(lambda sparse: sparse._replace(masks=(), target_sparsities=()), state)
+    found = _taken_state(entries, hidden, params)
+    originals = iter(_sparse_states(state))
+    return map_sparse_states(
+        lambda sparse: (lambda old: smaller(sparse._replace(masks=old.masks)))(next(originals)), found
+    )
+
+
+def _taken_state(entries: list[list[np.ndarray] | None], state: PyTree, params: PyTree) -> PyTree:
+    likes = jax.tree.leaves(params)
+    leaves, treedef = jax.tree.flatten(state)
+
+    def taken(leaf: Any, owner: int | None) -> Any:
+        if owner is None or jnp.ndim(leaf) == 0 or entries[owner] is None:
+            return leaf
+        if leaf.shape != likes[owner].shape:
+            raise ValueError(
+                f"the optimizer keeps an array of shape {leaf.shape} for a parameter of shape {likes[owner].shape}: "
+                "which channels it holds is not known. Start a new optimizer state with the smaller parameters."
+            )
+        return _taken(leaf, entries[owner])
+
+    return jax.tree.unflatten(treedef, list(map(taken, leaves, owners(state, params))))
+
+
+def _sparse_states(state: PyTree) -> list[SparseState]:
+    found: list[SparseState] = []
+    map_sparse_states(lambda sparse: found.append(sparse) or sparse, state)  # type: ignore[func-returns-value]
+    return found

@@ -1,0 +1,210 @@
+"""Runs a program on parameters that have lost channels: the same equations, with the shapes that are left."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core as jax_core
+
+from sparse_plugins.core.layers.channels import Joined
+from sparse_plugins.core.layers.factors import Axis, Factor, factors, root
+from sparse_plugins.core.layers.walk import Step, Value, Walked, inner_jaxpr, walk
+
+__all__ = ["Sizes", "run"]
+
+
+class Sizes:
+    """How long axes are once channels are gone.
+
+    Args:
+        kept: How many entries of a factor are left, where some are gone.
+    """
+
+    def __init__(self, kept: Mapping[Factor, int]) -> None:
+        self._kept = kept
+
+    def length(self, axis: Axis) -> int:
+        """Entries that an axis has left."""
+        kept = {root(factor): left for factor, left in self._kept.items()}  # rules of derivatives join more later
+        return math.prod(self._left(factor, kept) for factor in factors(axis))
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The shape that a value has left."""
+        return tuple(self.length(axis) for axis in value.axes)
+
+    def is_smaller(self, value: Value) -> bool:
+        """Whether a value has lost anything."""
+        return self.shape(value) != _full_shape(value)
+
+    def _left(self, factor: Factor, kept: Mapping[Factor, int]) -> int:
+        if factor in kept:
+            return kept[factor]
+        return sum(map(self.length, factor.segments)) if factor.segments else factor.size
+
+
+def _full_shape(value: Value) -> tuple[int, ...]:
+    return tuple(math.prod(factor.size for factor in factors(axis)) for axis in value.axes)
+
+
+def run(sizes: Sizes, program: Any, walked: Walked, operands: Sequence[Any]) -> list[Any]:
+    """Runs a closed jaxpr.
+
+    Args:
+        sizes: What is left of every axis.
+        program: The closed jaxpr.
+        walked: What a walk has seen of it.
+        operands: Arrays of the shapes that are left.
+
+    Returns:
+        Its results.
+
+    Raises:
+        ValueError: If channels are gone from an equation that cannot run without them.
+    """
+    constants = zip(program.consts, walked.constants, strict=True)
+    known: dict[Any, Any] = dict(
+        zip(program.jaxpr.constvars, [_shorter(sizes, *pair) for pair in constants], strict=True)
+    )
+    known |= dict(zip(program.jaxpr.invars, operands, strict=True))
+
+    def value(variable: Any) -> Any:
+        return variable.val if isinstance(variable, jax_core.Literal) else known[variable]
+
+    for equation, step in zip(program.jaxpr.eqns, walked.steps, strict=True):
+        results = _step(sizes, equation, step, [value(variable) for variable in equation.invars])
+        known |= dict(zip(equation.outvars, results, strict=True))
+    return [value(variable) for variable in program.jaxpr.outvars]
+
+
+def _shorter(sizes: Sizes, constant: Any, value: Value) -> Any:
+    """A constant where channels are gone; rules of derivatives hold zeros of the shape they were traced with."""
+    if not sizes.is_smaller(value):
+        return constant
+    if (constant != constant.ravel()[0]).any():
+        raise ValueError(
+            f"a constant of shape {constant.shape} is written into a rule for derivatives, and channels are gone from "
+            "it: keep the groups that run through it."
+        )
+    return jnp.full(sizes.shape(value), constant.ravel()[0], constant.dtype)
+
+
+def _step(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> list[Any]:
+    name = equation.primitive.name
+    if not any(map(sizes.is_smaller, (*step.operands, *step.results, *_inside(step)))):
+        return _bound(equation, equation.params, operands)
+    if name.startswith("custom_vjp"):
+        raise ValueError(
+            f"channels that {name} has cannot leave, for its own derivative is written for all of them: keep the "
+            "groups that run through it."
+        )
+    if name in _LOOPS:
+        return list(_LOOPS[name](sizes, equation, step, operands))
+    if step.inside:
+        (inside,) = step.inside
+        inner = inner_jaxpr(equation)
+        called = lambda *args: run(sizes, inner, inside, args)  # noqa: E731
+        if name == "custom_jvp_call":
+            return _with_its_derivative(sizes, equation, step, called)(*operands)
+        if "policy" in equation.params:
+            called = jax.checkpoint(
+                called, prevent_cse=equation.params["prevent_cse"], policy=equation.params["policy"]
+            )
+        return list(called(*operands))
+    return _bound(equation, {**equation.params, **_shapes(sizes, equation, step, operands)}, operands)
+
+
+def _inside(step: Step) -> list[Value]:
+    return [value for seen in step.inside for one in seen.steps for value in (*one.results, *_inside(one))]
+
+
+def _bound(equation: Any, parameters: Mapping[str, Any], operands: list[Any]) -> list[Any]:
+    results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(dict(parameters)))
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def _shapes(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> dict[str, Any]:
+    """The parameters of an equation that say shapes, as these are now."""
+    name, parameters = equation.primitive.name, equation.params
+    shape = sizes.shape(step.results[0])
+    if name in ("broadcast_in_dim", "iota"):
+        return {"shape": shape}
+    if name == "reshape":
+        return {"new_sizes": shape}
+    if name == "dynamic_slice":
+        return {"slice_sizes": shape}
+    if name == "split":
+        return {"sizes": tuple(sizes.shape(result)[parameters["axis"]] for result in step.results)}
+    if name == "conv_general_dilated" and parameters["feature_group_count"] > 1:
+        numbers = parameters["dimension_numbers"]
+        features, inputs = operands[0].shape[numbers.lhs_spec[1]], operands[1].shape[numbers.rhs_spec[1]]
+        return {"feature_group_count": features // inputs}
+    if name == "gather":
+        lengths = zip(parameters["slice_sizes"], _full_shape(step.operands[0]), operands[0].shape, strict=True)
+        return {"slice_sizes": tuple(left if size == full else size for size, full, left in lengths)}
+    if name == "slice":
+        pairs = zip(parameters["start_indices"], _full_shape(step.results[0]), shape, strict=True)
+        starts = tuple(start if old == new else start // old * new for start, old, new in pairs)
+        strided = zip(starts, shape, parameters["strides"] or [1] * len(shape), strict=True)
+        limits = tuple(start + (new - 1) * stride + 1 for start, new, stride in strided)
+        return {"start_indices": starts, "limit_indices": limits}
+    return {}
+
+
+def _with_its_derivative(sizes: Sizes, equation: Any, step: Step, called: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with a derivative of its own, such as relu, which keeps it."""
+    function = jax.custom_jvp(called)
+    rule, count = equation.params["jvp_jaxpr_fun"], len(step.operands)
+
+    @function.defjvp
+    def derivative(primals: tuple, tangents: tuple) -> tuple:
+        program, constants, zeros = rule.call_wrapped(*[False] * count)
+        closed = jax_core.ClosedJaxpr(program, constants)
+        joined = Joined()
+        walked = walk(joined, closed, [*step.operands, *step.operands])
+        for value, result in zip((*step.results, *step.results), walked.results, strict=False):
+            joined.same(value, result)
+        values = run(sizes, closed, walked, [*primals, *tangents])
+        made, rest = values[: len(step.results)], iter(values[len(step.results) :])
+        moved = [jnp.zeros_like(value) if zero else next(rest) for value, zero in zip(made, zeros, strict=True)]
+        return made, moved
+
+    return function
+
+
+def _scan(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> Sequence[Any]:
+    parameters, (inside,) = equation.params, step.inside
+    first, count = parameters["num_consts"], parameters["num_carry"]
+    constants, start, slices = operands[:first], operands[first : first + count], operands[first + count :]
+
+    def body(carry: list[Any], taken: list[Any]) -> tuple[list[Any], list[Any]]:
+        results = run(sizes, parameters["jaxpr"], inside, [*constants, *carry, *taken])
+        return results[:count], results[count:]
+
+    carry, stacks = lax.scan(
+        body, start, slices, length=parameters["length"], reverse=parameters["reverse"], unroll=parameters["unroll"]
+    )
+    return [*carry, *stacks]
+
+
+def _while(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> Sequence[Any]:
+    parameters, (before, around) = equation.params, step.inside
+    first = parameters["cond_nconsts"]
+    last = first + parameters["body_nconsts"]
+    test = lambda carry: run(sizes, parameters["cond_jaxpr"], before, [*operands[:first], *carry])[0]  # noqa: E731
+    body = lambda carry: run(sizes, parameters["body_jaxpr"], around, [*operands[first:last], *carry])  # noqa: E731
+    return lax.while_loop(test, body, operands[last:])
+
+
+def _cond(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> Sequence[Any]:
+    index, *rest = operands
+    branches = [
+        lambda *args, branch=branch, seen=seen: run(sizes, branch, seen, args)
+        for branch, seen in zip(equation.params["branches"], step.inside, strict=True)
+    ]
+    return lax.switch(index, branches, *rest)
+
+
+_LOOPS = {"scan": _scan, "while": _while, "cond": _cond}

@@ -1,0 +1,321 @@
+"""Channels that leave: the smaller network computes what the masked one does, gradients and all."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from sparse_plugins import core
+from tests.core.test_layers import networks
+from tests.quick import compile_quickly, quick_jit
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _as_users_write_it() -> Iterator[None]:
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time here would go into XLA."""
+    compile_quickly(monkeypatch)
+
+
+def whole_masks(graph: core.ChannelGraph, params: Any, part: float = 0.5, seed: int = 0) -> Any:
+    """Masks that prune the same channels of a group in all that makes them, drawn at random; one is always kept."""
+    draw = np.random.default_rng(seed)
+    masks = [np.ones(leaf.shape, np.uint8) for leaf in jax.tree.leaves(params)]
+    for group in graph.groups.values():
+        gone = draw.permutation(group.size)[: min(group.size - 1, round(group.size * part))]
+        for member in group.members:
+            if member.makes:
+                mask = np.moveaxis(masks[member.leaf], member.axis, 0)
+                mask[np.isin(member.labels, gone)] = 0
+    return jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(mask) for mask in masks])
+
+
+def close(one: Any, other: Any, tolerance: float = 1e-5) -> None:
+    """As a share of the largest entry of all: gradients of some biases are 0 but for rounding."""
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(one))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1e-3, largest), rtol=0)
+
+
+def initialized(model: nn.Module, x: jax.Array) -> Any:
+    """Parameters whose biases matter."""
+    shapes = jax.eval_shape(model.init, KEY, x)
+    keys = iter(jax.random.split(KEY, len(jax.tree.leaves(shapes))))
+    return jax.tree.map(lambda p: 0.3 * jax.random.normal(next(keys), p.shape), shapes)
+
+
+class Nature(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for features, size, stride in ((8, 8, 4), (12, 4, 2), (12, 3, 1)):
+            x = nn.relu(nn.Conv(features, (size, size), (stride, stride))(x))
+        return nn.Dense(5)(nn.relu(nn.Dense(32)(x.reshape(x.shape[0], -1))))
+
+
+class Residual(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        for _ in range(2):
+            hidden = nn.relu(nn.Conv(6, (3, 3), feature_group_count=2)(x))
+            x = nn.relu(x + nn.Conv(8, (3, 3))(hidden))
+        x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8)(x))
+        return nn.Dense(3)(nn.avg_pool(x, (2, 2), (2, 2)).mean((1, 2)))
+
+
+class Transformer(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(16)(x)
+        x = x + nn.MultiHeadDotProductAttention(4)(nn.RMSNorm()(x))
+        gate, value = jnp.split(nn.Dense(24)(nn.RMSNorm()(x)), 2, axis=-1)
+        return nn.Dense(3)((x + nn.Dense(16)(nn.gelu(gate) * value)).mean(1))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.RMSNorm()(x))
+        return x + nn.Dense(8)(nn.silu(nn.Dense(16)(x))), None
+
+
+class Stacked(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        stack = nn.scan(nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x, _ = stack()(nn.Dense(8)(x), None)
+        return nn.Dense(3)(x)
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.RNN(nn.OptimizedLSTMCell(8))(nn.RNN(nn.GRUCell(6))(x))
+        return nn.Dense(3)(jnp.concatenate([x, nn.tanh(nn.Dense(4)(x))], -1))
+
+
+class Embedded(nn.Module):
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        embed = nn.Embed(11, 8)
+        return embed.attend(nn.RMSNorm()(nn.Dense(8)(nn.relu(nn.Dense(12)(embed(tokens))))))
+
+
+MODELS = {
+    "nature": (Nature(), jax.random.normal(KEY, (2, 44, 44, 4))),
+    "residual": (Residual(), jax.random.normal(KEY, (2, 8, 8, 3))),
+    "transformer": (Transformer(), jax.random.normal(KEY, (2, 5, 6))),
+    "stacked": (Stacked(), jax.random.normal(KEY, (2, 5, 6))),
+    "recurrent": (Recurrent(), jax.random.normal(KEY, (2, 5, 6))),
+    "embedded": (Embedded(), jnp.arange(10).reshape(2, 5)),
+}
+GROUPS = {"nature": 4, "residual": 4, "transformer": 5, "stacked": 5, "recurrent": 3, "embedded": 2}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_and_gradients_are_those_of_the_masked_network(name: str) -> None:
+    model, x = MODELS[name]
+    params = initialized(model, x)
+    graph = core.channel_graph(model.apply, params, x)
+    assert len(graph.groups) == GROUPS[name], str(graph)
+    masks = whole_masks(graph, params)
+    small = core.shrink(graph, params, masks)
+    masked = core.apply_masks(params, masks)
+    assert all(len(left) < graph.groups[group].size for group, left in small.kept.items())
+
+    def loss(apply: Any, params: Any) -> tuple[jax.Array, jax.Array]:
+        outputs = apply(params, x)
+        return jnp.sum(outputs**2), outputs
+
+    def evaluated(apply: Any, params: Any) -> tuple[Any, Any]:
+        step = jax.value_and_grad(functools.partial(loss, apply), has_aux=True)
+        (_, outputs), grads = quick_jit(step)(params)
+        return outputs, grads
+
+    outputs, dense = evaluated(model.apply, masked)
+    smaller_outputs, smaller = evaluated(small.apply, small.params)
+    close(outputs, smaller_outputs)
+    kept = core.expand(small, jax.tree.map(jnp.ones_like, small.params))
+    close(jax.tree.map(jnp.multiply, dense, kept), core.expand(small, smaller))
+
+
+def test_the_smaller_function_is_an_ordinary_one() -> None:
+    model, x = MODELS["transformer"]
+    params = initialized(model, x)
+    graph = core.channel_graph(model.apply, params, x)
+    small = core.shrink(graph, params, whole_masks(graph, params))
+    dense = quick_jit(model.apply)
+    more = jax.random.normal(jax.random.key(1), (7, 9, 6))
+    masked = core.expand(small, small.params)
+    close(dense(masked, more), quick_jit(small.apply)(small.params, more))
+    each = quick_jit(jax.vmap(small.apply, (None, 0)))(small.params, more[:, None])
+    close(dense(masked, more), each[:, 0])
+    again = core.channel_graph(small.apply, small.params, x)
+    twice = core.shrink(again, small.params, whole_masks(again, small.params, seed=1))
+    inner = core.expand(twice, twice.params)
+    close(dense(core.expand(small, inner), x), quick_jit(twice.apply)(twice.params, x))
+
+
+def test_training_goes_on_with_the_optimizer_that_shrank_along() -> None:
+    params = {"a": jax.random.normal(KEY, (6, 8)), "b": jax.random.normal(KEY, (8, 3))}
+    apply = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]  # noqa: E731
+    x, y = jax.random.normal(KEY, (16, 6)), jax.random.normal(KEY, (16, 3))
+    updater = core.MagnitudePruning(
+        sparsity_type=core.ByPath([("a", core.Channel(axis=1))]),
+        sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5, rules=[("b", None)]),
+        scheduler=core.OneShotSchedule(target_step=1),
+    )
+    tx = updater.wrap_optax(optax.adam(0.1))
+    state = tx.init(params)
+
+    def step(tx: Any, apply: Any, params: Any, state: Any) -> tuple[Any, Any]:
+        grads = jax.grad(lambda params: jnp.mean((apply(params, x) - y) ** 2))(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(4):
+        params, state = step(tx, apply, params, state)
+    graph = core.channel_graph(apply, params, x)
+    average = jax.tree.map(lambda p: 2 * p, params)
+    small = core.shrink(graph, params, core.find_sparse_state(state).masks, opt_state=state, also=[average])
+    assert small.params["a"].shape == (6, 4)
+    assert small.opt_state.inner_state[0].mu["b"].shape == (4, 3)
+    np.testing.assert_array_equal(small.also[0]["a"], 2 * small.params["a"])
+    assert float(core.find_sparse_state(small.opt_state).target_sparsities["a"]) == 0
+    smaller, small_state = small.params, small.opt_state
+    for _ in range(3):
+        params, state = step(tx, apply, params, state)
+        smaller, small_state = step(tx, small.apply, smaller, small_state)
+    left = core.expand(small, jax.tree.map(jnp.ones_like, small.params))
+    close(jax.tree.map(jnp.multiply, params, left), core.expand(small, smaller), 1e-4)
+
+
+def two_layers(bias: bool = False) -> tuple[Any, Any, jax.Array]:
+    params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))} | ({"bias": jnp.ones(8)} if bias else {})
+    return (
+        lambda params, x: jax.nn.relu(x @ params["a"] + params.get("bias", 0)) @ params["b"],
+        params,
+        jnp.ones((4, 3)),
+    )
+
+
+def test_a_bias_that_is_kept_is_named() -> None:
+    apply, params, x = two_layers(bias=True)
+    graph = core.channel_graph(apply, params, x)
+    masks = {"a": jnp.ones((3, 8)).at[:, :4].set(0), "b": core.NOT_PRUNED, "bias": core.NOT_PRUNED}
+    with pytest.raises(ValueError, match=r"without the channels of 'a' outputs differ .* \(a, bias\)"):
+        core.shrink(graph, params, masks)
+    with pytest.raises(ValueError, match="only by some of their makers: 4 of 8 of 'a'"):
+        core.shrink(graph, params, masks | {"bias": jnp.ones(8)})
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (jnp.ones((3, 8)).at[0].set(0), "masks of single weights leave some of each"),
+        (jnp.zeros((3, 8)), "all 8 channels of 'a' are pruned: keep some"),
+    ],
+    ids=["inputs", "all"],
+)
+def test_masks_with_which_nothing_can_leave(mask: jax.Array, message: str) -> None:
+    apply, params, x = two_layers()
+    graph = core.channel_graph(apply, params, x)
+    with pytest.raises(ValueError, match=message):
+        core.shrink(graph, params, {"a": mask, "b": core.NOT_PRUNED})
+
+
+def test_a_sigmoid_and_an_own_derivative_are_refused() -> None:
+    params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+    masks = {"a": jnp.ones((3, 8)).at[:, :4].set(0), "b": core.NOT_PRUNED}
+    graph = core.channel_graph(lambda p, x: jax.nn.sigmoid(x @ p["a"]) @ p["b"], params, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match="outputs differ by"):
+        core.shrink(graph, params, masks)
+
+    @jax.custom_vjp
+    def straight(x: jax.Array) -> jax.Array:
+        return jnp.round(x)
+
+    straight.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+    graph = core.channel_graph(lambda p, x: straight(x @ p["a"]) @ p["b"], params, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match="its own derivative is written for all of them"):
+        core.shrink(graph, params, masks)
+
+
+def test_other_parameters_and_optimizers_that_hold_something_else() -> None:
+    apply, params, x = two_layers()
+    graph = core.channel_graph(apply, params, x)
+    with pytest.raises(ValueError, match="other shapes than those of the graph"):
+        core.shrink(graph, {"a": jnp.ones((3, 9)), "b": jnp.ones((9, 2))}, params)
+    with pytest.raises(ValueError, match="different tree structures"):
+        core.shrink(graph, {"a": jnp.ones((3, 8))}, {"a": jnp.ones((3, 8))})
+    masks = {"a": jnp.ones((3, 8)).at[:, :4].set(0), "b": core.NOT_PRUNED}
+    rows = optax.scale_by_factored_rms(min_dim_size_to_factor=2).init(params)
+    with pytest.raises(ValueError, match="Start a new optimizer state"):
+        core.shrink(graph, params, masks, opt_state=rows)
+
+
+def test_what_stays_says_why() -> None:
+    params = {"a": jnp.ones((4, 6)), "sorted": jnp.ones((6, 6)), "b": jnp.ones((6, 2))}
+    apply = lambda p, x: jnp.sort(jax.nn.relu(x @ p["a"]) @ p["sorted"]) @ p["b"]  # noqa: E731
+    graph = core.channel_graph(apply, params, jnp.ones((1, 4)))
+    assert list(graph.groups) == ["a"]
+    assert graph.stays["a", 0] == "an input"
+    assert graph.stays["b", 1] == "an output"
+    assert "a sort" in graph.stays["sorted", 1]
+    assert "a: 6 channels of a[1], sorted[0]" in str(graph)
+
+
+def test_running_statistics_shrink_along() -> None:
+    class Normalized(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3), use_bias=False)(x))
+            return nn.Dense(3)(nn.max_pool(nn.relu(x), (2, 2), (2, 2)).reshape(x.shape[0], -1))
+
+    x = jax.random.normal(KEY, (2, 6, 6, 2))
+    variables = Normalized().init(KEY, x)
+    graph = core.channel_graph(Normalized().apply, variables, x)
+    masks = whole_masks(graph, variables)
+    masks["batch_stats"] = jax.tree.map(lambda _: core.NOT_PRUNED, masks["batch_stats"])
+    small = core.shrink(graph, variables, masks)
+    assert small.params["batch_stats"]["BatchNorm_0"]["var"].shape == (4,)
+    close(Normalized().apply(core.apply_masks(variables, masks), x), small.apply(small.params, x))
+    params = jax.tree.map(lambda p: p + 1.0, variables["params"])
+    masks["params"]["BatchNorm_0"]["bias"] = core.NOT_PRUNED
+    with pytest.raises(ValueError, match="statistics, sigmoid or softmax"):
+        core.shrink(graph, {**variables, "params": params}, masks)
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks())
+def test_random_networks_shrink_or_are_left_alone(network: Any) -> None:
+    """What the trace lets go computes the same; sums and means over fewer channels are refused, never wrong."""
+    apply, params, _, x = network
+    draw = jax.random.split(KEY, len(params))
+    params = {name: jax.random.normal(key, p.shape) for key, (name, p) in zip(draw, params.items(), strict=True)}
+    x = jax.random.normal(KEY, x.shape)
+    graph = core.channel_graph(apply, params, x)
+    if not graph.groups:
+        return
+    masks = whole_masks(graph, params)
+    small = core.shrink(graph, params, masks, tolerance=np.inf)
+    masked = core.apply_masks(params, masks)
+    try:
+        close(apply(masked, x), small.apply(small.params, x), 1e-4)
+    except AssertionError:
+        with pytest.raises(ValueError, match="outputs differ"):
+            core.shrink(graph, params, masks)
