@@ -15,7 +15,7 @@ from sparse_plugins.core.config import SparsityConfig, all_algorithm_names, crea
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
-from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, channel_graph
+from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, channel_graph, channel_masks
 from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
 from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
@@ -80,6 +80,7 @@ __all__ = [
     "all_algorithm_names",
     "apply_masks",
     "channel_graph",
+    "channel_masks",
     "check_state",
     "create_updater_from_config",
     "describe_plan",

@@ -73,7 +73,9 @@ class Residual(nn.Module):
         for _ in range(2):
             hidden = nn.relu(nn.Conv(6, (3, 3), feature_group_count=2)(x))
             x = nn.relu(x + nn.Conv(8, (3, 3))(hidden))
-        x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8)(x))
+        wider = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (2, 2)))
+        x = nn.relu(wider + nn.Conv(12, (3, 3))(x))
+        x = nn.relu(nn.Conv(12, (3, 3), feature_group_count=12)(x))
         return nn.Dense(3)(nn.avg_pool(x, (2, 2), (2, 2)).mean((1, 2)))
 
 
@@ -123,7 +125,7 @@ MODELS = {
     "recurrent": (Recurrent(), jax.random.normal(KEY, (2, 5, 6))),
     "embedded": (Embedded(), jnp.arange(10).reshape(2, 5)),
 }
-GROUPS = {"nature": 4, "residual": 4, "transformer": 5, "stacked": 5, "recurrent": 3, "embedded": 2}
+GROUPS = {"nature": 4, "residual": 6, "transformer": 5, "stacked": 5, "recurrent": 3, "embedded": 2}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -304,9 +304,24 @@ def _dynamic_update_slice(equation: Any, operands: list[Shape], results: list[Sh
 
 
 def _pad(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
-    symbols = _Symbols()
+    symbols, padding = _Symbols(), equation.params["padding_config"]
+    padded = [axis for axis, widths in enumerate(padding) if any(widths)]
+    if len(padded) == 1 and min(padding[padded[0]]) >= 0 == padding[padded[0]][2]:
+        return _between_zeros(symbols, results[0], padded[0], padding[padded[0]])
     whole, some, mixed, parts = _partly(symbols, results[0], operands[0], "padding")
     return Flow(symbols.sizes, (some, ()), (whole,), mixed=mixed, parts=tuple(parts))
+
+
+def _between_zeros(symbols: _Symbols, result: Shape, along: int, widths: tuple[int, int, int]) -> Flow:
+    """Padding of one axis: a concatenation with what is padded."""
+    whole = symbols.axes(result)
+    low, high, _ = widths
+    ((total,),) = whole[along : along + 1]
+    inside = symbols.new(result[along] - low - high)
+    segments = tuple(symbols.new(width) if width else None for width in (low, high))
+    some = (*whole[:along], (inside,), *whole[along + 1 :])
+    joined = tuple(segment for segment in (segments[0], inside, segments[1]) if segment is not None)
+    return Flow(symbols.sizes, (some, ()), (whole,), parts=((inside, total),), joined={total: joined})
 
 
 def _concatenate(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:

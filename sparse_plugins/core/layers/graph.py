@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.layers.channels import Joined
 from sparse_plugins.core.layers.factors import Axis, Factor, factors, pin, reasons, root
 from sparse_plugins.core.layers.roles import Layers, trace_layers, traced_program
 from sparse_plugins.core.layers.walk import Value, Walked, fresh, walk
-from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.core.masks import NOT_PRUNED
+from sparse_plugins.core.selection.counts import check_fraction, keep_count
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Member", "Network", "channel_graph", "followed", "labels"]
+__all__ = ["ChannelGraph", "ChannelGroup", "Member", "Network", "channel_graph", "channel_masks", "followed", "labels"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -193,3 +196,49 @@ def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Ch
         groups[name] = ChannelGroup(name, factor.size, tuple(its))
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     return ChannelGraph(apply, groups, stays, layers, shapes, inputs)
+
+
+def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTree:
+    """Masks that keep the strongest channels of every group, whole.
+
+    A channel is as strong as the l2 norm of all that makes it. Parameters that no group has stay unpruned, and at least
+    one channel of each group is kept.
+
+    Args:
+        graph: The network's groups.
+        params: Its parameters.
+        sparsity: Fraction of the channels of each group to prune, in [0, 1).
+
+    Returns:
+        Tree of uint8 masks, `NOT_PRUNED` where a parameter makes no channel, for `with_masks` of updaters and `shrink`.
+
+    Raises:
+        ValueError: If the sparsity is not allowed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"a": jnp.array([[3.0, 1.0, 2.0, 4.0]]), "b": jnp.ones((4, 2))}
+        >>> graph = channel_graph(lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"], params, jnp.ones((1, 1)))
+        >>> channel_masks(graph, params, 0.5)["a"].tolist()
+        [[1, 0, 0, 1]]
+    """
+    check_fraction("sparsity", sparsity)
+    leaves = [np.asarray(leaf) for leaf in aligned(graph.params, params, "params")]
+    masks: dict[int, np.ndarray] = {}
+    for group in graph.groups.values():
+        makers = [member for member in group.members if member.makes]
+        strength = np.sum([_squares(group, member, leaves[member.leaf]) for member in makers], axis=0)
+        order = np.argsort(-strength, kind="stable")
+        gone = order[max(1, keep_count(group.size, sparsity)) :]
+        for member in makers:
+            mask = masks.setdefault(member.leaf, np.ones(leaves[member.leaf].shape, np.uint8))
+            np.moveaxis(mask, member.axis, 0)[np.isin(member.labels, gone)] = 0
+    made = [jnp.asarray(masks[leaf]) if leaf in masks else NOT_PRUNED for leaf in range(len(leaves))]
+    return jax.tree.unflatten(jax.tree.structure(params), made)
+
+
+def _squares(group: ChannelGroup, member: Member, leaf: np.ndarray) -> np.ndarray:
+    """float64[channels]: the sum of squares of all entries of each channel."""
+    along = np.sum(leaf.astype(np.float64) ** 2, axis=tuple(axis for axis in range(leaf.ndim) if axis != member.axis))
+    inside = member.labels >= 0
+    return np.bincount(member.labels[inside], along[inside], group.size)

@@ -39,6 +39,11 @@ class Sizes:
         """Whether a value has lost anything."""
         return self.shape(value) != _full_shape(value)
 
+    def segments(self, axis: Axis) -> list[int]:
+        """How long the segments of an axis are that is a concatenation."""
+        (whole,) = factors(axis)
+        return [self.length(segment) for segment in whole.segments]
+
     def _left(self, factor: Factor, kept: Mapping[Factor, int]) -> int:
         if factor in kept:
             return kept[factor]
@@ -144,6 +149,9 @@ def _shapes(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> dic
     if name == "gather":
         lengths = zip(parameters["slice_sizes"], _full_shape(step.operands[0]), operands[0].shape, strict=True)
         return {"slice_sizes": tuple(left if size == full else size for size, full, left in lengths)}
+    if name == "pad":
+        pairs = zip(parameters["padding_config"], step.operands[0].axes, step.results[0].axes, strict=True)
+        return {"padding_config": tuple(_padding(sizes, *its) for its in pairs)}
     if name == "slice":
         pairs = zip(parameters["start_indices"], _full_shape(step.results[0]), shape, strict=True)
         starts = tuple(start if old == new else start // old * new for start, old, new in pairs)
@@ -151,6 +159,13 @@ def _shapes(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> dic
         limits = tuple(start + (new - 1) * stride + 1 for start, new, stride in strided)
         return {"start_indices": starts, "limit_indices": limits}
     return {}
+
+
+def _padding(sizes: Sizes, widths: tuple[int, int, int], before: Axis, after: Axis) -> tuple[int, int, int]:
+    if sizes.length(after) == sizes.length(before) + widths[0] + widths[1] or widths[2]:
+        return widths
+    lengths = sizes.segments(after)
+    return lengths[0] if widths[0] else 0, lengths[-1] if widths[1] else 0, 0
 
 
 def _with_its_derivative(sizes: Sizes, equation: Any, step: Step, called: Callable[..., Any]) -> Callable[..., Any]:
