@@ -150,8 +150,8 @@ def _shapes(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> dic
         lengths = zip(parameters["slice_sizes"], _full_shape(step.operands[0]), operands[0].shape, strict=True)
         return {"slice_sizes": tuple(left if size == full else size for size, full, left in lengths)}
     if name == "pad":
-        pairs = zip(parameters["padding_config"], step.operands[0].axes, step.results[0].axes, strict=True)
-        return {"padding_config": tuple(_padding(sizes, *its) for its in pairs)}
+        padded = zip(parameters["padding_config"], step.operands[0].axes, step.results[0].axes, strict=True)
+        return {"padding_config": tuple(_padding(sizes, *its) for its in padded)}
     if name == "slice":
         pairs = zip(parameters["start_indices"], _full_shape(step.results[0]), shape, strict=True)
         starts = tuple(start if old == new else start // old * new for start, old, new in pairs)
