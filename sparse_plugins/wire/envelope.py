@@ -12,7 +12,7 @@ import struct
 import zlib
 from typing import Any
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 from sparse_plugins.wire.binding import BINDING_SIZE, Binding, check_binding
 from sparse_plugins.wire.reader import Buffer, CodecError
 from sparse_plugins.wire.value_codes import DTYPES

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 
 _APPLIED = "_sparse_plugins_patches"  # set in a patched FedJAX module: the names already replaced there
 
