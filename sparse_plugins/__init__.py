@@ -5,16 +5,16 @@ sparse_plugins import core` needs nothing but jax, optax and numpy, `wire` numpy
 what its extra brings.
 """
 
-from typing import TYPE_CHECKING
+import typing
 
-from sparse_plugins.on_demand import load_on_demand
+from sparse_plugins import on_demand
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from sparse_plugins import core as core
     from sparse_plugins import wire as wire
 else:
     _PARTS = ("core", "fed", "keras", "rl", "t5", "vision", "wire")
-    __getattr__, __dir__ = load_on_demand(__name__, {name: f"{__name__}.{name}" for name in _PARTS})
+    __getattr__, __dir__ = on_demand.loaders(__name__, {}, {name: f"{__name__}.{name}" for name in _PARTS})
 
 __version__ = "0.1.0"
 

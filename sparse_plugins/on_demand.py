@@ -5,36 +5,42 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["load_on_demand"]
+__all__ = ["loaders"]
 
 
-def load_on_demand(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def loaders(
+    package: str, places: Mapping[str, str], modules: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """What a package takes for its `__getattr__` and `__dir__`.
 
     Args:
         package: Its `__name__`.
-        places: From each name to the module that defines it, or that is meant by it if it ends so.
+        places: From each name to the module that defines it.
+        modules: From each name that stands for a module to that module.
 
     Returns:
         Both functions. A name is looked up once; whoever asks for one whose library is missing gets that ImportError.
 
     Example:
-        >>> get, names = load_on_demand("sparse_plugins", {"core": "sparse_plugins.core"})
+        >>> get, names = loaders("sparse_plugins", {}, {"core": "sparse_plugins.core"})
         >>> get("core").__name__, "core" in names()
         ('sparse_plugins.core', True)
 
     Source: PEP 562.
     """
+    modules = modules or {}
 
     def get(name: str) -> Any:
-        if name not in places:
+        if name in modules:
+            value = importlib.import_module(modules[name])
+        elif name in places:
+            value = getattr(importlib.import_module(places[name]), name)
+        else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(places[name])
-        value = module if places[name].endswith(f".{name}") else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *places})
+        return sorted({*vars(sys.modules[package]), *places, *modules})
 
     return get, names

@@ -47,7 +47,7 @@ def imported(path: Path, with_types: bool = True) -> Iterator[str]:
     nodes = deque([ast.parse(path.read_text())])
     while nodes:
         node = nodes.popleft()
-        is_for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
         nodes.extend(node.orelse if is_for_types and not with_types else ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -97,6 +97,29 @@ def test_no_module_reads_pickles_but_the_converter_of_old_runs() -> None:
     assert allowed == []
 
 
+def test_only_the_rim_of_fed_knows_fedjax() -> None:
+    rim = "sparse_plugins.fed.fedjax"
+    paths = {name: path for name, path in FILES.items() if floor_of(name) == "sparse_plugins.fed"}
+    inside = {name: set(imported(path, with_types=False)) for name, path in paths.items() if not name.startswith(rim)}
+    assert len(inside) > 8
+    knows = lambda target: target.split(".")[0] in {"fedjax", "haiku"} or target.startswith(rim)  # noqa: E731
+    assert {name: list(filter(knows, targets)) for name, targets in inside.items() if any(map(knows, targets))} == {}
+
+
+@pytest.mark.parametrize("name", ["sparse_plugins", "sparse_plugins.fed", "sparse_plugins.fed.strokes"])
+def test_names_on_demand_are_those_that_the_type_checker_sees(name: str) -> None:
+    (block,) = (node for node in ast.parse(FILES[name].read_text()).body if isinstance(node, ast.If))
+    package, seen = importlib.import_module(name), set()
+    for statement in block.body:
+        for alias in statement.names:
+            place = f"{statement.module}.{alias.name}"
+            is_module = place in FILES
+            expected = importlib.import_module(place if is_module else statement.module)
+            assert getattr(package, alias.name) is (expected if is_module else getattr(expected, alias.name))
+            seen.add(alias.name)
+    assert seen <= set(dir(package))
+
+
 def test_no_import_circle() -> None:
     graph = {module: {target for target in targets if target in FILES} for module, targets in IMPORTS.items()}
     graphlib.TopologicalSorter(graph).prepare()
@@ -137,9 +160,7 @@ def test_the_package_loads_its_parts_on_demand() -> None:
 
 
 def test_the_top_level_has_the_parts_as_attributes() -> None:
-    code = (
-        "import sparse_plugins as s; assert s.core.RigL and s.wire.encode and {'fed', 'rl'} <= {*dir(s)}; s.nothing"
-    )
+    code = "import sparse_plugins as s; assert s.core.RigL and s.wire.encode and {'fed', 'rl'} <= {*dir(s)}; s.nothing"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stderr.splitlines()[-1] == "AttributeError: module 'sparse_plugins' has no attribute 'nothing'"
 
@@ -153,6 +174,7 @@ PUBLIC = [
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_listed_and_documented(name: str) -> None:
     module = importlib.import_module(name)
+    assert [key for key in module.__all__ if not hasattr(module, key)] == []  # which loads what is loaded on demand
     public = {key for key, value in vars(module).items() if not (key.startswith("_") or isinstance(value, ModuleType))}
     assert public == set(module.__all__)
     assert [key for key in module.__all__ if not has_own_docstring(getattr(module, key))] == []

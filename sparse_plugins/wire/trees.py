@@ -149,7 +149,8 @@ def _opened(tree: PyTree) -> _Node | None:
 
 
 def _opened_dict(tree: dict[Any, Any]) -> _Node:
-    container, factory = type(tree), getattr(tree, "default_factory", None)
+    container: Any = type(tree)
+    factory = getattr(tree, "default_factory", None)
     try:
         keys = list(tree) if container is collections.OrderedDict else sorted(tree)
     except TypeError as error:

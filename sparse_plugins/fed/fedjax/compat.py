@@ -55,7 +55,7 @@ def import_fedjax() -> types.ModuleType:
     """Imports FedJAX, ready for current JAX and NumPy, without loading TensorFlow.
 
     Can be called any number of times, also after a plain `import fedjax` (which loads TensorFlow if it is
-    installed). Importing `sparse_plugins.fed` calls it.
+    installed). Asking `fed` for a name that needs FedJAX calls it, as importing any module of `fed.fedjax` does.
 
     Returns:
         The module `fedjax`.
