@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.fedjax.quantizers import survivors_only
     from sparse_plugins.fed.fedjax.sparse_fedavg import SparseServerState, sparse_federated_averaging
     from sparse_plugins.fed.fedjax.sparsify import SparsifiedState, sparsify
+    from sparse_plugins.fed.growth import GrowthProtocol
     from sparse_plugins.fed.ledger import Entry, Ledger, Total
     from sparse_plugins.fed.messages import Wire
     from sparse_plugins.fed.robust import FedMedian, FedTrimmedAvg, Krum
@@ -53,6 +54,7 @@ else:
         "fed.fedjax.quantizers": ("survivors_only",),
         "fed.fedjax.sparse_fedavg": ("SparseServerState", "sparse_federated_averaging"),
         "fed.fedjax.sparsify": ("SparsifiedState", "sparsify"),
+        "fed.growth": ("GrowthProtocol",),
         "fed.ledger": ("Entry", "Ledger", "Total"),
         "fed.messages": ("Wire",),
         "fed.robust": ("FedMedian", "FedTrimmedAvg", "Krum"),
@@ -89,6 +91,7 @@ __all__ = [
     "Faults",
     "FedMedian",
     "FedTrimmedAvg",
+    "GrowthProtocol",
     "Krum",
     "Ledger",
     "MeteredBackend",

@@ -7,7 +7,16 @@ import numpy as np
 
 from sparse_plugins.wire.reader import CodecError, Reader
 
-__all__ = ["DTYPES", "PER_SCALE", "decode_values", "encode_values", "is_floating", "is_number", "sent_dtype"]
+__all__ = [
+    "DTYPES",
+    "PER_SCALE",
+    "decode_values",
+    "encode_values",
+    "is_floating",
+    "is_number",
+    "sent_dtype",
+    "values_size",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -87,6 +96,18 @@ def encode_values(values: Array, dtype: str, name: str, shuffled: bool) -> bytes
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         parts = _quantized(values, name) if sent == np.int8 else [_narrowed(values, sent, name)]
     return b"".join(_to_bytes(part, shuffled) for part in parts)
+
+
+def values_size(count: int, native: Any, dtype: str) -> int:
+    """How many bytes `encode_values` makes of so many values of a dtype.
+
+    Example:
+        >>> values_size(300, np.float32, "bfloat16"), values_size(300, np.float32, "int8")
+        (600, 308)
+    """
+    sent = sent_dtype(native, dtype)
+    scales = -(-count // PER_SCALE) if sent == np.int8 != np.dtype(native) else 0
+    return count * sent.itemsize + scales * np.dtype(np.float32).itemsize
 
 
 def decode_values(reader: Reader, count: int, native: Any, dtype: str, shuffled: bool) -> Array:

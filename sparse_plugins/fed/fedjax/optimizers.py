@@ -4,7 +4,6 @@ What a server broadcasts says which weights are in use: one that is pruned is ex
 client needs nothing but the parameters to train inside the mask.
 """
 
-import dataclasses
 import inspect
 import warnings
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks, mark_in_use
-from sparse_plugins.fed.growth import can_change_masks
+from sparse_plugins.fed.mask_change import can_change_masks, with_fields
 
 
 def sparse_server_optimizer(
@@ -87,10 +86,10 @@ def sparse_server_optimizer(
     """
     check_updater(updater)
     dense = optax_transformation(optimizer)
-    updater = _with_fields(updater, skip_gradients=False)
+    updater = with_fields(updater, skip_gradients=False)
     compiled, compiled_with_masks_as_they_are = (
         fedjax.optimizers.create_optimizer_from_optax(one.wrap_optax(dense))
-        for one in (updater, _with_fields(updater, scheduler=core.NoUpdateSchedule()))
+        for one in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))
     )
 
     def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
@@ -200,14 +199,6 @@ def _closed_over_transformation(optimizer: fedjax.Optimizer) -> optax.GradientTr
         return None
     transformation = inspect.getclosurevars(apply).nonlocals.get("opt")
     return transformation if isinstance(transformation, optax.GradientTransformation) else None
-
-
-def _with_fields(updater: core.BaseUpdater, **fields: Any) -> core.BaseUpdater:
-    """An updater, or all of a `core.PerModule`, with other fields."""
-    if not isinstance(updater, core.PerModule):
-        return dataclasses.replace(updater, **fields)
-    rules = [(pattern, dataclasses.replace(one, **fields)) for pattern, one in updater.updaters]
-    return dataclasses.replace(updater, updaters=rules)
 
 
 def _described(value: Any) -> str:
