@@ -120,6 +120,25 @@ def test_names_on_demand_are_those_that_the_type_checker_sees(name: str) -> None
     assert seen <= set(dir(package))
 
 
+def listed(path: Path) -> set[str]:
+    """The names in a file's `__all__`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and ast.unparse(node).startswith("__all__"):
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+@pytest.mark.parametrize("floor", ["sparse_plugins.fed", "sparse_plugins.wire", "sparse_plugins.missing"])
+def test_what_another_module_imports_is_listed_as_public(floor: str) -> None:
+    public = {name: listed(path) for name, path in FILES.items() if floor_of(name) == floor}
+    nodes = [node for path in FILES.values() for node in ast.walk(ast.parse(path.read_text()))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in public]
+    taken = {(node.module, alias.name) for node in imports for alias in node.names}
+    assert len(taken) > 0
+    modules = {name.rpartition(".")[2] for name in public}  # those of `fed` are at hand as its attributes, too
+    assert [(module, name) for module, name in taken if name not in public[module] | modules] == []
+
+
 def test_no_import_circle() -> None:
     graph = {module: {target for target in targets if target in FILES} for module, targets in IMPORTS.items()}
     graphlib.TopologicalSorter(graph).prepare()

@@ -22,6 +22,8 @@ from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.missing import explain_import_error
 
+__all__ = ["Checkpoint", "CheckpointAccessError", "CheckpointMismatchError", "Checkpoints"]
+
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 _NUMBER = re.compile(r"0|[1-9][0-9]*")

@@ -25,6 +25,8 @@ import numpy as np
 
 from sparse_plugins.missing import explain_import_error
 
+__all__ = ["PATCHES", "Patch", "apply_patch", "import_fedjax"]
+
 _APPLIED = "_sparse_plugins_patches"  # set in a patched FedJAX module: the names already replaced there
 
 

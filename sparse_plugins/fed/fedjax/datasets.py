@@ -18,6 +18,8 @@ import numpy as np
 
 from sparse_plugins.fed.fedjax import strokes_data
 
+__all__ = ["DatasetUnavailableError", "SeededClientDataset", "SeededClientSampler", "load"]
+
 Array = np.ndarray[Any, Any]
 
 Splits = tuple[fedjax.FederatedData, fedjax.FederatedData]

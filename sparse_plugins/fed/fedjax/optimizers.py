@@ -18,6 +18,9 @@ from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks, mark_in_use
 from sparse_plugins.fed.mask_change import can_change_masks, with_fields
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["ClientOptimizerState", "optax_transformation", "sparse_client_optimizer", "sparse_server_optimizer"]
 
 
 def sparse_server_optimizer(
@@ -92,7 +95,7 @@ def sparse_server_optimizer(
         for one in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))
     )
 
-    def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+    def apply(grads: PyTree, opt_state: core.SparseState, params: PyTree) -> tuple[core.SparseState, PyTree]:
         if can_change_masks(updater, opt_state, params, grads, delta=grads):
             opt_state, params = compiled.apply(grads, opt_state, params)
         else:
@@ -119,8 +122,8 @@ class ClientOptimizerState(NamedTuple):
         inner_state: State of the wrapped optimizer.
     """
 
-    masks: Any
-    inner_state: Any
+    masks: PyTree
+    inner_state: PyTree
 
 
 def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Optimizer) -> fedjax.Optimizer:
@@ -157,10 +160,12 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
     """
     inner = optax.with_extra_args_support(optax_transformation(optimizer))
 
-    def init(params: Any) -> ClientOptimizerState:
+    def init(params: PyTree) -> ClientOptimizerState:
         return ClientOptimizerState(broadcast_masks(params), inner.init(params))
 
-    def update(grads: Any, state: ClientOptimizerState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        grads: PyTree, state: ClientOptimizerState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ClientOptimizerState]:
         inside = lambda mask, x, outside=0.0: jnp.where(mask, x, jnp.asarray(outside, jnp.result_type(x)))  # noqa: E731
         updates, inner_state = inner.update(
             jax.tree.map(inside, state.masks, grads), state.inner_state, params, **extra
@@ -172,7 +177,9 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
     return fedjax.optimizers.create_optimizer_from_optax(optax.GradientTransformationExtraArgs(init, update))
 
 
-def optax_transformation(optimizer: Any) -> optax.GradientTransformation:
+def optax_transformation(
+    optimizer: optax.GradientTransformation | fedjax.Optimizer,
+) -> optax.GradientTransformation:
     """The optax transformation that an optimizer is or was made from; TypeError if there is none."""
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer

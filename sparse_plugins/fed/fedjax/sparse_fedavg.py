@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import fedjax
@@ -30,7 +30,9 @@ from sparse_plugins.fed.robust import Krum
 from sparse_plugins.wire import SeededMasks
 from sparse_plugins.wire.trees import PyTree
 
-Client = tuple[Any, Any, jax.Array]
+__all__ = ["SparseServerState", "sparse_federated_averaging"]
+
+Client = tuple[Hashable, fedjax.ClientDataset, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +47,7 @@ class SparseServerState:
         round: Rounds so far, int.
     """
 
-    params: Any
+    params: PyTree
     opt_state: core.SparseState
     round: int
 
@@ -197,12 +199,14 @@ class _Averaging:
     channel: Channel
     ledger: Ledger
 
-    def init(self, params: Any) -> SparseServerState:
+    def init(self, params: PyTree) -> SparseServerState:
         """The first state; its parameters are on the first masks."""
         opt_state = self.optimizer.init(params)
         return SparseServerState(sparse_broadcast(self.updater, params, opt_state), opt_state, 0)
 
-    def apply(self, state: SparseServerState, clients: Sequence[Client]) -> tuple[SparseServerState, dict[Any, Any]]:
+    def apply(
+        self, state: SparseServerState, clients: Sequence[Client]
+    ) -> tuple[SparseServerState, dict[Hashable, dict[str, Any]]]:
         """One round."""
         masks = core.unpack_masks(state.params, state.opt_state.masks)
         names = [client for client, _, _ in clients]
@@ -289,7 +293,7 @@ class _Averaging:
                 own = self.refresh(own, exchange.params, grads)
             yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
 
-    def _can_change_masks(self, state: SparseServerState, exchange: Exchange, mean: Any, signal: Any) -> bool:
+    def _can_change_masks(self, state: SparseServerState, exchange: Exchange, mean: PyTree, signal: PyTree) -> bool:
         """Whether the round has what a mask change goes by; warns if not."""
         reasons = exchange.lost_growth()
         if reasons:
@@ -302,7 +306,7 @@ class _Averaging:
         return False
 
     def _step(
-        self, state: SparseServerState, updates: Sums | Updates, mean: Any, is_due: bool, signal: Any
+        self, state: SparseServerState, updates: Sums | Updates, mean: PyTree, is_due: bool, signal: PyTree
     ) -> SparseServerState:
         opt_state = state.opt_state
         if is_due and self.has_personal_masks:
@@ -315,7 +319,9 @@ class _Averaging:
         _check_density(params, opt_state.masks)
         return SparseServerState(params, opt_state, state.round + 1)
 
-    def _elect(self, state: SparseServerState, updates: Sums | Updates, mean: Any) -> tuple[core.SparseState, Any]:
+    def _elect(
+        self, state: SparseServerState, updates: Sums | Updates, mean: PyTree
+    ) -> tuple[core.SparseState, PyTree]:
         """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
         masks = core.unpack_masks(state.params, state.opt_state.masks)
         elected = updates.elected(self.aggregation)
@@ -357,7 +363,7 @@ def _warn_of_idle_round(entries: list[Entry], valid: int, wanted: int) -> None:
     )
 
 
-def _check_density(params: Any, masks: Any) -> None:
+def _check_density(params: PyTree, masks: PyTree) -> None:
     """Raises if the parameters in use are other than the masks say."""
     for name, (kept, used) in zip(leaf_names(params), _kept_and_used(params, masks), strict=True):
         if kept != used:
@@ -368,12 +374,12 @@ def _check_density(params: Any, masks: Any) -> None:
 
 
 @jax.jit
-def _counts_of(params: Any, masks: Any) -> tuple[list[Any], list[Any]]:
+def _counts_of(params: PyTree, masks: PyTree) -> tuple[list[Any], list[Any]]:
     in_masks = map_pruned(lambda p, m: jnp.sum(unpack(m, p.shape)), params, masks, otherwise=lambda p: p.size)
     in_use = map_pruned(lambda p, m: jnp.sum(p != 0), params, masks, otherwise=lambda p: p.size)
     return jax.tree.leaves(in_masks), jax.tree.leaves(in_use)
 
 
-def _kept_and_used(params: Any, masks: Any) -> list[tuple[int, int]]:
+def _kept_and_used(params: PyTree, masks: PyTree) -> list[tuple[int, int]]:
     kept, used = _counts_of(params, masks)
     return [(int(k), int(u)) for k, u in zip(kept, used, strict=True)]
