@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from sparse_plugins.wire.reader import CodecError, Reader
 
@@ -48,7 +49,7 @@ def _is_of_ml_dtypes(dtype: np.dtype) -> bool:
     return dtype.type.__module__ == ml_dtypes.__name__
 
 
-def sent_dtype(native: Any, dtype: str) -> np.dtype:
+def sent_dtype(native: npt.DTypeLike, dtype: str) -> np.dtype:
     """The dtype in which values travel: `dtype` if that is narrower than the leaf's own floating dtype, else its own.
 
     Args:
@@ -98,7 +99,7 @@ def encode_values(values: Array, dtype: str, name: str, shuffled: bool) -> bytes
     return b"".join(_to_bytes(part, shuffled) for part in parts)
 
 
-def values_size(count: int, native: Any, dtype: str) -> int:
+def values_size(count: int, native: npt.DTypeLike, dtype: str) -> int:
     """How many bytes `encode_values` makes of so many values of a dtype.
 
     Example:
@@ -110,7 +111,7 @@ def values_size(count: int, native: Any, dtype: str) -> int:
     return count * sent.itemsize + scales * np.dtype(np.float32).itemsize
 
 
-def decode_values(reader: Reader, count: int, native: Any, dtype: str, shuffled: bool) -> Array:
+def decode_values(reader: Reader, count: int, native: npt.DTypeLike, dtype: str, shuffled: bool) -> Array:
     """Reads what `encode_values` wrote.
 
     Args:
