@@ -17,7 +17,7 @@ from sparse_plugins.fed.mask_change import MaskChange, can_change_masks, replace
 from sparse_plugins.fed.replies import growth_of
 from tests import reference
 from tests.fed.test_averaging import averaging, growing, masks_of, run
-from tests.fed.toy import KEPT, MODEL, clients_of_a_round
+from tests.fed.toy import KEPT, MODEL, clients_of_a_round, updater_of
 
 
 class Refused(fed.Faults):
@@ -226,3 +226,22 @@ def test_what_is_not_finite_never_grows_a_weight(values, count, data):
         ranks = ranked({"w": grads}, {"w": masks}, counts)["w"]
         assert not ranks[~may_grow].any()
         npt.assert_array_equal(ranks, ranked({"w": np.where(may_grow, grads, 0)}, {"w": masks}, counts)["w"])
+
+
+class DrawnOnce(core.StaticRandomSparse):
+    """A class of a user; whether its masks follow from the seed is inherited."""
+
+
+def test_masks_of_users_that_follow_from_a_seed_are_sent_as_one():
+    ledgers = fed.Ledger(), fed.Ledger()
+    ours = updater_of("static_sparse")
+    for updater, ledger in zip((ours, of_class(DrawnOnce, ours)), ledgers, strict=True):
+        run(averaging(updater, ledger=ledger), 1)
+    assert list(ledgers[0]) == list(ledgers[1])
+
+
+def test_personal_masks_are_for_updaters_that_exchange_weights_and_keep_their_number():
+    averaging(of_class(GrowsAsDeclared, growing()), personal_masks=True)
+    for updater in (updater_of("gradual_rigl"), of_class(DrawnOnce, updater_of("static_sparse"))):
+        with pytest.raises(ValueError, match="declare exchanges_weights and not to start dense"):
+            averaging(updater, personal_masks=True)
