@@ -40,11 +40,12 @@ class MaskChange:
         masks: uint8 masks of the broadcast.
 
     Example:
-        >>> rigl = core.RigL(drop_fraction_fn=core.ConstantDrop(0.25))
-        >>> params, masks = {"w": jnp.ones(6)}, {"w": jnp.array([1, 1, 1, 1, 0, 0], jnp.uint8)}
+        >>> third = lambda params: {"w": 1 / 3}
+        >>> rigl = core.RigL(sparsity_distribution_fn=third, drop_fraction_fn=core.ConstantDrop(0.25))
+        >>> params, masks = {"w": jnp.ones((1, 6))}, {"w": jnp.array([[1, 1, 1, 1, 0, 0]], jnp.uint8)}
         >>> change = MaskChange(rigl, rigl.with_masks(rigl.init_state(params), params, masks), params, masks)
         >>> change.counts, change.is_wanted, change.settled["w"].tolist()
-        ({'w': 1}, True, [1, 1, 1, 1, 0, 0])
+        ({'w': 1}, True, [[1, 1, 1, 1, 0, 0]])
     """
 
     updater: core.BaseUpdater
