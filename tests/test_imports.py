@@ -1,4 +1,4 @@
-"""What stands on what: floors, circles, sizes, and how little `import sparse_plugins` loads."""
+"""What stands on what: floors, circles, sizes, and how little is loaded of what nobody asked for."""
 
 import ast
 import graphlib
@@ -7,6 +7,7 @@ import inspect
 import json
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,15 +16,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FRONT_ENDS = {f"sparse_plugins.{name}" for name in ("fed", "rl", "vision", "keras", "t5")}
+GROUND = {"sparse_plugins.missing", "sparse_plugins.on_demand"}
 # What each floor may import of this repository, longest prefix first; each may also import itself.
 FLOORS = {
-    "sparse_plugins.core": set(),
-    "sparse_plugins.wire": {"sparse_plugins.core"},
-    **{name: {"sparse_plugins.core", "sparse_plugins.wire"} for name in FRONT_ENDS},
-    "sparse_plugins": {"sparse_plugins.core"},
-    "experiments": {"sparse_plugins.core", "sparse_plugins.wire", *FRONT_ENDS, "sparse_plugins"},
+    **{name: set() for name in GROUND},
+    "sparse_plugins.wire": GROUND,
+    "sparse_plugins.core": {"sparse_plugins.wire", *GROUND},
+    **{name: {"sparse_plugins.core", "sparse_plugins.wire", *GROUND} for name in FRONT_ENDS},
+    "sparse_plugins": {"sparse_plugins.core", "sparse_plugins.wire", *GROUND},
+    "experiments": {"sparse_plugins.core", "sparse_plugins.wire", *GROUND, *FRONT_ENDS, "sparse_plugins"},
 }
-CORE_NEEDS = {"jax", "numpy", "optax"}
+NEEDS = {
+    **{name: set() for name in GROUND},
+    "sparse_plugins.wire": {"ml_dtypes", "numpy"},
+    "sparse_plugins.core": {"jax", "numpy", "optax"},
+}
 MAX_LINES = 600
 
 
@@ -35,9 +42,13 @@ FILES = {module_name(path): path for top in ("sparse_plugins", "experiments") fo
 TEST_FILES = {module_name(path): path for path in (ROOT / "tests").rglob("*.py")}
 
 
-def imported(path: Path) -> Iterator[str]:
+def imported(path: Path, with_types: bool = True) -> Iterator[str]:
     """Yield each module a file imports, at any depth; `from a import b` is `a.b` where that is a module."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    nodes = deque([ast.parse(path.read_text())])
+    while nodes:
+        node = nodes.popleft()
+        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        nodes.extend(node.orelse if is_for_types and not with_types else ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,10 +71,12 @@ def test_a_floor_imports_only_from_floors_below_it() -> None:
     assert [edge for edge in ours if floor_of(edge[1]) not in FLOORS[floor_of(edge[0])]] == []
 
 
-def test_core_needs_only_jax_optax_and_numpy() -> None:
-    core = (targets for module, targets in IMPORTS.items() if floor_of(module) == "sparse_plugins.core")
-    roots = {target.split(".")[0] for targets in core for target in targets}
-    assert roots - sys.stdlib_module_names - {"sparse_plugins"} <= CORE_NEEDS
+@pytest.mark.parametrize("floor", NEEDS)
+def test_the_lower_floors_need_few_libraries(floor: str) -> None:
+    """An import for the type checker alone is none."""
+    modules = [path for module, path in FILES.items() if floor_of(module) == floor]
+    roots = {target.split(".")[0] for path in modules for target in imported(path, with_types=False)}
+    assert roots - sys.stdlib_module_names - {"sparse_plugins"} == NEEDS[floor]
 
 
 def test_nothing_is_imported_through_the_top_level_links() -> None:
@@ -84,6 +97,48 @@ def test_no_module_reads_pickles_but_the_converter_of_old_runs() -> None:
     assert allowed == []
 
 
+def test_only_the_rim_of_fed_knows_fedjax() -> None:
+    rim = "sparse_plugins.fed.fedjax"
+    paths = {name: path for name, path in FILES.items() if floor_of(name) == "sparse_plugins.fed"}
+    inside = {name: set(imported(path, with_types=False)) for name, path in paths.items() if not name.startswith(rim)}
+    assert len(inside) > 8
+    knows = lambda target: target.split(".")[0] in {"fedjax", "haiku"} or target.startswith(rim)  # noqa: E731
+    assert {name: list(filter(knows, targets)) for name, targets in inside.items() if any(map(knows, targets))} == {}
+
+
+@pytest.mark.parametrize("name", ["sparse_plugins", "sparse_plugins.fed", "sparse_plugins.fed.strokes"])
+def test_names_on_demand_are_those_that_the_type_checker_sees(name: str) -> None:
+    (block,) = (node for node in ast.parse(FILES[name].read_text()).body if isinstance(node, ast.If))
+    package, seen = importlib.import_module(name), set()
+    for statement in block.body:
+        for alias in statement.names:
+            place = f"{statement.module}.{alias.name}"
+            is_module = place in FILES
+            expected = importlib.import_module(place if is_module else statement.module)
+            assert getattr(package, alias.name) is (expected if is_module else getattr(expected, alias.name))
+            seen.add(alias.name)
+    assert seen <= set(dir(package))
+
+
+def listed(path: Path) -> set[str]:
+    """The names in a file's `__all__`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and ast.unparse(node).startswith("__all__"):
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+@pytest.mark.parametrize("floor", ["sparse_plugins.fed", "sparse_plugins.wire", "sparse_plugins.missing"])
+def test_what_another_module_imports_is_listed_as_public(floor: str) -> None:
+    public = {name: listed(path) for name, path in FILES.items() if floor_of(name) == floor}
+    nodes = [node for path in FILES.values() for node in ast.walk(ast.parse(path.read_text()))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in public]
+    taken = {(node.module, alias.name) for node in imports for alias in node.names}
+    assert len(taken) > 0
+    modules = {name.rpartition(".")[2] for name in public}  # those of `fed` are at hand as its attributes, too
+    assert [(module, name) for module, name in taken if name not in public[module] | modules] == []
+
+
 def test_no_import_circle() -> None:
     graph = {module: {target for target in targets if target in FILES} for module, targets in IMPORTS.items()}
     graphlib.TopologicalSorter(graph).prepare()
@@ -96,32 +151,49 @@ def test_no_file_is_long(files: dict[str, Path]) -> None:
 
 
 PROBE = """
-import json, sys, time
-start = time.perf_counter()
-import jax, optax
-base, before = time.perf_counter(), set(sys.modules)
-import sparse_plugins
-done, added = time.perf_counter(), set(sys.modules) - before
-print(json.dumps({"added": sorted(added), "ratio": (done - start) / (base - start)}))
+import importlib, json, sys
+for library in sys.argv[2:]:
+    importlib.import_module(library)
+before = set(sys.modules)
+importlib.import_module(sys.argv[1])
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-def test_import_adds_next_to_nothing_to_jax_and_optax() -> None:
-    run = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, check=True, capture_output=True, text=True)
-    found = json.loads(run.stdout)
-    print(f"import sparse_plugins takes {found['ratio']:.2f} times as long as import jax, optax")
-    foreign = {name for name in found["added"] if name.split(".")[0] not in sys.stdlib_module_names}
-    assert foreign <= {name for name in FILES if floor_of(name) in ("sparse_plugins", "sparse_plugins.core")}
+def added_by(module: str, *after: str) -> set[str]:
+    """What an import loads that is not of Python's own library, in a process that has imported others before."""
+    command = [sys.executable, "-c", PROBE, module, *after]
+    found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names}
+
+
+def test_the_package_loads_its_parts_on_demand() -> None:
+    assert added_by("sparse_plugins") == {"sparse_plugins", "sparse_plugins.on_demand"}
+    core = added_by("sparse_plugins.core", "jax", "optax")
+    assert {floor_of(name) for name in core} == {
+        "sparse_plugins",
+        "sparse_plugins.core",
+        "sparse_plugins.wire",
+        "sparse_plugins.on_demand",
+    } | ({"sparse_plugins.missing"} & core)
+
+
+def test_the_top_level_has_the_parts_as_attributes() -> None:
+    code = "import sparse_plugins as s; assert s.core.RigL and s.wire.encode and {'fed', 'rl'} <= {*dir(s)}; s.nothing"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stderr.splitlines()[-1] == "AttributeError: module 'sparse_plugins' has no attribute 'nothing'"
 
 
 PUBLIC = [
-    f"sparse_plugins.{name}" for name in ("core", "fed", "rl", "rl.haiku", "rl.dopamine", "keras", "t5", "vision")
+    f"sparse_plugins.{name}"
+    for name in ("core", "wire", "fed", "rl", "rl.haiku", "rl.dopamine", "keras", "t5", "vision")
 ]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_listed_and_documented(name: str) -> None:
     module = importlib.import_module(name)
+    assert [key for key in module.__all__ if not hasattr(module, key)] == []  # which loads what is loaded on demand
     public = {key for key, value in vars(module).items() if not (key.startswith("_") or isinstance(value, ModuleType))}
     assert public == set(module.__all__)
     assert [key for key in module.__all__ if not has_own_docstring(getattr(module, key))] == []

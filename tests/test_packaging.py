@@ -55,7 +55,7 @@ def test_wheel_has_one_top_level_name_all_modules_and_the_type_marker(wheel: Pat
     sources = [*package.rglob("*.py"), *package.rglob("*.gin"), *(package / name for name in beside)]
     assert names == {path.relative_to(ROOT).as_posix() for path in sources}
     always = {line for line in header.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
-    assert {line.split(":")[1].split(">")[0].strip() for line in always} == {"jax", "numpy", "optax"}
+    assert {line.split(":")[1].split(">")[0].strip() for line in always} == {"jax", "ml_dtypes", "numpy", "optax"}
     assert "License-Expression: Apache-2.0" in header
 
 

@@ -144,7 +144,7 @@ class StudyConfig:
         for run in self.runs():
             updater = self.updater(run)
             growth.growth_protocol(updater, run.growth)
-            if run.growth and not growth.grows_by_gradient(updater):
+            if run.growth and not updater.grows_by_gradient:
                 raise ValueError(
                     f"{run.updater} grows no weights by gradients, so there is nothing to say in {run.algorithm}: write"
                     f" {run.updater}."

@@ -13,7 +13,8 @@ from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed import datasets
 from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
 from sparse_plugins.fed.fedjax.client_training import mean_gradient
-from sparse_plugins.fed.growth import ranked, replaced_per_layer, strongest_pruned
+from sparse_plugins.fed.growth import ranked, strongest_pruned
+from sparse_plugins.fed.mask_change import replaced_per_layer
 
 fedjax = fed.import_fedjax()
 

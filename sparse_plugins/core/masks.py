@@ -15,6 +15,7 @@ import optax
 from jax import lax
 
 from sparse_plugins.core.trees import PyTree, aligned, exportable, leaf_names
+from sparse_plugins.wire.markers import NOT_PRUNED, NotPruned, is_pruned
 
 __all__ = [
     "IN_ZEROS",
@@ -31,12 +32,7 @@ __all__ = [
 ]
 
 
-@exportable("NotPruned")
-class NotPruned(NamedTuple):
-    """Stands in a mask tree for a leaf that stays dense; an empty node, so that tree maps pass over it."""
-
-
-NOT_PRUNED = NotPruned()
+exportable("NotPruned")(NotPruned)
 
 
 @exportable("InZeros")
@@ -45,16 +41,6 @@ class InZeros(NamedTuple):
 
 
 IN_ZEROS = InZeros()
-
-
-def is_pruned(node: Any) -> bool:
-    """Whether a node of a mask tree is a mask, not the marker of a leaf that stays dense.
-
-    Example:
-        >>> is_pruned(NOT_PRUNED), is_pruned(jnp.ones(3, jnp.uint8))
-        (False, True)
-    """
-    return node is not None and not isinstance(node, (NotPruned, optax.MaskedNode))
 
 
 def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree, otherwise: Callable) -> PyTree:

@@ -1,6 +1,5 @@
 """Parameter trees: names of leaves, and other trees laid beside them."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,6 +7,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
+
+from sparse_plugins.wire import trees
 
 __all__ = ["aligned", "common_dtype", "exportable", "leaf_names", "prunable_dtype", "stands_for_params"]
 
@@ -52,34 +53,9 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
     """
     treedef: Any = jax.tree.structure(params)
     try:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            return treedef.flatten_up_to(tree)
-        return treedef.flatten_up_to(_hidden_leaf_by_leaf(params, tree))
-    except (ValueError, TypeError, KeyError) as error:
-        difference = f"{what} and the parameters have different tree structures: "
-        if (names := leaf_names(params)) == (others := leaf_names(tree)):
-            raise ValueError(
-                f"{difference}the same leaves {names}, but in other containers (outermost: {type(tree).__name__} and "
-                f"{type(params).__name__}). Give both as the same kind of tree."
-            ) from error
-        raise ValueError(
-            f"{difference}parameters have the leaves {names}, {what} {others}. If the model changed, call init again "
-            "on the new parameters; if this is a restored checkpoint, restore the one that belongs to this model."
-        ) from error
-
-
-def _is_hidden(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
-
-
-def _hidden_leaf_by_leaf(params: PyTree, tree: PyTree) -> PyTree:
-    """`optax.masked` may hide a whole subtree behind one node; here each of its leaves gets one."""
-
-    def spread(node: Any, part: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: node, part) if _is_hidden(node) else node
-
-    is_empty = lambda node: node is None or (isinstance(node, tuple) and not node)  # noqa: E731
-    return jax.tree.map(spread, tree, params, is_leaf=is_empty)
+        return treedef.flatten_up_to(tree)
+    except (ValueError, TypeError, KeyError):
+        return trees.aligned(params, tree, what)  # slower; it knows markers of hidden parts, and tells what differs
 
 
 def prunable_dtype(leaf: Any) -> bool:

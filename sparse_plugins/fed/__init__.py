@@ -1,44 +1,80 @@
-"""Sparse federated learning: the core's updaters as drop-in parts of FedJAX.
+"""Sparse federated learning: the core's updaters as drop-in parts of FedJAX, and what belongs to no framework.
 
-Importing this package imports FedJAX through `import_fedjax`: it works on current JAX, and TensorFlow is left
-alone until a function that needs it is called. A plain `import fedjax` afterwards gives the same module.
+Importing this package loads nothing. Its names are loaded when they are asked for: the codec needs NumPy, the ledger
+not even that, and what stands in `fed.fedjax` imports FedJAX through `import_fedjax`, so that it works on current JAX
+and leaves TensorFlow alone until a function that needs it is called. A plain `import fedjax` after that, for which
+`fed.import_fedjax()` always will do, gives the same module.
 """
 
-from sparse_plugins.fed.fedjax.compat import import_fedjax
+import typing
 
-import_fedjax()  # before any other module of this package imports FedJAX
+from sparse_plugins import on_demand
 
-from sparse_plugins.fed.aggregation import Aggregation  # noqa: E402
-from sparse_plugins.fed.checkpoints import (  # noqa: E402
-    Checkpoint,
-    CheckpointAccessError,
-    CheckpointMismatchError,
-    Checkpoints,
-)
-from sparse_plugins.fed.faults import Faults  # noqa: E402
-from sparse_plugins.fed.fedjax import datasets as datasets  # noqa: E402
-from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend  # noqa: E402
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend  # noqa: E402
-from sparse_plugins.fed.fedjax.mask_in_params import sparse_broadcast  # noqa: E402
-from sparse_plugins.fed.fedjax.metered import MeteredBackend  # noqa: E402
-from sparse_plugins.fed.fedjax.optimizers import sparse_client_optimizer, sparse_server_optimizer  # noqa: E402
-from sparse_plugins.fed.fedjax.quantizers import survivors_only  # noqa: E402
-from sparse_plugins.fed.fedjax.sparse_fedavg import SparseServerState, sparse_federated_averaging  # noqa: E402
-from sparse_plugins.fed.fedjax.sparsify import SparsifiedState, sparsify  # noqa: E402
-from sparse_plugins.fed.ledger import Entry, Ledger, Total  # noqa: E402
-from sparse_plugins.fed.messages import Wire  # noqa: E402
-from sparse_plugins.fed.robust import FedMedian, FedTrimmedAvg, Krum  # noqa: E402
-from sparse_plugins.wire import (  # noqa: E402
-    Binding,
-    BindingError,
-    CodecError,
-    Decoded,
-    SeededMasks,
-    decode,
-    encode,
-    masks_digest,
-    needed_base,
-)
+if typing.TYPE_CHECKING:
+    from sparse_plugins.fed import strokes as strokes
+    from sparse_plugins.fed.aggregation import Aggregation
+    from sparse_plugins.fed.checkpoints import Checkpoint, CheckpointAccessError, CheckpointMismatchError, Checkpoints
+    from sparse_plugins.fed.faults import Faults
+    from sparse_plugins.fed.fedjax import datasets as datasets
+    from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend
+    from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend
+    from sparse_plugins.fed.fedjax.compat import import_fedjax
+    from sparse_plugins.fed.fedjax.mask_in_params import sparse_broadcast
+    from sparse_plugins.fed.fedjax.metered import MeteredBackend
+    from sparse_plugins.fed.fedjax.optimizers import sparse_client_optimizer, sparse_server_optimizer
+    from sparse_plugins.fed.fedjax.quantizers import survivors_only
+    from sparse_plugins.fed.fedjax.sparse_fedavg import SparseServerState, sparse_federated_averaging
+    from sparse_plugins.fed.fedjax.sparsify import SparsifiedState, sparsify
+    from sparse_plugins.fed.growth import GrowthProtocol
+    from sparse_plugins.fed.ledger import Entry, Ledger, Total
+    from sparse_plugins.fed.messages import Wire
+    from sparse_plugins.fed.robust import FedMedian, FedTrimmedAvg, Krum
+    from sparse_plugins.wire import (
+        Binding,
+        BindingError,
+        CodecError,
+        Decoded,
+        SeededMasks,
+        decode,
+        encode,
+        masks_digest,
+        needed_base,
+    )
+else:
+    _MODULES = {
+        "fed.aggregation": ("Aggregation",),
+        "fed.checkpoints": ("Checkpoint", "CheckpointAccessError", "CheckpointMismatchError", "Checkpoints"),
+        "fed.faults": ("Faults",),
+        "fed.fedjax.backends.distributed": ("DistributedBackend",),
+        "fed.fedjax.backends.in_one_call": ("ScanBackend", "ShardedBackend", "VmapBackend"),
+        "fed.fedjax.compat": ("import_fedjax",),
+        "fed.fedjax.mask_in_params": ("sparse_broadcast",),
+        "fed.fedjax.metered": ("MeteredBackend",),
+        "fed.fedjax.optimizers": ("sparse_client_optimizer", "sparse_server_optimizer"),
+        "fed.fedjax.quantizers": ("survivors_only",),
+        "fed.fedjax.sparse_fedavg": ("SparseServerState", "sparse_federated_averaging"),
+        "fed.fedjax.sparsify": ("SparsifiedState", "sparsify"),
+        "fed.growth": ("GrowthProtocol",),
+        "fed.ledger": ("Entry", "Ledger", "Total"),
+        "fed.messages": ("Wire",),
+        "fed.robust": ("FedMedian", "FedTrimmedAvg", "Krum"),
+        "wire": (
+            "Binding",
+            "BindingError",
+            "CodecError",
+            "Decoded",
+            "SeededMasks",
+            "decode",
+            "encode",
+            "masks_digest",
+            "needed_base",
+        ),
+    }
+    __getattr__, __dir__ = on_demand.loaders(
+        __name__,
+        {name: f"sparse_plugins.{module}" for module, names in _MODULES.items() for name in names},
+        {"datasets": "sparse_plugins.fed.fedjax.datasets", "strokes": "sparse_plugins.fed.strokes"},
+    )
 
 __all__ = [
     "Aggregation",
@@ -55,6 +91,7 @@ __all__ = [
     "Faults",
     "FedMedian",
     "FedTrimmedAvg",
+    "GrowthProtocol",
     "Krum",
     "Ledger",
     "MeteredBackend",

@@ -13,6 +13,9 @@ from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, map_pruned
 from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.core.trees import common_dtype
 from sparse_plugins.fed.robust import Array, Krum, RobustRule, trimmed_mean
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["Aggregation", "Sums", "Updates", "in_dtypes_of", "reprune", "wide_zeros"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Aggregation:
                 f"round has {clients}. Draw more, or be ready for fewer hostile ones."
             )
 
-    def gather(self, like: Any, masks: Any, is_personal: bool) -> "Sums | Updates":
+    def gather(self, like: PyTree, masks: PyTree, is_personal: bool) -> "Sums | Updates":
         """What takes in the updates of a round.
 
         Args:
@@ -96,7 +99,7 @@ class Aggregation:
         """
         return Sums(like, masks if is_personal else None) if isinstance(self.rule, str) else Updates(like, masks)
 
-    def clipped(self, update: Any) -> Any:
+    def clipped(self, update: PyTree) -> PyTree:
         """An update of at most `clipping_norm`, in its own direction."""
         return update if self.clipping_norm is None else _scaled_to(update, self.clipping_norm)
 
@@ -117,7 +120,7 @@ class Sums:
         ([3.0, 1.0], [3.0, 2.0])
     """
 
-    def __init__(self, like: Any, masks: Any = None) -> None:
+    def __init__(self, like: PyTree, masks: PyTree | None = None) -> None:
         zeros = lambda x, m: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
         counts = lambda x, m: jnp.zeros(x.shape, jnp.int32)  # noqa: E731
         self._like, self._masks = like, masks
@@ -127,7 +130,7 @@ class Sums:
         self._votes = masks and map_pruned(counts, like, masks, otherwise=lambda x: NOT_PRUNED)
         self.clients = 0
 
-    def add(self, update: Any, weight: float, masks: Any = None) -> None:
+    def add(self, update: PyTree, weight: float, masks: PyTree | None = None) -> None:
         """Takes in one client; without weight it has no say.
 
         Args:
@@ -145,7 +148,7 @@ class Sums:
             self._held = _add_scaled(self._held, held, weight)
             self._votes = _add_scaled(self._votes, held, 1)
 
-    def aggregate(self, aggregation: Aggregation) -> Any:
+    def aggregate(self, aggregation: Aggregation) -> PyTree:
         """The one update; 0 where no client of any weight has a say."""
         total = max(self._weight, jnp.finfo(jnp.float32).tiny)
         over_all = lambda x: x / jnp.asarray(total, x.dtype)  # noqa: E731
@@ -154,7 +157,7 @@ class Sums:
             return in_dtypes_of(self._like, jax.tree.map(over_all, self._sum))
         return in_dtypes_of(self._like, map_pruned(over_voters, self._sum, self._held, otherwise=over_all))
 
-    def elected(self, aggregation: Aggregation) -> Any:
+    def elected(self, aggregation: Aggregation) -> PyTree:
         """uint8 masks of the weights that enough clients hold."""
         enough = lambda x, votes: (votes >= aggregation.min_votes).astype(jnp.uint8)  # noqa: E731
         return map_pruned(enough, self._sum, self._votes, otherwise=lambda x: NOT_PRUNED)
@@ -177,7 +180,7 @@ class Updates:
         [4.0, 46.0]
     """
 
-    def __init__(self, like: Any, masks: Any) -> None:
+    def __init__(self, like: PyTree, masks: PyTree) -> None:
         self._like, self._masks = like, masks
         self._survivors: list[list[Array]] = []
         self._held: list[list[Array]] = []  # as bits: a sparse model's masks would be larger than its survivors
@@ -188,7 +191,7 @@ class Updates:
         """How many have a say."""
         return len(self._weights)
 
-    def add(self, update: Any, weight: float, masks: Any) -> None:
+    def add(self, update: PyTree, weight: float, masks: PyTree) -> None:
         """Takes in one client, as `Sums.add` does."""
         if weight <= 0:
             return
@@ -199,7 +202,7 @@ class Updates:
         self._held.append([np.packbits(inside) for _, inside in pairs])
         self._weights.append(weight)
 
-    def aggregate(self, aggregation: Aggregation) -> Any:
+    def aggregate(self, aggregation: Aggregation) -> PyTree:
         """The one update; under a median or a trimmed mean 0 where fewer than `min_votes` clients have a say."""
         rule = aggregation.rule
         if isinstance(rule, str | Krum):
@@ -213,22 +216,22 @@ class Updates:
             leaves.append(jnp.asarray(leaf.reshape(like.shape)))
         return in_dtypes_of(self._like, jax.tree.unflatten(jax.tree.structure(self._like), leaves))
 
-    def elected(self, aggregation: Aggregation) -> Any:
+    def elected(self, aggregation: Aggregation) -> PyTree:
         """uint8 masks of the weights that enough clients hold; under `Krum`, enough of those it chooses."""
         return self._summed(aggregation.rule).elected(aggregation)
 
-    def _summed(self, rule: Any) -> Sums:
+    def _summed(self, rule: str | RobustRule) -> Sums:
         """The updates that a rule chooses, as sums."""
         places = range(jax.tree.structure(self._like).num_leaves)
-        is_krum = isinstance(rule, Krum)
-        chosen = rule.choose(self._rows(place)[1] for place in places) if is_krum else range(self.clients)
+        values = (self._rows(place)[1] for place in places)
+        chosen = rule.choose(values) if isinstance(rule, Krum) else range(self.clients)
         sums = Sums(self._like, self._masks)
         for client in chosen:
             update, held = zip(*(self._leaf(client, place) for place in places), strict=True)
             sums.add(self._tree(update), self._weights[client], self._tree(held))
         return sums
 
-    def _tree(self, flat: Iterable[Array]) -> Any:
+    def _tree(self, flat: Iterable[Array]) -> PyTree:
         leaves, treedef = jax.tree.flatten(self._like)
         return jax.tree.unflatten(treedef, [x.reshape(like.shape) for x, like in zip(flat, leaves, strict=True)])
 
@@ -251,14 +254,14 @@ class Updates:
         return entries, values, held
 
 
-def _in_place_of(like: Any, masks: Any, held: Any) -> Any:
+def _in_place_of(like: PyTree, masks: PyTree, held: PyTree) -> PyTree:
     """A client's masks where the server has some; a leaf that was sent whole is held whole."""
     whole = lambda x: jnp.ones(x.shape, jnp.uint8)  # noqa: E731
     chosen = lambda x, _, mask: mask if is_pruned(mask) else whole(x)  # noqa: E731
     return map_pruned(chosen, like, masks, held, otherwise=lambda *_: NOT_PRUNED)
 
 
-def wide_zeros(like: Any) -> Any:
+def wide_zeros(like: PyTree) -> PyTree:
     """Zeros to sum up many trees in: half precision would stop growing, or overflow.
 
     Example:
@@ -268,7 +271,7 @@ def wide_zeros(like: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros_like(x, common_dtype(jnp.result_type(x), jnp.float32)), like)
 
 
-def in_dtypes_of(like: Any, mean: Any) -> Any:
+def in_dtypes_of(like: PyTree, mean: PyTree) -> PyTree:
     """A mean of wide sums, in the floating dtypes of what was summed up.
 
     Example:
@@ -280,12 +283,12 @@ def in_dtypes_of(like: Any, mean: Any) -> Any:
 
 
 @jax.jit
-def _add_scaled(total: Any, new: Any, weight: Any) -> Any:
+def _add_scaled(total: PyTree, new: PyTree, weight: Any) -> PyTree:
     return jax.tree.map(lambda t, x: t + x.astype(t.dtype) * jnp.asarray(weight, t.dtype), total, new)
 
 
 @jax.jit
-def _scaled_to(update: Any, largest: float) -> Any:
+def _scaled_to(update: PyTree, largest: float) -> PyTree:
     """An update of at most this l2 norm; relative to its largest entry, as squares overflow and small scales vanish."""
     peak = jnp.max(jnp.array([jnp.max(jnp.abs(leaf), initial=1e-30) for leaf in jax.tree.leaves(update)], jnp.float32))
     units = jax.tree.map(lambda leaf: leaf.astype(common_dtype(leaf.dtype, jnp.float32)) / peak, update)
@@ -298,7 +301,7 @@ def _scaled_to(update: Any, largest: float) -> Any:
 
 
 @jax.jit
-def reprune(params: Any, masks: Any, elected: Any) -> Any:
+def reprune(params: PyTree, masks: PyTree, elected: PyTree) -> PyTree:
     """Masks as large as before, of the strongest weights among those elected.
 
     Args:

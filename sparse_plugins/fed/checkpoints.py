@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.missing import explain_import_error
 from sparse_plugins.core.storage.archives import damage
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.trees import leaf_names
+from sparse_plugins.missing import explain_import_error
+
+__all__ = ["Checkpoint", "CheckpointAccessError", "CheckpointMismatchError", "Checkpoints"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import zlib
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 
 from sparse_plugins.core.selection.counts import check_fraction
+
+__all__ = ["Faults"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Faults:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; give a number of 0 or more.")
 
-    def takes_part(self, round_num: int, client: Any) -> bool:
+    def takes_part(self, round_num: int, client: Hashable) -> bool:
         """Whether a client that got the broadcast of a round is heard of again."""
         return bool(self._draws(round_num, client)[0] >= self.drop_out)
 
-    def deliver(self, round_num: int, client: Any, payload: bytes) -> bytes | None:
+    def deliver(self, round_num: int, client: Hashable, payload: bytes) -> bytes | None:
         """What arrives of an update: the payload, a damaged one, or None if the round is over by then."""
         _, late, damage, place = self._draws(round_num, client)
         if late < self.late:
@@ -60,5 +63,5 @@ class Faults:
         damaged[bit // 8] ^= 1 << bit % 8
         return bytes(damaged)
 
-    def _draws(self, round_num: int, client: Any) -> np.ndarray[Any, Any]:
+    def _draws(self, round_num: int, client: Hashable) -> np.ndarray[Any, Any]:
         return np.random.default_rng([self.seed, round_num, zlib.crc32(repr(client).encode())]).random(4)

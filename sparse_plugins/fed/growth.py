@@ -1,6 +1,7 @@
 """Where a server that grows weights by their gradients gets them from.
 
-Clients that upload survivors only say nothing about pruned weights. In rounds that change masks they can be asked:
+Clients that upload survivors only say nothing about pruned weights. In rounds that change masks they can be asked, by
+one of these protocols:
 
 - `random`: nothing is asked, weights are grown by seed;
 - `topk`: the strongest gradients of pruned weights, as many as weights are going to be grown;
@@ -10,250 +11,236 @@ Clients that upload survivors only say nothing about pruned weights. In rounds t
 Gradients are those of a client's data at the parameters of the broadcast. Only clients whose update was used are heard,
 and what each says is put into ranks before it is summed (`ranked`): by gradients themselves, one client with large ones
 would decide alone.
-
-Updaters drop weights and then grow others. Where fewer are pruned than are to be grown, as in a run that starts dense,
-some of those just dropped come back, and clients are asked about all that do not survive the drop. Which these are
-follows from the broadcast, so both sides know.
 """
 
-import dataclasses
-import functools
-from typing import Any
+import abc
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins import core
-from sparse_plugins.core.algorithms.tree_partition import Parts
-from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
-from sparse_plugins.core.selection.counts import survivor_count
+from sparse_plugins.core.masks import is_pruned, map_pruned
 from sparse_plugins.core.selection.random_scores import random_scores
 from sparse_plugins.core.selection.topk import exact_topk
+from sparse_plugins.core.trees import aligned
 from sparse_plugins.fed.aggregation import Aggregation, Sums
-from sparse_plugins.fed.replies import growth_of
+from sparse_plugins.fed.mask_change import MaskChange, pruned_places
+from sparse_plugins.fed.replies import Check, growth_of
+from sparse_plugins.wire.envelope import BOUND_OVERHEAD
+from sparse_plugins.wire.trees import PyTree
+from sparse_plugins.wire.value_codes import values_size
 
-PROTOCOLS = ("random", "topk", "delta", "dense")
+__all__ = ["PROTOCOLS", "GrowthProtocol", "Signals", "growth_protocol", "ranked", "strongest_pruned"]
 
 
-def grows_by_gradient(updater: core.BaseUpdater) -> bool:
-    """Whether an updater, or one of a `core.PerModule`, grows weights by gradients, which its server then needs.
+class GrowthProtocol(abc.ABC):
+    """What clients are asked in a round that changes masks, what is made of their answers, and what these cost.
 
-    Example:
-        >>> grows_by_gradient(core.RigL()), grows_by_gradient(core.SET())
-        (True, False)
-        >>> grows_by_gradient(core.PerModule([("head/.*", core.SET()), (".*", core.RigL())]))
-        True
+    A protocol of your own inherits from this one, or from one of `PROTOCOLS`, and is given to
+    `sparse_federated_averaging(growth=...)` as an object. Without overriding anything but `sent_values`, clients train
+    inside the masks of the broadcast, send nothing beside their updates, and nothing is grown by what they say.
+
+    Attributes:
+        name: What it is called in settings and messages.
     """
-    if isinstance(updater, core.PerModule):
-        return any(grows_by_gradient(one) for _, one in updater.updaters)
-    return isinstance(updater, core.RigL)
+
+    name: ClassVar[str]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @abc.abstractmethod
+    def sent_values(self, change: MaskChange) -> list[int]:
+        """How many values of each leaf one client sends, at most, beside those of its survivors."""
+
+    def most_bytes(self, change: MaskChange, dtype: str = "float32") -> int:
+        """What one client sends, at most, beside its update of survivors, if it is not compressed.
+
+        Args:
+            change: The mask change.
+            dtype: Widest dtype of what clients send, as in `fed.Wire`.
+
+        Returns:
+            Bytes: values, and where they are, if they travel in a message of their own.
+        """
+        leaves = jax.tree.leaves(change.params)
+        counted = zip(leaves, self.sent_values(change), strict=True)
+        values = sum(values_size(count, np.dtype(leaf.dtype), dtype) for leaf, count in counted)
+        if self.asked(change) is None:
+            return values
+        return values + BOUND_OVERHEAD + sum(1 + math.ceil(leaf.size / 8) for leaf in leaves)
+
+    def training_masks(self, masks: PyTree) -> PyTree:
+        """The masks inside which clients train and send their updates in such a round: those of the broadcast."""
+        return masks
+
+    def asked(self, change: MaskChange) -> Check | None:
+        """Which gradients clients are to send in a message of their own (`fed.replies`); None: they send none."""
+        return None
+
+    def places(self, change: MaskChange, grads: PyTree) -> PyTree:
+        """uint8 masks of the gradients that a client sends, if it is asked for some."""
+        return pruned_places(grads, change.settled)
+
+    def say_of_gradients(self, change: MaskChange, grads: PyTree) -> PyTree:
+        """What counts of the gradients that arrived of one client; those it did not send are 0."""
+        return ranked(grads, change.settled)
+
+    def say_of_update(self, change: MaskChange, update: PyTree) -> PyTree | None:
+        """What counts of the update that arrived of one client; None: nothing."""
+        return None
+
+    def signal(self, change: MaskChange, mean: PyTree) -> PyTree:
+        """What weights are grown by, made of the mean of what counts."""
+        return mean
 
 
-def can_change_masks(updater: Any, state: core.SparseState, params: Any, grads: Any, delta: Any) -> bool:
-    """Whether a mask change that goes by gradients has any to go by.
+class _Random(GrowthProtocol):
+    """Nothing is asked, weights are grown by the updater's seed and the round."""
 
-    Args:
-        updater: The server's updater. Each of a `core.PerModule` is asked about its part.
-        state: Its state before the round's update.
-        params: The server's parameters before the round's update.
-        grads: What it is going to rank by. Nothing is checked if these are being traced.
-        delta: The round's mean delta.
+    name = "random"
 
-    Returns:
-        False if masks are to change now and nothing was learned: a round of clients without examples, or of none. By
-        gradients of 0 weights would be ranked by index, so the change has to be put off.
+    def sent_values(self, change: MaskChange) -> list[int]:
+        return [0 for _ in jax.tree.leaves(change.params)]
 
-    Raises:
-        ValueError: If weights are to be replaced now, and clients learned, but sent no gradient of those that may be
-            grown: then no round ever has one.
-    """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, params, grads, delta))):
-        return True
-    if isinstance(updater, core.PerModule):
-        patterns, updaters = zip(*updater.updaters, strict=True)
-        parts = Parts((*updaters, core.NoPruning()), params, patterns)
-        ask = lambda one: functools.partial(can_change_masks, one)  # noqa: E731
-        return all(parts.each(ask, state._replace(inner_state=()), params, grads, delta))
-    if not bool(updater.is_refresh_due(state.count)):
-        return True
-    if isinstance(updater, core.SaliencyPruning):
-        return bool(_are_heard(grads, core.unpack_masks(params, state.masks)))
-    if not grows_by_gradient(updater):
-        return True
-    masks = core.unpack_masks(params, state.masks)
-    if updater.use_packed_masks == "zeros":
-        updater, state = dataclasses.replace(updater, use_packed_masks=False), state._replace(masks=masks)
-    counts = replaced_per_layer(updater, int(state.count), masks)
-    places = pruned_places(grads, settled_masks(updater, state, params, masks, counts))
-    if not _are_wanted(counts, places) or _are_heard(grads, places):
-        return True
-    if not _are_heard(delta, jax.tree.map(jnp.ones_like, delta)):
-        return False
-    raise ValueError(
-        f"round {int(state.count)} is to grow weights by gradients, but all gradients of pruned weights are 0: "
-        "clients that train inside the mask send none, and masks would never move. Use core.SET, which grows at "
-        "random, let clients train densely with an ordinary client optimizer, or use "
-        "fed.sparse_federated_averaging(growth='topk'), whose clients send the few gradients that are needed."
-    )
+    def signal(self, change: MaskChange, mean: PyTree) -> PyTree:
+        words = random_scores(change.params, change.state.rng, change.state.count + 1)
+        return jax.tree.map(lambda word: 1.0 + (word >> 8).astype(jnp.float32), words)
 
 
-def _are_wanted(counts: Any, places: Any) -> bool:
-    """Whether a layer replaces weights and has any to choose from."""
-    wanted = map_pruned(lambda places, count: bool(count) and bool(jnp.any(places)), places, counts, otherwise=_never)
-    return any(jax.tree.leaves(wanted))
+class _AllGradients(GrowthProtocol):
+    """Clients send all gradients of pruned weights."""
+
+    name = "dense"
+
+    def sent_values(self, change: MaskChange) -> list[int]:
+        return [int(jnp.sum(places)) for places in jax.tree.leaves(pruned_places(change.params, change.settled))]
+
+    def asked(self, change: MaskChange) -> Check | None:
+        return growth_of(change.settled)
 
 
-def _never(places: jax.Array) -> bool:
-    return False
+class _StrongestGradients(GrowthProtocol):
+    """Clients send as many of the strongest gradients of pruned weights as weights are going to be grown."""
+
+    name = "topk"
+
+    def sent_values(self, change: MaskChange) -> list[int]:
+        return [count if is_pruned(count) else 0 for count in aligned(change.params, change.counts, "counts")]
+
+    def asked(self, change: MaskChange) -> Check | None:
+        return growth_of(change.settled, change.counts)
+
+    def places(self, change: MaskChange, grads: PyTree) -> PyTree:
+        return strongest_pruned(grads, change.settled, change.counts)
+
+    def say_of_gradients(self, change: MaskChange, grads: PyTree) -> PyTree:
+        return ranked(grads, change.settled, change.counts)
 
 
-@jax.jit
-def _are_heard(grads: Any, places: Any) -> jax.Array:
-    heard = lambda grad, asked: jnp.any((asked != 0) & (grad != 0))  # noqa: E731
-    leaves = jax.tree.leaves(map_pruned(heard, grads, places, otherwise=_never))
-    return jnp.any(jnp.array(leaves))
+class _DenseTraining(GrowthProtocol):
+    """Clients train densely in that round; what they changed outside the mask is taken for a gradient."""
+
+    name = "delta"
+
+    def sent_values(self, change: MaskChange) -> list[int]:
+        return [int(jnp.sum(places)) for places in jax.tree.leaves(pruned_places(change.params, change.masks))]
+
+    def training_masks(self, masks: PyTree) -> PyTree:
+        return jax.tree.map(jnp.ones_like, masks)
+
+    def say_of_update(self, change: MaskChange, update: PyTree) -> PyTree | None:
+        return ranked(update, change.settled, change.counts if change.is_unstructured else None)
 
 
-def _replaced(updater: Any, step: int, kept: int) -> int:
-    return kept - int(survivor_count(kept, float(updater.drop_fraction_fn(step))))
+PROTOCOLS: dict[str, GrowthProtocol] = {
+    protocol.name: protocol for protocol in (_Random(), _StrongestGradients(), _DenseTraining(), _AllGradients())
+}
 
 
-def growth_protocol(updater: core.BaseUpdater, name: str | None) -> str:
+def growth_protocol(updater: core.BaseUpdater, growth: str | GrowthProtocol | None) -> GrowthProtocol:
     """The protocol to use: the one asked for, or the cheapest that serves the updater well.
 
     The strongest gradients of a layer may all lie in few blocks or groups, and say nothing about the others: structures
     are grown by all gradients.
 
+    Args:
+        updater: The server's updater.
+        growth: A name, a protocol of your own, or None.
+
+    Returns:
+        The protocol.
+
     Raises:
+        TypeError: If it is neither a name nor a protocol.
         ValueError: If the name is not known.
 
     Example:
-        >>> growth_protocol(core.RigL(), None), growth_protocol(core.SRigL(), None), growth_protocol(core.SET(), None)
-        ('topk', 'dense', 'random')
+        >>> [growth_protocol(updater, None).name for updater in (core.RigL(), core.SRigL(), core.SET())]
+        ['topk', 'dense', 'random']
     """
-    if name is None:
-        if not grows_by_gradient(updater):
-            return "random"
-        return "topk" if updater.sparsity_type == core.Unstructured() else "dense"
-    if name not in PROTOCOLS:
-        raise ValueError(f"growth is {name!r}; choose one of {', '.join(PROTOCOLS)}.")
-    return name
+    if growth is None:
+        if not updater.grows_by_gradient:
+            return PROTOCOLS["random"]
+        return PROTOCOLS["topk" if updater.sparsity_type == core.Unstructured() else "dense"]
+    if isinstance(growth, GrowthProtocol):
+        return growth
+    if not isinstance(growth, str):
+        raise TypeError(f"growth is {growth!r}; give one of {', '.join(PROTOCOLS)}, or an instance of GrowthProtocol.")
+    if growth not in PROTOCOLS:
+        raise ValueError(f"growth is {growth!r}; choose one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[growth]
 
 
 class Signals:
     """What clients say about growth in a round that changes masks, summed up.
 
     Args:
-        updater: An updater that grows by gradients.
-        state: Its state before the change.
-        params: The parameters of the broadcast.
-        masks: uint8 masks of the broadcast.
-        protocol: How clients say it.
-
-    Attributes:
-        is_wanted: Whether any weight is to be grown.
-        asked: Which masks signals may have.
+        protocol: How they say it.
+        change: The mask change.
     """
 
-    def __init__(self, updater: Any, state: core.SparseState, params: Any, masks: Any, protocol: str) -> None:
-        self._counts = replaced_per_layer(updater, int(state.count), masks)
-        self.is_wanted = any(jax.tree.leaves(self._counts))
-        self._settled = settled_masks(updater, state, params, masks, self._counts)
-        self._is_topk = protocol == "topk"
-        is_unstructured = updater.sparsity_type == core.Unstructured()
-        self.asked = growth_of(self._settled, self._counts if self._is_topk else None)
-        self._limits = self._counts if self._is_topk or (protocol == "delta" and is_unstructured) else None
-        self._sums = Sums(params)
+    def __init__(self, protocol: GrowthProtocol, change: MaskChange) -> None:
+        self._protocol, self._change, self._sums = protocol, change, Sums(change.params)
 
-    def places(self, grads: Any) -> Any:
+    @property
+    def asked(self) -> Check | None:
+        """Which masks messages with gradients may have; None if there are to be no such messages."""
+        return self._protocol.asked(self._change) if self._change.is_wanted else None
+
+    def places(self, grads: PyTree) -> PyTree:
         """uint8 masks of the gradients that a client sends."""
-        if self._is_topk:
-            return strongest_pruned(grads, self._settled, self._counts)
-        return pruned_places(grads, self._settled)
+        return self._protocol.places(self._change, grads)
 
-    def add(self, grads: Any) -> None:
-        """Takes in what arrived of one client."""
-        self._sums.add(ranked(grads, self._settled, self._limits), 1.0)
+    def add_gradients(self, grads: PyTree) -> None:
+        """Takes in the gradients that arrived of one client."""
+        self._sums.add(self._protocol.say_of_gradients(self._change, grads), 1.0)
 
-    def total(self) -> Any:
-        """What to grow by: the mean of all clients' ranks; 0 where none says anything."""
-        return self._sums.aggregate(Aggregation())
+    def add_update(self, update: PyTree) -> None:
+        """Takes in the update that arrived of one client."""
+        say = self._protocol.say_of_update(self._change, update)
+        if say is not None:
+            self._sums.add(say, 1.0)
 
-
-def replaced_per_layer(updater: Any, step: int, masks: Any) -> Any:
-    """How many weights of each layer a mask change replaces, which is what clients are asked for.
-
-    Args:
-        updater: An updater that grows by gradients.
-        step: Its step, int.
-        masks: uint8 masks before the change.
-
-    Returns:
-        Python int per pruned layer; `core.NOT_PRUNED` elsewhere.
-
-    Example:
-        >>> rigl = core.RigL(drop_fraction_fn=core.ConstantDrop(0.25))
-        >>> replaced_per_layer(rigl, 0, {"w": jnp.array([1, 1, 1, 1, 0, 0], jnp.uint8)})
-        {'w': 1}
-    """
-    return jax.tree.map(lambda mask: _replaced(updater, step, int(jnp.sum(mask != 0))), masks)
-
-
-def settled_masks(updater: Any, state: core.SparseState, params: Any, masks: Any, counts: Any) -> Any:
-    """Masks of the weights that a mask change is certain to keep, about which nobody needs to be asked.
-
-    Args:
-        updater: An updater that grows by gradients.
-        state: Its state before the change.
-        params: The parameters of the broadcast.
-        masks: uint8 masks of the broadcast.
-        counts: How many weights of each layer are replaced, at most.
-
-    Returns:
-        uint8 masks: those of the broadcast, or what survives the drop in layers in which fewer weights are pruned than
-        are to be grown (nothing, if the masks have a structure); `core.NOT_PRUNED` where a leaf stays dense.
-
-    Example:
-        >>> quarter = lambda params: {"w": 0.25}
-        >>> rigl = core.RigL(sparsity_distribution_fn=quarter, drop_fraction_fn=core.ConstantDrop(0.6))
-        >>> params, masks = {"w": jnp.array([[1.0, 4.0, 3.0, 2.0]])}, {"w": jnp.array([[0, 1, 1, 1]], jnp.uint8)}
-        >>> state = rigl.with_masks(rigl.init_state(params), params, masks)
-        >>> settled_masks(rigl, state, params, masks, replaced_per_layer(rigl, 0, masks))["w"].tolist()
-        [[0, 1, 0, 0]]
-    """
-    is_short = lambda mask, count: int(jnp.sum(mask == 0)) < count  # noqa: E731
-    if not any(jax.tree.leaves(jax.tree.map(is_short, masks, counts))):
-        return masks
-    # Without a drop, a mask change leaves the weights among which the drop chooses.
-    dropping_none = dataclasses.replace(updater, drop_fraction_fn=core.ConstantDrop(0.0))
-    left = dropping_none.refresh(state._replace(inner_state=()), params, params)
-    is_unstructured = updater.sparsity_type == core.Unstructured()
-
-    def settled(param: jax.Array, mask: jax.Array, stays: jax.Array) -> jax.Array:
-        kept = int(jnp.sum(stays))
-        grown = _replaced(updater, int(state.count), kept)
-        if kept == param.size or not is_short(mask, grown):
-            return mask
-        if not is_unstructured:
-            return jnp.zeros_like(mask)
-        scores = jnp.where((stays != 0) & (mask != 0), jnp.abs(param).astype(jnp.float32), -1.0)
-        return exact_topk([scores], kept - grown)[0] & mask
-
-    return map_pruned(settled, params, masks, core.unpack_masks(params, left.masks), otherwise=lambda *_: NOT_PRUNED)
+    def total(self) -> PyTree:
+        """What to grow by; 0 where none says anything."""
+        return self._protocol.signal(self._change, self._sums.aggregate(Aggregation()))
 
 
 @jax.jit
-def strongest_pruned(grads: Any, masks: Any, counts: Any) -> Any:
+def strongest_pruned(grads: PyTree, masks: PyTree, counts: PyTree) -> PyTree:
     """Masks of the pruned weights with the largest gradients.
 
     Args:
-        grads: Gradients of one client at the parameters of the broadcast.
+        grads: Gradients of one client at the parameters of the broadcast. One that is NaN or infinite says nothing.
         masks: uint8 masks of weights that are not to be chosen.
-        counts: How many to choose in each layer.
+        counts: How many to choose in each layer, at most.
 
     Returns:
-        uint8 masks; none chosen in layers that stay dense.
+        uint8 masks; fewer chosen where fewer are finite, none in layers that stay dense.
 
     Example:
         >>> grads, masks = {"w": jnp.array([9.0, -3.0, 1.0])}, {"w": jnp.array([1, 0, 0], jnp.uint8)}
@@ -262,21 +249,21 @@ def strongest_pruned(grads: Any, masks: Any, counts: Any) -> Any:
     """
 
     def chosen(grad: jax.Array, mask: jax.Array, count: Any) -> jax.Array:
-        outside = mask == 0
-        count = jnp.minimum(count, jnp.sum(outside, dtype=jnp.int32))
-        return exact_topk([jnp.where(outside, jnp.abs(grad).astype(jnp.float32), -1.0)], count)[0]
+        may_grow = (mask == 0) & jnp.isfinite(grad)
+        count = jnp.minimum(count, jnp.sum(may_grow, dtype=jnp.int32))
+        return exact_topk([jnp.where(may_grow, jnp.abs(grad).astype(jnp.float32), -1.0)], count)[0]
 
     return map_pruned(chosen, grads, masks, counts, otherwise=lambda g, count: jnp.zeros(g.shape, jnp.uint8))
 
 
-def ranked(grads: Any, masks: Any, counts: Any = None) -> Any:
+def ranked(grads: PyTree, masks: PyTree, counts: PyTree | None = None) -> PyTree:
     """A client's say in what to grow: the ranks of its gradients instead of their sizes.
 
     In each layer the strongest counts 1, and each further one a fixed step less; gradients of one magnitude share the
     mean of their ranks. So no client says more at a weight than 1, nor more in all than any other, whatever it sends.
 
     Args:
-        grads: What a client sent, as arrays; entries that are 0 say nothing.
+        grads: What a client sent, as arrays; entries that are 0, NaN or infinite say nothing.
         masks: uint8 masks of weights on which it was not asked.
         counts: How many weights of each layer it may name. The last of them counts more than one half, so that of
             weights named once and weights named twice alike the latter are ahead; those behind it count 0. None: it may
@@ -296,7 +283,7 @@ def ranked(grads: Any, masks: Any, counts: Any = None) -> Any:
     def ranks(grad: Any, mask: Any, count: int) -> np.ndarray[Any, Any]:
         grad, asked = np.asarray(grad), np.asarray(mask) == 0
         count = min(count, int(asked.sum()))
-        named = asked & (grad != 0)
+        named = asked & (grad != 0) & np.isfinite(grad)
         magnitudes = np.abs(grad[named]).astype(np.promote_types(grad.dtype, np.float32))
         _, group, sizes = np.unique(magnitudes, return_inverse=True, return_counts=True)
         stronger = magnitudes.size - np.cumsum(sizes)
@@ -307,16 +294,3 @@ def ranked(grads: Any, masks: Any, counts: Any = None) -> Any:
         return out
 
     return map_pruned(ranks, grads, masks, counts, otherwise=lambda g, count: np.zeros(np.shape(g), np.float32))
-
-
-def pruned_places(grads: Any, masks: Any) -> Any:
-    """uint8 masks of all weights outside masks; none in layers that stay dense."""
-    return map_pruned(
-        lambda g, mask: (mask == 0).astype(jnp.uint8), grads, masks, otherwise=lambda g: jnp.zeros(g.shape, jnp.uint8)
-    )
-
-
-def random_signal(params: Any, state: core.SparseState) -> Any:
-    """Growth scores drawn by the updater's seed and the round, as positive floats."""
-    words = random_scores(params, state.rng, state.count + 1)
-    return jax.tree.map(lambda word: 1.0 + (word >> 8).astype(jnp.float32), words)

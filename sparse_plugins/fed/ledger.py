@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+__all__ = ["DELIVERED", "Entry", "Ledger", "Total"]
+
 DELIVERED = "ok"
 
 

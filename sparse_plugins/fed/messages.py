@@ -1,6 +1,8 @@
 """One round's messages: what the server sends, what arrives of the answers, and how many bytes it took."""
 
 import dataclasses
+import functools
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,8 +11,11 @@ import jax.numpy as jnp
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.ledger import DELIVERED, Entry
 from sparse_plugins.fed.replies import Check, exactly
-from sparse_plugins.wire import Binding, CodecError, SeededMasks, decode, encode, masks_digest
+from sparse_plugins.wire import Binding, CodecError, Decoded, SeededMasks, decode, encode, masks_digest
+from sparse_plugins.wire.trees import PyTree
 from sparse_plugins.wire.value_codes import DTYPES
+
+__all__ = ["Channel", "Exchange", "Message", "Wire", "name_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,65 +49,116 @@ class Message(NamedTuple):
         masks: uint8 masks of what was sent; `core.NOT_PRUNED` where a leaf was sent whole.
     """
 
-    values: Any
-    masks: Any
+    values: PyTree
+    masks: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """How messages of a run travel, and what of them the server takes.
+
+    Attributes:
+        wire: Number formats.
+        faults: What goes wrong.
+        max_norm: l2 norm above which updates are refused; None refuses none. Growth signals have another scale.
+        run: Name of the run. Messages are bound to it, to the round, to the client and to the masks; replies that are
+            bound to something else are refused.
+
+    Raises:
+        ValueError: If the norm is not above 0.
+    """
+
+    wire: Wire = Wire()
+    faults: Faults = Faults()
+    max_norm: float | None = None
+    run: str = ""
+
+    def __post_init__(self) -> None:
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(
+                f"max_norm is {self.max_norm}; give a number above 0, or None to take updates of any size."
+            )
+
+    def broadcast(
+        self,
+        number: int,
+        clients: Sequence[Hashable],
+        params: PyTree,
+        masks: PyTree,
+        seed: SeededMasks | None = None,
+    ) -> "Exchange":
+        """Sends parameters and masks to the clients of a round.
+
+        Args:
+            number: Number of the round, from 0.
+            clients: Names of the clients that were drawn, in order; one drawn twice stands there twice.
+            params: Parameters to broadcast.
+            masks: uint8 masks to broadcast.
+            seed: What the masks were drawn from, if they were.
+
+        Returns:
+            The round's exchange of messages, with the answers still to come.
+        """
+        binding = Binding("broadcast", self.run, number, masks=masks_digest(masks, params))
+        payload = encode(masks, params, dtype=self.wire.down, seed=seed, zstd=self.wire.zstd, binding=binding)
+        received = decode(payload, params, binding=binding)
+        return Exchange(self, binding, clients, len(payload), received)
 
 
 class Exchange:
     """The messages of one round.
 
     Args:
-        number: Number of the round, from 0.
-        clients: Names of the clients that were drawn, in order; one drawn twice stands there twice.
-        params: Parameters to broadcast.
-        masks: uint8 masks to broadcast.
-        wire: Number formats.
-        faults: What goes wrong.
-        max_norm: l2 norm above which updates are refused; None refuses none. Growth signals have another scale.
-        seed: What the masks were drawn from, if they were.
-        run: Name of the run. Messages are bound to it, to the round, to the client and to the masks; replies that are
-            bound to something else are refused.
+        channel: How they travel.
+        binding: What the broadcast belongs to.
+        clients: Names of the clients that were drawn, in order.
+        down: Bytes of the broadcast.
+        received: The broadcast as clients decode it.
 
-    Attributes:
-        params: The parameters as clients decode them.
-        masks: The masks as clients decode them.
+    Example:
+        >>> params, masks = {"w": jnp.array([3.0, 0.0])}, {"w": jnp.array([1, 0], jnp.uint8)}
+        >>> exchange = Channel().broadcast(0, ["anna"], params, masks)
+        >>> exchange.receive(0, {"w": jnp.array([0.5, 0.0])}).values["w"].tolist()
+        [0.5, 0.0]
+        >>> [(entry.client, entry.status) for entry in exchange.entries()]
+        [('anna', 'ok')]
     """
 
     def __init__(
-        self,
-        number: int,
-        clients: list[Any],
-        params: Any,
-        masks: Any,
-        wire: Wire,
-        faults: Faults,
-        max_norm: float | None = None,
-        seed: SeededMasks | None = None,
-        run: str = "",
+        self, channel: Channel, binding: Binding, clients: Sequence[Hashable], down: int, received: Decoded
     ) -> None:
-        self._number, self._clients, self._wire, self._faults, self._max_norm = number, clients, wire, faults, max_norm
-        self._like = params
-        self._binding = Binding("broadcast", run, number, masks=masks_digest(masks, params))
-        broadcast = encode(masks, params, dtype=wire.down, seed=seed, zstd=wire.zstd, binding=self._binding)
-        received = decode(broadcast, params, binding=self._binding)
-        self.params, self.masks = jax.tree.map(jnp.asarray, received.values), jax.tree.map(jnp.asarray, received.masks)
-        self._masks = jax.tree.map(lambda mask: mask != 0, received.masks)
-        self._down = len(broadcast)
+        self._channel, self._binding, self._clients, self._down = channel, binding, clients, down
+        self._received = received
         self._bytes = [{"up": 0, "growth": 0} for _ in clients]
         self._norms: list[float | None] = [None for _ in clients]
         self._status = ["dropped out" for _ in clients]
         self._growth_status = ["" for _ in clients]
 
+    @functools.cached_property
+    def params(self) -> PyTree:
+        """The parameters as clients decode them."""
+        return jax.tree.map(jnp.asarray, self._received.values)
+
+    @functools.cached_property
+    def masks(self) -> PyTree:
+        """The uint8 masks as clients decode them."""
+        return jax.tree.map(jnp.asarray, self._received.masks)
+
+    @functools.cached_property
+    def _held(self) -> PyTree:
+        """The same as bool arrays of the host, on which all updates are coded."""
+        return jax.tree.map(lambda mask: mask != 0, self._received.masks)
+
     def present(self) -> list[int]:
         """Places in the list of clients of those that answer."""
         places = range(len(self._clients))
-        return [place for place in places if self._faults.takes_part(self._number, self._clients[place])]
+        return [place for place in places if self._takes_part(self._clients[place])]
 
     def receive(
         self,
         place: int,
-        values: Any,
-        masks: Any = None,
+        values: PyTree,
+        masks: PyTree | None = None,
         kind: Literal["up", "growth"] = "up",
         asked: Check | None = None,
     ) -> Message | None:
@@ -118,13 +174,20 @@ class Exchange:
         Returns:
             The message as the server decodes it; None if it is refused or never arrives.
         """
-        asked = exactly(self._masks) if asked is None else asked
-        message, status = self._through_channel(place, values, self._masks if masks is None else masks, kind, asked)
+        asked = exactly(self._held) if asked is None else asked
+        message, status = self._through_channel(place, values, self._held if masks is None else masks, kind, asked)
         if kind == "up":
             self._status[place] = status
         else:
             self._growth_status[place] = status
         return message
+
+    @property
+    def _round(self) -> int:
+        return self._binding.round or 0
+
+    def _takes_part(self, client: Hashable) -> bool:
+        return self._channel.faults.takes_part(self._round, client)
 
     def excuse(self, place: int, reason: str) -> None:
         """Notes why a client that is there sends nothing."""
@@ -135,25 +198,26 @@ class Exchange:
         return [] if DELIVERED in self._growth_status else [status for status in self._growth_status if status]
 
     def _through_channel(
-        self, place: int, values: Any, masks: Any, kind: Literal["up", "growth"], asked: Check
+        self, place: int, values: PyTree, masks: PyTree, kind: Literal["up", "growth"], asked: Check
     ) -> tuple[Message | None, str]:
-        base = self._masks if kind == "up" else None
+        wire, max_norm, like = self._channel.wire, self._channel.max_norm, self._received.values
+        base = self._held if kind == "up" else None
         binding = dataclasses.replace(
             self._binding, message="update" if kind == "up" else "growth", client=name_of(self._clients[place])
         )
         try:
-            payload = encode(masks, values, dtype=self._wire.up, base=base, zstd=self._wire.zstd, binding=binding)
+            payload = encode(masks, values, dtype=wire.up, base=base, zstd=wire.zstd, binding=binding)
         except ValueError as error:
             return None, f"nothing to send: {error}"
         self._bytes[place][kind] = len(payload)
-        arrived = self._faults.deliver(self._number, self._clients[place], payload)
+        arrived = self._channel.faults.deliver(self._round, self._clients[place], payload)
         if arrived is None:
             return None, "too late"
         try:
-            decoded = decode(arrived, self._like, base=base, binding=binding)
+            decoded = decode(arrived, like, base=base, binding=binding)
         except CodecError as error:
             return None, f"refused: {error}"
-        layer = asked(self._like, decoded.masks)
+        layer = asked(like, decoded.masks)
         if layer is not None:
             return None, f"refused: the mask of layer {layer!r} is not what was asked for"
         is_finite, norm = map(float, _finite_and_norm(decoded.values))
@@ -161,20 +225,20 @@ class Exchange:
             self._norms[place] = norm
         if not is_finite:
             return None, "refused: NaN or infinite values"
-        if kind == "up" and self._max_norm is not None and norm > self._max_norm:
-            return None, f"refused: its norm of {norm:.6g} is above {self._max_norm:.6g}"
+        if kind == "up" and max_norm is not None and norm > max_norm:
+            return None, f"refused: its norm of {norm:.6g} is above {max_norm:.6g}"
         return Message(decoded.values, decoded.masks), DELIVERED
 
     def entries(self) -> list[Entry]:
         """What each client cost."""
         return [
-            Entry(self._number, name_of(client), self._down, **sent, status=status, growth_status=growth_status)
+            Entry(self._round, name_of(client), self._down, **sent, status=status, growth_status=growth_status)
             for client, sent, status, growth_status in zip(
                 self._clients, self._bytes, self._status, self._growth_status, strict=True
             )
         ]
 
-    def diagnostics(self) -> dict[Any, Any]:
+    def diagnostics(self) -> dict[Hashable, dict[str, Any]]:
         """The same by client id, with the norms of updates."""
         told = ("status", "growth_status", "down", "up", "growth")
         columns = zip(self._clients, self._norms, self.entries(), strict=True)
@@ -184,13 +248,13 @@ class Exchange:
         }
 
 
-def name_of(client: Any) -> str:
+def name_of(client: Hashable) -> str:
     """A client id as text."""
     return client.decode(errors="backslashreplace") if isinstance(client, bytes) else str(client)
 
 
 @jax.jit
-def _finite_and_norm(tree: Any) -> tuple[jax.Array, jax.Array]:
+def _finite_and_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     leaves = jax.tree.leaves(tree)
     is_finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
     return is_finite, jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))

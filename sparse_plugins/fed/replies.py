@@ -8,12 +8,15 @@ import numpy as np
 
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.trees import aligned, leaf_names
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["Check", "as_many_as", "exactly", "growth_of"]
 
 # From the parameters' tree and the masks of a message to the name of the first layer that was not asked for so.
 Check = Callable[[Any, Any], str | None]
 
 
-def exactly(masks: Any) -> Check:
+def exactly(masks: PyTree) -> Check:
     """Asks for these masks, as of clients that train inside those of the broadcast.
 
     Example:
@@ -25,7 +28,7 @@ def exactly(masks: Any) -> Check:
     return _each(masks, lambda mask, asked: np.array_equal(mask != 0, asked != 0))
 
 
-def as_many_as(masks: Any) -> Check:
+def as_many_as(masks: PyTree) -> Check:
     """Asks for masks that keep as many weights of each layer, as of clients with masks of their own.
 
     Example:
@@ -37,7 +40,7 @@ def as_many_as(masks: Any) -> Check:
     return _each(masks, lambda mask, asked: np.count_nonzero(mask) == np.count_nonzero(asked))
 
 
-def growth_of(settled: Any, counts: Any = None) -> Check:
+def growth_of(settled: PyTree, counts: PyTree | None = None) -> Check:
     """Asks for gradients of weights that may be grown.
 
     Args:
@@ -52,7 +55,7 @@ def growth_of(settled: Any, counts: Any = None) -> Check:
     """
     settled = jax.tree.map(np.asarray, settled)
 
-    def check(like: Any, masks: Any) -> str | None:
+    def check(like: PyTree, masks: PyTree) -> str | None:
         most = [None for _ in leaf_names(like)] if counts is None else aligned(like, counts, "counts")
         columns = zip(
             leaf_names(like), aligned(like, masks, "masks"), aligned(like, settled, "masks"), most, strict=True
@@ -62,7 +65,7 @@ def growth_of(settled: Any, counts: Any = None) -> Check:
     return check
 
 
-def _was_asked(mask: Any, settled: Any, most: Any) -> bool:
+def _was_asked(mask: Any, settled: PyTree, most: Any) -> bool:
     if not is_pruned(mask):
         return False
     if not is_pruned(settled):
@@ -73,10 +76,10 @@ def _was_asked(mask: Any, settled: Any, most: Any) -> bool:
     return not np.any((mask != 0) & ~pruned) and np.count_nonzero(mask) <= most
 
 
-def _each(masks: Any, is_alike: Callable[[Any, Any], bool]) -> Check:
+def _each(masks: PyTree, is_alike: Callable[[Any, Any], bool]) -> Check:
     masks = jax.tree.map(np.asarray, masks)
 
-    def check(like: Any, sent: Any) -> str | None:
+    def check(like: PyTree, sent: PyTree) -> str | None:
         columns = zip(leaf_names(like), aligned(like, sent, "masks"), aligned(like, masks, "masks"), strict=True)
         return next((name for name, mask, asked in columns if not _are_alike(mask, asked, is_alike)), None)
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+__all__ = ["Array", "FedMedian", "FedTrimmedAvg", "Krum", "RobustRule", "trimmed_mean"]
+
 Array = np.ndarray[Any, Any]
 
 

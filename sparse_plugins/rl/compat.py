@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 
 __all__ = ["PATCHES", "Patch", "import_dopamine"]
 

@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 
 __all__ = ["import_t5x"]
 

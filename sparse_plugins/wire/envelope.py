@@ -12,16 +12,17 @@ import struct
 import zlib
 from typing import Any
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 from sparse_plugins.wire.binding import BINDING_SIZE, Binding, check_binding
 from sparse_plugins.wire.reader import Buffer, CodecError
 from sparse_plugins.wire.value_codes import DTYPES
 
-__all__ = ["Flags", "Header", "open_payload", "read_header", "seal"]
+__all__ = ["BOUND_OVERHEAD", "Flags", "Header", "open_payload", "read_header", "seal"]
 
 MAGIC, VERSION = b"SpFd", 2
 _HEADER = struct.Struct("<4sBBBI8sIIQ")
 _CRC = struct.Struct("<I")
+BOUND_OVERHEAD = _HEADER.size + BINDING_SIZE + _CRC.size  # bytes of a bound payload around its content
 _SMALLEST_WINDOW_LOG = 10
 
 

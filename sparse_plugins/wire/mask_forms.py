@@ -9,77 +9,18 @@ import math
 import zlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.selection.random_scores import key_words, leaf_keys, random_score
-from sparse_plugins.core.selection.structured_topk import create_mask
-from sparse_plugins.core.structures import Unstructured
-from sparse_plugins.core.trees import PyTree
 from sparse_plugins.wire.position_codes import decode_positions, encode_positions
 from sparse_plugins.wire.reader import CodecError, Reader, varint
+from sparse_plugins.wire.seeded_masks import Key, drawn_mask
 
-__all__ = ["Leaf", "SeededMasks", "decode_mask", "digest_of_bits", "encode_mask", "needs_base", "needs_seed"]
+__all__ = ["Leaf", "decode_mask", "digest_of_bits", "encode_mask", "needs_base", "needs_seed"]
 
 Array = np.ndarray[Any, Any]
 
 _WHOLE, _DENSE, _SAME, _DIFFERENCE, _SEED = (bytes([128 + form]) for form in range(5))
 _NAMES = {_WHOLE: "whole", _DENSE: "dense", _SAME: "same", _DIFFERENCE: "difference", _SEED: "seed"}
-
-
-@dataclasses.dataclass(frozen=True)
-class SeededMasks:
-    """What unstructured random masks were drawn from, so that a message can name it in place of the masks.
-
-    The masks are those that `core.StaticRandomSparse` starts with at step 0, and `core.RandomPruning` draws at a
-    refresh with step `state.count + 1`; `words` are their `state.rng`.
-
-    Attributes:
-        words: The two words of the key, each below 2**32.
-        step: Step of the draw, below 2**32.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> masks = SeededMasks.of(seed=3).masks({"w": jnp.zeros((2, 3))}, {"w": 4})
-        >>> masks["w"].shape, int(masks["w"].sum())
-        ((2, 3), 4)
-    """
-
-    words: tuple[int, int]
-    step: int = 0
-
-    def __post_init__(self) -> None:
-        numbers = (*self.words, self.step)
-        if len(numbers) != 3 or not all(0 <= number < 1 << 32 for number in numbers):
-            raise ValueError(
-                f"words are {self.words} and step is {self.step}; give two numbers and one, all in [0, 2**32)."
-            )
-
-    @classmethod
-    def of(cls, seed: int | jax.Array, step: int = 0) -> "SeededMasks":
-        """The masks of an updater with `rng_seed=seed`."""
-        first, second = np.asarray(key_words(seed)).tolist()
-        return cls((first, second), step)
-
-    def masks(self, like: PyTree, counts: PyTree) -> PyTree:
-        """Draws the masks.
-
-        Args:
-            like: Tree of the parameters, or of anything with their paths and shapes.
-            counts: Entries that each mask keeps; int tree of the same structure.
-
-        Returns:
-            uint8 tree of the parameters' shapes, 1 = kept.
-        """
-        draw = lambda leaf, key, count: np.asarray(_drawn_mask(leaf.shape, key, count))  # noqa: E731
-        return jax.tree.map(draw, like, self.keys(like), counts)
-
-    def keys(self, like: PyTree) -> PyTree:
-        """The words of a key for every leaf, uint32[2]."""
-        return leaf_keys(like, jnp.array(self.words, jnp.uint32), np.uint32(self.step))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,14 +32,14 @@ class Leaf:
         shape: Shape.
         dtype: Dtype of its values.
         base: bool[n], the mask that both sides hold; None if they don't.
-        key: uint32[2], from which its random mask is drawn; None without a seed.
+        key: The two words from which its random mask is drawn; None without a seed.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     base: Array | None = None
-    key: Any = None
+    key: Key | None = None
 
     @functools.cached_property
     def size(self) -> int:
@@ -135,7 +76,7 @@ def encode_mask(mask: Array | None, leaf: Leaf) -> bytes:
         forms.append(_DIFFERENCE + encode_positions(dropped) + encode_positions(grown))
     if leaf.key is not None:
         count = int(np.count_nonzero(mask))
-        if np.array_equal(mask, _drawn(leaf, count)):
+        if np.array_equal(mask, drawn_mask(leaf.key, leaf.size, count)):
             forms.append(_SEED + varint(count))
     return min(forms, key=len)
 
@@ -185,7 +126,7 @@ def _decode_form(form: bytes, reader: Reader, leaf: Leaf) -> Array | None:
     if form == _SEED:
         if leaf.key is None:
             raise CodecError("its mask comes from a seed, but the payload holds none.")
-        return _drawn(leaf, reader.varint(leaf.size, "number of kept entries"))
+        return drawn_mask(leaf.key, leaf.size, reader.varint(leaf.size, "number of kept entries"))
     if leaf.base is None:
         raise CodecError("its mask refers to a base mask, but this leaf or payload has none.")
     if form == _SAME:
@@ -195,16 +136,6 @@ def _decode_form(form: bytes, reader: Reader, leaf: Leaf) -> Array | None:
     mask[leaf.base] = ~decode_positions(reader.byte(), reader, num_kept)
     mask[~leaf.base] = decode_positions(reader.byte(), reader, leaf.size - num_kept)
     return mask
-
-
-def _drawn(leaf: Leaf, count: int) -> Array:
-    return np.asarray(_drawn_mask(leaf.shape, leaf.key, count)).ravel() != 0
-
-
-def _drawn_mask(shape: tuple[int, ...], key: Any, count: int) -> jax.Array:
-    """In double precision, so that the sparsity gives just this count back."""
-    sparsity = 1.0 - count / max(math.prod(shape), 1)
-    return create_mask(random_score(jax.ShapeDtypeStruct(shape, jnp.float32), key), Unstructured(), sparsity)
 
 
 def digest_of_bits(masks: list[Array | None]) -> int:

@@ -1,5 +1,7 @@
 """Masks and values as bytes, and back: what a federated message really costs, and what a server dares to read.
 
+NumPy is all it needs: where JAX is loaded its arrays and trees are taken, too, and no byte is another.
+
 Only entries inside the masks travel. Each leaf states its mask in the shortest form, next to nothing if the receiver
 holds the same mask or can draw it from a seed. Decoding takes bytes from anyone: they give a message about the
 receiver's own model or a `CodecError`, in time and memory proportional to that model.
@@ -9,20 +11,16 @@ import dataclasses
 import hashlib
 import json
 import struct
+import sys
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.export.formats import host_array
-from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 from sparse_plugins.wire.binding import Binding, pack_binding
 from sparse_plugins.wire.envelope import Flags, Header, open_payload, read_header, seal
+from sparse_plugins.wire.markers import NOT_PRUNED, is_pruned
 from sparse_plugins.wire.mask_forms import (
     Leaf,
-    SeededMasks,
     decode_mask,
     digest_of_bits,
     encode_mask,
@@ -30,7 +28,9 @@ from sparse_plugins.wire.mask_forms import (
     needs_seed,
 )
 from sparse_plugins.wire.reader import Buffer, CodecError, Reader
-from sparse_plugins.wire.value_codes import DTYPES, decode_values, encode_values
+from sparse_plugins.wire.seeded_masks import SeededMasks
+from sparse_plugins.wire.trees import PyTree, aligned, named_leaves, with_leaves
+from sparse_plugins.wire.value_codes import DTYPES, decode_values, encode_values, is_number
 
 __all__ = ["Decoded", "decode", "encode", "masks_digest", "needed_base"]
 
@@ -117,8 +117,8 @@ def encode(
     forms = [encode_mask(mask, leaf) for mask, leaf in zip(bits, leaves, strict=True)]
     of_base, of_seed = any(map(needs_base, forms)), seed is not None and any(map(needs_seed, forms))
     parts = [_SEED.pack(*seed.words, seed.step)] if seed is not None and of_seed else []
-    for value, mask, leaf, form in zip(jax.tree.leaves(values), bits, leaves, forms, strict=True):
-        array = host_array(value, leaf.name).astype(leaf.dtype, copy=False).ravel()
+    for (_, value), mask, leaf, form in zip(named_leaves(values), bits, leaves, forms, strict=True):
+        array = _on_host(value, leaf.name).astype(leaf.dtype, copy=False).ravel()
         parts += [form, encode_values(array if mask is None else array[mask], dtype, leaf.name, shuffled=zstd)]
     is_bound = binding is not None
     header = Header(
@@ -179,8 +179,7 @@ def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None, binding
         forms.append(form)
     if reader.left:
         raise CodecError(f"{reader.left} bytes follow the last leaf: the payload was forged.")
-    tree = jax.tree.structure(like)
-    return Decoded(jax.tree.unflatten(tree, masks), jax.tree.unflatten(tree, values), header.base_version, tuple(forms))
+    return Decoded(with_leaves(like, masks), with_leaves(like, values), header.base_version, tuple(forms))
 
 
 def needed_base(payload: Buffer) -> int | None:
@@ -243,29 +242,39 @@ def _digest(leaves: list[Leaf] | None, binding: Binding | None) -> int:
 
 
 def _leaves(tree: PyTree) -> list[Leaf]:
-    return [_described(node, name) for node, name in zip(jax.tree.leaves(tree), leaf_names(tree), strict=True)]
+    return [_described(node, name) for name, node in named_leaves(tree)]
 
 
 def _equipped(leaves: list[Leaf], tree: PyTree, base: PyTree | None, seed: SeededMasks | None) -> list[Leaf]:
     """The leaves of a tree with what their masks may refer to."""
     bases = [None] * len(leaves) if base is None else aligned(tree, base, "base")
-    keys = [None] * len(leaves) if seed is None else jax.tree.leaves(seed.keys(tree))
+    key_of = lambda name: None if seed is None else seed.key(name)  # noqa: E731
     return [
-        dataclasses.replace(leaf, base=_host_mask(mask, leaf), key=key)
-        for leaf, mask, key in zip(leaves, bases, keys, strict=True)
+        dataclasses.replace(leaf, base=_host_mask(mask, leaf), key=key_of(leaf.name))
+        for leaf, mask in zip(leaves, bases, strict=True)
     ]
 
 
 def _described(node: Any, name: str) -> Leaf:
     if not (hasattr(node, "shape") and hasattr(node, "dtype")):
-        raise ValueError(f"leaf {name!r} is a {type(node).__name__}; only arrays are sent, so wrap it or leave it out.")
-    numeric = jnp.issubdtype(node.dtype, jnp.number) or node.dtype == jnp.bool_
-    if not numeric or jnp.dtype(node.dtype).name.startswith(_PART_OF_A_BYTE):
+        raise ValueError(
+            f"leaf {name!r} is a {type(node).__name__}; only arrays are sent, so wrap it or leave it out. If it is a "
+            "container that its library registers with JAX, import that library and JAX first."
+        )
+    dtype = node.dtype if isinstance(node.dtype, np.dtype) else None  # random keys of JAX have one of their own
+    if dtype is None or not is_number(dtype) or dtype.name.startswith(_PART_OF_A_BYTE):
         raise ValueError(f"leaf {name!r} has dtype {node.dtype}; send whole bytes of numbers, or leave it out.")
-    leaf = Leaf(name, tuple(map(int, node.shape)), jnp.dtype(node.dtype).newbyteorder("="))
+    leaf = Leaf(name, tuple(map(int, node.shape)), dtype.newbyteorder("="))
     if leaf.size >= 1 << 31:
         raise ValueError(f"leaf {name!r} has {leaf.size} entries; a message takes fewer than 2**31, so split it.")
     return leaf
+
+
+def _on_host(value: Any, name: str) -> Array:
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, jax.core.Tracer):
+        raise ValueError(f"leaf {name!r} is traced, but a message has its values: encode outside jit, vmap and grad.")
+    return np.asarray(value)
 
 
 def _host_mask(mask: Any, leaf: Leaf) -> Array | None:

@@ -2,12 +2,22 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from sparse_plugins.wire.reader import CodecError, Reader
 
-__all__ = ["DTYPES", "PER_SCALE", "decode_values", "encode_values", "sent_dtype"]
+__all__ = [
+    "DTYPES",
+    "PER_SCALE",
+    "decode_values",
+    "encode_values",
+    "is_floating",
+    "is_number",
+    "sent_dtype",
+    "values_size",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -15,7 +25,31 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 PER_SCALE = 256
 
 
-def sent_dtype(native: Any, dtype: str) -> np.dtype:
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether these are real floating-point numbers, those that NumPy alone does not know among them.
+
+    Example:
+        >>> [is_floating(np.dtype(name)) for name in ("float16", "bfloat16", "int32", "complex64")]
+        [True, True, False, False]
+    """
+    return dtype.kind == "f" or (_is_of_ml_dtypes(dtype) and "float" in dtype.name)
+
+
+def is_number(dtype: np.dtype) -> bool:
+    """Whether these are numbers of any kind, or truth values.
+
+    Example:
+        >>> [is_number(np.dtype(name)) for name in ("bfloat16", "complex64", "bool", "datetime64[s]", "U1")]
+        [True, True, True, False, False]
+    """
+    return dtype.kind in "biufc" or _is_of_ml_dtypes(dtype)
+
+
+def _is_of_ml_dtypes(dtype: np.dtype) -> bool:
+    return dtype.type.__module__ == ml_dtypes.__name__
+
+
+def sent_dtype(native: npt.DTypeLike, dtype: str) -> np.dtype:
     """The dtype in which values travel: `dtype` if that is narrower than the leaf's own floating dtype, else its own.
 
     Args:
@@ -29,8 +63,8 @@ def sent_dtype(native: Any, dtype: str) -> np.dtype:
         >>> [str(sent_dtype(native, "bfloat16")) for native in ("float32", "float16", "int32")]
         ['bfloat16', 'float16', 'int32']
     """
-    native, wanted = jnp.dtype(native), jnp.dtype(dtype)
-    narrower = jnp.issubdtype(native, jnp.floating) and wanted.itemsize < native.itemsize
+    native, wanted = np.dtype(native), np.dtype(dtype)
+    narrower = is_floating(native) and wanted.itemsize < native.itemsize
     return wanted if narrower else native
 
 
@@ -65,7 +99,19 @@ def encode_values(values: Array, dtype: str, name: str, shuffled: bool) -> bytes
     return b"".join(_to_bytes(part, shuffled) for part in parts)
 
 
-def decode_values(reader: Reader, count: int, native: Any, dtype: str, shuffled: bool) -> Array:
+def values_size(count: int, native: npt.DTypeLike, dtype: str) -> int:
+    """How many bytes `encode_values` makes of so many values of a dtype.
+
+    Example:
+        >>> values_size(300, np.float32, "bfloat16"), values_size(300, np.float32, "int8")
+        (600, 308)
+    """
+    sent = sent_dtype(native, dtype)
+    scales = -(-count // PER_SCALE) if sent == np.int8 != np.dtype(native) else 0
+    return count * sent.itemsize + scales * np.dtype(np.float32).itemsize
+
+
+def decode_values(reader: Reader, count: int, native: npt.DTypeLike, dtype: str, shuffled: bool) -> Array:
     """Reads what `encode_values` wrote.
 
     Args:
@@ -85,7 +131,7 @@ def decode_values(reader: Reader, count: int, native: Any, dtype: str, shuffled:
         >>> decode_values(Reader(bytes.fromhex("003c0040")), 2, np.float16, "float32", shuffled=False).tolist()
         [1.0, 2.0]
     """
-    native, sent = jnp.dtype(native), sent_dtype(native, dtype)
+    native, sent = np.dtype(native), sent_dtype(native, dtype)
     if sent == np.int8 != native:
         scales = _from_bytes(reader, -(-count // PER_SCALE), np.dtype(np.float32), shuffled)
         integers = _from_bytes(reader, count, sent, shuffled)
@@ -128,7 +174,7 @@ def _quantized(values: Array, name: str) -> list[Array]:
 def _dequantize(scales: Array, integers: Array, native: np.dtype) -> Array:
     if not np.all(np.isfinite(scales) & (scales >= 0)):
         raise CodecError("a scale is negative or not finite.")
-    exact, largest = np.promote_types(np.float32, f"f{native.itemsize}"), float(jnp.finfo(native).max)
+    exact, largest = np.promote_types(np.float32, f"f{native.itemsize}"), float(ml_dtypes.finfo(native).max)
     with np.errstate(over="ignore", under="ignore"):
         products = _in_blocks(integers.astype(exact)) * scales[:, None].astype(exact)
         # The scale was rounded up, so 127 of them may lie just beyond the largest value of the dtype.

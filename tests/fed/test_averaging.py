@@ -13,7 +13,7 @@ import pytest
 from sparse_plugins import core, fed
 from sparse_plugins.fed.aggregation import Aggregation, Sums
 from sparse_plugins.fed.fedjax.client_training import mean_gradient
-from sparse_plugins.fed.growth import replaced_per_layer, settled_masks
+from sparse_plugins.fed.mask_change import replaced_per_layer, settled_masks
 from tests import reference
 from tests.fed.toy import (
     ALGORITHMS,

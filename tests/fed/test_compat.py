@@ -42,6 +42,8 @@ before = [contents(library) for library in libraries]
 sys.pycache_prefix = "nothing is cached here"  # so that FedJAX is compiled, which warns of a string in it
 sys.dont_write_bytecode = True
 from sparse_plugins import fed
+assert "fedjax" not in sys.modules
+assert fed.sparse_server_optimizer
 assert not {"tensorflow", "keras", "pandas", "sklearn"} & set(sys.modules)
 assert [contents(library) for library in libraries] == before
 assert not hasattr(jax, "tree_map")
@@ -57,6 +59,31 @@ except ModuleNotFoundError as error:
 else:
     raise AssertionError("saved a state without TensorFlow")
 """
+
+
+WITHOUT_FEDJAX = """
+import sys
+sys.modules["fedjax"] = sys.modules["haiku"] = None  # as where they are not installed
+import sparse_plugins.fed.growth
+from sparse_plugins import fed, wire
+from sparse_plugins.fed import strokes
+from sparse_plugins.fed.ledger import Ledger
+
+assert fed.Ledger is Ledger and fed.encode is wire.encode
+assert fed.Aggregation(fed.FedMedian()).min_clients == 1 and fed.Wire() and fed.Faults() and fed.Checkpoints
+assert strokes.images(seed=0, writer=7, difficulty=0.7)[0].shape[1:] == (28, 28)
+for ask in (lambda: fed.sparse_server_optimizer, lambda: fed.import_fedjax(), lambda: strokes.load):
+    try:
+        ask()
+    except ImportError as error:
+        assert 'pip install "sparse-plugins[fed]"' in str(error), error
+    else:
+        raise AssertionError("found FedJAX")
+"""
+
+
+def test_what_belongs_to_no_framework_needs_none(tmp_path):
+    run_python(WITHOUT_FEDJAX, tmp_path)
 
 
 def test_import_is_light_and_changes_only_fedjax(tmp_path):

@@ -1,5 +1,8 @@
 """What clients say about which weights to grow: each has the same say, and who is refused has none."""
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_plugins import fed
-from sparse_plugins.fed.growth import Signals, ranked, replaced_per_layer
+from sparse_plugins import core, fed
+from sparse_plugins.fed.growth import PROTOCOLS, Signals, growth_protocol, ranked, strongest_pruned
+from sparse_plugins.fed.mask_change import MaskChange, can_change_masks, replaced_per_layer
+from sparse_plugins.fed.replies import growth_of
 from tests import reference
 from tests.fed.test_averaging import averaging, growing, masks_of, run
-from tests.fed.toy import KEPT, MODEL, clients_of_a_round
+from tests.fed.toy import KEPT, MODEL, clients_of_a_round, updater_of
 
 
 class Refused(fed.Faults):
@@ -109,12 +114,134 @@ def test_large_gradients_and_large_deltas_are_heard_as_small_ones_are(protocol):
     masks = masks_of(state)
     honest = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), state.params)
     loud = jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 0.3, 1e20 * x, 0), honest)  # what nobody else wants
-    signals = Signals(growing(), state.opt_state, state.params, masks, protocol)
+    signals = Signals(PROTOCOLS[protocol], MaskChange(growing(), state.opt_state, state.params, masks))
+    add = signals.add_update if protocol == "delta" else signals.add_gradients
     for grads in (loud, honest, honest):
-        signals.add(jax.tree.map(np.asarray, grads))
+        add(jax.tree.map(np.asarray, grads))
     total = signals.total()
     for layer, count in replaced_per_layer(growing(), 0, masks).items():
         heard = np.abs(total[layer]["w"])
         expected = np.where(masks[layer]["w"], 0, np.abs(honest[layer]["w"]))
         best = reference.top_k(heard, count["w"])
         npt.assert_array_equal(best, reference.top_k(expected, count["w"]))
+
+
+@dataclasses.dataclass(eq=False)
+class GrowsAsDeclared(core.SET):
+    """Not RigL, and none of its kin, but it says what it does."""
+
+    grows_by_gradient: ClassVar[bool] = True
+
+    def update_state(self, sparse_state, params, grads, **kwargs):
+        return of_class(core.RigL, self).update_state(sparse_state, params, grads, **kwargs)
+
+
+def of_class(algorithm, updater: core.BaseUpdater) -> core.BaseUpdater:
+    return algorithm(**{field.name: getattr(updater, field.name) for field in dataclasses.fields(updater)})
+
+
+class AllGradients(fed.GrowthProtocol):
+    """What `dense` does, as a user writes it."""
+
+    name = "mine"
+
+    def sent_values(self, change):
+        return PROTOCOLS["dense"].sent_values(change)
+
+    def asked(self, change):
+        return growth_of(change.settled)
+
+
+def test_an_updater_and_a_protocol_of_users_grow_as_our_own_do():
+    ledgers = fed.Ledger(), fed.Ledger()
+    ours = run(averaging(growing(), growth="dense", ledger=ledgers[0]), 2)[-1]
+    theirs = run(averaging(of_class(GrowsAsDeclared, growing()), growth=AllGradients(), ledger=ledgers[1]), 2)[-1]
+    jax.tree.map(npt.assert_array_equal, (ours.params, ours.opt_state), (theirs.params, theirs.opt_state))
+    assert list(ledgers[0]) == list(ledgers[1])
+    assert ledgers[0].total().growth > 0
+    assert growth_protocol(of_class(GrowsAsDeclared, growing()), None) is PROTOCOLS["topk"]
+
+
+@dataclasses.dataclass(eq=False)
+class ScoresByGradient(core.MagnitudePruning):
+    scores_by_gradient: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(eq=False)
+class GrowsAnyNumber(core.MagnitudePruning):
+    grows_by_gradient: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("algorithm", [ScoresByGradient, GrowsAnyNumber, GrowsAsDeclared])
+def test_what_is_declared_decides_whether_a_round_without_gradients_may_change_masks(algorithm):
+    half = lambda params: {"w": 0.5}  # noqa: E731
+    updater = algorithm(sparsity_distribution_fn=half, scheduler=core.PeriodicSchedule(1, 0, 9))
+    params, nothing = {"w": jnp.array([[1.0, 4.0, 3.0, 2.0]])}, {"w": jnp.zeros((1, 4))}
+    state = updater.with_masks(updater.init_state(params), params, {"w": jnp.array([[0, 1, 1, 0]], jnp.uint8)})
+    assert not can_change_masks(updater, state, params, nothing, nothing)
+    assert can_change_masks(updater, state, params, params, params)
+    if algorithm is GrowsAnyNumber:
+        assert replaced_per_layer(updater, 0, core.unpack_masks(params, state.masks)) == {"w": 2}
+
+
+@pytest.mark.parametrize("growth", [3, core.RigL, "dens"])
+def test_what_is_no_protocol_is_named(growth):
+    with pytest.raises((TypeError, ValueError), match=r"growth is .*random, topk, delta, dense"):
+        averaging(growing(), growth=growth)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_costs_what_it_says_and_little_less(name, dtype):
+    ledger = fed.Ledger()
+    algorithm = averaging(growing(), growth=name, ledger=ledger, wire=fed.Wire(up=dtype))
+    before = run(algorithm, 1)[-1]
+    ordinary = ledger.total().up // 4
+    algorithm.apply(before, clients_of_a_round(1))
+    change = MaskChange(growing(), before.opt_state, before.params, masks_of(before))
+    most = PROTOCOLS[name].most_bytes(change, dtype)
+    values = sum(PROTOCOLS[name].sent_values(change))
+    of_value = {"float32": 4, "int8": 1}[dtype]
+    for entry in [entry for entry in ledger if entry.round == 1]:
+        assert entry.status == "ok"
+        assert entry.growth_status == ("ok" if name in ("topk", "dense") else "")
+        assert values * of_value <= entry.up - ordinary + entry.growth <= most
+    assert most - values * of_value < 120
+    assert (values > 0) == (name != "random")
+
+
+broken = st.sampled_from([np.nan, np.inf, -np.inf])
+
+
+@given(st.lists(st.one_of(st.integers(-9, 9), broken), min_size=12, max_size=12), st.integers(0, 12), st.data())
+def test_what_is_not_finite_never_grows_a_weight(values, count, data):
+    grads = np.array(values, np.float32)
+    masks = np.array(data.draw(st.lists(st.integers(0, 1), min_size=12, max_size=12)), np.uint8)
+    may_grow = (masks == 0) & np.isfinite(grads)
+    chosen = np.asarray(strongest_pruned({"w": grads}, {"w": masks}, {"w": np.int32(count)})["w"])
+    expected = reference.top_k(np.where(may_grow, np.abs(grads), -1), min(count, int(may_grow.sum())))
+    npt.assert_array_equal(chosen, expected)
+    assert not chosen[~may_grow].any()
+    for counts in (None, {"w": count}):
+        ranks = ranked({"w": grads}, {"w": masks}, counts)["w"]
+        assert not ranks[~may_grow].any()
+        npt.assert_array_equal(ranks, ranked({"w": np.where(may_grow, grads, 0)}, {"w": masks}, counts)["w"])
+
+
+class DrawnOnce(core.StaticRandomSparse):
+    """A class of a user; whether its masks follow from the seed is inherited."""
+
+
+def test_masks_of_users_that_follow_from_a_seed_are_sent_as_one():
+    ledgers = fed.Ledger(), fed.Ledger()
+    ours = updater_of("static_sparse")
+    for updater, ledger in zip((ours, of_class(DrawnOnce, ours)), ledgers, strict=True):
+        run(averaging(updater, ledger=ledger), 1)
+    assert list(ledgers[0]) == list(ledgers[1])
+
+
+def test_personal_masks_are_for_updaters_that_exchange_weights_and_keep_their_number():
+    averaging(of_class(GrowsAsDeclared, growing()), personal_masks=True)
+    for updater in (updater_of("gradual_rigl"), of_class(DrawnOnce, updater_of("static_sparse"))):
+        with pytest.raises(ValueError, match="declare exchanges_weights and not to start dense"):
+            averaging(updater, personal_masks=True)

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.wire.seeded_masks import words_of_int
 
 __all__ = ["joined_seed", "key_of_masks", "key_words", "leaf_keys", "random_score", "random_scores"]
 
@@ -34,10 +35,8 @@ def key_words(seed: Any) -> jax.Array:
         [0, 7]
     """
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        if not -(1 << 31) <= seed < 1 << 64:
-            raise ValueError(f"rng_seed is {seed}; give an int from {-(1 << 31)} to {(1 << 64) - 1}, or one JAX key.")
         # As of jax.random.key, which without 64-bit types would forget the upper half.
-        return jnp.array([max(int(seed), 0) >> 32, int(seed) & 0xFFFFFFFF], jnp.uint32)
+        return jnp.array(words_of_int(int(seed)), jnp.uint32)
     if isinstance(seed, (jax.Array, np.ndarray)):
         if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) and seed.shape == ():
             return jax.random.bits(seed, (2,), jnp.uint32)

@@ -1,1 +1,7 @@
-"""FedJAX's side of federated learning: optimizers, algorithms, backends and data in its interfaces."""
+"""What knows FedJAX. Importing anything here imports it first, ready for current JAX and without TensorFlow."""
+
+from sparse_plugins.fed.fedjax.compat import import_fedjax
+
+__all__: list[str] = []
+
+import_fedjax()

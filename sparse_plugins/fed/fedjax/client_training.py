@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from sparse_plugins import core
 from sparse_plugins.fed.aggregation import in_dtypes_of, wide_zeros
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["GradFn", "masked_training", "mean_gradient"]
 
 GradFn = Callable[[Any, Any, Any], Any]
 
@@ -54,7 +57,7 @@ def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
         grad_fn: From parameters, batch and key to gradients that are means over the batch.
     """
 
-    def client_init(params: Any, client: Any) -> Any:
+    def client_init(params: PyTree, client: Any) -> Any:
         return {"params": params, "sum": wide_zeros(params), "examples": jnp.zeros(()), "rng": client["rng"]}
 
     def client_step(state: Any, batch: Any) -> Any:
@@ -65,7 +68,7 @@ def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
         total = jax.tree.map(add, state["sum"], grads)
         return {**state, "sum": total, "examples": state["examples"] + examples, "rng": rng}
 
-    def client_final(params: Any, state: Any) -> Any:
+    def client_final(params: PyTree, state: Any) -> Any:
         examples = jnp.maximum(state["examples"], 1)
         return in_dtypes_of(params, jax.tree.map(lambda s: s / examples.astype(s.dtype), state["sum"]))
 

@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
+
+__all__ = ["PATCHES", "Patch", "apply_patch", "import_fedjax"]
 
 _APPLIED = "_sparse_plugins_patches"  # set in a patched FedJAX module: the names already replaced there
 
@@ -55,7 +57,7 @@ def import_fedjax() -> types.ModuleType:
     """Imports FedJAX, ready for current JAX and NumPy, without loading TensorFlow.
 
     Can be called any number of times, also after a plain `import fedjax` (which loads TensorFlow if it is
-    installed). Importing `sparse_plugins.fed` calls it.
+    installed). Asking `fed` for a name that needs FedJAX calls it, as importing any module of `fed.fedjax` does.
 
     Returns:
         The module `fedjax`.

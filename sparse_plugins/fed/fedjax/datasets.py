@@ -16,7 +16,9 @@ import fedjax
 import jax
 import numpy as np
 
-from sparse_plugins.fed import strokes
+from sparse_plugins.fed.fedjax import strokes_data
+
+__all__ = ["DatasetUnavailableError", "SeededClientDataset", "SeededClientSampler", "load"]
 
 Array = np.ndarray[Any, Any]
 
@@ -56,7 +58,7 @@ def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None =
         (13, (104, 28, 28, 1))
     """
     if name == "strokes":
-        return strokes.load(only_digits=only_digits, **options)
+        return strokes_data.load(only_digits=only_digits, **options)
     if name in NAMES and options:
         raise TypeError(f"{name} has no option {', '.join(options)}: leave it out, or load strokes, which has options.")
     if name == "digits":

@@ -13,10 +13,13 @@ from sparse_plugins import core
 from sparse_plugins.core.masks import InZeros, is_pruned, kept, map_pruned
 from sparse_plugins.core.transform.state import find_sparse_state
 from sparse_plugins.core.trees import aligned
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["broadcast_masks", "mark_in_use", "sparse_broadcast"]
 
 
 @jax.jit
-def mark_in_use(params: Any, masks: Any) -> Any:
+def mark_in_use(params: PyTree, masks: PyTree) -> PyTree:
     """Parameters of which none that is in use is 0, and whose layers say so if none of their weights is in use.
 
     Args:
@@ -56,7 +59,7 @@ def mark_in_use(params: Any, masks: Any) -> Any:
     return map_pruned(inside, params, masks, otherwise=beside_zero)
 
 
-def sparse_broadcast(updater: core.BaseUpdater, params: Any, opt_state: Any) -> Any:
+def sparse_broadcast(updater: core.BaseUpdater, params: PyTree, opt_state: PyTree) -> PyTree:
     """What a server sends first if it is to start from sparse parameters: they carry their mask.
 
     Later broadcasts of `sparse_server_optimizer` do so anyway.
@@ -82,7 +85,7 @@ def sparse_broadcast(updater: core.BaseUpdater, params: Any, opt_state: Any) -> 
     return mark_in_use(updater.pre_forward_update(params, opt_state), find_sparse_state(opt_state).masks)
 
 
-def broadcast_masks(params: Any) -> Any:
+def broadcast_masks(params: PyTree) -> PyTree:
     """What the parameters of a broadcast say is in use.
 
     Args:

@@ -12,6 +12,9 @@ from fedjax.core.for_each_client import get_for_each_client_backend
 from sparse_plugins import wire
 from sparse_plugins.fed.ledger import Entry, Ledger
 from sparse_plugins.fed.messages import Wire, name_of
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["MeteredBackend"]
 
 
 class MeteredBackend(fedjax.ForEachClientBackend):
@@ -49,9 +52,9 @@ class MeteredBackend(fedjax.ForEachClientBackend):
         self,
         ledger: Ledger,
         wire: Wire = Wire(),
-        backend: Any = None,
+        backend: fedjax.ForEachClientBackend | None = None,
         passes_per_round: int = 1,
-        uploaded: Callable[[Any], Any] = lambda output: output,
+        uploaded: Callable[[PyTree], PyTree] = lambda output: output,
     ) -> None:
         if passes_per_round < 1:
             raise ValueError(f"passes_per_round is {passes_per_round}; give 1 or more.")
@@ -60,11 +63,13 @@ class MeteredBackend(fedjax.ForEachClientBackend):
         self._passes_per_round = passes_per_round
         self._passes = 0
 
-    def __call__(self, client_init: Any, client_step: Any, client_final: Any) -> Any:
+    def __call__(
+        self, client_init: Callable[..., Any], client_step: Callable[..., Any], client_final: Callable[..., Any]
+    ) -> Callable[..., Iterator[Any]]:
         """A `for_each_client` function."""
         run_clients = self._backend(client_init, client_step, client_final)
 
-        def run(shared_input: Any, clients: Iterable[Any]) -> Iterator[Any]:
+        def run(shared_input: PyTree, clients: Iterable[Any]) -> Iterator[Any]:
             number = self._passes // self._passes_per_round
             self._passes += 1
             down, shared = self._sent(shared_input, None, self._wire.down)
@@ -78,7 +83,7 @@ class MeteredBackend(fedjax.ForEachClientBackend):
 
         return run
 
-    def _sent(self, tree: Any, base: Any, dtype: str) -> tuple[int, Any]:
+    def _sent(self, tree: PyTree, base: PyTree, dtype: str) -> tuple[int, PyTree]:
         """How many bytes a tree takes, and what arrives."""
         arrays = jax.tree.map(np.asarray, tree)
         masks = jax.tree.map(_says_something, arrays)
@@ -101,11 +106,11 @@ def _signed_zeros(values: Any, mask: Any) -> Any:
     return np.where(mask, -values, values) if is_float and not values.any() else values
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
     return [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _replaced(output: Any, part: Any, received: Any) -> Any:
+def _replaced(output: PyTree, part: PyTree, received: PyTree) -> PyTree:
     """The output with what was decoded in the place of the part that was sent."""
     is_part = lambda node: node is part  # noqa: E731
     return jax.tree.map(lambda node: received if node is part else node, output, is_leaf=is_part)

@@ -4,7 +4,6 @@ What a server broadcasts says which weights are in use: one that is pruned is ex
 client needs nothing but the parameters to train inside the mask.
 """
 
-import dataclasses
 import inspect
 import warnings
 from typing import Any, NamedTuple
@@ -18,7 +17,10 @@ from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks, mark_in_use
-from sparse_plugins.fed.growth import can_change_masks
+from sparse_plugins.fed.mask_change import can_change_masks, with_fields
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["ClientOptimizerState", "optax_transformation", "sparse_client_optimizer", "sparse_server_optimizer"]
 
 
 def sparse_server_optimizer(
@@ -87,13 +89,13 @@ def sparse_server_optimizer(
     """
     check_updater(updater)
     dense = optax_transformation(optimizer)
-    updater = _with_fields(updater, skip_gradients=False)
+    updater = with_fields(updater, skip_gradients=False)
     compiled, compiled_with_masks_as_they_are = (
         fedjax.optimizers.create_optimizer_from_optax(one.wrap_optax(dense))
-        for one in (updater, _with_fields(updater, scheduler=core.NoUpdateSchedule()))
+        for one in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))
     )
 
-    def apply(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+    def apply(grads: PyTree, opt_state: core.SparseState, params: PyTree) -> tuple[core.SparseState, PyTree]:
         if can_change_masks(updater, opt_state, params, grads, delta=grads):
             opt_state, params = compiled.apply(grads, opt_state, params)
         else:
@@ -120,8 +122,8 @@ class ClientOptimizerState(NamedTuple):
         inner_state: State of the wrapped optimizer.
     """
 
-    masks: Any
-    inner_state: Any
+    masks: PyTree
+    inner_state: PyTree
 
 
 def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Optimizer) -> fedjax.Optimizer:
@@ -158,10 +160,12 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
     """
     inner = optax.with_extra_args_support(optax_transformation(optimizer))
 
-    def init(params: Any) -> ClientOptimizerState:
+    def init(params: PyTree) -> ClientOptimizerState:
         return ClientOptimizerState(broadcast_masks(params), inner.init(params))
 
-    def update(grads: Any, state: ClientOptimizerState, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        grads: PyTree, state: ClientOptimizerState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, ClientOptimizerState]:
         inside = lambda mask, x, outside=0.0: jnp.where(mask, x, jnp.asarray(outside, jnp.result_type(x)))  # noqa: E731
         updates, inner_state = inner.update(
             jax.tree.map(inside, state.masks, grads), state.inner_state, params, **extra
@@ -173,7 +177,9 @@ def sparse_client_optimizer(optimizer: optax.GradientTransformation | fedjax.Opt
     return fedjax.optimizers.create_optimizer_from_optax(optax.GradientTransformationExtraArgs(init, update))
 
 
-def optax_transformation(optimizer: Any) -> optax.GradientTransformation:
+def optax_transformation(
+    optimizer: optax.GradientTransformation | fedjax.Optimizer,
+) -> optax.GradientTransformation:
     """The optax transformation that an optimizer is or was made from; TypeError if there is none."""
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer
@@ -200,14 +206,6 @@ def _closed_over_transformation(optimizer: fedjax.Optimizer) -> optax.GradientTr
         return None
     transformation = inspect.getclosurevars(apply).nonlocals.get("opt")
     return transformation if isinstance(transformation, optax.GradientTransformation) else None
-
-
-def _with_fields(updater: core.BaseUpdater, **fields: Any) -> core.BaseUpdater:
-    """An updater, or all of a `core.PerModule`, with other fields."""
-    if not isinstance(updater, core.PerModule):
-        return dataclasses.replace(updater, **fields)
-    rules = [(pattern, dataclasses.replace(one, **fields)) for pattern, one in updater.updaters]
-    return dataclasses.replace(updater, updaters=rules)
 
 
 def _described(value: Any) -> str:

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["SparseAggregatorState", "survivors_only"]
 
 # Its square is 0 in float32: a norm of such entries vanishes, and so does what a quantizer makes of them.
 _NEXT_TO_NOTHING = 1e-30
@@ -28,9 +31,9 @@ class SparseAggregatorState:
 
     inner: Any
     num_bits: float = 0.0
-    masks: Any = None
+    masks: PyTree | None = None
 
-    def for_broadcast(self, params: Any) -> "SparseAggregatorState":
+    def for_broadcast(self, params: PyTree) -> "SparseAggregatorState":
         """The state for a round whose broadcast is `params`: entries are sent that are not 0 in it."""
         return dataclasses.replace(self, masks=broadcast_masks(params))
 
@@ -83,7 +86,7 @@ def survivors_only(aggregator: fedjax.aggregators.Aggregator) -> fedjax.aggregat
     return fedjax.aggregators.Aggregator(init, apply)
 
 
-def _gathered(update: Any, places: Any) -> list[jax.Array]:
+def _gathered(update: PyTree, places: PyTree) -> list[jax.Array]:
     """Vectors of the survivors; leaves without any are left out, and none is all zeros, whose norm some divide by."""
     vectors = [
         jnp.asarray(leaf).reshape(-1)[own]
@@ -93,7 +96,7 @@ def _gathered(update: Any, places: Any) -> list[jax.Array]:
     return [jnp.where(jnp.any(vector != 0), vector, jnp.asarray(_NEXT_TO_NOTHING, vector.dtype)) for vector in vectors]
 
 
-def _scattered(vectors: list[jax.Array], places: Any, like: Any) -> Any:
+def _scattered(vectors: list[jax.Array], places: PyTree, like: PyTree) -> Any:
     rest = iter(vectors)
     leaves, treedef = jax.tree.flatten(like)
     whole = [

@@ -2,10 +2,9 @@
 
 import collections
 import dataclasses
-import functools
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import fedjax
@@ -22,14 +21,18 @@ from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
 from sparse_plugins.fed.fedjax.mask_in_params import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.fedjax.optimizers import optax_transformation
-from sparse_plugins.fed.growth import Signals, can_change_masks, grows_by_gradient, growth_protocol, random_signal
+from sparse_plugins.fed.growth import GrowthProtocol, Signals, growth_protocol
 from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
-from sparse_plugins.fed.messages import Exchange, Wire
+from sparse_plugins.fed.mask_change import MaskChange, can_change_masks, with_fields
+from sparse_plugins.fed.messages import Channel, Exchange, Wire
 from sparse_plugins.fed.replies import as_many_as, exactly
 from sparse_plugins.fed.robust import Krum
 from sparse_plugins.wire import SeededMasks
+from sparse_plugins.wire.trees import PyTree
 
-Client = tuple[Any, Any, jax.Array]
+__all__ = ["SparseServerState", "sparse_federated_averaging"]
+
+Client = tuple[Hashable, fedjax.ClientDataset, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +47,7 @@ class SparseServerState:
         round: Rounds so far, int.
     """
 
-    params: Any
+    params: PyTree
     opt_state: core.SparseState
     round: int
 
@@ -56,7 +59,7 @@ def sparse_federated_averaging(
     updater: core.BaseUpdater,
     client_batch_hparams: fedjax.ShuffleRepeatBatchHParams,
     *,
-    growth: str | None = None,
+    growth: str | GrowthProtocol | None = None,
     aggregation: Aggregation = Aggregation(),
     personal_masks: bool = False,
     max_norm: float | None = None,
@@ -90,12 +93,13 @@ def sparse_federated_averaging(
             with an ordinary client optimizer. Servers have no key of their own: for random masks of their own they
             need updaters of another `rng_seed`.
         client_batch_hparams: How clients batch their data.
-        growth: 'random', 'topk', 'delta' or 'dense'; None is 'topk' for updaters that grow by gradients, 'dense' if
-            their masks have a structure. Other updaters make no use of it, and personal masks take none.
+        growth: 'random', 'topk', 'delta' or 'dense', or a `fed.GrowthProtocol` of your own; None is 'topk' for updaters
+            that grow by gradients, 'dense' if their masks have a structure. Other updaters make no use of it, and
+            personal masks take none.
         aggregation: How updates become one. The default is a mean, which one hostile client can turn anywhere.
         personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
-            trains; the weights that enough clients hold compete by magnitude for the server's next mask. For SET and
-            RigL with unstructured masks.
+            trains; the weights that enough clients hold compete by magnitude for the server's next mask. For updaters
+            that exchange weights and keep their number, as SET and RigL do, with unstructured masks.
         max_norm: Refuse updates with a larger l2 norm; None takes any. It is not applied to growth signals, which are
             gradients and have another scale.
         wire: Number formats and compression.
@@ -139,15 +143,17 @@ def sparse_federated_averaging(
     FedTiny (2023), for growth by the largest gradients of clients.
     """
     check_updater(updater)
-    if isinstance(updater, core.PerModule):
+    if updater.parts:
         raise ValueError(
             "sparse_federated_averaging asks clients for one updater's growth signal and cannot serve a PerModule; "
             "use fed.sparse_server_optimizer, or one updater with rules for its layers."
         )
-    if personal_masks and (type(updater) not in (core.SET, core.RigL) or updater.sparsity_type != core.Unstructured()):
+    keeps_counts = updater.exchanges_weights and not updater.starts_dense
+    if personal_masks and not (keeps_counts and updater.sparsity_type == core.Unstructured()):
         raise ValueError(
             f"personal_masks=True works with core.SET and core.RigL and unstructured masks, not with {updater}: every "
-            "client changes its mask by the updater's rule and keeps as many weights."
+            "client changes its mask by the updater's rule and keeps as many weights. An updater of your own has to "
+            "declare exchanges_weights and not to start dense."
         )
     if personal_masks and growth is not None:
         raise ValueError(
@@ -159,9 +165,7 @@ def sparse_federated_averaging(
             f"min_votes is {aggregation.min_votes}, but {aggregation.rule} keeps fewer updates of a round, so no "
             "weight of personal masks would be elected. Let min_votes be num_to_keep at most."
         )
-    if max_norm is not None and not max_norm > 0:
-        raise ValueError(f"max_norm is {max_norm}; give a number above 0, or None to take updates of any size.")
-    updater = dataclasses.replace(updater, skip_gradients=False)
+    updater = with_fields(updater, skip_gradients=False)
     transformation = updater.wrap_optax(optax_transformation(server_optimizer), refresh_in_graph=False)
     averaging = _Averaging(
         updater=updater,
@@ -170,10 +174,10 @@ def sparse_federated_averaging(
         train=masked_training(grad_fn, client_optimizer),
         probe=mean_gradient(grad_fn),
         batch_hparams=client_batch_hparams,
-        protocol=growth_protocol(updater, growth),
+        growth=growth_protocol(updater, growth),
         aggregation=aggregation,
         has_personal_masks=personal_masks,
-        exchange=functools.partial(Exchange, wire=wire, faults=faults, max_norm=max_norm, run=run),
+        channel=Channel(wire, faults, max_norm, run),
         ledger=Ledger() if ledger is None else ledger,
     )
     return fedjax.FederatedAlgorithm(averaging.init, averaging.apply)
@@ -183,52 +187,54 @@ def sparse_federated_averaging(
 class _Averaging:
     """The parts of the algorithm, and how a round puts them together."""
 
-    updater: Any
+    updater: core.BaseUpdater
     optimizer: fedjax.Optimizer
     refresh: Callable[..., core.SparseState]
     train: Callable[..., Any]
     probe: Callable[..., Any]
     batch_hparams: fedjax.ShuffleRepeatBatchHParams
-    protocol: str
+    growth: GrowthProtocol
     aggregation: Aggregation
     has_personal_masks: bool
-    exchange: Callable[..., Exchange]
+    channel: Channel
     ledger: Ledger
 
-    def init(self, params: Any) -> SparseServerState:
+    def init(self, params: PyTree) -> SparseServerState:
         """The first state; its parameters are on the first masks."""
         opt_state = self.optimizer.init(params)
         return SparseServerState(sparse_broadcast(self.updater, params, opt_state), opt_state, 0)
 
-    def apply(self, state: SparseServerState, clients: Sequence[Client]) -> tuple[SparseServerState, dict[Any, Any]]:
+    def apply(
+        self, state: SparseServerState, clients: Sequence[Client]
+    ) -> tuple[SparseServerState, dict[Hashable, dict[str, Any]]]:
         """One round."""
         masks = core.unpack_masks(state.params, state.opt_state.masks)
         names = [client for client, _, _ in clients]
         self.aggregation.check_drawn(len(names))
-        exchange = self.exchange(state.round, names, state.params, masks, seed=self._seed(state))
+        exchange = self.channel.broadcast(state.round, names, state.params, masks, seed=self._seed(state))
         present = self._present(exchange, clients)
         is_due = bool(self.updater.is_refresh_due(state.opt_state.count))
         votes = is_due and self.has_personal_masks
-        grows = is_due and not votes and grows_by_gradient(self.updater)
         signals = None
-        if grows and self.protocol != "random":
-            signals = Signals(self.updater, state.opt_state, exchange.params, exchange.masks, self.protocol)
-        is_dense = signals is not None and self.protocol == "delta"
+        if is_due and not votes and self.updater.grows_by_gradient:
+            change = MaskChange(self.updater, state.opt_state, exchange.params, exchange.masks)
+            signals = Signals(self.growth, change)
         updates = self.aggregation.gather(state.params, masks, votes)
         used: dict[int, Client] = {}
         inputs = self._inputs_with_masks(state, exchange, present) if votes else self._inputs(present)
-        masks_of_training = jax.tree.map(jnp.ones_like, exchange.masks) if is_dense else exchange.masks
+        masks_of_training = self.growth.training_masks(exchange.masks) if signals is not None else exchange.masks
+        are_others = masks_of_training is not exchange.masks
         asked = as_many_as(exchange.masks) if votes else exactly(masks_of_training)
         for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
-            sent = output["masks"] if votes or is_dense else None
+            sent = output["masks"] if votes or are_others else None
             message = exchange.receive(place, output["delta"], sent, asked=asked)
             if message is not None:
                 used[place] = present[place]
                 updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
-                if signals is not None and is_dense:
-                    signals.add(message.values)
+                if signals is not None:
+                    signals.add_update(message.values)
         is_idle = updates.clients < self.aggregation.min_clients
-        signal = self._growth_signal(state, signals, exchange, used) if grows and not is_idle else None
+        signal = None if signals is None or is_idle else self._growth_signal(signals, exchange, used)
         for entry in exchange.entries():
             self.ledger.add(entry)
         if is_idle:
@@ -242,7 +248,7 @@ class _Averaging:
         return self._step(state, updates, mean, is_due, signal), exchange.diagnostics()
 
     def _seed(self, state: SparseServerState) -> SeededMasks | None:
-        if type(self.updater) is not core.StaticRandomSparse:
+        if not self.updater.masks_from_seed:
             return None
         first, second = state.opt_state.rng.tolist()
         return SeededMasks((first, second))
@@ -261,17 +267,14 @@ class _Averaging:
     def _inputs(self, present: dict[int, Client]) -> Iterator[tuple[int, Any, Any]]:
         return ((place, self._batches(data), {"rng": rng}) for place, (_, data, rng) in present.items())
 
-    def _growth_signal(
-        self, state: SparseServerState, signals: Signals | None, exchange: Exchange, used: dict[int, Client]
-    ) -> Any:
+    def _growth_signal(self, signals: Signals, exchange: Exchange, used: dict[int, Client]) -> PyTree:
         """What weights are grown by; clients whose update was not used are not asked."""
-        if signals is None:
-            return random_signal(state.params, state.opt_state)
-        if self.protocol != "delta" and signals.is_wanted:
+        asked = signals.asked
+        if asked is not None:
             for place, grads in self.probe(exchange.params, self._inputs(used)):
-                message = exchange.receive(place, grads, signals.places(grads), "growth", signals.asked)
+                message = exchange.receive(place, grads, signals.places(grads), "growth", asked)
                 if message is not None:
-                    signals.add(message.values)
+                    signals.add_gradients(message.values)
         return signals.total()
 
     def _inputs_with_masks(
@@ -279,7 +282,7 @@ class _Averaging:
     ) -> Iterator[tuple[int, Any, Any]]:
         """Clients whose masks follow their own gradients, or their own draws."""
         gradients: Iterable[tuple[int, Any]] = ((place, None) for place in present)
-        if grows_by_gradient(self.updater):
+        if self.updater.grows_by_gradient:
             gradients = self.probe(exchange.params, self._inputs(present))
         for place, grads in gradients:
             client, data, rng = present[place]
@@ -290,7 +293,7 @@ class _Averaging:
                 own = self.refresh(own, exchange.params, grads)
             yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
 
-    def _can_change_masks(self, state: SparseServerState, exchange: Exchange, mean: Any, signal: Any) -> bool:
+    def _can_change_masks(self, state: SparseServerState, exchange: Exchange, mean: PyTree, signal: PyTree) -> bool:
         """Whether the round has what a mask change goes by; warns if not."""
         reasons = exchange.lost_growth()
         if reasons:
@@ -303,7 +306,7 @@ class _Averaging:
         return False
 
     def _step(
-        self, state: SparseServerState, updates: Sums | Updates, mean: Any, is_due: bool, signal: Any
+        self, state: SparseServerState, updates: Sums | Updates, mean: PyTree, is_due: bool, signal: PyTree
     ) -> SparseServerState:
         opt_state = state.opt_state
         if is_due and self.has_personal_masks:
@@ -316,7 +319,9 @@ class _Averaging:
         _check_density(params, opt_state.masks)
         return SparseServerState(params, opt_state, state.round + 1)
 
-    def _elect(self, state: SparseServerState, updates: Sums | Updates, mean: Any) -> tuple[core.SparseState, Any]:
+    def _elect(
+        self, state: SparseServerState, updates: Sums | Updates, mean: PyTree
+    ) -> tuple[core.SparseState, PyTree]:
         """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
         masks = core.unpack_masks(state.params, state.opt_state.masks)
         elected = updates.elected(self.aggregation)
@@ -358,7 +363,7 @@ def _warn_of_idle_round(entries: list[Entry], valid: int, wanted: int) -> None:
     )
 
 
-def _check_density(params: Any, masks: Any) -> None:
+def _check_density(params: PyTree, masks: PyTree) -> None:
     """Raises if the parameters in use are other than the masks say."""
     for name, (kept, used) in zip(leaf_names(params), _kept_and_used(params, masks), strict=True):
         if kept != used:
@@ -369,12 +374,12 @@ def _check_density(params: Any, masks: Any) -> None:
 
 
 @jax.jit
-def _counts_of(params: Any, masks: Any) -> tuple[list[Any], list[Any]]:
+def _counts_of(params: PyTree, masks: PyTree) -> tuple[list[Any], list[Any]]:
     in_masks = map_pruned(lambda p, m: jnp.sum(unpack(m, p.shape)), params, masks, otherwise=lambda p: p.size)
     in_use = map_pruned(lambda p, m: jnp.sum(p != 0), params, masks, otherwise=lambda p: p.size)
     return jax.tree.leaves(in_masks), jax.tree.leaves(in_use)
 
 
-def _kept_and_used(params: Any, masks: Any) -> list[tuple[int, int]]:
+def _kept_and_used(params: PyTree, masks: PyTree) -> list[tuple[int, int]]:
     kept, used = _counts_of(params, masks)
     return [(int(k), int(u)) for k, u in zip(kept, used, strict=True)]

@@ -13,6 +13,9 @@ from sparse_plugins import core
 from sparse_plugins.core.transform.state import find_sparse_state
 from sparse_plugins.fed.fedjax.mask_in_params import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["SparsifiedState", "sparsify"]
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +29,7 @@ class SparsifiedState:
     """
 
     inner: Any
-    opt_states: list[Any]
+    opt_states: list[core.SparseState]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("inner", "opt_states"):
@@ -80,7 +83,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
         sparse = [sparse_broadcast(updater, params, state) for params, state in zip(models, opt_states, strict=True)]
         return SparsifiedState(_with_models(inner, sparse), opt_states)
 
-    def move(before: Any, after: Any, opt_state: core.SparseState) -> tuple[Any, Any]:
+    def move(before: PyTree, after: PyTree, opt_state: core.SparseState) -> tuple[core.SparseState, PyTree]:
         return optimizer.apply(jax.tree.map(jnp.subtract, before, after), opt_state, before)
 
     def apply(state: SparsifiedState, clients: Any) -> tuple[SparsifiedState, Any]:
@@ -94,7 +97,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
     return fedjax.FederatedAlgorithm(init, apply)
 
 
-def _models(state: Any) -> list[Any]:
+def _models(state: Any) -> list[PyTree]:
     if hasattr(state, "cluster_params"):
         return list(state.cluster_params)
     if hasattr(state, "params"):
@@ -104,7 +107,7 @@ def _models(state: Any) -> list[Any]:
     )
 
 
-def _with_models(state: Any, models: list[Any]) -> Any:
+def _with_models(state: Any, models: list[PyTree]) -> Any:
     if hasattr(state, "cluster_params"):
         return dataclasses.replace(state, cluster_params=models)
     return dataclasses.replace(state, params=models[0])
@@ -116,7 +119,7 @@ def _with_own_clients(state: Any) -> Any:
     return dataclasses.replace(state, client_states=dict(personal)) if isinstance(personal, Mapping) else state
 
 
-def _with_personal_models(state: Any, server: Any, opt_state: Any) -> Any:
+def _with_personal_models(state: Any, server: PyTree, opt_state: core.SparseState) -> Any:
     personal = getattr(state, "client_states", None)
     if not isinstance(personal, Mapping):
         return state

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+__all__ = ["CLASSES", "NUM_BENDS", "SIDE", "Glyphs", "Pose", "glyphs", "render"]
+
 Array = np.ndarray[Any, Any]
 
 CLASSES = string.digits + string.ascii_uppercase + string.ascii_lowercase

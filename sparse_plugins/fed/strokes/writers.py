@@ -11,7 +11,28 @@ import numpy as np
 
 from sparse_plugins.fed.strokes.render import CLASSES, NUM_BENDS, Pose, glyphs, render
 
+__all__ = [
+    "CLASS_WEIGHTS",
+    "CONCENTRATION",
+    "MAX_DIFFICULTY",
+    "MAX_WRITERS",
+    "NUM_DIGITS",
+    "NUM_WRITERS",
+    "Draws",
+    "Style",
+    "client_id",
+    "images",
+    "labels",
+    "num_images",
+    "style",
+]
+
 Array = np.ndarray[Any, Any]
+
+NUM_WRITERS = 3400
+MAX_WRITERS = 10_000
+MAX_DIFFICULTY = 1.5
+_PREFIX = b"strokes\0".hex()
 
 # Class weights in thousands of images, near those of EMNIST by class: digits about half, letters by frequency.
 _DIGITS = (40.0,) * 10
@@ -85,6 +106,16 @@ class Style(NamedTuple):
     pen: float
     ink: float
     jitter: float
+
+
+def client_id(writer: int) -> bytes:
+    """The id of a writer: in the form FedJAX reads domains from, with a prefix, `strokes` in hex, of its own.
+
+    Example:
+        >>> client_id(7), bytes.fromhex("7374726f6b6573")
+        (b'7374726f6b657300:f0007_00', b'strokes')
+    """
+    return f"{_PREFIX}:f{writer:04d}_00".encode()
 
 
 def num_images(seed: int, writer: int, only_digits: bool = False) -> int:

@@ -7,7 +7,7 @@ import gin
 import gymnasium
 from dopamine.discrete_domains import atari_lib
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 
 __all__ = ["MINATAR_GAMES", "create_minatar_environment", "frames_per_step", "minatar_observation_shape"]
 

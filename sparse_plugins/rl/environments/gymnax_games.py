@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.missing import explain_import_error
 from sparse_plugins.core.selection.counts import check_fraction
+from sparse_plugins.missing import explain_import_error
 from sparse_plugins.rl.environments.interfaces import JaxEnvironment, JaxStep
 
 __all__ = ["gymnax_environment"]

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["Clients", "bucket", "runs", "runs_of_group", "similar_groups", "stack", "stack_full", "stack_group"]
+
 Clients = Iterable[tuple[Any, Iterable[Any], Any]]
 
 LOOKAHEAD = 4  # groups among whose clients those of similar size are put together

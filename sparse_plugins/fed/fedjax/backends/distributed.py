@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 from sparse_plugins.fed.fedjax.backends.client_batches import Clients
 from sparse_plugins.fed.fedjax.backends.in_one_call import ForEachClient, Results, ScanBackend
 
+__all__ = ["DistributedBackend"]
+
 _KEY = "key "
 
 

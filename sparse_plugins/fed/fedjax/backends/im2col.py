@@ -18,6 +18,8 @@ from jax.extend.core import JaxprEqn
 
 from sparse_plugins.fed.fedjax.backends.rewrite import replace_equations
 
+__all__ = ["as_matmuls", "convolve", "scatter_to_selected"]
+
 MAX_SHIFTS = 128  # shifts are unrolled: beyond the window of the largest common kernels, programs get too long
 
 

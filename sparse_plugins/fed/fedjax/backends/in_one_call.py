@@ -37,6 +37,8 @@ from sparse_plugins.fed.fedjax.backends.client_batches import (
 )
 from sparse_plugins.fed.fedjax.backends.im2col import as_matmuls
 
+__all__ = ["ForEachClient", "Programs", "Results", "ScanBackend", "ShardedBackend", "VmapBackend"]
+
 Results = Iterator[tuple[Any, Any, list[Any]]]
 ForEachClient = Callable[[Any, Clients], Results]
 

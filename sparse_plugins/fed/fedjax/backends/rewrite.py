@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+__all__ = ["replace_equations"]
+
 # Says what computes an equation's outputs from its inputs, or None to leave it alone.
 Replacement = Callable[[JaxprEqn], Callable | None]
 

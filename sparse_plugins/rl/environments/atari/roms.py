@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 
 __all__ = ["ale", "game_name", "rom_file"]
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from sparse_plugins.core.missing import explain_import_error
+from sparse_plugins.missing import explain_import_error
 from sparse_plugins.rl.environments import gymnax_games as jax_environments
 from sparse_plugins.rl.environments.atari import roms
 

@@ -1,0 +1,3 @@
+"""For doctests of single files: pytest runs a module twice whose package, not imported yet, imports it as well."""
+
+import sparse_plugins.core  # noqa: F401
