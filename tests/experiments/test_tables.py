@@ -241,7 +241,7 @@ def test_writing_renews_what_is_derived_and_nothing_else(tmp_path: Path, capsys:
     ("text", "message"),
     [
         (None, "holds no study"),
-        ('{"settings": {}, "command": "python -m experiments.fuzz"}', "'fuzz' writes no study"),
+        ('{"settings": {}, "command": "python -m experiments.strokes"}', "'strokes' writes no study"),
         ("", "config.json is damaged: Expecting value"),
         ('{"command": "python -m experiments.t5"}', "config.json is damaged: its settings can't be read. Copy it back"),
         ('{"settings": [], "git": 1, "cells": {}}', "config.json is damaged: its settings, cells, git can't be read"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from experiments.fuzz import codec as fuzz
+from tests.fuzz import codec as fuzz
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.wire import CodecError, SeededMasks, decode, encode, envelope, needed_base
 from sparse_plugins.wire.envelope import Flags, Header

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from experiments.fuzz.__main__ import TARGETS
+from tests.fuzz.__main__ import TARGETS
 
 # What once ended otherwise than promised, by target.
 FOUND = {
@@ -46,7 +46,7 @@ def mutated(corpus: list[bytes], choice: random.Random) -> bytes:
 
 @pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> ModuleType:
-    return importlib.import_module(f"experiments.fuzz.{request.param}")
+    return importlib.import_module(f"tests.fuzz.{request.param}")
 
 
 def test_valid_inputs_and_what_was_found_end_as_promised(target: ModuleType) -> None:

@@ -1,7 +1,7 @@
-"""`python -m experiments.fuzz codec --seconds 60`: mutates inputs towards code not reached yet, and reads them.
+"""`python -m tests.fuzz codec --seconds 60`: mutates inputs towards code not reached yet, and reads them.
 
 Needs atheris (`pip install atheris`, on Linux). Stops at the first finding, which is written to the
-folder of the corpus; `python -m experiments.fuzz codec --replay FILE` runs it again.
+folder of the corpus; `python -m tests.fuzz codec --replay FILE` runs it again.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replay", type=Path, help="run this one input instead, without atheris")
     options = parser.parse_args(arguments)
     if options.replay:
-        importlib.import_module(f"experiments.fuzz.{options.target}").check(options.replay.read_bytes())
+        importlib.import_module(f"tests.fuzz.{options.target}").check(options.replay.read_bytes())
         print(f"{options.replay} is read, or refused, as it should be")
         return
     try:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for module in ("jax", "numpy", "optax"):  # the package itself must not be loaded yet, or nothing of it would guide
         importlib.import_module(module)
     with atheris.instrument_imports(include=TARGETS[options.target]):
-        target = importlib.import_module(f"experiments.fuzz.{options.target}")
+        target = importlib.import_module(f"tests.fuzz.{options.target}")
     corpus = options.corpus or Path("runs/fuzz", options.target)
     corpus.mkdir(parents=True, exist_ok=True)
     for number, payload in enumerate(target.corpus()):
