@@ -43,10 +43,10 @@ demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse;
 	$(IN_VENV) -m experiments.fed_emnist --dataset=digits --jobs=2 $(ARGS)
 
 demo-rl: $(VENV)/.demo-rl ## DQN on CartPole, dense and sparse, then Pong from its ROM: table, plot and GIF
-	$(IN_VENV) -m experiments.rl_demo $(ARGS)
+	$(IN_VENV) -m experiments.demos.rl_demo $(ARGS)
 
 test: lint types ## Lint, types, doctests, README code and the suite
-	$(PYTEST) --doctest-modules sparse_plugins experiments/record experiments/tables tests
+	$(PYTEST) --doctest-modules sparse_plugins experiments tests
 
 lint: $(VENV)/.dev ## Style and layering rules
 	$(IN_VENV) -m ruff check $(CHECKED)
@@ -56,7 +56,7 @@ types: $(VENV)/.dev ## Static types of the package and the experiments
 	$(IN_VENV) -m mypy
 
 doctests: $(VENV)/.dev ## Only the examples in docstrings
-	$(PYTEST) --doctest-modules sparse_plugins experiments/record experiments/tables
+	$(PYTEST) --doctest-modules sparse_plugins experiments
 
 format: $(VENV)/.dev ## Rewrite the code in the house style
 	$(IN_VENV) -m ruff check --fix $(CHECKED)

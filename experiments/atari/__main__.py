@@ -39,10 +39,10 @@ from experiments.atari.config import StudyConfig
 from experiments.atari.measure import measure, table
 from experiments.atari.plan import about, fitted, plan
 from experiments.atari.train import train_batch
-from experiments.record.files import read_config
-from experiments.record.flags import read_command_line
-from experiments.rl_study.study import study_of
-from experiments.study import begin, explained, run
+from experiments.common.agents.study import study_of
+from experiments.harness.files import read_config
+from experiments.harness.loop import begin, explained, run
+from experiments.harness.settings import read_command_line
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 
 PACKAGES = ("ale-py", "dm-haiku", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.atari.layout import STEPS
-from experiments.record.cells import DENSE
-from experiments.record.flags import flag, flag_name
-from experiments.rl_study.cells import Cell, grid
-from experiments.rl_study.settings import StudySettings
+from experiments.common.agents.cells import Cell, grid
+from experiments.common.agents.settings import StudySettings
+from experiments.harness.cells import DENSE
+from experiments.harness.settings import flag, flag_name
 from sparse_plugins import core
 from sparse_plugins.rl.environments.atari.roms import game_name
 from sparse_plugins.rl.loops.vector_step import VectorConfig

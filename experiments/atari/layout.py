@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.record.layout import Layout, Settings, differences
-from experiments.rl_study import layout as agents
-from experiments.tables.published import MSPACMAN, WIDE
+from experiments.common.agents import layout as agents
+from experiments.harness.layout import Layout, Settings, differences
+from experiments.harness.tables.published import MSPACMAN, WIDE
 
 STEPS = 10_000_000  # of the papers: 40 iterations of 1M frames
 PAPER = {

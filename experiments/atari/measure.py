@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments.atari.config import StudyConfig
 from experiments.atari.train import environments, groups, num_actions
-from experiments.rl_study.cells import Cell
-from experiments.tables import markdown_table
+from experiments.common.agents.cells import Cell
+from experiments.harness.tables import markdown_table
 from sparse_plugins.rl.environments.interfaces import VectorEnvironment, VectorStep
 from sparse_plugins.rl.loops.vector import VectorTrainer
 

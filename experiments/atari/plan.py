@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments.atari.config import StudyConfig
 from experiments.atari.train import agent
-from experiments.record.cells import DENSE
-from experiments.rl_study.cells import Cell
+from experiments.common.agents.cells import Cell
+from experiments.harness.cells import DENSE
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments.atari.protocols import machado

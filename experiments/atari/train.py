@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from experiments.atari.config import PERIOD, TARGET_STEPS, StudyConfig
-from experiments.record.runs import Recorder
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.layout import Row
-from experiments.rl_study.watched import WatchedVector, layers_to, zeros
+from experiments.common.agents.cells import Cell
+from experiments.common.agents.layout import Row
+from experiments.common.agents.watched import WatchedVector, layers_to, zeros
+from experiments.harness.runs import Recorder
 from sparse_plugins.rl.environments.atari import AtariVector
 from sparse_plugins.rl.haiku import SparseDQN, impala_torso, nature_torso
 from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer

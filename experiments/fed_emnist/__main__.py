@@ -13,10 +13,10 @@ from experiments.fed_emnist.config import StudyConfig
 from experiments.fed_emnist.layout import about
 from experiments.fed_emnist.runs import execute
 from experiments.fed_emnist.train import Task, prepare
-from experiments.record.cells import DENSE
-from experiments.record.files import read_config
-from experiments.record.runs import Run
-from experiments.study import Study, begin, explained, run
+from experiments.harness.cells import DENSE
+from experiments.harness.files import read_config
+from experiments.harness.loop import Study, begin, explained, run
+from experiments.harness.runs import Run
 from sparse_plugins import core
 from sparse_plugins.fed.checkpoints import CheckpointMismatchError
 from sparse_plugins.fed.fedjax.datasets import DatasetUnavailableError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.fed_emnist.config import StudyConfig
-from experiments.record.flags import flag_name
+from experiments.harness.settings import flag_name
 
 # Defaults that depend on the dataset. EMNIST's are those of JaxPruner's federated study (Lee et al., 2023).
 PRESETS: dict[str, dict[str, Any]] = {

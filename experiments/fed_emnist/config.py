@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.record.cells import DENSE, grid
-from experiments.record.flags import flag, flag_name
+from experiments.harness.cells import DENSE, grid
+from experiments.harness.settings import flag, flag_name
 from sparse_plugins import core
 from sparse_plugins.fed import datasets, growth
 from sparse_plugins.wire.value_codes import DTYPES

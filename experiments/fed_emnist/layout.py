@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.record.cells import grid, label
-from experiments.record.layout import Curve, Layout, Measure, Settings, Shown, differences, keys, last
-from experiments.tables.published import FEDERATED
+from experiments.harness.cells import grid, label
+from experiments.harness.layout import Curve, Layout, Measure, Settings, Shown, differences, keys, last
+from experiments.harness.tables.published import FEDERATED
 
 # JaxPruner's federated study (Lee et al., 2023).
 PAPER = {

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from experiments.fed_emnist.config import Run, StudyConfig
 from experiments.fed_emnist.layout import Row
 from experiments.fed_emnist.train import Evaluation, averaging, first_state, prepare, train
-from experiments.record.files import write_whole
-from experiments.record.layers import masks_of
-from experiments.record.runs import Recorder
+from experiments.harness.files import write_whole
+from experiments.harness.layers import masks_of
+from experiments.harness.runs import Recorder
 from sparse_plugins import fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints

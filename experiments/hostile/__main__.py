@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 
+from experiments.common.supervised.study import Domain, main
 from experiments.hostile import federated
 from experiments.hostile.settings import HostileSettings
 from experiments.hostile.studies import STUDIES
-from experiments.supervised.study import Domain, main
 
 DOMAIN = Domain(
     module="hostile",

@@ -4,14 +4,14 @@ import functools
 
 import jax
 
+from experiments.common.supervised.settings import Cell, Study
+from experiments.common.supervised.study import Plan, TrainRun
 from experiments.fed_emnist import cli, train
 from experiments.fed_emnist.config import StudyConfig
+from experiments.harness.runs import Recorder
 from experiments.hostile.clients import Attack, HostileBackend
 from experiments.hostile.settings import HostileSettings
-from experiments.record.runs import Recorder
 from experiments.structures.federated import record_training
-from experiments.supervised.settings import Cell, Study
-from experiments.supervised.study import Plan, TrainRun
 from sparse_plugins import core, fed
 from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.record.layout import Layout, Measure, last
-from experiments.supervised import layout as supervised
+from experiments.common.supervised import layout as supervised
+from experiments.harness.layout import Layout, Measure, last
 
 
 def layout(record: Mapping[str, Any]) -> Layout:

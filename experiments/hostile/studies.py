@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.supervised.settings import Cell, Study
+from experiments.common.supervised.settings import Cell, Study
 
 ATTACKS = ("signs", "labels")
 DEFENCES = ("mean", "clipped mean", "median", "trimmed mean", "Krum", "multi-Krum")

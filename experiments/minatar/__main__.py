@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.common.agents.study import study_of
+from experiments.harness.files import read_config
+from experiments.harness.loop import begin, explained, run
+from experiments.harness.settings import read_command_line
 from experiments.minatar.config import StudyConfig
 from experiments.minatar.layout import about
 from experiments.minatar.train import plan, train_cell
-from experiments.record.files import read_config
-from experiments.record.flags import read_command_line
-from experiments.rl_study.study import study_of
-from experiments.study import begin, explained, run
 
 PACKAGES = ("dm-haiku", "gymnax", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")
 DESCRIPTION = (

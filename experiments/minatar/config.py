@@ -4,9 +4,9 @@ import dataclasses
 import difflib
 from typing import Any
 
-from experiments.record.flags import flag
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.settings import StudySettings
+from experiments.common.agents.cells import Cell
+from experiments.common.agents.settings import StudySettings
+from experiments.harness.settings import flag
 from sparse_plugins import core
 from sparse_plugins.rl.loops.config import FusedConfig
 

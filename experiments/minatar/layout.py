@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.record.layout import Layout, Settings, differences
-from experiments.rl_study import layout as agents
-from experiments.rl_study.settings import mask_changes
-from experiments.tables.published import MSPACMAN
+from experiments.common.agents import layout as agents
+from experiments.common.agents.settings import mask_changes
+from experiments.harness.layout import Layout, Settings, differences
+from experiments.harness.tables.published import MSPACMAN
 
 # JaxPruner's study of DQN on MsPacman (Lee et al., 2023).
 PAPER = {

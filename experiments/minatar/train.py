@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.common.agents.cells import Cell
+from experiments.common.agents.layout import Row
+from experiments.common.agents.watched import WatchedFused, layers_to, zeros
+from experiments.harness.cells import DENSE
+from experiments.harness.runs import Recorder
 from experiments.minatar.config import FAN_IN, StudyConfig
-from experiments.record.cells import DENSE
-from experiments.record.runs import Recorder
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.layout import Row
-from experiments.rl_study.watched import WatchedFused, layers_to, zeros
 from sparse_plugins import core
 from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
 from sparse_plugins.rl.environments.interfaces import JaxEnvironment

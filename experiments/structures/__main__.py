@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 
+from experiments.common.supervised.study import Domain, main
 from experiments.structures import cartpole, federated
 from experiments.structures.settings import StructureSettings
 from experiments.structures.studies import STUDIES
-from experiments.supervised.study import Domain, main
 
 BUILDERS = {"federated": federated.build, "rl": cartpole.build}
 DOMAIN = Domain(

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.fused_cartpole.agent import CONFIG, DENSE, STEPS, pruned, trainer
-from experiments.record.layers import masks_of
-from experiments.record.runs import Recorder
+from experiments.common.agents.cartpole import CONFIG, DENSE, STEPS, pruned, trainer
+from experiments.common.supervised.layout import Row
+from experiments.common.supervised.settings import Cell, Study
+from experiments.common.supervised.study import Plan, TrainRun
+from experiments.common.supervised.train import measured_sparsity
+from experiments.harness.layers import masks_of
+from experiments.harness.runs import Recorder
 from experiments.structures.settings import StructureSettings
-from experiments.supervised.layout import Row
-from experiments.supervised.settings import Cell, Study
-from experiments.supervised.study import Plan, TrainRun
-from experiments.supervised.train import measured_sparsity
 from sparse_plugins import core
 from sparse_plugins.core.config import parse_structure
 

@@ -5,16 +5,16 @@ import functools
 
 import jax
 
+from experiments.common.supervised.layout import Row
+from experiments.common.supervised.settings import Cell, Study
+from experiments.common.supervised.study import Plan, TrainRun
+from experiments.common.supervised.train import measured_sparsity
 from experiments.fed_emnist import cli, train
 from experiments.fed_emnist.config import Run as FederatedRun
 from experiments.fed_emnist.config import StudyConfig
-from experiments.record.layers import masks_of
-from experiments.record.runs import Recorder
+from experiments.harness.layers import masks_of
+from experiments.harness.runs import Recorder
 from experiments.structures.settings import StructureSettings
-from experiments.supervised.layout import Row
-from experiments.supervised.settings import Cell, Study
-from experiments.supervised.study import Plan, TrainRun
-from experiments.supervised.train import measured_sparsity
 from sparse_plugins import core, fed
 from sparse_plugins.fed.aggregation import Aggregation
 

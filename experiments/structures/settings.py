@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from experiments.record.flags import flag, flag_name
-from experiments.supervised.settings import StudySettings
+from experiments.common.supervised.settings import StudySettings
+from experiments.harness.settings import flag, flag_name
 from sparse_plugins.fed import datasets
 
 

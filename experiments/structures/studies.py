@@ -1,7 +1,7 @@
 """What is asked of structures, and what was expected."""
 
-from experiments.supervised.settings import Study
-from experiments.supervised.studies import structure_cells
+from experiments.common.supervised.settings import Study
+from experiments.common.supervised.studies import structure_cells
 
 STUDIES = {
     "federated": Study(

@@ -3,8 +3,8 @@
 import functools
 import sys
 
-from experiments.supervised.studies import domain
-from experiments.supervised.study import main
+from experiments.common.supervised.studies import domain
+from experiments.common.supervised.study import main
 from experiments.t5.studies import STUDIES
 from experiments.t5.task import T5Settings, task
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.record.layout import Layout, Measure, differences, last
-from experiments.supervised import layout as supervised
-from experiments.tables.published import T5_BASE
+from experiments.common.supervised import layout as supervised
+from experiments.harness.layout import Layout, Measure, differences, last
+from experiments.harness.tables.published import T5_BASE
 
 SCORE = Measure("token accuracy, %", last("score"), 100)
 # JaxPruner's study of T5 base on C4 (Lee et al., 2023), of which the preset called `paper` has the settings.

@@ -7,9 +7,9 @@ JaxPruner's settings (Lee et al., 2023) on C4, but bytes for tokens and gradient
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.supervised.probes import memory
-from experiments.supervised.settings import DENSE_CELL, Cell, Study
-from experiments.supervised.studies import algorithm_cells, storage_cells, structure_cells
+from experiments.common.supervised.probes import memory
+from experiments.common.supervised.settings import DENSE_CELL, Cell, Study
+from experiments.common.supervised.studies import algorithm_cells, storage_cells, structure_cells
 from experiments.t5.budgets import PARTS, favouring
 from experiments.t5.task import OUTPUT
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.record.flags import flag
-from experiments.supervised.settings import SupervisedSettings
-from experiments.supervised.train import Task
+from experiments.common.supervised.settings import SupervisedSettings
+from experiments.common.supervised.train import Task
+from experiments.harness.settings import flag
 from experiments.t5 import data
 from experiments.t5.model import BASE, PAD, T5, TINY
 from experiments.t5.spans import lengths

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.record.files import create_folder, read_record
-from experiments.record.layout import layout_of
-from experiments.record.runs import Recorder, Run
-from experiments.record.surroundings import surroundings
-from experiments.study import collect, explained
-from experiments.tables import refresh
+from experiments.harness.files import create_folder, read_record
+from experiments.harness.layout import layout_of
+from experiments.harness.loop import collect, explained
+from experiments.harness.runs import Recorder, Run
+from experiments.harness.surroundings import surroundings
+from experiments.harness.tables import refresh
 from experiments.versus_dopamine.jobs import execute
 from experiments.versus_dopamine.outcomes import SIDES, TASKS
 

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from experiments.rl_demo.play import episodes, make_agent
+from experiments.common.agents.dopamine_play import episodes, make_agent
 from experiments.versus_dopamine.outcomes import REPAIRED, TASKS, Run
 from sparse_plugins.rl.dopamine.environments import create_minatar_environment
 from dopamine.discrete_domains import gym_lib

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.record.layout import Layout, Measure, Shown, keys, last
-from experiments.tables import markdown_table
-from experiments.tables.outcomes import Outcome
+from experiments.harness.layout import Layout, Measure, Shown, keys, last
+from experiments.harness.tables import markdown_table
+from experiments.harness.tables.outcomes import Outcome
 from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS, Run
 
 RETURN = Measure("return", last("last_return"), has_interval=True)

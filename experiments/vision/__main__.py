@@ -3,8 +3,8 @@
 import functools
 import sys
 
-from experiments.supervised.studies import domain
-from experiments.supervised.study import main
+from experiments.common.supervised.studies import domain
+from experiments.common.supervised.study import main
 from experiments.vision.studies import STUDIES
 from experiments.vision.task import VisionSettings, task
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.record.layout import Layout, Measure, differences, last
-from experiments.supervised import layout as supervised
-from experiments.tables.published import RESNET50, VIT_B16_90
+from experiments.common.supervised import layout as supervised
+from experiments.harness.layout import Layout, Measure, differences, last
+from experiments.harness.tables.published import RESNET50, VIT_B16_90
 
 SCORE = Measure("test accuracy, %", last("score"), 100)
 # JaxPruner's studies on ImageNet (Lee et al., 2023), of which the presets called `paper` have the settings.

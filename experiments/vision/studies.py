@@ -9,9 +9,9 @@ placed by fractions of the steps.
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.supervised.probes import memory, spectra
-from experiments.supervised.settings import DENSE_CELL, Cell, Study
-from experiments.supervised.studies import algorithm_cells, storage_cells, structure_cells, with_masked_gradients
+from experiments.common.supervised.probes import memory, spectra
+from experiments.common.supervised.settings import DENSE_CELL, Cell, Study
+from experiments.common.supervised.studies import algorithm_cells, storage_cells, structure_cells, with_masked_gradients
 from experiments.vision.task import HEAD
 
 _RESNET = {

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.record.flags import flag
-from experiments.supervised.settings import SupervisedSettings
-from experiments.supervised.train import Task
+from experiments.common.supervised.settings import SupervisedSettings
+from experiments.common.supervised.train import Task
+from experiments.harness.settings import flag
 from experiments.vision import data
 from experiments.vision.resnet import cifar_resnet, resnet50
 from experiments.vision.vit import vit_b16, vit_small

@@ -17,15 +17,15 @@ from experiments.atari import plan, train
 from experiments.atari.__main__ import main
 from experiments.atari.config import StudyConfig
 from experiments.atari.layout import deviations, layout
-from experiments.record import rows as csv_rows
-from experiments.record.cells import DENSE
-from experiments.record.flags import read_command_line
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.layout import Row
-from experiments.tables.__main__ import main as tables
-from experiments.tables.published import MSPACMAN
-from experiments.tables.report import report
-from experiments.tables.stored import Stored
+from experiments.common.agents.cells import Cell
+from experiments.common.agents.layout import Row
+from experiments.harness import csv_files as csv_rows
+from experiments.harness.cells import DENSE
+from experiments.harness.settings import read_command_line
+from experiments.harness.tables.published import MSPACMAN
+from experiments.harness.tables.report import report
+from experiments.harness.tables.stored import Stored
+from experiments.tables import main as tables
 from sparse_plugins.core import erk
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 from sparse_plugins.rl.haiku import SparseDQN, mlp_torso

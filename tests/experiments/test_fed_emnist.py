@@ -17,10 +17,10 @@ from experiments.fed_emnist.__main__ import main
 from experiments.fed_emnist.cli import parse
 from experiments.fed_emnist.config import Run, StudyConfig
 from experiments.fed_emnist.layout import Row, layout, parameter_bytes
-from experiments.record import rows as csv_rows
-from experiments.record import runs as record
-from experiments.tables import report
-from experiments.tables.stored import Stored
+from experiments.harness import csv_files as csv_rows
+from experiments.harness import runs as record
+from experiments.harness.tables import report
+from experiments.harness.tables.stored import Stored
 from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.datasets import SeededClientSampler
 from tests.fed.emnist_files import write_emnist

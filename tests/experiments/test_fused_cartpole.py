@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from experiments.benchmarks import rl_seeds
-from experiments.fused_cartpole import __main__ as command
-from experiments.fused_cartpole.agent import pruned
+from experiments.common.agents.cartpole import pruned
+from experiments.demos import fused_cartpole as command
 
 
 def test_it_trains_and_reports_every_seed() -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 
+from experiments.common.supervised.layout import Row
+from experiments.harness.csv_files import read_rows
 from experiments.hostile.__main__ import run
 from experiments.hostile.clients import Attack, HostileBackend
 from experiments.hostile.growth import shares
 from experiments.hostile.settings import HostileSettings
-from experiments.record.rows import read_rows
-from experiments.supervised.layout import Row
 from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
 

@@ -12,12 +12,12 @@ import pytest
 
 from experiments.atari import train as atari
 from experiments.atari.config import StudyConfig as AtariConfig
+from experiments.common.agents.cells import Cell
+from experiments.common.supervised.train import initial_state
 from experiments.fed_emnist.cli import parse
 from experiments.fed_emnist.config import Run
 from experiments.minatar import train as minatar
 from experiments.minatar.config import StudyConfig as MinAtarConfig
-from experiments.rl_study.cells import Cell
-from experiments.supervised.train import initial_state
 from sparse_plugins import core
 
 PARAMS = {"layer": {"kernel": jnp.ones((16, 16))}}

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from experiments.common.agents.cells import Cell, grid
+from experiments.common.agents.layout import FINAL, Row
+from experiments.common.agents.relative import relative
+from experiments.harness import csv_files as csv_rows
+from experiments.harness.cells import DENSE
+from experiments.harness.settings import read_command_line
+from experiments.harness.tables.outcomes import outcomes
+from experiments.harness.tables.statistics import iqm
+from experiments.harness.tables.stored import Stored
 from experiments.minatar import train
 from experiments.minatar.__main__ import main
 from experiments.minatar.config import StudyConfig
 from experiments.minatar.layout import layout
-from experiments.record import rows as csv_rows
-from experiments.record.cells import DENSE
-from experiments.record.flags import read_command_line
-from experiments.rl_study.cells import Cell, grid
-from experiments.rl_study.layout import FINAL, Row
-from experiments.rl_study.relative import relative
 from experiments.tables import figures, report
-from experiments.tables.outcomes import outcomes
-from experiments.tables.statistics import iqm
-from experiments.tables.stored import Stored
 from sparse_plugins.core import erk
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk

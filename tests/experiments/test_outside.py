@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import pytest
 
-from experiments.record.rows import read_rows
-from experiments.record.runs import Recorder, Run, has_ended
-from experiments.study import Study as LoopStudy
-from experiments.study import execute, explained, run
-from experiments.supervised.layout import Row
-from experiments.supervised.settings import Cell, Study, SupervisedSettings, with_defaults
-from experiments.supervised.study import Domain, Plan, main
+from experiments.common.supervised.layout import Row
+from experiments.common.supervised.settings import Cell, Study, SupervisedSettings, with_defaults
+from experiments.common.supervised.study import Domain, Plan, main
+from experiments.harness.csv_files import read_rows
+from experiments.harness.loop import Study as LoopStudy
+from experiments.harness.loop import execute, explained, run
+from experiments.harness.runs import Recorder, Run, has_ended
 from sparse_plugins.fed.checkpoints import CheckpointAccessError
 from tests.disks import WAYS, little_space
 

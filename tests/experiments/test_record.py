@@ -12,13 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.record import files, rows
-from experiments.record.layers import Mask, from_json, lines, masks_of, masks_of_seeds, to_json
-from experiments.record.layout import DOMAINS, domain_of, layout_of
-from experiments.record.runs import Measurement, Recorder, Run, has_ended
-from experiments.record.surroundings import surroundings
+from experiments.common.supervised.layout import Row
+from experiments.harness import csv_files as rows
+from experiments.harness import files
+from experiments.harness.layers import Mask, from_json, lines, masks_of, masks_of_seeds, to_json
+from experiments.harness.layout import DOMAINS, domain_of, layout_of
+from experiments.harness.runs import Measurement, Recorder, Run, has_ended
+from experiments.harness.surroundings import surroundings
 from experiments.structures.layout import layout
-from experiments.supervised.layout import Row
 from sparse_plugins import core
 
 RECORD = {"study": "rl", "title": "", "prediction": "", "cells": [["good"]]}
@@ -245,6 +246,6 @@ def test_masks_come_back_from_json() -> None:
 def test_a_study_names_its_domain() -> None:
     assert domain_of({"command": "python -m experiments.t5 algorithms --seeds 1"}) == "t5"
     assert domain_of({"command": "x", "domain": "atari"}) == "atari"
-    with pytest.raises(ValueError, match=f"'rl_demo' writes no study; those that do are {', '.join(DOMAINS)}"):
-        layout_of({"command": "python -m experiments.rl_demo"})
+    with pytest.raises(ValueError, match=f"'demos.rl_demo' writes no study; those that do are {', '.join(DOMAINS)}"):
+        layout_of({"command": "python -m experiments.demos.rl_demo"})
     assert dataclasses.is_dataclass(layout_of(RECORD).row)

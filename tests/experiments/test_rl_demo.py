@@ -11,8 +11,8 @@ import pytest
 from matplotlib.image import imread
 from PIL import Image
 
-from experiments.rl_demo import __main__, cartpole, report
-from experiments.rl_demo.outcomes import DENSE, Frames, Outcome, Point
+from experiments.demos.rl_demo import __main__, cartpole, report
+from experiments.demos.rl_demo.outcomes import DENSE, Frames, Outcome, Point
 from tests.rl.programs import shared_programs
 
 __all__ = ["shared_programs"]  # a fixture that every test here uses

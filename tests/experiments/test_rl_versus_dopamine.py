@@ -5,8 +5,8 @@ import pytest
 
 import sparse_plugins.rl.dopamine  # noqa: F401 - repairs Dopamine before it is imported
 from experiments.benchmarks import rl_collect
-from experiments.tables import report
-from experiments.tables.stored import Stored
+from experiments.harness.tables import report
+from experiments.harness.tables.stored import Stored
 from experiments.versus_dopamine import dopamine_side, our_side
 from experiments.versus_dopamine.layout import layout
 from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, REPAIRED, Run

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.record.rows import read_lines, read_rows
-from experiments.record.runs import Measurement
+from experiments.common.supervised.layout import Row
+from experiments.harness.csv_files import read_lines, read_rows
+from experiments.harness.runs import Measurement
 from experiments.structures.__main__ import run
-from experiments.supervised.layout import Row
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.record.rows import read_rows
-from experiments.record.runs import Measurement
-from experiments.supervised.layers import RMSNorm
-from experiments.supervised.layout import Row
-from experiments.supervised.settings import with_defaults
-from experiments.supervised.studies import build, storage_cells
-from experiments.supervised.study import Domain, main
+from experiments.common.supervised.layers import RMSNorm
+from experiments.common.supervised.layout import Row
+from experiments.common.supervised.settings import with_defaults
+from experiments.common.supervised.studies import build, storage_cells
+from experiments.common.supervised.study import Domain, main
+from experiments.harness.csv_files import read_rows
+from experiments.harness.runs import Measurement
 from experiments.t5 import data
 from experiments.t5.budgets import PARTS, favouring
 from experiments.t5.model import BASE, T5, TINY

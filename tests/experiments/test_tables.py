@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from experiments.record.files import read_record
-from experiments.tables.__main__ import main
-from experiments.tables.report import report
-from experiments.tables.stored import joined, read_study
+from experiments.harness.files import read_record
+from experiments.harness.tables.report import report
+from experiments.harness.tables.stored import joined, read_study
+from experiments.tables import main
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("*/config.json"))

@@ -15,13 +15,13 @@ import optax
 import pytest
 from matplotlib.image import imread
 
-from experiments.record.rows import read_rows
-from experiments.record.runs import Measurement, Recorder
-from experiments.supervised import data as batches
-from experiments.supervised.layout import Row
-from experiments.supervised.settings import Cell, Study, SupervisedSettings, with_defaults
-from experiments.supervised.study import Domain, Plan, main
-from experiments.tables.stored import read_study
+from experiments.common.supervised import data as batches
+from experiments.common.supervised.layout import Row
+from experiments.common.supervised.settings import Cell, Study, SupervisedSettings, with_defaults
+from experiments.common.supervised.study import Domain, Plan, main
+from experiments.harness.csv_files import read_rows
+from experiments.harness.runs import Measurement, Recorder
+from experiments.harness.tables.stored import read_study
 from experiments.vision import data
 from experiments.vision.__main__ import run as run_vision
 from experiments.vision.resnet import BasicBlock, ResNet, cifar_resnet, resnet50

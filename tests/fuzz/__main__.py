@@ -20,9 +20,9 @@ TARGETS = {
         "sparse_plugins.rl.loops.checkpoints",
     ],
     "studies": [
-        "experiments.record",
-        "experiments.tables.stored",
-        "experiments.tables.report",
+        "experiments.harness",
+        "experiments.harness.tables.stored",
+        "experiments.harness.tables.report",
         "sparse_plugins.fed.ledger",
     ],
     "configs": ["sparse_plugins.core.config", "sparse_plugins.core.path_rules", "sparse_plugins.core.schedules"],

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.fed_emnist.config import StudyConfig
-from experiments.record import rows
-from experiments.record.files import read_config
-from experiments.record.layout import layout_of
-from experiments.record.runs import Recorder, Run
-from experiments.tables.report import report
-from experiments.tables.stored import check_complete, read_study
+from experiments.harness import csv_files as rows
+from experiments.harness.files import read_config
+from experiments.harness.layout import layout_of
+from experiments.harness.runs import Recorder, Run
+from experiments.harness.tables.report import report
+from experiments.harness.tables.stored import check_complete, read_study
 from sparse_plugins.fed.ledger import Entry, Ledger
 
 SETTINGS: dict[str, Any] = {

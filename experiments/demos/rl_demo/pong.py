@@ -1,0 +1,36 @@
+"""The first steps of DQN on Pong: frames of the real ROM through the network, the replay memory and the optimizer."""
+# ruff: noqa: I001 - Dopamine is imported after us, repaired.
+
+import time
+
+from experiments.demos.rl_demo.outcomes import Frames
+from experiments.common.agents.dopamine_play import episodes, make_agent, zeros
+from dopamine.discrete_domains import atari_lib
+
+
+def play(steps: int, seed: int) -> Frames:
+    """Plays Pong with the agent of the package's gin file, which learns and is pruned in the last quarter of the steps.
+
+    Args:
+        steps: Agent steps of four frames, 80 or more.
+        seed: Of agent and game.
+    """
+    learns = steps // 16  # every fourth step
+    bindings = (
+        f"ReplayBuffer.max_capacity = {steps}",
+        f"JaxDQNAgent.min_replay_history = {3 * steps // 4}",
+        f"create_updater_from_config.update_start_step = {learns // 4}",
+        f"create_updater_from_config.update_end_step = {3 * learns // 4}",
+        f"create_updater_from_config.update_freq = {max(learns // 8, 1)}",
+    )
+    agent, game = make_agent("pong_dqn", atari_lib.create_atari_environment, seed, bindings)
+    started = time.perf_counter()
+    length, score = next(episodes(agent, game, steps))
+    return Frames(
+        steps=length,
+        frames=length * agent.clock.frames_per_step,
+        optimizer_steps=int(agent.sparse_state.count),
+        score=score,
+        sparsity=zeros(agent.sparse_params)["_total_sparsity"],
+        seconds=time.perf_counter() - started,
+    )
