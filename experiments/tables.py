@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.harness.tables import refresh
 from experiments.harness.tables.report import report
 from experiments.harness.tables.stored import Stored, check_complete, joined, read_study
+from experiments.registry import LAYOUTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,14 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
-        studies = [read_study(folder) for folder in options.folders]
+        studies = [read_study(folder, LAYOUTS) for folder in options.folders]
         for study in studies:
             check_complete(study)
         together = joined(studies)
         if options.into:
             refresh.write_joint(the_only_one(together), options.into)
-        for folder in options.folders if options.write else ():
-            refresh.write(folder)
+        for study in studies if options.write else ():
+            refresh.write(study)
         print("\n".join(report(study) for study in together), end="")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,8 @@
-"""A run of the study, from its newest checkpoint to its end."""
+"""The plan of a federated study, and a run of it, from its newest checkpoint to its end."""
 
 import contextlib
+import dataclasses
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -9,26 +11,50 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.fed_emnist.config import Run, StudyConfig
-from experiments.fed_emnist.layout import Row
-from experiments.fed_emnist.train import Evaluation, averaging, first_state, prepare, train
+from experiments.fed_emnist.config import FederatedSettings
+from experiments.fed_emnist.layout import about
+from experiments.fed_emnist.train import averaging, first_state, prepare, train
+from experiments.harness.cells import Run
 from experiments.harness.files import write_whole
 from experiments.harness.layers import masks_of
-from experiments.harness.runs import Recorder
-from sparse_plugins import fed
+from experiments.harness.recorder import Recorder
+from experiments.harness.study import Plan
+from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints
 
 
-def execute(config: StudyConfig, batch: Sequence[Recorder]) -> bool:
+def plan(config: FederatedSettings) -> Plan:
+    """The plan of a study.
+
+    Raises:
+        DatasetUnavailableError: the data can't be had.
+        ValueError: the settings do not fit data or model.
+    """
+    task, cells = prepare(config), list(config.cells())
+    text = f"{len(cells) * len(config.seeds)} runs of {config.rounds} rounds on {config.dataset}."
+    if sparse := [cell for cell in cells if not cell.is_dense]:
+        params, run = jax.eval_shape(task.model.init, jax.random.PRNGKey(0)), Run(sparse[0], config.seeds[0])
+        text += f" Plan of {run}:\n{core.describe_plan(config.updater(run), params)}"
+    return Plan(
+        config,
+        cells,
+        functools.partial(execute, config),
+        text,
+        {"about": about(dataclasses.asdict(config))},
+        passes=(CheckpointMismatchError,),
+        jobs=config.jobs,
+    )
+
+
+def execute(config: FederatedSettings, batch: Sequence[Recorder]) -> bool:
     """Trains one run, alone in its batch, with its ledger and its last parameters in its folder.
 
     Raises:
         CheckpointMismatchError: The run's checkpoint is none of this run.
     """
     (recorder,) = batch
-    (algorithm_name, sparsity), seed = recorder.run
-    run = Run(algorithm_name, sparsity, seed)
+    run = recorder.run
     task, ledger = prepare(config), fed.Ledger()
     algorithm = averaging(config, run, task, ledger)
     checkpoints = Checkpoints(recorder.scratch)
@@ -39,7 +65,9 @@ def execute(config: StudyConfig, batch: Sequence[Recorder]) -> bool:
             state = step.state
             bar.update(state.round - bar.n)
             if step.evaluation is not None:
-                recorder.add(_row(run, step.evaluation, ledger), masks_of(state.params, state.opt_state))
+                total, found = ledger.total(), step.evaluation._asdict()
+                found |= {"down_bytes": total.down, "up_bytes": total.up + total.growth}
+                recorder.add(found.pop("round"), masks_of(state.params, state.opt_state), **found)
                 bar.set_postfix_str(f"{step.evaluation.test_accuracy:.1%} right")
             if _is_checkpoint_due(config, state.round):
                 checkpoints.save(state.round, state, {"ledger": ledger.to_csv(), "record": recorder.save()})
@@ -71,13 +99,8 @@ def _newest(checkpoints: Checkpoints, first: Any, ledger: fed.Ledger, recorder: 
     return saved.state
 
 
-def _is_checkpoint_due(config: StudyConfig, finished: int) -> bool:
+def _is_checkpoint_due(config: FederatedSettings, finished: int) -> bool:
     return config.checkpoint_every > 0 and 0 < finished < config.rounds and finished % config.checkpoint_every == 0
-
-
-def _row(run: Run, evaluation: Evaluation, ledger: fed.Ledger) -> Row:
-    total = ledger.total()
-    return Row(**run._asdict(), **evaluation._asdict(), down_bytes=total.down, up_bytes=total.up + total.growth)
 
 
 def _npz(params: Any) -> bytes:

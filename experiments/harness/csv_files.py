@@ -1,22 +1,15 @@
 """CSV files to which a process appends, so that whoever stops it leaves whole lines."""
 
 import csv
-import dataclasses
 import io
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from experiments.harness.files import write_whole
+from experiments.harness.layout import Row
 
-T = TypeVar("T")
 Line = Mapping[str, Any]
-
-
-def names_of(kind: type) -> list[str]:
-    """The columns of a dataclass of rows."""
-    return [field.name for field in dataclasses.fields(kind)]
 
 
 def csv_text(names: Sequence[str], lines: Iterable[Line], header: bool = True) -> str:
@@ -74,35 +67,31 @@ def read_lines(path: Path) -> list[dict[str, str]]:
     return lines
 
 
-def write_rows(path: Path, kind: type, rows: Iterable[Any]) -> None:
-    """Writes the rows of a dataclass as a whole file."""
-    write_whole(path, csv_text(names_of(kind), map(dataclasses.asdict, rows)))
+def read_rows(path: Path, columns: Mapping[str, type], needed: Iterable[str] = ()) -> list[Row]:
+    """Reads lines with the types of their columns.
 
-
-def append_rows(path: Path, kind: type, rows: Iterable[Any]) -> None:
-    """Appends the rows of a dataclass, as `append_lines`."""
-    append_lines(path, names_of(kind), map(dataclasses.asdict, rows))
-
-
-def read_rows(path: Path, kind: type[T]) -> list[T]:
-    """Reads them back; what is empty, or a column of a later version, gets the default of its field.
+    Args:
+        path: The file; without it there is no row.
+        columns: Names and types. What is empty or missing is None, or an empty text.
+        needed: Columns without which a line is damaged.
 
     Raises:
-        ValueError: a column is none of this kind of rows, or a number is none; the message names the file.
+        ValueError: a column is not known, or a number is none; the message names the file.
     """
-    hints = typing.get_type_hints(kind)
-    parse = {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}  # of `int | None`, int
     lines = read_lines(path)
-    if lines and (unknown := set(lines[0]) - set(parse)):
+    if lines and (unknown := set(lines[0]) - set(columns)):
         raise ValueError(
-            f"{path} has the columns {', '.join(map(str, unknown))}, which {kind.__module__} does not know: it has"
-            f" {', '.join(parse)}. Was it written by a later version?"
+            f"{path} has the columns {', '.join(map(str, unknown))}, which are not known: it may have"
+            f" {', '.join(columns)}. Was it written by a later version?"
         )
+    empty = {name: "" if kind is str else None for name, kind in columns.items()}
     rows = []
     for number, line in enumerate(lines, 2):
         try:
-            rows.append(kind(**{name: parse[name](text) for name, text in line.items() if text}))
-        except (TypeError, ValueError) as error:
+            if missing := [name for name in needed if not line.get(name)]:
+                raise ValueError(f"it has no {missing[0]}")
+            rows.append(Row(**{**empty, **{name: columns[name](text) for name, text in line.items() if text}}))
+        except ValueError as error:
             raise _damaged(path, number, error) from error
     return rows
 

@@ -1,38 +1,29 @@
-"""What a domain says about its rows, so that one loop writes them, one report tables and one set of figures draws."""
+"""What a study says of its rows, so that one loop writes them, one report tables and one set of figures draws."""
 
 import dataclasses
-import importlib
 import math
+import re
+import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-Key = tuple[Any, ...]
+from experiments.harness.cells import Cell, Run
+
+RUNS = "runs"
+Record = Mapping[str, Any]  # what `config.json` of a study holds
 Settings = Mapping[str, Any]
+Key = tuple[Any, ...]
 _UNFIT = "config.json is damaged: it does not say what a study of {} says; copy it back from where it is whole"
-DOMAINS = ("fed_emnist", "minatar", "atari", "vision", "t5", "structures", "hostile", "versus_dopamine")
+_KINDS = {"group": str, "name": str, "sparsity": float, "width": int}
 
 
-class Shown(NamedTuple):
-    """A cell of the grid, for readers.
+class Row(types.SimpleNamespace):
+    """A line of a study's `results.csv`, an attribute for each column of its `Layout`.
 
-    Attributes:
-        group: What its numbers are compared within, such as a game; empty if there is one group only.
-        name: Of the algorithm, or whatever else the cells differ in.
-        sparsity: Target fraction of zeros; None if the cell has none of its own.
+    It is an evaluation, a stretch of training or the end of a run. Numbers that it lacks are None; `failure` is empty,
+    or says why the run ended early.
     """
-
-    group: str
-    name: str
-    sparsity: float | None = None
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether it is dense training, of whatever width."""
-        return self.name == "dense" or self.name.startswith("dense (")
-
-    def __str__(self) -> str:
-        at = "" if not self.sparsity or self.is_dense else f" at {100 * self.sparsity:.4g} %"
-        return f"{self.name}{at}" + (f" on {self.group}" if self.group else "")
 
 
 class Measure(NamedTuple):
@@ -84,30 +75,31 @@ class Published(NamedTuple):
     numbers: Mapping[str, float]
     digits: int = 2
 
-    def of(self, cell: Shown) -> float | None:
+    def of(self, cell: Cell) -> float | None:
         """The number of the same algorithm at the same sparsity, if there is one; how weights grow is not compared."""
         is_same = cell.is_dense or cell.sparsity is None or math.isclose(cell.sparsity, self.sparsity)
-        return self.numbers.get(cell.name.partition(":")[0]) if is_same else None
+        return self.numbers.get(cell.label.partition(":")[0]) if is_same else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the rows of a study are written and read.
+    """What the rows of a study are, and how they are read.
 
     Attributes:
         title: Of the report.
         about: What was trained, in sentences.
-        row: Dataclass of a row of `results.csv`, with `seed` and `failure` among its fields.
-        cell: Fields of a row that name its cell.
-        show: From the values of these fields to the cell for readers.
-        cells: Of the grid, as such values; None if a study of an older version does not say: then those of its rows.
+        cell: Columns that name the cell of a row, and by each the attribute of `Cell` that it is.
+        numbers: Columns of what was measured, and the type of each.
+        cells: Of the grid; None if a study of an older version does not say: then those of its rows.
         seeds: Of every cell.
-        step: Field of a row that counts steps.
+        step: Column that counts steps.
         step_label: What a step is.
         is_last: Whether a row says how its run ended.
         scores: What runs are compared by, the most important one first.
         sparsity: Fraction of zeros that was measured.
         curve: The score while training.
+        target: Sparsity of the cells that are not dense, where no column tells it.
+        groups: Names of groups for readers, where columns hold shorter ones.
         traffic: Bytes so far, by step; empty if nothing is sent.
         changes: Steps of the first and last mask change, for a shade; None if they differ by cell.
         published: Numbers of a paper; None if there are none.
@@ -119,17 +111,18 @@ class Layout:
 
     title: str
     about: str
-    row: type
-    cell: tuple[str, ...]
-    show: Callable[[Key], Shown]
-    cells: tuple[Key, ...] | None
+    cell: Mapping[str, str]
+    numbers: Mapping[str, type]
+    cells: tuple[Cell, ...] | None
     seeds: tuple[int, ...]
     step: str
     step_label: str
-    is_last: Callable[[Any], bool]
+    is_last: Callable[[Row], bool]
     scores: tuple[Measure, ...]
     sparsity: Measure | None
     curve: Curve | None
+    target: float | None = None
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     traffic: tuple[Curve, ...] = ()
     changes: tuple[int, int] | None = None
     published: Published | None = None
@@ -138,23 +131,49 @@ class Layout:
     notes: str = ""
     sections: Callable[[Sequence[Any]], Sequence[str]] = lambda found: ()
 
-    def key(self, row: Any) -> Key:
-        """The cell of a row."""
-        return tuple(getattr(row, field) for field in self.cell)
+    @property
+    def front(self) -> dict[str, type]:
+        """Columns that say of which run and step a row is."""
+        return {**{column: _KINDS[field] for column, field in self.cell.items()}, "seed": int, self.step: int}
 
-    def step_of(self, row: Any) -> int:
+    @property
+    def columns(self) -> dict[str, type]:
+        """All columns of `results.csv`."""
+        return {**self.front, **self.numbers, "failure": str}
+
+    def key(self, cell: Cell) -> Key:
+        """What its rows say of a cell."""
+        short = {title: group for group, title in self.groups.items()}
+        return tuple(getattr(cell._replace(group=short.get(cell.group, cell.group)), at) for at in self.cell.values())
+
+    def cell_of(self, key: Sequence[Any]) -> Cell:
+        """The cell of which rows say this."""
+        cell = Cell(**{"group": "", **dict(zip(self.cell.values(), key, strict=True))})
+        target = None if self.target is None else 0.0 if cell.is_dense else self.target
+        sparsity = cell.sparsity if "sparsity" in self.cell.values() else target
+        return cell._replace(group=self.groups.get(cell.group, cell.group), sparsity=sparsity)
+
+    def cells_of(self, keys: Sequence[Sequence[Any]]) -> tuple[Cell, ...]:
+        """Cells as JSON gives them back."""
+        return tuple(map(self.cell_of, keys))
+
+    def run_of(self, row: Row) -> Run:
+        """The run of a row."""
+        return Run(self.cell_of([getattr(row, column) for column in self.cell]), row.seed)
+
+    def step_of(self, row: Row) -> int:
         """The step of a row."""
         return int(getattr(row, self.step))
 
+    def path(self, run: Run) -> Path:
+        """Folder of a run, within that of the study."""
+        name = re.sub(r"[^\w.+=]+", "-", "-".join(map(str, self.key(run.cell))))
+        return Path(RUNS, name, f"seed-{run.seed}")
 
-def last(field: str) -> Callable[[Sequence[Any]], float | None]:
-    """A measure that is a field of the last row."""
-    return lambda rows: getattr(rows[-1], field)
 
-
-def keys(cells: Sequence[Sequence[Any]] | None) -> tuple[Key, ...] | None:
-    """Cells as JSON gives them back, as keys."""
-    return None if cells is None else tuple(tuple(cell) for cell in cells)
+def last(column: str) -> Callable[[Sequence[Row]], float | None]:
+    """A measure that is a column of the last row."""
+    return lambda rows: getattr(rows[-1], column)
 
 
 def differences(settings: Settings, paper: Mapping[str, tuple[Any, str]]) -> list[str]:
@@ -187,39 +206,35 @@ def _said(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def domain_of(record: Mapping[str, Any]) -> str:
-    """The domain of a study; older records name it in their command only.
+Layouts = Mapping[str, Callable[[Record], Layout]]  # by the name of a study's module
 
-    Raises:
-        ValueError: it is none that can be read.
-    """
+
+def name_of(record: Record) -> str:
+    """The module of a study, `python -m experiments.<name>`; older records name it in their command only."""
     words = record.get("command", "").split()
     module = next((word for word in words if word.startswith("experiments.")), "")
-    domain = record.get("domain") or module.removeprefix("experiments.")
-    if domain not in DOMAINS:
-        raise ValueError(
-            f"{domain or record.get('command')!r} writes no study; those that do are {', '.join(DOMAINS)}."
-        )
-    return domain
+    return str(record.get("domain") or module.removeprefix("experiments."))
 
 
-def layout_of(record: Mapping[str, Any]) -> Layout:
+def layout_of(record: Record, layouts: Layouts) -> Layout:
     """The layout of a study.
 
     Args:
         record: What its `config.json` holds.
+        layouts: Of all studies.
 
     Raises:
-        ValueError: its domain is not known, or the record does not say what studies of the domain say.
+        ValueError: the study is not known, or the record does not say what its studies say.
     """
-    module = importlib.import_module(f"experiments.{domain_of(record)}.layout")
+    name = name_of(record)
+    if name not in layouts:
+        raise ValueError(f"{name or record.get('command')!r} writes no study; those that do are {', '.join(layouts)}.")
     try:
-        made: Layout = module.layout(record)
-        cells = made.cells or ()
-        shown = [str(made.show(cell)) for cell in cells]
-        is_told = all(type(seed) is int for seed in made.seeds) and len(set(cells)) == len(shown)
+        made = layouts[name](record)
+        keys = [made.key(cell) for cell in made.cells or ()]
+        is_told = all(type(seed) is int for seed in made.seeds) and len(set(keys)) == len(keys)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{_UNFIT.format(domain_of(record))} ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{_UNFIT.format(name)} ({type(error).__name__}: {error})") from error
     if not is_told:
-        raise ValueError(_UNFIT.format(domain_of(record)))
+        raise ValueError(_UNFIT.format(name))
     return made

@@ -1,22 +1,24 @@
 """The one loop of all studies: what has ended is never trained again, what failed stays visible, whatever stops it."""
 
 import concurrent.futures
+import dataclasses
 import multiprocessing
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from experiments.harness.cells import Run
 from experiments.harness.csv_files import joined
 from experiments.harness.files import changed_packages, create_folder, locked, read_record, write_whole
-from experiments.harness.layout import Layout, domain_of, layout_of
-from experiments.harness.runs import RUNS, SCRATCH, Recorder, Run, check_ends, has_ended
+from experiments.harness.layout import RUNS, Layout, Record, layout_of, name_of
+from experiments.harness.recorder import SCRATCH, Recorder, check_ends, has_ended
+from experiments.harness.study import Plan, Study, Train
 from experiments.harness.surroundings import surroundings
-from experiments.harness.tables import refresh
+from experiments.harness.tables import refresh, report
 from experiments.harness.tables.stored import missing, read_study
 
 STOPPED = 143  # exit status of a process that SIGTERM ended
@@ -24,54 +26,24 @@ JOINED = ("results.csv", "layers.csv", "measurements.csv", "timing.csv")
 # Of the machine and never a run's result: a full disk, too many open files, a package that is missing.
 OUTSIDE = (ImportError, OSError)
 
-# Trains runs together, handing their rows over; False if it was told to stop, so that they will go on later.
-Train = Callable[[Sequence[Recorder]], bool]
 
-
-class Study(NamedTuple):
-    """What a domain makes of a command line.
-
-    Attributes:
-        domain: Its module: `python -m experiments.<domain>`.
-        settings: All of them, by name; `output` and `name` say where the folder goes.
-        cells: Of the grid, as values of the layout's fields.
-        batches: All runs, in groups that are trained together.
-        train: Trains a batch; for several processes it has to be picklable.
-        plan: What is about to happen, to print before.
-        packages: Whose versions matter.
-        record: What else `config.json` says, such as `about`, for reports.
-        passes: Errors that are no run's own, besides `OUTSIDE`: they end the study, which can go on later.
-        jobs: Batches that are trained at once, each in a process of its own.
-    """
-
-    domain: str
-    settings: Mapping[str, Any]
-    cells: Sequence[Sequence[Any]]
-    batches: Sequence[Sequence[Run]]
-    train: Train
-    plan: str
-    packages: Sequence[str]
-    record: Mapping[str, Any] = {}
-    passes: tuple[type[Exception], ...] = ()
-    jobs: int = 1
-
-
-def begin(study: Study, command: str) -> Path:
+def new_folder(study: Study, plan: Plan, command: str) -> Path:
     """Makes the folder of a new study.
 
     Raises:
         FileExistsError: there is one of this name.
     """
-    folder = Path(study.settings["output"]) / str(study.settings["name"]).replace(" ", "-")
-    known = {"domain": study.domain, "cells": [list(cell) for cell in study.cells], **study.record}
-    return create_folder(folder, {**known, **surroundings(command, study.settings, study.packages)})
+    record = {"domain": study.name, **plan.record, **_surroundings(study, plan, command)}
+    layout, folder = study.layout(record), Path(plan.settings.output) / plan.settings.name.replace(" ", "-")
+    return create_folder(folder, {**record, "cells": [list(layout.key(cell)) for cell in plan.cells]})
 
 
-def run(study: Study, folder: Path, command: str) -> int:
+def run(study: Study, plan: Plan, folder: Path, command: str) -> int:
     """Trains what is left of a study and writes its files, the report last.
 
     Args:
-        study: What to train.
+        study: Its row in the registry.
+        plan: What to train.
         folder: Of the study.
         command: What was typed now, for the folders of runs.
 
@@ -81,65 +53,76 @@ def run(study: Study, folder: Path, command: str) -> int:
     Raises:
         ImportError: A package is missing.
         OSError: The system refused to write or read, as on a full disk. What was trained so far is still there.
-        ValueError: the folder is another domain's, or was left unfinished by an older version, or a file in it is
+        ValueError: the folder is another study's, or was left unfinished by an older version, or a file in it is
             damaged.
     """
+    outside: tuple[type[Exception], ...] = (*OUTSIDE, *plan.passes)
     try:
-        return _run(study, folder, command)
-    except OUTSIDE as error:
+        return _run(study, plan, folder, command)
+    except outside as error:
         error.add_note(f"No result was recorded of what this stopped; once it is mended, go on with --resume {folder}")
         raise
 
 
-def _run(study: Study, folder: Path, command: str) -> int:
+def _run(study: Study, plan: Plan, folder: Path, command: str) -> int:
     with locked(folder):
-        layout = layout_of(record := read_record(folder))
-        runs = [one for batch in study.batches for one in batch]
+        record, layouts = read_record(folder), {study.name: study.layout}
+        if name_of(record) != study.name:
+            name = name_of(record)
+            raise ValueError(f"{folder} is a study of {name}: go on with it by python -m experiments.{name}.")
+        layout = layout_of(record, layouts)
         check_ends(folder)
-        if _is_finished(folder, record, runs):
-            print(f"{folder} is finished and left alone.\n\n{refresh.table(folder)}")
-            return int(any(row.failure for row in read_study(folder).rows))
-        _check_version(folder, record, study)
+        if _is_finished(plan, folder, layout, record):
+            stored = read_study(folder, layouts)
+            print(f"{folder} is finished and left alone.\n\n{report.tables(stored)}")
+            return int(any(row.failure for row in stored.rows))
+        _check_version(folder, record)
         for change in changed_packages(folder, study.packages):
             print(f"note: {change}; runs to come may differ in their last bits from those of a study without a stop.")
-        print(study.plan, flush=True)
-        left = [batch for batch in study.batches if not all(has_ended(folder, one) for one in batch)]
-        for lines in _execute_all(study, layout, folder, left, surroundings(command, study.settings, study.packages)):
+        print(plan.text, flush=True)
+        for lines in _execute_all(study, plan, folder, command):
             if lines is None:
                 print(f"Stopped in time; go on with --resume {folder}")
                 return STOPPED
             print(*lines, sep="\n", flush=True)
-            collect(folder, runs)
-        collect(folder, runs)
-        for one in runs:
-            shutil.rmtree(folder / one.path / SCRATCH, ignore_errors=True)
-        refresh.write(folder)
-        print(f"\n{refresh.table(folder)}\n\nIn {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-        return int(any(row.failure for row in read_study(folder).rows))
+            collect(folder, layout, plan.runs)
+        collect(folder, layout, plan.runs)
+        for one in plan.runs:
+            shutil.rmtree(folder / layout.path(one) / SCRATCH, ignore_errors=True)
+        stored = read_study(folder, layouts)
+        refresh.write(stored)
+        files = ", ".join(sorted(file.name for file in folder.iterdir()))
+        print(f"\n{report.tables(stored)}\n\nIn {folder}: {files}")
+        return int(any(row.failure for row in stored.rows))
 
 
-def collect(folder: Path, runs: Sequence[Run]) -> None:
+def collect(folder: Path, layout: Layout, runs: Sequence[Run]) -> None:
     """Puts the files of the runs that have ended together as those of the study."""
-    for name, text in _collected(folder, runs).items():
+    for name, text in _collected(folder, layout, runs).items():
         write_whole(folder / name, text)
 
 
-def _collected(folder: Path, runs: Sequence[Run]) -> dict[str, str]:
+def _collected(folder: Path, layout: Layout, runs: Sequence[Run]) -> dict[str, str]:
     """Files of the study by name, as those of the runs that have ended make them; without any line there is none."""
-    ended = [folder / one.path for one in runs if has_ended(folder, one)]
+    ended = [own for own in (folder / layout.path(one) for one in runs) if has_ended(own)]
     texts = {name: joined([own / name for own in ended]) for name in JOINED}
     return {name: text for name, text in texts.items() if text}
 
 
 def execute(
-    folder: Path, batch: Sequence[Run], train: Train, record: Mapping[str, Any], passes: tuple[type[Exception], ...]
+    folder: Path,
+    read: Callable[[Record], Layout],
+    batch: Sequence[Run],
+    train: Train,
+    record: Mapping[str, Any],
+    passes: tuple[type[Exception], ...],
 ) -> list[str] | None:
     """Trains a batch and records it, whatever happens to it: a bad one must not cost the others.
 
     Returns:
         How each of its runs ended, in a line; None if it was told to stop.
     """
-    layout = layout_of(read_record(folder))
+    layout = read(read_record(folder))
     recorders = [Recorder(folder, layout, one, record) for one in batch]
     started = time.perf_counter()
     outside: tuple[type[Exception], ...] = (*OUTSIDE, *passes)
@@ -158,38 +141,19 @@ def execute(
     return lines
 
 
-def explained(call: Callable[[], int], *kinds: type[Exception]) -> int:
-    """The exit status of a call; of what could not start or go on it says why, and it is 2.
-
-    Args:
-        call: What to do.
-        *kinds: Errors that are explained, besides ImportError, OSError and ValueError.
-    """
-    caught: tuple[type[Exception], ...] = (ImportError, OSError, ValueError, *kinds)
-    try:
-        return call()
-    except caught as error:
-        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return 2
-
-
-def _is_finished(folder: Path, record: Mapping[str, Any], runs: Sequence[Run]) -> bool:
+def _is_finished(plan: Plan, folder: Path, layout: Layout, record: Record) -> bool:
     """Also where the folders of the runs are gone, as in results that are kept in a repository."""
     if not (folder / "results.md").exists():
         return False
     if "cells" in record and (folder / RUNS).exists():
-        made = {name: text.encode() for name, text in _collected(folder, runs).items()}
+        made = {name: text.encode() for name, text in _collected(folder, layout, plan.runs).items()}
         is_as_made = all((folder / name).exists() and (folder / name).read_bytes() == made[name] for name in made)
-        if not is_as_made or not all(has_ended(folder, one) for one in runs):
+        if not is_as_made or not all(has_ended(folder / layout.path(one)) for one in plan.runs):
             return False
-    return not missing(read_study(folder))
+    return not missing(read_study(folder, {name_of(record): lambda _: layout}))
 
 
-def _check_version(folder: Path, record: Mapping[str, Any], study: Study) -> None:
-    if domain_of(record) != study.domain:
-        raise ValueError(
-            f"{folder} is a study of {domain_of(record)}: go on with it by python -m experiments.{domain_of(record)}."
-        )
+def _check_version(folder: Path, record: Record) -> None:
     if "cells" not in record:
         commit = (record.get("git") or {}).get("commit", "unknown")
         raise ValueError(
@@ -198,18 +162,21 @@ def _check_version(folder: Path, record: Mapping[str, Any], study: Study) -> Non
         )
 
 
-def _execute_all(
-    study: Study, layout: Layout, folder: Path, left: Sequence[Sequence[Run]], record: Mapping[str, Any]
-) -> Iterator[list[str] | None]:
+def _surroundings(study: Study, plan: Plan, command: str) -> dict[str, Any]:
+    return surroundings(command, dataclasses.asdict(plan.settings), study.packages)
+
+
+def _execute_all(study: Study, plan: Plan, folder: Path, command: str) -> Iterator[list[str] | None]:
     """Trains what is left to train and yields lines on each batch as it ends."""
-    if study.jobs == 1:
-        yield from (execute(folder, batch, study.train, record, study.passes) for batch in left)
+    layout, record = study.layout(read_record(folder)), _surroundings(study, plan, command)
+    left = [batch for batch in plan.batches if not all(has_ended(folder / layout.path(one)) for one in batch)]
+    given = [(folder, study.layout, batch, plan.train, record, plan.passes) for batch in left]
+    if plan.jobs == 1:
+        yield from (execute(*one) for one in given)
         return
-    workers = concurrent.futures.ProcessPoolExecutor(
-        study.jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent
-    )
-    with workers:
-        ends = [workers.submit(execute, folder, batch, study.train, record, study.passes) for batch in left]
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(plan.jobs, spawn, initializer=_end_with_parent) as workers:
+        ends = [workers.submit(execute, *one) for one in given]
         try:
             yield from (end.result() for end in concurrent.futures.as_completed(ends))
         finally:  # whatever stopped the study: those under way come to their end, no other begins

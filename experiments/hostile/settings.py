@@ -2,17 +2,17 @@
 
 import dataclasses
 
-from experiments.common.supervised.settings import StudySettings
-from experiments.harness.settings import flag, flag_name
+from experiments.harness.settings import flag
+from experiments.harness.variants import VariantSettings
 from sparse_plugins.fed import datasets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HostileSettings(StudySettings):
+class HostileSettings(VariantSettings):
     """What is trained under every attack and defence; checked when built.
 
     Raises:
-        ValueError: as `StudySettings`.
+        ValueError: as `VariantSettings`.
     """
 
     dataset: str = flag("handwriting to train on", choices=datasets.NAMES, default="strokes")
@@ -24,9 +24,6 @@ class HostileSettings(StudySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("rounds", 1), ("clients_per_round", 10)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{flag_name(name)} must be {least} or more, got {getattr(self, name)}.")
-        for name in ("factor", "clipping_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{flag_name(name)} must be above 0, got {getattr(self, name)}.")
+        self.at_least(1, "rounds")
+        self.at_least(10, "clients_per_round")
+        self.positive("factor", "clipping_norm")

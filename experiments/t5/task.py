@@ -18,7 +18,6 @@ from experiments.t5.spans import lengths
 from sparse_plugins import core
 
 SIZES = {"tiny": TINY, "base": BASE}
-OUTPUT = "logits_dense/kernel"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,6 @@ def task(settings: T5Settings) -> Task:
         loss=loss,
         evaluate=lambda params, statistics, batch: sums(params, batch),
         prunable=core.kernels_only,
-        output=OUTPUT,
         train=lambda seed: texts.train(settings.batch_size, seed),
         test=texts.test,
         about=f"T5 1.1 {settings.model} on {texts.about}, spans of {settings.length} hidden.",

@@ -1,16 +1,16 @@
 """How the comparison with Dopamine is read."""
 
+import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.harness.layout import Layout, Measure, Shown, keys, last
+from experiments.harness.layout import Layout, Measure, Record, last
 from experiments.harness.tables import markdown_table
 from experiments.harness.tables.outcomes import Outcome
-from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS, Run
+from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS
 
 RETURN = Measure("return", last("last_return"), has_interval=True)
 PACE = Measure("agent steps per cpu-second", last("steps_per_cpu_second"), digits=0)
@@ -22,20 +22,21 @@ ABOUT = (
 )
 
 
-def layout(record: Mapping[str, Any]) -> Layout:
+def layout(record: Record) -> Layout:
     """The layout of the comparison.
 
     Args:
         record: What its `config.json` holds.
     """
     settings = record["settings"]
-    return Layout(
+    every = itertools.product(settings["tasks"], SIDES)
+    made = Layout(
         title="DQN by Dopamine and by `rl.FusedTrainer`, with equal settings",
         about=ABOUT,
-        row=Run,
-        cell=("task", "side"),
-        show=lambda key: Shown(TASKS[key[0]].game, key[1]),
-        cells=keys(record.get("cells", list(itertools.product(settings["tasks"], SIDES)))),
+        cell={"task": "group", "side": "name"},
+        numbers={"last_return": float, "steps_per_cpu_second": float},
+        groups={name: task.game for name, task in TASKS.items()},
+        cells=None,
         seeds=tuple(settings["seeds"]),
         step="episodes",
         step_label="episode",
@@ -46,11 +47,12 @@ def layout(record: Mapping[str, Any]) -> Layout:
         notes="Brackets are 95 % intervals of a bootstrap over seeds.",
         sections=differences,
     )
+    return dataclasses.replace(made, cells=made.cells_of(record.get("cells", list(every))))
 
 
 def differences(found: Sequence[Outcome]) -> list[str]:
     """How our returns differ from those of Dopamine, with intervals, and how our pace does."""
-    by_place = {(outcome.cell.group, outcome.cell.name): outcome for outcome in found if outcome.finished}
+    by_place = {(outcome.cell.group, outcome.cell.label): outcome for outcome in found if outcome.finished}
     lines = []
     for (game, side), theirs in by_place.items():
         if side != OURS and (ours := by_place.get((game, OURS))) is not None:

@@ -18,7 +18,7 @@ from sparse_plugins.fed import checkpoints as checkpoints_module
 from sparse_plugins.fed.checkpoints import Checkpoints
 from tests.disks import WAYS, little_space
 
-FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seeds=0"]
+FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seed=0"]
 SPARSE = ["--algorithms", "static_sparse", "rigl:topk", "--update-start=1", "--update-every=1"]
 
 

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.fed_emnist.config import StudyConfig
+from experiments.fed_emnist.config import FederatedSettings
 from experiments.harness import csv_files as rows
+from experiments.harness.cells import Cell, Run
 from experiments.harness.files import read_config
 from experiments.harness.layout import layout_of
-from experiments.harness.runs import Recorder, Run
+from experiments.harness.recorder import Recorder
 from experiments.harness.tables.report import report
 from experiments.harness.tables.stored import check_complete, read_study
+from experiments.registry import LAYOUTS
 from sparse_plugins.fed.ledger import Entry, Ledger
 
 SETTINGS: dict[str, Any] = {
@@ -38,23 +40,24 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 2,
     "name": "fuzzed",
 }
-RUN = Run(("rigl", 0.8), 0)
+RUNS = [Run(Cell("", "no_prune", 0.0), 0), Run(Cell("", "rigl", 0.8), 0)]
+PATH = "runs/rigl-0.8/seed-0"
 # An input begins with a byte that chooses the file which it is put into.
 FILES = (
     "config.json",
     "results.csv",
     "layers.csv",
     "measurements.csv",
-    f"{RUN.path}/summary.json",
-    f"{RUN.path}/results.csv",
-    f"{RUN.path}/ledger.csv",
+    f"{PATH}/summary.json",
+    f"{PATH}/results.csv",
+    f"{PATH}/ledger.csv",
 )
 
 
 @functools.cache
 def study() -> dict[str, bytes]:
     """The files of a small federated study that has ended."""
-    settings = dataclasses.asdict(StudyConfig(**SETTINGS))
+    settings = dataclasses.asdict(FederatedSettings(**SETTINGS))
     record: dict[str, Any] = {
         "domain": "fed_emnist",
         "command": "x",
@@ -62,23 +65,22 @@ def study() -> dict[str, bytes]:
         "git": {"commit": "0" * 40, "changed": False},
     }
     record |= {"settings": settings, "cells": [["no_prune", 0.0], ["rigl", 0.8]]}
-    layout = layout_of(json.loads(json.dumps(record)))
+    layout = layout_of(json.loads(json.dumps(record)), LAYOUTS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(record))
-        runs = [Run(("no_prune", 0.0), 0), RUN]
-        for run in runs:
+        for run in RUNS:
             recorder = Recorder(folder, layout, run, {})
-            cell = dict(zip(layout.cell, run.cell, strict=True))
-            scores = {"test_accuracy": 0.5, "test_loss": 1.5, "train_loss": 1.0, "measured_sparsity": run.cell[1]}
-            recorder.rewrite([layout.row(**cell, **scores, seed=0, round=n, down_bytes=9, up_bytes=9) for n in (2, 4)])
+            cell = dict(zip(layout.cell, layout.key(run.cell), strict=True))
+            scores = {"test_accuracy": 0.5, "test_loss": 1.5, "train_loss": 1.0, "measured_sparsity": run.cell.sparsity}
+            recorder.rewrite([recorder.row(n, **scores, down_bytes=9, up_bytes=9) for n in (2, 4)])
             line = {**cell, "seed": 0, "round": 4, "layer": "w", "size": 8, "kept": 2, "changed": None}
             rows.append_lines(recorder.folder / "layers.csv", list(line), [line])
             recorder.measure("w", "kept", 2.0)
             Ledger([Entry(3, "anna", 1, 2, 3)]).save(recorder.folder / "ledger.csv")
             recorder.end(1.0, 1)
         for name in ("results.csv", "layers.csv", "measurements.csv"):
-            (folder / name).write_text(rows.joined([folder / run.path / name for run in runs]))
+            (folder / name).write_text(rows.joined([folder / layout.path(run) / name for run in RUNS]))
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
@@ -106,12 +108,12 @@ def check(data: bytes) -> None:
             (folder / own).write_bytes(whole)
         (folder / place).write_bytes(content)
         try:
-            read_config(folder, StudyConfig)
+            read_config(folder, FederatedSettings)
         except (OSError, ValueError) as error:
             if "config.json" not in str(error):
                 raise AssertionError(f"an error that does not name the file: {error!r}") from error
         try:
-            found = read_study(folder)
+            found = read_study(folder, LAYOUTS)
             check_complete(found)
             report(found)
         except (OSError, ValueError):

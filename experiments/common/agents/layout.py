@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from experiments.common.agents.cells import Cell, grid
 from experiments.common.agents.relative import relative_section
-from experiments.harness.layout import Curve, Layout, Measure, Published, keys, last
+from experiments.harness.cells import grid
+from experiments.harness.layout import Curve, Layout, Measure, Published, Record, Row, last
 
 NOTES = (
     "Returns are each seed's mean over its evaluation episodes; late is its mean return of the training episodes that"
@@ -18,54 +18,21 @@ NOTES = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of `results.csv`: a stretch of training, or how a run failed.
-
-    Attributes:
-        game: As given to the command line.
-        algorithm: Name of the updater.
-        sparsity: Target fraction of zeros, 0 for dense training.
-        width: Factor on the channels of the network.
-        seed: Of the run.
-        step: Environment steps so far; of a failed run, those of its last row or of the stretch that broke it.
-        episodes: That ended since the row before; empty if the run failed, like all measurements.
-        training_return: Mean return of these episodes, in which the agent explores; empty if there were none.
-        online_sparsity: Fraction of zeros in the weight matrices of the network that acts.
-        target_sparsity: The same of the target network.
-        final_return: Mean return of the evaluation after training; only in the last row of a run that finished.
-        failure: Empty, or why the run ended early.
-    """
-
-    game: str
-    algorithm: str
-    sparsity: float
-    width: int = 1
-    seed: int
-    step: int
-    episodes: int | None = None
-    training_return: float | None = None
-    online_sparsity: float | None = None
-    target_sparsity: float | None = None
-    final_return: float | None = None
-    failure: str = ""
-
-    @property
-    def cell(self) -> Cell:
-        """The cell it belongs to."""
-        return Cell(self.game, self.algorithm, self.sparsity, self.width)
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it says how its run ended."""
-        return bool(self.failure) or self.final_return is not None
-
-
+CELL = {"game": "group", "algorithm": "name", "sparsity": "sparsity", "width": "width"}
+# Of the episodes that ended since the row before, while exploring; at the end zeros in the weight matrices of the
+# network that acts and of the target network, and the mean return of the evaluation.
+NUMBERS = {
+    "episodes": int,
+    "training_return": float,
+    "online_sparsity": float,
+    "target_sparsity": float,
+    "final_return": float,
+}
 FINAL = Measure("return", last("final_return"), has_interval=True)
 
 
 def layout(
-    record: Mapping[str, Any],
+    record: Record,
     title: str,
     about: str,
     *,
@@ -88,18 +55,17 @@ def layout(
         further: What else the report says.
     """
     settings = record["settings"]
-    every = grid(settings["games"], settings["algorithms"], settings["sparsities"], settings.get("width", (1,)))
-    return Layout(
+    every = grid(settings["algorithms"], settings["sparsities"], settings["games"], settings.get("width", (1,)))
+    made = Layout(
         title=title,
         about=about,
-        row=Row,
-        cell=Cell._fields,
-        show=lambda key: Cell(*key).shown,
-        cells=keys(record.get("cells", list(every))),
+        cell=CELL,
+        numbers=NUMBERS,
+        cells=tuple(every),
         seeds=tuple(settings["seeds"]),
         step="step",
         step_label="environment step",
-        is_last=lambda row: row.is_last,
+        is_last=lambda row: bool(row.failure) or row.final_return is not None,
         scores=(FINAL, Measure("late", late_return, has_interval=True)),
         sparsity=Measure("zeros", last("online_sparsity"), digits=4),
         curve=Curve("return while training", "training_return"),
@@ -109,6 +75,7 @@ def layout(
         notes=NOTES,
         sections=functools.partial(_sections, beside, further),
     )
+    return dataclasses.replace(made, cells=made.cells_of(record["cells"])) if "cells" in record else made
 
 
 def late_return(rows: Sequence[Row]) -> float | None:

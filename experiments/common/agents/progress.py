@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.common.agents.cells import Cell
+from experiments.harness.cells import Cell
 
 try:
     from tqdm import tqdm
@@ -18,22 +18,23 @@ class Progress:
     Without tqdm there are lines instead of a bar, one for each tenth of a batch.
 
     Args:
-        batches: What is left to train, one after the other.
+        batches: All of the study; they are trained in this order, but for those that have ended.
         steps: Environment steps of a run.
         seeds: Runs of each cell.
     """
 
     def __init__(self, batches: Sequence[Sequence[Cell]], steps: int, seeds: int) -> None:
-        self._left, self._steps, self._seeds = [len(batch) for batch in batches], steps, seeds
+        self._batches, self._steps, self._seeds = [tuple(batch) for batch in batches], steps, seeds
+        self._left: list[int] = []
         self._first: tuple[int, float] | None = None
         self._is_told = False
         self._bar: Any = None
-        if tqdm is None and batches:
-            print("No bar: tqdm is not installed here. A line tells each tenth of a batch instead.", flush=True)
 
     def begin(self, batch: Sequence[Cell]) -> None:
         """A batch begins, or goes on."""
-        self._first = None
+        if tqdm is None and not self._left:
+            print("No bar: tqdm is not installed here. A line tells each tenth of a batch instead.", flush=True)
+        self._first, self._left = None, [len(own) for own in self._batches[self._batches.index(tuple(batch)) :]]
         title = str(batch[0]) + (f" and {len(batch) - 1} more" if len(batch) > 1 else "")
         bar = _Lines if tqdm is None else tqdm
         self._bar = bar(total=self._steps, desc=title, unit="step", unit_scale=True, leave=False, disable=None)
@@ -55,7 +56,6 @@ class Progress:
 
     def end(self) -> None:
         """The batch has ended, or was stopped."""
-        self._left.pop(0)
         self._bar.close()
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.harness.layout import Measure, Published, Shown
+from experiments.harness.cells import Cell
+from experiments.harness.layout import Measure, Published
 from experiments.harness.tables import markdown_table, percent
 from experiments.harness.tables.outcomes import Outcome
 from experiments.harness.tables.statistics import Statistic, interval, iqm, mean
@@ -31,7 +32,7 @@ def relative(found: Sequence[Outcome], measure: Measure) -> list[Relative]:
     dense = _dense_means(found, measure)
     grouped: dict[tuple[str, float | None], Relative] = {}
     for outcome in found:
-        game, name, sparsity = outcome.cell
+        game, name, sparsity = outcome.cell.group, outcome.cell.label, outcome.cell.sparsity
         if dense.get(game, 0) > 0 and outcome.finished:
             group = grouped.setdefault((name, sparsity), Relative(name, sparsity or 0.0, {}))
             group.by_game[game] = [score / dense[game] for score in outcome.values(measure)]
@@ -77,12 +78,12 @@ def _estimate(tasks: Sequence[Sequence[float]], statistic: Statistic) -> tuple[s
 def _beside(group: Relative, beside: Published | None) -> list[str]:
     if beside is None:
         return []
-    number = beside.of(Shown("", group.name, group.sparsity))
+    number = beside.of(Cell("", group.name, group.sparsity))
     return ["" if number is None else f"{number / beside.numbers['dense']:.3f}"]
 
 
 def _dense_means(found: Sequence[Outcome], measure: Measure) -> dict[str, float]:
     """By game, those of the narrowest dense network, whose name is the shortest."""
     dense = [outcome for outcome in found if outcome.cell.is_dense and outcome.finished]
-    ordered = sorted(dense, key=lambda outcome: (len(outcome.cell.name), outcome.cell.name), reverse=True)
+    ordered = sorted(dense, key=lambda outcome: outcome.cell.width, reverse=True)
     return {outcome.cell.group: statistics.fmean(outcome.values(measure)) for outcome in ordered}

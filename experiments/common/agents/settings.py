@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.common.agents.cells import Cell, grid
-from experiments.harness.cells import DENSE
-from experiments.harness.settings import flag, flag_name
+from experiments.harness.cells import Cell, grid
+from experiments.harness.settings import GridSettings, flag, seeds_flag
 from sparse_plugins import core
 
 MASK_CHANGES = 150  # in a million steps of a DQN that learns every 4, one every 1,000 optimizer steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudySettings:
+class AgentSettings(GridSettings):
     """A grid of games, algorithms and sparsities, each cell with the same seeds; checked when built.
 
     Raises:
@@ -21,51 +20,20 @@ class StudySettings:
     """
 
     games: tuple[str, ...] = flag("to play; each once", nargs="+", default=("Breakout",))
-    algorithms: tuple[str, ...] = flag(
-        f"of: {', '.join(core.all_algorithm_names())}",
-        nargs="+",
-        default=(DENSE, "magnitude", "rigl", "set", "static_sparse", "random"),
-    )
-    sparsities: tuple[float, ...] = flag(
-        "target fraction of zeros in the weight matrices, 0 to 1; each algorithm is trained at each",
-        float,
-        nargs="+",
-        default=(0.5, 0.8, 0.9, 0.95, 0.98),
-    )
-    seeds: tuple[int, ...] = flag(
-        "one number: so many, from 0 on; several: these. All seeds of a cell are trained at once",
-        int,
-        nargs="+",
-        default=tuple(range(10)),
-        read=lambda typed: tuple(range(typed[0])) if len(typed) == 1 else tuple(typed),
-    )
+    seeds: tuple[int, ...] = seeds_flag(10)
     steps: int = flag("environment steps that each seed is trained for", int, default=1_000_000)
-    distribution: str = flag("of the sparsity over the layers", choices=("erk", "uniform"), default="erk")
-    drop_fraction: float = flag(
-        "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
-        float,
-        default=0.1,
-    )
     evaluation_episodes: int = flag("that each seed plays after training", int, default=100)
-    output: str = flag("folder that holds the results of every study", default="runs")
-    name: str = flag("folder of this study in it; must not exist yet", shown="the study, date and time")
 
     def __post_init__(self) -> None:
-        for field in ("games", "algorithms", "sparsities", "seeds"):
-            values = getattr(self, field)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{flag_name(field)} takes one value or more, each once, got {list(values)}.")
-        if min(self.seeds) < 0:
-            raise ValueError(f"--seeds must be 0 or more, got {min(self.seeds)}.")
-        for field in ("steps", "evaluation_episodes"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{flag_name(field)} must be 1 or more, got {getattr(self, field)}.")
+        super().__post_init__()
+        self.each_once("games")
+        self.at_least(1, "steps", "evaluation_episodes")
         for cell in self.cells():
             self.updater(cell)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell of the grid."""
-        return grid(self.games, self.algorithms, self.sparsities)
+        return grid(self.algorithms, self.sparsities, self.games)
 
     def batches(self) -> Iterator[tuple[Cell, ...]]:
         """The cells, in groups that are trained together."""
@@ -84,7 +52,7 @@ class StudySettings:
         """What a cell's updater is made of; masks change from 20 % to 80 % of training, in environment steps."""
         start, end = self.mask_changes
         return {
-            "algorithm": cell.algorithm,
+            "algorithm": cell.name,
             "sparsity": cell.sparsity,
             "dist_type": self.distribution,
             "step_unit": "environment step",

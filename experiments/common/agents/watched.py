@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common.agents.cells import Cell
 from experiments.harness.layers import Masks, masks_of_seeds
-from experiments.harness.runs import Recorder
+from experiments.harness.recorder import Recorder
 from sparse_plugins.rl.learner import LearnerState
 
 Show = Callable[[int, Sequence[Masks], Sequence[Masks]], None]
@@ -77,11 +76,6 @@ def zeros(params: Any) -> list[float]:
     matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves if leaf.ndim > 2]
     weights = np.concatenate(matrices, axis=1)
     return [1 - np.count_nonzero(own) / own.size for own in weights]
-
-
-def cells_of(recorders: Sequence[Recorder]) -> list[Cell]:
-    """The cells of a batch, each once."""
-    return list(dict.fromkeys(Cell(*recorder.run.cell) for recorder in recorders))
 
 
 def _masks(learner: LearnerState) -> list[Masks]:

@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 Batch = Mapping[str, Array]
 
 
-class DataUnavailableError(RuntimeError):
+class DataUnavailableError(OSError):
     """A data set is not on this machine; the message says what to do."""
 
 

@@ -28,7 +28,6 @@ class Task(NamedTuple):
         loss: From parameters, statistics and a batch to the loss, float32[], and the statistics renewed.
         evaluate: From parameters, statistics and a batch to sums over it, float32[]: `loss`, `right` and `count`.
         prunable: Which leaves may be pruned, called with the path as a tuple of names, and the leaf.
-        output: Regular expression for the kernel of the last layer.
         train: From a seed to batches without end.
         test: All test batches.
         about: What model and data are, in a sentence for the report.
@@ -38,7 +37,6 @@ class Task(NamedTuple):
     loss: Callable[[PyTree, PyTree, Batch], tuple[jax.Array, PyTree]]
     evaluate: Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]
     prunable: Callable[[tuple[str, ...], Any], bool]
-    output: str
     train: Callable[[int], Iterator[Batch]]
     test: Callable[[], Iterable[Batch]]
     about: str

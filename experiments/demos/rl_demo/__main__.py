@@ -1,88 +1,74 @@
 """`python -m experiments.demos.rl_demo`: solves CartPole dense and sparse, plays some Pong, and reports on both."""
 
-import argparse
-import csv
-import datetime
-import json
-import shlex
+import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.demos.rl_demo.jobs import execute
-from experiments.demos.rl_demo.outcomes import DENSE, Frames, Outcome, Point
-from experiments.demos.rl_demo.report import figure, pong_table, report, summary, table
-from experiments.harness.surroundings import surroundings
+from experiments.harness.cells import DENSE, Cell
+from experiments.harness.command import main as run
+from experiments.harness.recorder import Recorder
+from experiments.harness.settings import SEEDS, Settings, flag
+from experiments.harness.study import Plan
+from experiments.registry import STUDIES
 from sparse_plugins import core
 
-PACKAGES = ("ale-py", "dopamine-rl", "flax", "gymnasium", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoSettings(Settings):
+    """What is demonstrated; checked when built.
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demonstration.
-
-    Args:
-        arguments: Command line; None for the process's own.
-
-    Returns:
-        Exit status: 0 if every policy is solved, 1 if one is not, 2 if there is nowhere to write.
+    Raises:
+        ValueError: as `Settings`.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(arguments)
-    folder = Path(options.output) / options.name
+
+    seeds: tuple[int, ...] = flag(SEEDS, int, nargs="+", default=(1,))
+    pruner: str = flag(
+        "algorithm of the sparse policy",
+        choices=tuple(name for name in core.all_algorithm_names() if name != DENSE),
+        default="magnitude",
+    )
+    max_steps: int = flag("agent steps after which a run gives up", int, default=60_000)
+    pong_steps: int = flag("agent steps on Pong, after the first sparse run", int, default=400)
+    gin_bindings: tuple[str, ...] = flag(
+        "further binding of cartpole_dqn.gin; may be repeated", action="append", default=(), shown="none"
+    )
+    jobs: int = flag("runs side by side, each in a process of its own", int, default=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "max_steps", "jobs")
+        self.at_least(80, "pong_steps")
+
+
+def plan(settings: DemoSettings) -> Plan:
+    """Every run alone; only these load Dopamine, with TensorFlow."""
+    cells = [Cell("", DENSE), Cell("", settings.pruner)]
+    text = f"{len(settings.seeds)} dense and as many sparse runs of up to {settings.max_steps:,} steps."
+    return Plan(settings, cells, functools.partial(train, settings), text, jobs=settings.jobs)
+
+
+def train(settings: DemoSettings, batch: Sequence[Recorder]) -> bool:
+    """Solves CartPole; a sparse policy leaves a picture of an episode, the first one of them also plays Pong."""
+    from experiments.demos.rl_demo import cartpole, pong, render
+
+    (recorder,) = batch
+    (cell, seed), is_sparse = recorder.run, not recorder.run.cell.is_dense
+    recorder.restart()
+    agent, environment = cartpole.cartpole_agent(cell.name, seed, settings.gin_bindings)
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        print(f"error: {folder} exists and is never overwritten; choose another --name.", file=sys.stderr)
-        return 2
-    command = shlex.join(["python", "-m", "experiments.demos.rl_demo", *arguments])
-    (folder / "config.json").write_text(json.dumps(surroundings(command, vars(options), PACKAGES), indent=2) + "\n")
-    outcomes, pong = execute(
-        options.pruner,
-        options.seeds,
-        options.max_steps,
-        options.gin_bindings,
-        options.pong_steps,
-        folder,
-        options.jobs,
-    )
-    write(outcomes, pong, folder)
-    print(f"\n{table(outcomes)}\n\n{summary(outcomes)}\n\n{pong_table(pong)}")
-    print(f"\nIn {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    return int(not all(outcome.is_solved for outcome in outcomes))
+        for step, numbers in cartpole.solve(agent, environment, settings.max_steps):
+            recorder.add(step, **numbers)
+    finally:
+        if is_sparse:
+            render.render(agent, recorder.folder / "policy.gif")
+        if is_sparse and seed == settings.seeds[0]:
+            for item, value in pong.play(settings.pong_steps, seed).items():
+                recorder.measure(item, "Pong, the first steps", value)
+    return True
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.demos.rl_demo",
-        description=__doc__.partition(": ")[2],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of each policy per seed")
-    sparse = [name for name in core.all_algorithm_names() if name != DENSE]
-    made.add_argument("--pruner", default="magnitude", choices=sparse, help="algorithm of the sparse policy")
-    made.add_argument("--max-steps", type=int, default=60_000, help="agent steps after which a run gives up")
-    made.add_argument("--pong-steps", type=int, default=400, help="agent steps on Pong")
-    made.add_argument(
-        "--gin-bindings", action="append", default=[], help="further bindings of cartpole_dqn.gin; may be repeated"
-    )
-    made.add_argument("--jobs", type=int, default=2, help="runs side by side, each in a process")
-    made.add_argument("--output", default="runs", help="where the folder of the demonstration goes")
-    made.add_argument("--name", default=f"rl-demo-{datetime.datetime.now():%Y%m%d-%H%M%S}", help="name of that folder")
-    return made
-
-
-def write(outcomes: Sequence[Outcome], pong: Frames, folder: Path) -> None:
-    """Writes `results.csv`, `results.md` and `return.png`."""
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("pruner", "seed", *Point._fields))
-        writer.writerows((outcome.pruner, outcome.seed, *point) for outcome in outcomes for point in outcome.curve)
-    (folder / "results.md").write_text(report(outcomes, pong))
-    figure(outcomes).savefig(folder / "return.png")
-
+main = functools.partial(run, STUDIES["demos.rl_demo"], DemoSettings, plan)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,16 +2,15 @@
 # ruff: noqa: I001 - Dopamine is imported after us, repaired.
 
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import jax
 import numpy as np
 
-from experiments.demos.rl_demo.outcomes import EPISODES, SOLVED, Outcome, Point
 from experiments.common.agents.dopamine_play import episodes, make_agent, zeros
+from experiments.demos.rl_demo.layout import EPISODES, SOLVED
 from sparse_plugins.core.base_updater import BaseUpdater
 from dopamine.discrete_domains import gym_lib
 
@@ -22,48 +21,47 @@ Array = np.ndarray[Any, Any]
 Policy = Callable[[Any, Array], Array]
 
 
-def solve(pruner: str, seed: int, max_steps: int, bindings: Sequence[str] = ()) -> Outcome:
+class NotSolvedError(RuntimeError):
+    """The policy is not good enough after all its steps."""
+
+
+def solve(agent: Any, environment: Any, max_steps: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains until the greedy policy is good and as sparse as it is meant to be.
 
     A hundred episodes say that it is good; a hundred others have to confirm it.
 
     Args:
-        pruner: One of `core.all_algorithm_names()`.
-        seed: Of agent and environment.
+        agent: As of `cartpole_agent`.
+        environment: Its environment.
         max_steps: Agent steps after which a run that is not solved ends.
-        bindings: Further gin bindings.
+
+    Yields:
+        Agent steps, and the numbers of a row.
+
+    Raises:
+        NotSolvedError: It gives up.
     """
-    started = time.perf_counter()
-    agent, environment = cartpole_agent(pruner, seed, bindings)
     act, poles = greedy_policy(agent), gymnasium.make_vec("CartPole-v1", EPISODES, "vector_entry_point")
     mean_return = lambda number: float(returns(poles, lambda s: act(agent.sparse_params, s), number).mean())  # noqa: E731
     last_change = _last_change(agent.updater)
-    curve: list[Point] = []
-    confirmed = None
+    evaluations = 0
     for step in itertools.accumulate(length for length, _ in episodes(agent, environment, LONGEST)):
-        is_last = step >= max_steps
-        if step < (len(curve) + 1) * EVALUATE_EVERY and not is_last:
+        is_over = step >= max_steps
+        if step < (evaluations + 1) * EVALUATE_EVERY and not is_over:
             continue
-        curve.append(Point(step, mean_return(2 * len(curve)), zeros(agent.sparse_params)["_total_sparsity"]))
-        is_pruned = int(agent.sparse_state.count) > last_change
-        confirmed = None
-        if is_pruned and curve[-1].mean_return >= SOLVED:
-            confirmed = mean_return(2 * len(curve) - 1)
-        if is_last or (confirmed is not None and confirmed >= SOLVED):
-            break
-    online = zeros(agent.sparse_params)
-    return Outcome(
-        pruner=pruner,
-        seed=seed,
-        curve=curve,
-        is_solved=confirmed is not None and confirmed >= SOLVED,
-        final_return=curve[-1].mean_return if confirmed is None else confirmed,
-        target_sparsity=zeros(agent.target_sparse_params)["_total_sparsity"],
-        kept=int(online["_nparams_nnz"]),
-        weights=int(online["_nparams"]),
-        seconds=time.perf_counter() - started,
-        params=jax.tree.map(np.asarray, agent.sparse_params),
-    )
+        online = zeros(agent.sparse_params)
+        found = {"mean_return": mean_return(2 * evaluations), "online_sparsity": online["_total_sparsity"]}
+        evaluations += 1
+        if int(agent.sparse_state.count) > last_change and found["mean_return"] >= SOLVED:
+            confirmed = mean_return(2 * evaluations - 1)
+            if confirmed >= SOLVED:
+                target = zeros(agent.target_sparse_params)["_total_sparsity"]
+                end = {"final_return": confirmed, "target_sparsity": target, "kept": int(online["_nparams_nnz"])}
+                yield step, found | end
+                return
+        yield step, found
+        if is_over:
+            raise NotSolvedError(f"not solved in {step:,} agent steps: the mean return is {found['mean_return']:.1f}")
 
 
 def cartpole_agent(pruner: str, seed: int, bindings: Sequence[str] = ()) -> tuple[Any, Any]:

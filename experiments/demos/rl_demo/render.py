@@ -2,24 +2,24 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 from PIL import Image
 
-from experiments.demos.rl_demo.cartpole import cartpole_agent, greedy_policy
-from experiments.demos.rl_demo.outcomes import Outcome
+from experiments.demos.rl_demo.cartpole import greedy_policy
 
 EVERY = 4  # steps of 20 ms
 SIZE = (300, 200)
 COLOURS = 32
 
 
-def render(outcome: Outcome, path: Path, seed: int = 0) -> float:
+def render(agent: Any, path: Path, seed: int = 0) -> float:
     """Writes an episode of the policy as a GIF in real time, without a screen.
 
     Args:
-        outcome: The run whose policy acts, greedily.
+        agent: Whose policy acts, greedily.
         path: File to write.
         seed: Of the first state.
 
@@ -27,7 +27,7 @@ def render(outcome: Outcome, path: Path, seed: int = 0) -> float:
         The episode's return.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    act = greedy_policy(cartpole_agent(outcome.pruner, outcome.seed)[0])
+    act = greedy_policy(agent)
     pole = gymnasium.make("CartPole-v1", render_mode="rgb_array")
     state, _ = pole.reset(seed=seed)
     pictures, total, is_over = [], 0.0, False
@@ -35,7 +35,7 @@ def render(outcome: Outcome, path: Path, seed: int = 0) -> float:
         if int(total) % EVERY == 0:
             picture = Image.fromarray(np.asarray(pole.render())).resize(SIZE, Image.Resampling.LANCZOS)
             pictures.append(picture.quantize(COLOURS))
-        action = int(act(outcome.params, state[None])[0])
+        action = int(act(agent.sparse_params, state[None])[0])
         state, reward, has_fallen, is_cut_off, _ = pole.step(action)
         total += float(reward)
         is_over = has_fallen or is_cut_off

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from experiments.harness.layout import Curve, Shown
+from experiments.harness.cells import Cell
+from experiments.harness.layout import Curve, Row
 from experiments.harness.tables import percent
 from experiments.harness.tables.looks import POINTS, colours_of, legend, panels
 from experiments.harness.tables.mask_figures import churn_figure, layers_figure, measurements_figure
@@ -30,7 +31,7 @@ class Panel(NamedTuple):
 def figures(study: Stored) -> dict[str, Figure]:
     """All pictures that the rows of a study are enough for, by the name of their file."""
     every = study.outcomes()  # those that failed have masks, too
-    colours = colours_of(dict.fromkeys(outcome.cell.name for outcome in every), BASELINE)
+    colours = colours_of(dict.fromkeys(outcome.cell.label for outcome in every), BASELINE)
     found = [outcome for outcome in every if outcome.finished]
     drawn: dict[str, Figure] = {}
     if found and study.layout.curve is not None:
@@ -60,7 +61,7 @@ def panels_of(found: Sequence[Outcome]) -> list[Panel]:
     return made
 
 
-def by_step(outcome: Outcome, step: Callable[[object], int], field: str) -> tuple[Array, Array, Array]:
+def by_step(outcome: Outcome, step: Callable[[Row], int], field: str) -> tuple[Array, Array, Array]:
     """Steps, int[n]; by them mean and sample standard deviation over the finished seeds, float[n].
 
     Steps at which no seed has the number are left out; where only one has it, the deviation is 0.
@@ -85,8 +86,8 @@ def curves_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str,
         for place, outcome in enumerate(panel.outcomes):
             steps, mean, deviation = by_step(outcome, layout.step_of, layout.curve.field)
             mean, deviation = layout.curve.factor * mean, layout.curve.factor * deviation
-            colour, order = colours[outcome.cell.name], 3 - place / len(panel.outcomes)
-            axes.plot(steps, mean, color=colour, linewidth=1.8, label=outcome.cell.name, zorder=order)
+            colour, order = colours[outcome.cell.label], 3 - place / len(panel.outcomes)
+            axes.plot(steps, mean, color=colour, linewidth=1.8, label=outcome.cell.label, zorder=order)
             axes.fill_between(
                 steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0, zorder=order - 1
             )
@@ -111,7 +112,7 @@ def sparsity_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[st
         if len({cell.sparsity for cell in levels if not cell.is_dense}) > 1:
             _draw_by_sparsity(axes, levels, colours)
         else:
-            _draw_side_by_side(axes, [(o.cell.name, o.values(measure)) for o in own], colours)
+            _draw_side_by_side(axes, [(o.cell.label, o.values(measure)) for o in own], colours)
         axes.set_ylabel(measure.label)
     legend(figure, axes_of)
     return figure
@@ -127,7 +128,7 @@ def bytes_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, 
         for place, outcome in enumerate(panel.outcomes):
             spent, score = _spent(outcome, layout.step_of, layout.curve, direction)
             order = 3 - place / len(panel.outcomes)
-            axes.plot(spent, score, color=colours[outcome.cell.name], label=outcome.cell.name, zorder=order)
+            axes.plot(spent, score, color=colours[outcome.cell.label], label=outcome.cell.label, zorder=order)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -139,7 +140,7 @@ def bytes_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, 
 
 
 def _spent(
-    outcome: Outcome, step: Callable[[object], int], curve: Curve, direction: Curve
+    outcome: Outcome, step: Callable[[Row], int], curve: Curve, direction: Curve
 ) -> tuple[list[float], list[float]]:
     """Bytes and scores, from the first evaluation after anything was sent."""
     _, spent, _ = by_step(outcome, step, direction.field)
@@ -148,13 +149,13 @@ def _spent(
     return [b for b, _ in pairs], [s for _, s in pairs]
 
 
-def _draw_by_sparsity(axes: Axes, levels: Mapping[Shown, tuple[float, float]], colours: Mapping[str, str]) -> None:
+def _draw_by_sparsity(axes: Axes, levels: Mapping[Cell, tuple[float, float]], colours: Mapping[str, str]) -> None:
     """A line per algorithm; sparsities stand side by side, as most of them are close to 1."""
-    sparse = list(dict.fromkeys(cell.name for cell in levels if not cell.is_dense))
+    sparse = list(dict.fromkeys(cell.label for cell in levels if not cell.is_dense))
     targets = sorted({cell.sparsity or 0.0 for cell in levels if not cell.is_dense})
     for number, name in enumerate(sparse):
         aside = 0.3 * ((number + 0.5) / len(sparse) - 0.5)  # so that bars do not hide each other
-        own = sorted((cell.sparsity or 0.0, level) for cell, level in levels.items() if cell.name == name)
+        own = sorted((cell.sparsity or 0.0, level) for cell, level in levels.items() if cell.label == name)
         places = [targets.index(at) + aside for at, _ in own]
         middles, deviations = zip(*(level for _, level in own), strict=True)
         axes.errorbar(places, middles, deviations, fmt="o-", color=colours[name], label=name, **POINTS)
@@ -173,8 +174,8 @@ def _draw_side_by_side(axes: Axes, found: Sequence[tuple[str, list[float]]], col
     axes.set_xticks(range(len(found)), [name for name, _ in found], rotation=30, ha="right")
 
 
-def _dense_levels(levels: Mapping[Shown, tuple[float, float]]) -> Iterator[tuple[str, tuple[float, float]]]:
-    return ((cell.name, level) for cell, level in levels.items() if cell.is_dense)
+def _dense_levels(levels: Mapping[Cell, tuple[float, float]]) -> Iterator[tuple[str, tuple[float, float]]]:
+    return ((cell.label, level) for cell, level in levels.items() if cell.is_dense)
 
 
 def _level(values: Sequence[float]) -> tuple[float, float]:

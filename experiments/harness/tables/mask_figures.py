@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments.harness.layout import Shown
+from experiments.harness.cells import Cell
 from experiments.harness.tables import percent
 from experiments.harness.tables.looks import legend, panels
 from experiments.harness.tables.outcomes import by_run
@@ -18,7 +18,7 @@ from experiments.harness.tables.stored import Stored
 class Layer(NamedTuple):
     """A line of `layers.csv`."""
 
-    cell: Shown
+    cell: Cell
     seed: int
     step: int
     layer: str
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 def layers_of(study: Stored) -> list[Layer]:
     """The lines of `layers.csv`, of cells that have rows."""
     layout = study.layout
-    shown = {tuple(map(str, key)): layout.show(key) for key, _ in by_run(study.rows, layout)}
+    shown = {tuple(map(str, layout.key(run.cell))): run.cell for run in by_run(study.rows, layout)}
     found = []
     for line in study.layers:
         if (cell := shown.get(tuple(line[field] for field in layout.cell))) is not None:
@@ -39,23 +39,23 @@ def layers_of(study: Stored) -> list[Layer]:
     return found
 
 
-def last_sparsities(lines: Sequence[Layer]) -> dict[tuple[Shown, str], float]:
+def last_sparsities(lines: Sequence[Layer]) -> dict[tuple[Cell, str], float]:
     """By cell and layer the fraction of zeros at the last evaluation, mean over seeds."""
     last = {(line.cell, line.layer, line.seed): line for line in sorted(lines, key=lambda line: line.step)}
-    grouped: dict[tuple[Shown, str], list[float]] = {}
+    grouped: dict[tuple[Cell, str], list[float]] = {}
     for (cell, layer, _), line in last.items():
         grouped.setdefault((cell, layer), []).append(1 - line.kept / line.size)
     return {place: statistics.fmean(values) for place, values in grouped.items()}
 
 
-def churn(lines: Sequence[Layer]) -> dict[Shown, dict[int, float]]:
+def churn(lines: Sequence[Layer]) -> dict[Cell, dict[int, float]]:
     """By cell and step the fraction of all mask entries that changed since the evaluation before, mean over seeds."""
-    sums: dict[tuple[Shown, int, int], list[int]] = {}
+    sums: dict[tuple[Cell, int, int], list[int]] = {}
     for line in lines:
         if line.changed is not None:
             total = sums.setdefault((line.cell, line.step, line.seed), [0, 0])
             total[0], total[1] = total[0] + line.changed, total[1] + line.size
-    grouped: dict[Shown, dict[int, list[float]]] = {}
+    grouped: dict[Cell, dict[int, list[float]]] = {}
     for (cell, step, _), (changed, size) in sums.items():
         grouped.setdefault(cell, {}).setdefault(step, []).append(changed / size)
     return {cell: {step: statistics.fmean(own[step]) for step in sorted(own)} for cell, own in grouped.items()}
@@ -74,7 +74,7 @@ def layers_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
             own = [layer for layer in layers if (cell, layer) in ends]
             values = [100 * ends[cell, layer] for layer in own]
             _points(
-                axes, [layers.index(layer) for layer in own], values, (number, len(cells)), colours[cell.name], cell
+                axes, [layers.index(layer) for layer in own], values, (number, len(cells)), colours[cell.label], cell
             )
         axes.set_ylabel("zeros (%)")
         _name_ticks(axes, layers)
@@ -91,7 +91,7 @@ def churn_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
         for cell, own in changes.items():
             if _place(cell) == place:
                 shares = [100 * value for value in own.values()]
-                axes.plot([*own], shares, "o-", markersize=3, color=colours[cell.name], label=cell.name)
+                axes.plot([*own], shares, "o-", markersize=3, color=colours[cell.label], label=cell.label)
         axes.set_xlabel(study.layout.step_label)
         axes.set_ylabel("mask entries changed since the evaluation before (%)")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -112,7 +112,7 @@ def measurements_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
             values = {item: [one.value for one in own if (one.cell, one.item) == (cell, item)] for item in items}
             there = [item for item in items if values[item]]
             means = [statistics.fmean(values[item]) for item in there]
-            shown, colour = Shown("", cell), colours.get(cell, "#7F7F7F")
+            shown, colour = Cell("", cell), colours.get(cell, "#7F7F7F")
             _points(axes, [items.index(item) for item in there], means, (number, len(cells)), colour, shown)
         axes.set_ylim(bottom=0)
         _name_ticks(axes, items)
@@ -121,18 +121,18 @@ def measurements_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
 
 
 def _points(
-    axes: Axes, places: Sequence[int], values: Sequence[float], turn: tuple[int, int], colour: str, cell: Shown
+    axes: Axes, places: Sequence[int], values: Sequence[float], turn: tuple[int, int], colour: str, cell: Cell
 ) -> None:
     """A cell's points, a little aside so that they do not hide others'."""
     aside = min(0.12 * turn[1], 0.6) * ((turn[0] + 0.5) / turn[1] - 0.5)
-    axes.plot([place + aside for place in places], values, "o", markersize=4, color=colour, label=cell.name)
+    axes.plot([place + aside for place in places], values, "o", markersize=4, color=colour, label=cell.label)
 
 
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
 
 
-def _place(cell: Shown) -> tuple[str, float | None]:
+def _place(cell: Cell) -> tuple[str, float | None]:
     return cell.group, cell.sparsity
 
 

@@ -2,23 +2,24 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from experiments.harness.layout import Key, Layout, Measure, Shown
+from experiments.harness.cells import Cell, Run
+from experiments.harness.layout import Layout, Measure, Row
 
 
 class Outcome(NamedTuple):
     """How the runs of a cell ended.
 
     Attributes:
-        cell: For readers.
+        cell: Which.
         finished: For each seed that finished, its rows.
         failed: The last row of each seed that failed.
     """
 
-    cell: Shown
-    finished: dict[int, list[Any]]
-    failed: list[Any]
+    cell: Cell
+    finished: dict[int, list[Row]]
+    failed: list[Row]
 
     def values(self, measure: Measure) -> list[float]:
         """A number of each finished run, where there is one, for readers."""
@@ -26,20 +27,19 @@ class Outcome(NamedTuple):
         return [measure.factor * value for value in found if value is not None]
 
 
-def by_run(rows: Iterable[Any], layout: Layout) -> dict[tuple[Key, int], list[Any]]:
+def by_run(rows: Iterable[Row], layout: Layout) -> dict[Run, list[Row]]:
     """Rows of each run, in order of first appearance."""
-    runs: dict[tuple[Key, int], list[Any]] = {}
+    runs: dict[Run, list[Row]] = {}
     for row in rows:
-        runs.setdefault((layout.key(row), row.seed), []).append(row)
+        runs.setdefault(layout.run_of(row), []).append(row)
     return runs
 
 
-def outcomes(rows: Iterable[Any], layout: Layout) -> list[Outcome]:
+def outcomes(rows: Iterable[Row], layout: Layout) -> list[Outcome]:
     """Groups rows by cell and seed, in order of first appearance; runs that have not ended are left out."""
-    found: dict[Shown, Outcome] = {}
-    for (key, seed), own in by_run(rows, layout).items():
-        shown = layout.show(key)
-        outcome = found.setdefault(shown, Outcome(shown, {}, []))
+    found: dict[Cell, Outcome] = {}
+    for (cell, seed), own in by_run(rows, layout).items():
+        outcome = found.setdefault(cell, Outcome(cell, {}, []))
         if own[-1].failure:
             outcome.failed.append(own[-1])
         elif layout.is_last(own[-1]):

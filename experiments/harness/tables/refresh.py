@@ -5,22 +5,17 @@ from pathlib import Path
 
 from experiments.harness.files import write_whole
 from experiments.harness.tables import report
-from experiments.harness.tables.stored import Stored, check_complete, read_study
+from experiments.harness.tables.stored import Stored, check_complete
 
 
-def table(folder: Path) -> str:
-    """The tables of a study, to print."""
-    return report.tables(read_study(folder))
-
-
-def write(folder: Path) -> None:
+def write(study: Stored) -> None:
     """Writes `results.md` and the figures of a study; rows and settings are only read.
 
     Raises:
         MissingRunsError: a run that the study promises has neither finished nor failed.
     """
-    study = read_study(folder)
     check_complete(study)
+    (folder,) = study.folders
     _write(study, folder, f"{folder} --write")
 
 

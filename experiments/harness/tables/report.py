@@ -2,10 +2,9 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from experiments.harness.layout import Layout, Measure, Published, Shown
-from experiments.harness.runs import Measurement
+from experiments.harness.cells import Cell
+from experiments.harness.layout import Layout, Measure, Published, Row
 from experiments.harness.tables import markdown_table, percent
 from experiments.harness.tables.outcomes import Outcome, spread
 from experiments.harness.tables.statistics import interval, mean
@@ -34,7 +33,7 @@ def tables(study: Stored) -> str:
     return "\n\n".join(parts)
 
 
-def measurement_tables(measurements: Sequence[Measurement]) -> str:
+def measurement_tables(measurements: Sequence[Row]) -> str:
     """For each quantity a table of its items by cells, means over seeds."""
     parts = []
     for quantity in dict.fromkeys(one.quantity for one in measurements):
@@ -52,7 +51,7 @@ def _table(found: Sequence[Outcome], study: Stored) -> str:
     """A line per outcome; columns in which nothing would stand are left out."""
     layout, cells = study.layout, [outcome.cell for outcome in found]
     columns = [
-        ("algorithm", [cell.name for cell in cells]),
+        ("algorithm", [cell.label for cell in cells]),
         ("target", ["" if cell.sparsity is None else percent(cell.sparsity) for cell in cells]),
         ("zeros", [_zeros(outcome, layout) for outcome in found]),
     ]
@@ -88,17 +87,16 @@ def _interval(values: Sequence[float], digits: int) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _commits(cell: Shown, study: Stored) -> str:
-    layout = study.layout
-    return ", ".join(dict.fromkeys(name for (key, _), name in study.commits.items() if layout.show(key) == cell))
+def _commits(cell: Cell, study: Stored) -> str:
+    return ", ".join(dict.fromkeys(name for run, name in study.commits.items() if run.cell == cell))
 
 
-def _published(cell: Shown, published: Published | None) -> str:
+def _published(cell: Cell, published: Published | None) -> str:
     number = None if published is None else published.of(cell)
     return "" if published is None or number is None else f"{number:.{published.digits}f}"
 
 
-def _failure(cell: Shown, row: Any, layout: Layout) -> str:
+def _failure(cell: Cell, row: Row, layout: Layout) -> str:
     return f"- {cell}, seed {row.seed}, at {layout.step_label} {layout.step_of(row):,}: {row.failure}"
 
 

@@ -1,65 +1,30 @@
 """A run: its folder, to which rows are added as it is trained, and the summary that says how it ended."""
 
-import dataclasses
 import hashlib
 import json
-import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.harness import layers
-from experiments.harness.csv_files import append_lines, append_rows, csv_text, read_lines, write_rows
+from experiments.harness.cells import Run
+from experiments.harness.csv_files import append_lines, csv_text, read_lines
 from experiments.harness.files import read_json, write_whole
-from experiments.harness.layout import Key, Layout
+from experiments.harness.layout import RUNS, Layout, Row
 
-RUNS = "runs"
 SUMMARY = "summary.json"
 SCRATCH = "training"  # what a run needs to go on, and nobody after it
 _TOLD_OF_PROCESSES = ("config.json", "timing.csv", SUMMARY)
 
 
-class Run(NamedTuple):
-    """One seed of one cell.
-
-    Attributes:
-        cell: Values of the fields that name the cell in its rows.
-        seed: Of everything in it.
-    """
-
-    cell: Key
-    seed: int
-
-    @property
-    def path(self) -> Path:
-        """Its folder, within that of the study."""
-        name = re.sub(r"[^\w.+=]+", "-", "-".join(map(str, self.cell)))
-        return Path(RUNS, name, f"seed-{self.seed}")
+MEASUREMENTS = {"cell": str, "seed": int, "item": str, "quantity": str, "value": float}  # of trained models
+MASKS = {"layer": str, "size": int, "kept": int, "changed": int}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """One line of `measurements.csv`: what was measured of a trained model besides its scores.
-
-    Attributes:
-        cell: Name of the cell.
-        seed: Of the run.
-        item: What was measured, such as a layer.
-        quantity: What of it.
-        value: The number.
-    """
-
-    cell: str
-    seed: int
-    item: str
-    quantity: str
-    value: float
-
-
-def has_ended(study: Path, run: Run) -> bool:
-    """Whether a run is finished or failed: its summary is the last thing that is written."""
-    return (study / run.path / SUMMARY).exists()
+def has_ended(run: Path) -> bool:
+    """Whether the run of a folder is finished or failed: its summary is the last thing that is written."""
+    return (run / SUMMARY).exists()
 
 
 def check_ends(study: Path) -> None:
@@ -122,17 +87,14 @@ class Recorder:
     """
 
     def __init__(self, study: Path, layout: Layout, run: Run, record: Mapping[str, Any]) -> None:
-        self.run, self.folder = run, study / run.path
-        self.rows: list[Any] = []
+        self.run, self.folder = run, study / layout.path(run)
+        self.rows: list[Row] = []
         self.reached = 0
         self._layout = layout
         self._before: layers.Masks | None = None
-        self._cell = {**dict(zip(layout.cell, run.cell, strict=True)), "seed": run.seed}
+        self._cell = {**dict(zip(layout.cell, layout.key(run.cell), strict=True)), "seed": run.seed}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_config(record)
-
-    def __str__(self) -> str:
-        return f"{self._layout.show(self.run.cell)}, seed {self.run.seed}"
 
     @property
     def scratch(self) -> Path:
@@ -142,7 +104,8 @@ class Recorder:
     def restart(self, saved: Any = None) -> None:
         """Begins anew, or goes on from what `save` gave; rows of later steps are taken back, for they come again."""
         stored = saved or {"rows": [], "layers": [], "masks": None}
-        self.rewrite([self._layout.row(**row) for row in stored["rows"]])
+        self.rows = [Row(**row) for row in stored["rows"]]
+        self._write_rows()
         self._before = layers.from_json(stored["masks"])
         (self.folder / "measurements.csv").unlink(missing_ok=True)
         (self.folder / "layers.csv").unlink(missing_ok=True)
@@ -151,25 +114,41 @@ class Recorder:
 
     def save(self) -> dict[str, Any]:
         """What a checkpoint holds of it, of what JSON takes."""
-        rows = [*map(dataclasses.asdict, self.rows)]
-        return {"rows": rows, "layers": read_lines(self.folder / "layers.csv"), "masks": layers.to_json(self._before)}
+        lines = read_lines(self.folder / "layers.csv")
+        return {"rows": [*map(vars, self.rows)], "layers": lines, "masks": layers.to_json(self._before)}
 
-    def rewrite(self, rows: Sequence[Any]) -> None:
+    def row(self, step: int, **numbers: Any) -> Row:
+        """A row of this run: its cell and its seed stand in it.
+
+        Args:
+            step: So far.
+            **numbers: By column of the layout; those that are left out are None.
+
+        Raises:
+            TypeError: The layout has no such column.
+        """
+        if unknown := numbers.keys() - {*self._layout.numbers, "failure"}:
+            raise TypeError(f"rows have no {', '.join(unknown)}; they have {', '.join(self._layout.columns)}.")
+        empty = {**dict.fromkeys(self._layout.columns), "failure": ""}
+        return Row(**{**empty, **self._cell, self._layout.step: step, **numbers})
+
+    def rewrite(self, rows: Iterable[Row]) -> None:
         """All rows so far at once, whatever was there; for loops that keep their rows elsewhere meanwhile."""
         self.rows = list(rows)
-        write_rows(self.folder / "results.csv", self._layout.row, self.rows)
+        self._write_rows()
 
-    def add(self, row: Any, masks: layers.Masks | None = None) -> None:
+    def add(self, step: int, masks: layers.Masks | None = None, **numbers: Any) -> None:
         """An evaluation.
 
         Args:
-            row: Of the layout's kind.
+            step: So far.
             masks: In use then, if they are known.
+            **numbers: As of `row`.
         """
-        self.rows.append(row)
-        append_rows(self.folder / "results.csv", self._layout.row, [row])
+        self.rows.append(self.row(step, **numbers))
+        append_lines(self.folder / "results.csv", list(self._layout.columns), [vars(self.rows[-1])])
         if masks:
-            self.add_layers(self._layout.step_of(row), masks, self._before)
+            self.add_layers(step, masks, self._before)
             self._before = masks
 
     def add_layers(self, step: int, masks: layers.Masks, before: layers.Masks | None) -> None:
@@ -180,16 +159,15 @@ class Recorder:
             append_lines(self.folder / "layers.csv", self._layer_names, lines)
 
     def measure(self, item: str, quantity: str, value: float) -> None:
-        """Something else that was measured at the end."""
-        name = self._layout.show(self.run.cell).name
-        line = Measurement(cell=name, seed=self.run.seed, item=item, quantity=quantity, value=value)
-        append_rows(self.folder / "measurements.csv", Measurement, [line])
+        """Something else that was measured at the end, such as of a layer: a line of `measurements.csv`."""
+        line = {"cell": self.run.cell.label, "seed": self.run.seed, "item": item, "quantity": quantity, "value": value}
+        append_lines(self.folder / "measurements.csv", list(MEASUREMENTS), [line])
 
     def fail(self, error: BaseException) -> None:
         """The run ended early, and why."""
         reached = max(self.reached, self._layout.step_of(self.rows[-1]) if self.rows else 0)
         failure = " ".join(f"{type(error).__name__}: {error}".split())
-        self.rewrite([*self.rows, self._layout.row(**self._cell, **{self._layout.step: reached}, failure=failure)])
+        self.rewrite([*self.rows, self.row(reached, failure=failure)])
 
     def end(self, seconds: float, together: int) -> str:
         """Writes how it ended.
@@ -205,20 +183,23 @@ class Recorder:
             RuntimeError: it has no last row.
         """
         if not self.rows or not (self.rows[-1].failure or self._layout.is_last(self.rows[-1])):
-            raise RuntimeError(f"{self} has ended without a last row: {self.rows[-1:]}.")
+            raise RuntimeError(f"{self.run} has ended without a last row: {self.rows[-1:]}.")
         self._drop_repeated_layers()
         timing = {**self._cell, "together": together, "seconds": round(seconds, 1)}
         write_whole(self.folder / "timing.csv", csv_text([*timing], [timing]))
-        end = dataclasses.asdict(self.rows[-1])
+        end = vars(self.rows[-1])
         status = "failed" if end["failure"] else "finished"
         summary = {"status": status, "failure": end["failure"], "evaluations": len(self.rows), "last": end}
         summary["files"] = _digests(self.folder)
         write_whole(self.folder / SUMMARY, json.dumps({**summary, "checksum": _checksum(summary)}, indent=2) + "\n")
-        return f"{self}: {self._result()}, {seconds:.0f} s"
+        return f"{self.run}: {self._result()}, {seconds:.0f} s"
 
     @property
     def _layer_names(self) -> list[str]:
-        return [*self._layout.cell, "seed", self._layout.step, "layer", "size", "kept", "changed"]
+        return [*self._layout.front, *MASKS]
+
+    def _write_rows(self) -> None:
+        write_whole(self.folder / "results.csv", csv_text(list(self._layout.columns), map(vars, self.rows)))
 
     def _result(self) -> str:
         if self.rows[-1].failure:
@@ -237,7 +218,8 @@ class Recorder:
     def _write_config(self, record: Mapping[str, Any]) -> None:
         """Of the process that began it; those that went on with it are listed."""
         path = self.folder / "config.json"
-        own: dict[str, Any] = {"cell": dict(zip(self._layout.cell, self.run.cell, strict=True)), "seed": self.run.seed}
+        cell = {name: self._cell[name] for name in self._layout.cell}
+        own: dict[str, Any] = {"cell": cell, "seed": self.run.seed}
         if path.exists():
             own = read_json(path, "Remove it: the run goes on, as one that was begun now.")
             again = {name: value for name, value in record.items() if name != "settings"}
