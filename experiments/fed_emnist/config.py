@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_writers": None,
     },
 }
-OUTPUT = {"dense": "linear_2/w", "conv": "linear_1/w"}  # kernels of the last layers
+OUTPUT = {"dense": "linear_2/w", "conv": "conv_dropout_module/linear_1/w"}  # the last kernels
 
 
 def _by_dataset(field: str, text: str, kind: type = str, **options: Any) -> Any:

@@ -1,6 +1,5 @@
 """The rows of the federated study, and how they are read."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from experiments.harness.cells import grid
@@ -50,7 +49,7 @@ def layout(record: Record) -> Layout:
     """
     settings = record["settings"]
     messages = settings["rounds"] * settings["clients_per_round"]
-    made = Layout(
+    return Layout(
         title=f"Federated averaging on {settings['dataset']}",
         about=about(settings),
         cell={"algorithm": "name", "sparsity": "sparsity"},
@@ -86,7 +85,6 @@ def layout(record: Record) -> Layout:
             " run."
         ),
     )
-    return dataclasses.replace(made, cells=made.cells_of(record["cells"])) if "cells" in record else made
 
 
 def about(settings: Settings) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.fed_emnist.config import FederatedSettings
 from experiments.fed_emnist.layout import about
-from experiments.fed_emnist.train import averaging, first_state, prepare, train
+from experiments.fed_emnist.train import Evaluation, averaging, first_state, prepare, train
 from experiments.harness.cells import Run
 from experiments.harness.files import write_whole
 from experiments.harness.layers import masks_of
@@ -21,6 +21,7 @@ from experiments.harness.recorder import Recorder
 from experiments.harness.study import Plan
 from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
+from sparse_plugins.fed.aggregation import Aggregation
 from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints
 
 
@@ -48,26 +49,51 @@ def plan(config: FederatedSettings) -> Plan:
 
 
 def execute(config: FederatedSettings, batch: Sequence[Recorder]) -> bool:
-    """Trains one run, alone in its batch, with its ledger and its last parameters in its folder.
+    """Trains one run, alone in its batch."""
+
+    def numbers(found: Evaluation, state: fed.SparseServerState, total: Any) -> dict[str, Any]:
+        own = found._asdict() | {"down_bytes": total.down, "up_bytes": total.up + total.growth}
+        return {name: value for name, value in own.items() if name != "round"}
+
+    (recorder,) = batch
+    train_run(config, recorder.run, recorder, numbers)
+    return True
+
+
+def train_run(
+    config: FederatedSettings,
+    run: Run,
+    recorder: Recorder,
+    numbers: Callable[[Evaluation, fed.SparseServerState, Any], dict[str, Any]],
+    aggregation: Aggregation = Aggregation(),
+) -> fed.Ledger:
+    """Trains a run, with its ledger and its last parameters in its folder.
+
+    Args:
+        config: Settings of the federated study.
+        run: Of that study; its seed is that of the recorder.
+        recorder: Gets a row for every evaluation.
+        numbers: From an evaluation, the state and all bytes so far to the numbers of its row.
+        aggregation: How updates become one.
+
+    Returns:
+        The ledger.
 
     Raises:
         CheckpointMismatchError: The run's checkpoint is none of this run.
     """
-    (recorder,) = batch
-    run = recorder.run
     task, ledger = prepare(config), fed.Ledger()
-    algorithm = averaging(config, run, task, ledger)
+    algorithm = averaging(config, run, task, ledger, aggregation)
     checkpoints = Checkpoints(recorder.scratch)
     state = _newest(checkpoints, first_state(run, task, algorithm), ledger, recorder)
-    bar = tqdm(total=config.rounds, desc=str(run), unit="round", leave=False, disable=config.jobs > 1 or None)
+    bar = tqdm(total=config.rounds, desc=str(recorder.run), unit="round", leave=False, disable=config.jobs > 1 or None)
     try:
         for step in train(config, run, task, algorithm, state):
             state = step.state
             bar.update(state.round - bar.n)
             if step.evaluation is not None:
-                total, found = ledger.total(), step.evaluation._asdict()
-                found |= {"down_bytes": total.down, "up_bytes": total.up + total.growth}
-                recorder.add(found.pop("round"), masks_of(state.params, state.opt_state), **found)
+                found = numbers(step.evaluation, state, ledger.total())
+                recorder.add(state.round, masks_of(state.params, state.opt_state), **found)
                 bar.set_postfix_str(f"{step.evaluation.test_accuracy:.1%} right")
             if _is_checkpoint_due(config, state.round):
                 checkpoints.save(state.round, state, {"ledger": ledger.to_csv(), "record": recorder.save()})
@@ -79,7 +105,7 @@ def execute(config: FederatedSettings, batch: Sequence[Recorder]) -> bool:
         bar.close()
     write_whole(recorder.folder / "params.npz", _npz(state.params))
     ledger.save(recorder.folder / "ledger.csv")
-    return True
+    return ledger
 
 
 def _newest(checkpoints: Checkpoints, first: Any, ledger: fed.Ledger, recorder: Recorder) -> Any:

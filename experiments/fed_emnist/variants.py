@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from experiments.common.supervised.train import measured_sparsity
-from experiments.fed_emnist import train
 from experiments.fed_emnist.config import FederatedSettings
+from experiments.fed_emnist.runs import train_run
+from experiments.fed_emnist.train import Evaluation, prepare
 from experiments.harness.cells import Run
-from experiments.harness.layers import masks_of
 from experiments.harness.recorder import Recorder
 from experiments.harness.variants import VariantSettings
 from sparse_plugins import core, fed
@@ -37,7 +37,7 @@ def described(config: FederatedSettings) -> str:
     Raises:
         ValueError: a structure does not fit a layer.
     """
-    shapes = jax.eval_shape(train.prepare(config).model.init, jax.random.PRNGKey(0))
+    shapes = jax.eval_shape(prepare(config).model.init, jax.random.PRNGKey(0))
     return core.describe_plan(config.updater(Run(next(config.cells()), config.seeds[0])), shapes)
 
 
@@ -49,19 +49,18 @@ def record_training(config: FederatedSettings, recorder: Recorder, aggregation: 
         recorder: Of the run; it knows the seed.
         aggregation: How updates become one.
     """
-    task, run = train.prepare(config), Run(next(config.cells()), recorder.run.seed)
-    algorithm = train.averaging(config, run, task, ledger := fed.Ledger(), aggregation)
-    for step in train.train(config, run, task, algorithm, train.first_state(run, task, algorithm)):
-        if (found := step.evaluation) is not None:
-            recorder.add(
-                found.round,
-                masks_of(step.state.params, step.state.opt_state),
-                training_loss=found.train_loss,
-                loss=found.test_loss,
-                score=found.test_accuracy,
-                sparsity=measured_sparsity(step.state.params, step.state.opt_state),
-                is_last=int(found.round == config.rounds),
-            )
-    total, messages = ledger.total(), config.rounds * config.clients_per_round
+
+    def numbers(found: Evaluation, state: fed.SparseServerState, total: Any) -> dict[str, Any]:
+        return {
+            "training_loss": found.train_loss,
+            "loss": found.test_loss,
+            "score": found.test_accuracy,
+            "sparsity": measured_sparsity(state.params, state.opt_state),
+            "is_last": int(found.round == config.rounds),
+        }
+
+    run = Run(next(config.cells()), recorder.run.seed)
+    total = train_run(config, run, recorder, numbers, aggregation).total()
+    messages = config.rounds * config.clients_per_round
     for item, size in (("down", total.down), ("up", total.up + total.growth)):
         recorder.measure(item, "kB per client and round", size / messages / 1000)

@@ -90,7 +90,7 @@ class Layout:
         about: What was trained, in sentences.
         cell: Columns that name the cell of a row, and by each the attribute of `Cell` that it is.
         numbers: Columns of what was measured, and the type of each.
-        cells: Of the grid; None if a study of an older version does not say: then those of its rows.
+        cells: Of a study of an older version, whose record does not list them; None for those of its rows.
         seeds: Of every cell.
         step: Column that counts steps.
         step_label: What a step is.
@@ -152,10 +152,6 @@ class Layout:
         target = None if self.target is None else 0.0 if cell.is_dense else self.target
         sparsity = cell.sparsity if "sparsity" in self.cell.values() else target
         return cell._replace(group=self.groups.get(cell.group, cell.group), sparsity=sparsity)
-
-    def cells_of(self, keys: Sequence[Sequence[Any]]) -> tuple[Cell, ...]:
-        """Cells as JSON gives them back."""
-        return tuple(map(self.cell_of, keys))
 
     def run_of(self, row: Row) -> Run:
         """The run of a row."""
@@ -231,6 +227,8 @@ def layout_of(record: Record, layouts: Layouts) -> Layout:
         raise ValueError(f"{name or record.get('command')!r} writes no study; those that do are {', '.join(layouts)}.")
     try:
         made = layouts[name](record)
+        if "cells" in record:
+            made = dataclasses.replace(made, cells=tuple(map(made.cell_of, record["cells"])))
         keys = [made.key(cell) for cell in made.cells or ()]
         is_told = all(type(seed) is int for seed in made.seeds) and len(set(keys)) == len(keys)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -125,7 +125,13 @@ def add_seeds(parser: argparse.ArgumentParser, **options: Any) -> None:
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--seeds", type=int, nargs="+", metavar="INT", action=_Seeds, **options)
     either.add_argument(
-        "--seed", type=int, dest="seeds", action=_Seeds, help="this seed alone", default=argparse.SUPPRESS
+        "--seed",
+        type=int,
+        dest="seeds",
+        metavar="INT",
+        action=_Seeds,
+        help="this seed alone",
+        default=argparse.SUPPRESS,
     )
 
 
@@ -196,8 +202,8 @@ def _options(field: dataclasses.Field[Any], default: Any) -> dict[str, Any]:
     options = {name: value for name, value in field.metadata.items() if name != "shown"}
     values = default if isinstance(default, tuple) else (default,)
     shown = " ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values) or "all"
-    if default in (None, dataclasses.MISSING):
-        shown = field.metadata.get("shown", "none")
+    if default is field.default:
+        shown = field.metadata.get("shown", "none" if default is None else shown)
     options["help"] = f"{options['help']} (default: {shown})".replace("%", "%%")
     if options["type"] is bool:
         del options["type"]

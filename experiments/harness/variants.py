@@ -42,6 +42,11 @@ class VariantSettings(Settings):
         return {name: own for name, own in variants.items() if not self.only or name in self.only}
 
 
+def cell_of(name: str, sparsity: float) -> Cell:
+    """The cell of a name; dense training has no zeros."""
+    return Cell("", name, 0.0 if name == DENSE else sparsity)
+
+
 def plan_of(
     settings: VariantSettings,
     names: Sequence[str] | Variants,
@@ -66,7 +71,7 @@ def plan_of(
         prepare(recorder.run.cell.name)(recorder)
         return True
 
-    cells = [Cell("", name, 0.0 if name == DENSE else settings.sparsity) for name in names]
+    cells = [cell_of(name, settings.sparsity) for name in names]
     counts = f"{len(cells)} cells of {len(settings.seeds)} seeds. {about}"
     return Plan(settings, cells, train, f"{counts}\n{text}", {"about": about})
 
@@ -93,14 +98,13 @@ def layout(
     settings = record["settings"]
     asked = questions.get(record.get("study", ""))
     told = {"title": asked.title, "prediction": asked.prediction} if asked else {}
-    keys = record.get("cells") or [[name] for name in settings["only"]]  # all that an older version says of its cells
     score = score._replace(of=last("score"))
-    made = Layout(
+    return Layout(
         title=record.get("title", told.get("title", "")),
         about=record.get("about") or described(settings),
         cell={"cell": "name"},
         numbers=NUMBERS,
-        cells=None,
+        cells=tuple(cell_of(name, settings["sparsity"]) for name in settings["only"]) or None,
         seeds=tuple(settings["seeds"]),
         step="step",
         step_label=step,
@@ -119,7 +123,6 @@ def layout(
         prediction=record.get("prediction", told.get("prediction", "")),
         notes=f"Numbers are those after the last {step}; zeros is the fraction of zeros in the parameters with masks.",
     )
-    return dataclasses.replace(made, cells=made.cells_of(keys) if keys else None)
 
 
 def described(settings: Stored) -> str:

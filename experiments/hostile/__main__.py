@@ -4,8 +4,7 @@ import functools
 import sys
 
 from experiments.harness.command import main
-from experiments.hostile.federated import task
-from experiments.hostile.settings import HostileSettings
+from experiments.hostile.federated import HostileSettings, task
 from experiments.registry import STUDIES
 
 run = functools.partial(main, STUDIES["hostile"], HostileSettings, task)

@@ -1,19 +1,43 @@
 """The federated study's training with hostile clients and rules of aggregation."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from experiments.fed_emnist.config import FederatedSettings
 from experiments.fed_emnist.variants import described, federated, record_training
 from experiments.harness.recorder import Recorder
+from experiments.harness.settings import flag
 from experiments.harness.study import Plan, Question
-from experiments.harness.variants import plan_of
+from experiments.harness.variants import VariantSettings, plan_of
 from experiments.hostile.clients import Attack, HostileBackend
-from experiments.hostile.settings import HostileSettings
 from sparse_plugins import fed
+from sparse_plugins.fed import datasets
 from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
 
 fedjax = fed.import_fedjax()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostileSettings(VariantSettings):
+    """What is trained under every attack and defence; checked when built.
+
+    Raises:
+        ValueError: as `VariantSettings`.
+    """
+
+    dataset: str = flag("handwriting to train on", choices=datasets.NAMES, default="strokes")
+    algorithm: str = flag("of sparsity", default="rigl")
+    rounds: int = flag("federated rounds of each run", int, default=50)
+    clients_per_round: int = flag("of whom the first one or two are hostile, 10 or more", int, default=10)
+    factor: float = flag("by which hostile clients scale what they send, above 0", float, default=10.0)
+    clipping_norm: float = flag("of the defence that clips norms, above 0", float, default=0.05)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "rounds")
+        self.at_least(10, "clients_per_round")
+        self.positive("factor", "clipping_norm")
 
 
 def defence_of(settings: HostileSettings, name: str) -> fed.Aggregation:

@@ -8,8 +8,7 @@ import numpy as np
 from experiments.fed_emnist import train
 from experiments.fed_emnist.config import seed_for
 from experiments.harness.cells import Run
-from experiments.hostile.federated import config_of
-from experiments.hostile.settings import HostileSettings
+from experiments.hostile.federated import HostileSettings, config_of
 from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed import datasets

@@ -1,12 +1,12 @@
 """How the comparison with Dopamine is read."""
 
-import dataclasses
 import itertools
 import statistics
 from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.harness.cells import Cell
 from experiments.harness.layout import Layout, Measure, Record, last
 from experiments.harness.tables import markdown_table
 from experiments.harness.tables.outcomes import Outcome
@@ -29,14 +29,13 @@ def layout(record: Record) -> Layout:
         record: What its `config.json` holds.
     """
     settings = record["settings"]
-    every = itertools.product(settings["tasks"], SIDES)
-    made = Layout(
+    return Layout(
         title="DQN by Dopamine and by `rl.FusedTrainer`, with equal settings",
         about=ABOUT,
         cell={"task": "group", "side": "name"},
         numbers={"last_return": float, "steps_per_cpu_second": float},
         groups={name: task.game for name, task in TASKS.items()},
-        cells=None,
+        cells=tuple(Cell(TASKS[task].game, side) for task, side in itertools.product(settings["tasks"], SIDES)),
         seeds=tuple(settings["seeds"]),
         step="episodes",
         step_label="episode",
@@ -47,7 +46,6 @@ def layout(record: Record) -> Layout:
         notes="Brackets are 95 % intervals of a bootstrap over seeds.",
         sections=differences,
     )
-    return dataclasses.replace(made, cells=made.cells_of(record.get("cells", list(every))))
 
 
 def differences(found: Sequence[Outcome]) -> list[str]:

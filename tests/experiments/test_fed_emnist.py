@@ -22,7 +22,8 @@ from experiments.harness.layout import Row
 from experiments.harness.settings import read_command_line
 from experiments.harness.tables import report
 from experiments.harness.tables.stored import Stored
-from sparse_plugins import fed
+from sparse_plugins import core, fed
+from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.fedjax.datasets import SeededClientSampler
 from tests.fed.emnist_files import write_emnist
 
@@ -308,6 +309,18 @@ def test_settings_that_do_not_fit_data_or_model_are_refused(
     assert main([*flags, f"--output={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", ["dense", "conv"])
+@pytest.mark.parametrize("distribution", ["uniform", "erk"])
+def test_the_last_layer_can_stay_dense(model: str, distribution: str) -> None:
+    config = parse(["--model", model, "--distribution", distribution, "--dense-output", "--algorithms", "magnitude"])
+    build = {"dense": fedjax.models.emnist.create_dense_model, "conv": fedjax.models.emnist.create_conv_model}[model]
+    params = jax.eval_shape(build(only_digits=True).init, jax.random.PRNGKey(0))
+    plan = core.describe_plan(config.updater(Run(Cell("", "magnitude", 0.8), 0)), params)
+    dense = {line.split()[0] for line in plan.splitlines() if "/w " in line and " dense " in line}
+    shapes = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    assert dense == {name for name, leaf in shapes.items() if leaf.ndim > 1 and leaf.shape[-1] == 10}
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

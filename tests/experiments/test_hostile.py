@@ -9,8 +9,8 @@ import pytest
 from experiments.harness.tables.stored import read_study
 from experiments.hostile.__main__ import run
 from experiments.hostile.clients import Attack, HostileBackend
+from experiments.hostile.federated import HostileSettings
 from experiments.hostile.growth import shares
-from experiments.hostile.settings import HostileSettings
 from experiments.registry import LAYOUTS
 from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend

@@ -243,7 +243,7 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
         shapes = shapes_of(SIZES[settings.model])
         for cell, keywords in STUDIES[name].cells(settings, shapes).items():
             updater = settings.updater(keywords, core.kernels_only)
-            assert updater.prunes == (cell.name != "dense")
+            assert updater.prunes == (cell != "dense")
             if updater.prunes:
                 check_targets(updater, shapes, updater.target_sparsities(shapes))
 

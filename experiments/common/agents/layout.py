@@ -1,6 +1,5 @@
 """The rows of a study of sparse agents, and how they are read."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ def layout(
     """
     settings = record["settings"]
     every = grid(settings["algorithms"], settings["sparsities"], settings["games"], settings.get("width", (1,)))
-    made = Layout(
+    return Layout(
         title=title,
         about=about,
         cell=CELL,
@@ -75,7 +74,6 @@ def layout(
         notes=NOTES,
         sections=functools.partial(_sections, beside, further),
     )
-    return dataclasses.replace(made, cells=made.cells_of(record["cells"])) if "cells" in record else made
 
 
 def late_return(rows: Sequence[Row]) -> float | None:
