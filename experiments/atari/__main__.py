@@ -30,12 +30,12 @@ reinforcement learning, a pruned network is a good network (2024).
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from experiments.atari.config import AtariSettings
 from experiments.atari.measure import measure, table
 from experiments.atari.plan import described, fitted, plan
-from experiments.harness.command import Asked, ask, explained, go
+from experiments.harness.command import ask, explained, go
 from experiments.registry import STUDIES
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 
@@ -47,14 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         As of `harness.command.main`; 2 also if an emulator broke.
     """
     asked = ask(STUDIES["atari"], AtariSettings, arguments)
-    return explained(lambda: _study(asked), EnvironmentFailure)
+    if asked.settings and asked.settings.measure:
+        return explained(lambda: _measure(asked.settings), EnvironmentFailure)
+    return explained(lambda: go(STUDIES["atari"], AtariSettings, plan, asked), EnvironmentFailure)
 
 
-def _study(asked: Callable[[], Asked]) -> int:
-    given = asked()
-    if not given.settings.measure:
-        return go(STUDIES["atari"], given, plan)
-    config = fitted(given.settings)
+def _measure(settings: AtariSettings) -> int:
+    config = fitted(settings)
     batches = list(config.batches())
     print(described(config), flush=True)
     print(f"\n{table(config, batches, measure(config, batches[0]))}")

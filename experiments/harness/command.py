@@ -17,15 +17,15 @@ class Asked(NamedTuple):
     """What a command line asks for.
 
     Attributes:
-        settings: Of the study, or those of the folder it goes on with.
-        question: Its name; empty if the study has one only.
+        settings: Of a new study; None to go on with one.
         folder: To go on with; None for a new one.
+        question: Its name; empty if the study has one only.
         command: What was typed.
     """
 
     settings: Any
-    question: str
     folder: Path | None
+    question: str
     command: str
 
 
@@ -49,12 +49,12 @@ def main(
         Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start or go on, 143 if SIGTERM
         stopped it.
     """
-    reader = ask(study, settings, arguments)
-    return explained(lambda: go(study, reader(), task), *explains)
+    asked = ask(study, settings, arguments)
+    return explained(lambda: go(study, settings, task, asked), *explains)
 
 
-def ask(study: Study, settings: type[Settings], arguments: Sequence[str] | None) -> Callable[[], Asked]:
-    """Reads a command line, and explains a bad one and exits; the settings of a folder are read by a second call."""
+def ask(study: Study, settings: type[Settings], arguments: Sequence[str] | None) -> Asked:
+    """Reads a command line; explains a bad one and exits with 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if study.questions:
         question, preset, rest = _choose(study, arguments)
@@ -62,31 +62,27 @@ def ask(study: Study, settings: type[Settings], arguments: Sequence[str] | None)
         about, defaults = f"{own.title}. Predicted before: {own.prediction}", own.presets[preset]
     else:
         question, about, defaults, rest = "", study.about, {}, arguments
-    asked = read_command_line(settings, f"{study.name} {question}".rstrip(), about, rest, defaults)
+    found = read_command_line(settings, f"{study.name} {question}".rstrip(), about, rest, defaults)
     command = shlex.join(["python", "-m", f"experiments.{study.name}", *arguments])
-
-    def read() -> Asked:
-        if not isinstance(asked, Path):
-            return Asked(asked, question, None, command)
-        found = read_config(asked, settings)
-        if (stored := read_record(asked).get("study", "")) != question:
-            raise ValueError(
-                f"{asked} holds the study {stored!r}, not {question!r}: name it, {stored} --resume {asked}."
-            )
-        return Asked(found, question, asked, command)
-
-    return read
+    folder = found if isinstance(found, Path) else None
+    return Asked(found if folder is None else None, folder, question, command)
 
 
-def go(study: Study, asked: Asked, task: Callable[..., Plan]) -> int:
+def go(study: Study, settings: type[Settings], task: Callable[..., Plan], asked: Asked) -> int:
     """Trains what was asked for; the same as of `main`."""
-    question = [study.questions[asked.question]] if asked.question else []
-    plan = task(asked.settings, *question)
-    if question:
-        told = {"study": asked.question, "title": question[0].title, "prediction": question[0].prediction}
+    given = read_config(asked.folder, settings) if asked.folder else asked.settings
+    if asked.folder and (own := read_record(asked.folder).get("study", "")) != asked.question:
+        raise ValueError(
+            f"{asked.folder} holds the study {own!r}, not {asked.question!r}: name it, {own} --resume {asked.folder}."
+        )
+    if asked.question:
+        question = study.questions[asked.question]
+        plan = task(given, question)
+        told = {"study": asked.question, "title": question.title, "prediction": question.prediction}
         plan = plan._replace(record={**told, **plan.record})
-    folder = asked.folder or loop.new_folder(study, plan, asked.command)
-    return loop.run(study, plan, folder, asked.command)
+    else:
+        plan = task(given)
+    return loop.run(study, plan, asked.folder or loop.new_folder(study, plan, asked.command), asked.command)
 
 
 def explained(call: Callable[[], int], *kinds: type[Exception]) -> int:
