@@ -65,8 +65,3 @@ def grid(
     for group, width, algorithm in itertools.product(groups, widths, algorithms):
         for sparsity in (0.0,) if algorithm == DENSE else sparsities:
             yield Cell(group, algorithm, sparsity, width)
-
-
-def runs_of(cells: Sequence[Cell], seeds: Sequence[int]) -> list[list[Run]]:
-    """Every seed of every cell, each alone in its batch."""
-    return [[Run(cell, seed)] for cell in cells for seed in seeds]
