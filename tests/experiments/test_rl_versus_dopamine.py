@@ -1,5 +1,7 @@
 """Dopamine and our loops side by side: both really run, and what they hand back makes the table."""
 
+import shutil
+
 import gin
 import pytest
 
@@ -9,6 +11,7 @@ from experiments.harness.layout import Row
 from experiments.harness.tables import report
 from experiments.harness.tables.stored import Stored
 from experiments.versus_dopamine import dopamine_side, our_side
+from experiments.versus_dopamine.__main__ import main
 from experiments.versus_dopamine.layout import layout
 from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, REPAIRED, End
 
@@ -58,3 +61,32 @@ def test_the_benchmark_of_pong_runs_both_sides(monkeypatch):
     paces = iter([2.0, 9.0])
     monkeypatch.setattr(rl_collect, "_pace", lambda run, steps: (run(steps), next(paces))[1])
     assert rl_collect.measure(8, 1, 1, {"collect": 16}) == [("collect", "2", "9", "4.50")]
+
+
+def test_a_study_trains_our_seeds_together_and_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def ours(task, seeds, steps):
+        asked.append((OURS, task, [*seeds], steps))
+        return [End(10.0 + seed, 5, 100.0) for seed in seeds]
+
+    def theirs(task, side, seed, steps):
+        asked.append((side, task, [seed], steps))
+        return End(8.0 + seed, 4, 20.0)
+
+    monkeypatch.setattr(our_side, "run", ours)
+    monkeypatch.setattr(dopamine_side, "run", theirs)
+    flags = ["--tasks", "cartpole-small", "--seeds=2", "--scale=0.1", "--jobs=1"]
+    assert main([*flags, f"--output={tmp_path}", "--name=x"]) == 0
+    each = [(side, "cartpole-small", [seed], 2_000) for side in (DOPAMINE, REPAIRED) for seed in (0, 1)]
+    assert asked == [(OURS, "cartpole-small", [0, 1], 2_000), *each]
+    text = (tmp_path / "x" / "results.md").read_text()
+    assert "## CartPole-v1, 2 x 64 units" in text
+    assert "10.50 ± 0.71" in text
+    asked.clear()
+    shutil.rmtree(tmp_path / "x" / "runs" / "cartpole-small-dopamine" / "seed-1")
+    (tmp_path / "x" / "results.md").unlink()
+    assert main([f"--resume={tmp_path / 'x'}"]) == 0
+    assert asked == [(DOPAMINE, "cartpole-small", [1], 2_000)]
+    assert (tmp_path / "x" / "results.md").read_text() == text
+    capsys.readouterr()
