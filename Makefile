@@ -49,10 +49,10 @@ demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse;
 	$(IN_VENV) -m experiments.fed_emnist --dataset=digits --jobs=2 $(ARGS)
 
 demo-rl: $(VENV)/.demo-rl ## DQN on CartPole, dense and sparse, then Pong from its ROM: table, plot and GIF
-	$(IN_VENV) -m experiments.rl_demo $(ARGS)
+	$(IN_VENV) -m experiments.demos.rl_demo $(ARGS)
 
 test: lint types ## Lint, types, doctests, README code and the suite
-	$(PYTEST) --doctest-modules sparse_plugins experiments/record experiments/tables tests
+	$(PYTEST) --doctest-modules sparse_plugins experiments tests
 
 test-core: $(VENV)/.dev-core ## The core and the wire only, without TensorFlow and FedJAX: 3 minutes
 	$(PYTEST) --doctest-modules sparse_plugins/core sparse_plugins/wire tests/core tests/contract tests/wire
@@ -65,7 +65,7 @@ types: $(VENV)/.dev ## Static types of the package and the experiments
 	$(IN_VENV) -m mypy
 
 doctests: $(VENV)/.dev ## Only the examples in docstrings
-	$(PYTEST) --doctest-modules sparse_plugins experiments/record experiments/tables
+	$(PYTEST) --doctest-modules sparse_plugins experiments
 
 format: $(VENV)/.dev ## Rewrite the code in the house style
 	$(IN_VENV) -m ruff check --fix $(CHECKED)
@@ -107,7 +107,7 @@ fuzz-updaters: $(VENV)/.dev ## 2,000 random runs of all algorithms with odd numb
 
 fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of what reads bytes, a minute each (Linux): ARGS="--seconds=600"
 	$(INSTALL) '.[fuzz]'
-	for target in codec archives studies configs; do $(IN_VENV) -m experiments.fuzz $$target $(ARGS); done
+	for target in codec archives studies configs; do $(IN_VENV) -m tests.fuzz $$target $(ARGS); done
 
 study: $(VENV)/.demo ## Nine algorithms at 80, 90 and 95 % on strokes, three seeds: 40 minutes; ARGS="--resume=..." goes on
 	$(IN_VENV) -m experiments.fed_emnist $(or $(ARGS),--dataset=strokes --sparsities 0.8 0.9 0.95 --jobs=2)

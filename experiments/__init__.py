@@ -1,5 +1,4 @@
 """Runnable studies: `python -m experiments.<name> --help` says what each one measures and takes.
 
-Each is built on three floors: `record` writes and reads rows, `tables` makes Markdown and pictures of them, and `study`
-is the loop that trains.
+`harness` is what all of them stand on, `common` what families of them share, and `registry` has a row for each.
 """

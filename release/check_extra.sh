@@ -29,5 +29,5 @@ cd "$empty"
 "$empty/env/bin/python" "$root/release/use_extra.py" "$extra"
 if [[ $extra == fed && $releases == locked ]]; then
   cp -r "$root/experiments" .
-  "$empty/env/bin/python" -m experiments.fed_emnist --dataset=digits --algorithms no_prune magnitude rigl --seeds=0 --output=runs | tail -8
+  "$empty/env/bin/python" -m experiments.fed_emnist --dataset=digits --algorithms no_prune magnitude rigl --seed=0 --output=runs | tail -8
 fi

@@ -24,7 +24,7 @@ start() {
 }
 
 quick() {
-  local collect='PYTEST=.venv/bin/python -m pytest --collect-only -q' digits='--rounds=20 --seeds=0 --algorithms no_prune rigl'
+  local collect='PYTEST=.venv/bin/python -m pytest --collect-only -q' digits='--rounds=20 --seed=0 --algorithms no_prune rigl'
   local study='--seeds 1 --steps 20 --evaluations 2 --changes 2'
   case $1 in
     test | doctests | coverage) make PYTHON="$python" "$1" "$collect" | tail -3 ;;

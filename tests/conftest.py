@@ -75,6 +75,7 @@ _QUICKLY_COMPILED = (
     "tests/rl_haiku/",
     "tests/rl/",
     "tests/experiments/",
+    "tests/fuzz/",
     "tests/test_docs.py",
     "tests/t5/test_t5_optimizer",
     "tests/vision/",

@@ -29,60 +29,35 @@ Source: Lee et al., JaxPruner: A Concise Library for Sparsity Research (2023); O
 reinforcement learning, a pruned network is a good network (2024).
 """
 
-import functools
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments.atari.config import StudyConfig
+from experiments.atari.config import AtariSettings
 from experiments.atari.measure import measure, table
-from experiments.atari.plan import about, fitted, plan
-from experiments.atari.train import train_batch
-from experiments.record.files import read_config
-from experiments.record.flags import read_command_line
-from experiments.rl_study.study import study_of
-from experiments.study import begin, explained, run
+from experiments.atari.plan import described, fitted, plan
+from experiments.harness.command import ask, explained, go
+from experiments.registry import STUDIES
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
-
-PACKAGES = ("ale-py", "dm-haiku", "jax", "jaxlib", "numpy", "optax", "sparse-plugins")
-DESCRIPTION = (
-    "Trains DQN on Atari games, dense and sparse, several cells at once, and compares returns with published ones."
-    " Makes a new folder with tables, plots and config.json. SIGTERM stops it after the current stretch of training,"
-    " --resume goes on. --measure first tells how long it will take."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study of a command line, the process's own when None, or goes on with one.
 
     Returns:
-        Exit status: 0 if every run finished, 1 if one failed or an emulator broke, 2 if the study could not start or go
-        on, 143 if SIGTERM stopped it.
+        As of `harness.command.main`; 2 also if an emulator broke.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    asked = read_command_line(StudyConfig, "atari", DESCRIPTION, arguments)
-    command = shlex.join(["python", "-m", "experiments.atari", *arguments])
-    return explained(functools.partial(_study, asked, command))
+    asked = ask(STUDIES["atari"], AtariSettings, arguments)
+    if asked.settings and asked.settings.measure:
+        return explained(lambda: _measure(asked.settings), EnvironmentFailure)
+    return explained(lambda: go(STUDIES["atari"], AtariSettings, plan, asked), EnvironmentFailure)
 
 
-def _study(asked: StudyConfig | Path, command: str) -> int:
-    folder = asked if isinstance(asked, Path) else None
-    config = read_config(asked, StudyConfig) if isinstance(asked, Path) else fitted(asked)
-    if config.measure:
-        print(plan(config), flush=True)
-        batches = list(config.batches())
-        print(f"\n{table(config, batches, measure(config, batches[0]))}")
-        return 0
-    train = functools.partial(train_batch, config)
-    record = {"about": about(config), "changes": config.mask_changes}
-    made = study_of("atari", config, folder, train, plan=plan(config), packages=PACKAGES, record=record)
-    folder = folder or begin(made, command)
-    try:
-        return run(made, folder, command)
-    except EnvironmentFailure as error:
-        print(f"error: {error} Go on with --resume {folder}", file=sys.stderr)
-        return 1
+def _measure(settings: AtariSettings) -> int:
+    config = fitted(settings)
+    batches = list(config.batches())
+    print(described(config), flush=True)
+    print(f"\n{table(config, batches, measure(config, batches[0]))}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.atari.layout import STEPS
-from experiments.record.cells import DENSE
-from experiments.record.flags import flag, flag_name
-from experiments.rl_study.cells import Cell, grid
-from experiments.rl_study.settings import StudySettings
+from experiments.common.agents.settings import AgentSettings
+from experiments.harness.cells import DENSE, Cell, grid
+from experiments.harness.settings import flag, seeds_flag
 from sparse_plugins import core
 from sparse_plugins.rl.environments.atari.roms import game_name
 from sparse_plugins.rl.loops.vector_step import VectorConfig
@@ -32,11 +31,11 @@ _OF_PRESET: dict[str, Any] = {"default": None, "shown": "the preset's"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyConfig(StudySettings):
+class AtariSettings(AgentSettings):
     """What is trained, how, and where the results go; what is None is filled in when it is built.
 
     Raises:
-        ValueError: as `StudySettings`, there is no such game, or settings do not go together.
+        ValueError: as `AgentSettings`, there is no such game, or settings do not go together.
         ImportError: ale-py is missing.
     """
 
@@ -53,13 +52,7 @@ class StudyConfig(StudySettings):
         nargs="+",
         **_OF_PRESET,
     )
-    seeds: tuple[int, ...] = flag(
-        "one number: so many, from 0 on; several: these. All seeds of a cell are trained at once",
-        int,
-        nargs="+",
-        default=(0, 1, 2),
-        read=lambda typed: tuple(range(typed[0])) if len(typed) == 1 else tuple(typed),
-    )
+    seeds: tuple[int, ...] = seeds_flag(3)
     steps: int = flag("environment steps that each seed is trained for, of 4 frames", int, default=STEPS)
     drop_fraction: float = flag(
         "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
@@ -75,7 +68,7 @@ class StudyConfig(StudySettings):
         "environment steps before the first optimizer step", int, default=None, shown="20,000, or 1/10 of --steps"
     )
     epsilon_decay: int = flag(
-        "environment steps in which exploration falls to 1 %%", int, default=None, shown="250,000, or 1/4 of --steps"
+        "environment steps in which exploration falls to 1 %", int, default=None, shown="250,000, or 1/4 of --steps"
     )
     together: int = flag("cells of a game that are trained together", int, default=None, shown="as many as fit")
     memory_gb: float = flag(
@@ -108,13 +101,11 @@ class StudyConfig(StudySettings):
 
     def __post_init__(self) -> None:
         self._fill_in()
-        for name in ("curve_points", "checkpoint_every", "envs", "together", "reseed_after"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{flag_name(name)} must be 1 or more, got {getattr(self, name)}.")
+        self.at_least(1, "curve_points", "checkpoint_every", "envs", "together", "reseed_after")
         if self.network == "nature" and self.width != (1,):
             raise ValueError(f"--width is for --network impala; nature has one width, got {list(self.width)}.")
-        if len(set(self.width)) < len(self.width) or min(self.width) < 1:
-            raise ValueError(f"--width takes one value or more, 1 or above, each once, got {list(self.width)}.")
+        self.each_once("width")
+        self.at_least(1, "width")
         if self.warm_up > self.steps // 5:
             raise ValueError(f"--warm-up is {self.warm_up}; give a fifth of --steps={self.steps} or less.")
         if not 0 <= self.measure < math.inf:
@@ -124,24 +115,18 @@ class StudyConfig(StudySettings):
 
     def _fill_in(self) -> None:
         least = 2 * max(self.envs, 1)
-        filled = {
-            **PRESETS[self.preset],
-            "warm_up": math.ceil(max(min(20_000, self.steps // 10), least) / least) * least,
-            "epsilon_decay": min(250_000, self.steps // 4),
-        }
-        for name, value in filled.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        warm_up = math.ceil(max(min(20_000, self.steps // 10), least) / least) * least
+        self.fill_in({**PRESETS[self.preset], "warm_up": warm_up, "epsilon_decay": min(250_000, self.steps // 4)})
         object.__setattr__(self, "games", tuple(map(_name, self.games)))
 
     def cells(self) -> Iterator[Cell]:
         """Every cell of the grid."""
-        return grid(self.games, self.algorithms, self.sparsities, self.width)
+        return grid(self.algorithms, self.sparsities, self.games, self.width)
 
     def batches(self) -> Iterator[tuple[Cell, ...]]:
         """The cells, in groups of one game that are trained together."""
         for game in self.games:
-            own = [cell for cell in self.cells() if cell.game == game]
+            own = [cell for cell in self.cells() if cell.group == game]
             size = self.together or len(own)
             yield from (tuple(own[first : first + size]) for first in range(0, len(own), size))
 
@@ -167,10 +152,10 @@ class StudyConfig(StudySettings):
 
     def sparsity_config(self, cell: Cell) -> dict[str, Any]:
         """The papers' schedules, in optimizer steps, sooner and faster if training is shorter."""
-        exchanges = cell.algorithm in ("set", "rigl")
+        exchanges = cell.name in ("set", "rigl")
         start, end = self._first_and_last_change
         return {
-            "algorithm": cell.algorithm,
+            "algorithm": cell.name,
             "sparsity": cell.sparsity,
             "dist_type": self.distribution,
             "update_start_step": 1 if exchanges else start,

@@ -1,11 +1,8 @@
 """How a study of Atari games is read."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from experiments.record.layout import Layout, Settings, differences
-from experiments.rl_study import layout as agents
-from experiments.tables.published import MSPACMAN, WIDE
+from experiments.common.agents import layout as agents
+from experiments.harness.layout import Layout, Record, Settings, differences
+from experiments.harness.tables.published import MSPACMAN, WIDE
 
 STEPS = 10_000_000  # of the papers: 40 iterations of 1M frames
 PAPER = {
@@ -19,14 +16,14 @@ PAPER = {
 }
 
 
-def layout(record: Mapping[str, Any]) -> Layout:
+def layout(record: Record) -> Layout:
     """The layout of a study.
 
     Args:
         record: What its `config.json` holds.
     """
     settings = record["settings"]
-    is_published = settings["network"] == "nature" and settings["games"] == ["MsPacman"]
+    is_published = settings["network"] == "nature" and list(settings["games"]) == ["MsPacman"]
     return agents.layout(
         record,
         "DQN on Atari: return and sparsity",

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.atari.config import StudyConfig
+from experiments.atari.config import AtariSettings
 from experiments.atari.train import environments, groups, num_actions
-from experiments.rl_study.cells import Cell
-from experiments.tables import markdown_table
+from experiments.harness.cells import Cell
+from experiments.harness.tables import markdown_table
 from sparse_plugins.rl.environments.interfaces import VectorEnvironment, VectorStep
 from sparse_plugins.rl.loops.vector import VectorTrainer
 
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     of: tuple[int, str]
 
 
-def measure(config: StudyConfig, batch: Sequence[Cell]) -> list[Part]:
+def measure(config: AtariSettings, batch: Sequence[Cell]) -> list[Part]:
     """Times the parts of an iteration of a batch, and the whole last.
 
     Acting is measured on a picture that stands still, during a warm-up that does not end; learning is what the same
@@ -43,7 +43,7 @@ def measure(config: StudyConfig, batch: Sequence[Cell]) -> list[Part]:
     """
     loop, runs = config.loop, len(batch) * len(config.seeds)
     steps, updates = runs * loop.num_envs * loop.vector_steps, runs * loop.updates
-    made = environments(config, batch[0].game)
+    made = environments(config, batch[0].group)
     still = lambda seed, first, size: _Still(made(seed, first, size))  # noqa: E731
     emulate = _time_emulators(config, batch, made)
     copy = _time_copies(config, batch)
@@ -59,7 +59,7 @@ def measure(config: StudyConfig, batch: Sequence[Cell]) -> list[Part]:
     ]
 
 
-def table(config: StudyConfig, batches: Sequence[Sequence[Cell]], parts: Sequence[Part]) -> str:
+def table(config: AtariSettings, batches: Sequence[Sequence[Cell]], parts: Sequence[Part]) -> str:
     """The parts, and how long the study will take.
 
     Args:
@@ -108,11 +108,11 @@ class _Still:
         """There is nothing to close."""
 
 
-def _time_emulators(config: StudyConfig, batch: Sequence[Cell], made: Callable[[int, int, int], Any]) -> float:
+def _time_emulators(config: AtariSettings, batch: Sequence[Cell], made: Callable[[int, int, int], Any]) -> float:
     loop, runs, random = config.loop, len(batch) * len(config.seeds), np.random.default_rng(0)
     size = loop.num_envs // loop.num_halves
     halves = [[made(run, half * size, size) for run in range(runs)] for half in range(loop.num_halves)]
-    actions = random.integers(0, num_actions(batch[0].game), (64, size))
+    actions = random.integers(0, num_actions(batch[0].group), (64, size))
     turns = 0
 
     def iterate() -> None:
@@ -136,7 +136,7 @@ def _time_emulators(config: StudyConfig, batch: Sequence[Cell], made: Callable[[
             environment.close()
 
 
-def _time_copies(config: StudyConfig, batch: Sequence[Cell]) -> float:
+def _time_copies(config: AtariSettings, batch: Sequence[Cell]) -> float:
     loop = config.loop
     frames = np.zeros((len(config.seeds), loop.num_envs // loop.num_halves, 84, 84), np.uint8)
 
@@ -148,7 +148,7 @@ def _time_copies(config: StudyConfig, batch: Sequence[Cell]) -> float:
 
 
 def _time_training(
-    config: StudyConfig, batch: Sequence[Cell], made: Callable[[int, int, int], Any], learns: bool
+    config: AtariSettings, batch: Sequence[Cell], made: Callable[[int, int, int], Any], learns: bool
 ) -> float:
     size = config.loop.num_envs
     warm_up = size * (2 if learns else 1 << 24)

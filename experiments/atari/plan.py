@@ -1,6 +1,7 @@
 """What a study is about to do, and how many of its cells fit into memory together."""
 
 import dataclasses
+import functools
 import math
 import os
 import types
@@ -9,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.atari.config import StudyConfig
-from experiments.atari.train import agent
-from experiments.record.cells import DENSE
-from experiments.rl_study.cells import Cell
+from experiments.atari.config import AtariSettings
+from experiments.atari.train import agent, train_batch
+from experiments.common.agents import task
+from experiments.harness.cells import DENSE, Cell
+from experiments.harness.study import Plan
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments.atari.protocols import machado
@@ -23,13 +25,13 @@ GB = 1e9
 PART_OF_MEMORY = 0.8  # programs need some
 
 
-def replay(config: StudyConfig) -> Replay:
+def replay(config: AtariSettings) -> Replay:
     """The replay of one run."""
     screen: Any = types.SimpleNamespace(frame_shape=machado().frame_shape, frame_dtype=np.uint8)
     return config.loop.replay(screen)
 
 
-def state_bytes(config: StudyConfig, cell: Cell) -> int:
+def state_bytes(config: AtariSettings, cell: Cell) -> int:
     """What one run keeps on the device: replay, networks, moments and masks."""
     run = VectorAgent(agent(config, cell), replay(config), config.loop)
     leaves = jax.tree.leaves(jax.eval_shape(run.init, jax.random.key(0)))
@@ -42,17 +44,24 @@ def device_memory() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def fitted(config: StudyConfig) -> StudyConfig:
+def fitted(config: AtariSettings) -> AtariSettings:
     """The settings with `together` and `memory_gb` filled in, so that a resumed study has the same batches anywhere."""
     memory = config.memory_gb or round(PART_OF_MEMORY * device_memory() / GB, 1)
     cells = list(config.cells())
-    most = sum(cell.game == cells[0].game for cell in cells)
+    most = sum(cell.group == cells[0].group for cell in cells)
     largest = max(cells, key=lambda cell: cell.width)
     fit = int(memory * GB // (state_bytes(config, largest) * len(config.seeds)))
     return dataclasses.replace(config, memory_gb=memory, together=config.together or min(max(fit, 1), most))
 
 
-def plan(config: StudyConfig) -> str:
+def plan(config: AtariSettings) -> Plan:
+    """The plan of a study."""
+    config = fitted(config)
+    record = {"about": about(config), "changes": config.mask_changes}
+    return task.plan_of(config, functools.partial(train_batch, config), described(config), record)
+
+
+def described(config: AtariSettings) -> str:
     """How many cells there are, in which batches, with how much memory, and when and how sparse the first one gets."""
     batches, cells = list(config.batches()), list(config.cells())
     largest = max(cells, key=lambda cell: cell.width)
@@ -63,7 +72,7 @@ def plan(config: StudyConfig) -> str:
         f"Memory on the device: {each / GB:.2f} GB a run, {replay(config).bytes() / GB:.2f} of it replay; together"
         f" {most * each / GB:.1f} GB of {config.memory_gb} GB. A checkpoint is as large, and two are kept.",
     ]
-    sparse = [cell for cell in cells if cell.algorithm != DENSE]
+    sparse = [cell for cell in cells if cell.name != DENSE]
     if sparse:
         learner, clock = agent(config, sparse[0]), dataclasses.replace(config.loop.clock, frames_per_step=4)
         updater = learner.updater.seeded(jax.random.key(0))  # as those of its runs are
@@ -72,12 +81,12 @@ def plan(config: StudyConfig) -> str:
     return "\n".join(lines)
 
 
-def _parameters(config: StudyConfig, cell: Cell) -> PyTree:
+def _parameters(config: AtariSettings, cell: Cell) -> PyTree:
     observation = jax.ShapeDtypeStruct((1, *replay(config).observation_shape), np.uint8)
     return jax.eval_shape(agent(config, cell).init, jax.random.key(0), observation).params
 
 
-def about(config: StudyConfig) -> str:
+def about(config: AtariSettings) -> str:
     """What is trained, for the report."""
     start, end = config.mask_changes
     network = "Nature's network" if config.network == "nature" else "Impala's network"

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import optax
 
-from experiments.atari.config import PERIOD, TARGET_STEPS, StudyConfig
-from experiments.record.runs import Recorder
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.layout import Row
-from experiments.rl_study.watched import WatchedVector, layers_to, zeros
+from experiments.atari.config import PERIOD, TARGET_STEPS, AtariSettings
+from experiments.common.agents.layout import NUMBERS
+from experiments.common.agents.watched import WatchedVector, layers_to, zeros
+from experiments.harness.cells import Cell
+from experiments.harness.layout import Row
+from experiments.harness.recorder import Recorder
 from sparse_plugins.rl.environments.atari import AtariVector
 from sparse_plugins.rl.haiku import SparseDQN, impala_torso, nature_torso
 from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer
@@ -32,7 +33,7 @@ def num_actions(game: str) -> int:
     return environment.num_actions
 
 
-def environments(config: StudyConfig, game: str, skipped: int = 0) -> Callable[[int, int, int], AtariVector]:
+def environments(config: AtariSettings, game: str, skipped: int = 0) -> Callable[[int, int, int], AtariVector]:
     """What makes the environments of a run.
 
     Args:
@@ -45,12 +46,12 @@ def environments(config: StudyConfig, game: str, skipped: int = 0) -> Callable[[
     )
 
 
-def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
+def agent(config: AtariSettings, cell: Cell) -> SparseDQN:
     """DQN with the numbers of `sparse_plugins/rl/dopamine/configs/mspacman_dqn.gin` and `impala_dqn.gin`."""
     as_matmuls = {"yes": True, "no": False, "auto": jax.default_backend() == "cpu" and len(config.seeds) > 1}
     torso = nature_torso if config.network == "nature" else functools.partial(impala_torso, cell.width)
     return SparseDQN(
-        num_actions=num_actions(cell.game),
+        num_actions=num_actions(cell.group),
         torso=torso(as_matmuls=as_matmuls[config.as_matmuls]),
         loss="mse",
         optimizer=optax.adam(6.25e-5, eps=1.5e-4),
@@ -59,27 +60,27 @@ def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
     )
 
 
-def groups(config: StudyConfig, batch: Sequence[Cell]) -> list[Group]:
+def groups(config: AtariSettings, batch: Sequence[Cell]) -> list[Group]:
     """A group of runs for every cell."""
-    return [Group(cell.name, agent(config, cell), config.seeds) for cell in batch]
+    return [Group(str(cell), agent(config, cell), config.seeds) for cell in batch]
 
 
 def train_batch(
-    config: StudyConfig, batch: Sequence[Cell], recorders: Sequence[Recorder], reach: Callable[[int], None]
-) -> list[Row] | None:
+    config: AtariSettings, batch: Sequence[Cell], recorders: Sequence[Recorder], reach: Callable[[int], None]
+) -> bool:
     """Trains all seeds of some cells of a game, from their newest checkpoint on, and evaluates them.
 
     Returns:
-        The rows of all seeds; None if SIGTERM came first.
+        False if SIGTERM came first.
     """
-    game = batch[0].game
+    game = batch[0].group
     trainer = VectorTrainer(environments(config, game), groups(config, batch), config.loop)
     try:
         per_stretch, broken = stretch(config), Broken()
 
         def report(step: int, episodes: object) -> None:
             reach(step)
-            broken.look(step, {cell.name: state.loss for cell, state in zip(batch, trainer.states, strict=True)})
+            broken.look(step, {str(cell): state.loss for cell, state in zip(batch, trainer.states, strict=True)})
 
         watched: Any = WatchedVector(trainer, layers_to(recorders))
         run = train(
@@ -92,28 +93,29 @@ def train_batch(
             report=report,
         )
         if not run.is_finished:
-            return None
+            return False
         scores = evaluate(
             trainer, environments(config, game, skipped=config.envs), config.evaluation_episodes, epsilon=EPSILON
         )
-        rows: list[Row] = []
+        own = iter(recorders)
         for cell, state in zip(batch, trainer.states, strict=True):
-            for seed, end in zip(config.seeds, _ends(state, scores[cell.name]), strict=True):
-                own = [one for one in run.episodes if (one.group, one.seed) == (cell.name, seed)]
-                found = _rows(cell, seed, own, per_stretch, trainer.environment_steps, end)
-                rows += broken.cut(list(found), cell.name, config.seeds.index(seed))
-        return rows
+            for place, end in enumerate(_ends(state, scores[str(cell)])):
+                recorder = next(own)
+                played = [one for one in run.episodes if (one.group, one.seed) == (str(cell), recorder.run.seed)]
+                rows = rows_of(recorder, played, per_stretch, trainer.environment_steps, end)
+                recorder.rewrite(broken.cut(list(rows), str(cell), place))
+        return True
     finally:
         trainer.close()
 
 
-def stretch(config: StudyConfig) -> int:
+def stretch(config: AtariSettings) -> int:
     """Environment steps of a stretch of training."""
     size = _steps_per_iteration(config)
     return math.ceil(math.ceil(config.steps / size) / config.curve_points) * size
 
 
-def _steps_per_iteration(config: StudyConfig) -> int:
+def _steps_per_iteration(config: AtariSettings) -> int:
     return config.loop.num_envs * config.loop.vector_steps
 
 
@@ -146,7 +148,8 @@ class Broken:
             return list(rows)
         step, loss = self._found[group, number]
         before = [row for row in rows if row.step < step]
-        return [*before, Row(**rows[0].cell._asdict(), seed=rows[0].seed, step=step, failure=f"the loss is {loss}")]
+        lost = dict.fromkeys(NUMBERS)
+        return [*before, Row(**{**vars(rows[0]), **lost, "step": step, "failure": f"the loss is {loss}"})]
 
 
 def _ends(state: RunState, scores: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -156,19 +159,13 @@ def _ends(state: RunState, scores: np.ndarray) -> Iterator[dict[str, Any]]:
         yield {"final_return": float(own.mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
 
 
-def _rows(
-    cell: Cell, seed: int, episodes: Sequence[Episode], per_stretch: int, last: int, end: dict[str, Any]
+def rows_of(
+    recorder: Recorder, episodes: Sequence[Episode], per_stretch: int, last: int, end: dict[str, Any]
 ) -> Iterator[Row]:
     """A row per stretch of training, the last one with its end."""
     scores: dict[int, list[float]] = {step: [] for step in [*range(per_stretch, last, per_stretch), last]}
     for episode in episodes:
         scores[min((episode.step // per_stretch + 1) * per_stretch, last)].append(episode.score)
     for step, own in scores.items():
-        yield Row(
-            **cell._asdict(),
-            seed=seed,
-            step=step,
-            episodes=len(own),
-            training_return=sum(own) / len(own) if own else None,
-            **(end if step == last else {}),
-        )
+        mean = sum(own) / len(own) if own else None
+        yield recorder.row(step, episodes=len(own), training_return=mean, **(end if step == last else {}))

@@ -6,7 +6,6 @@ Nothing of that library is in this repository: its folder is put on the path whe
 
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.benchmarks.models import random_tree, resnet50_shapes
+from experiments.benchmarks.models import random_tree, resnet50_shapes, stepper
 from experiments.benchmarks.timing import compare, interleave, table
 from sparse_plugins import core
 from sparse_plugins.core.selection.counts import keep_count
@@ -107,9 +106,9 @@ def steady_step(theirs: ModuleType, algorithm: str, params: dict, grads: dict, r
     adam = optax.adam(1e-3)
     ours, reference = _updaters(theirs, algorithm).values()
     contestants = {
-        "dense Adam": _stepper(adam, lambda params, state: params, params, grads),
-        "this library": _stepper(ours.wrap_optax(adam), lambda params, state: params, params, grads),
-        "JaxPruner": _stepper(reference.wrap_optax(adam), reference.post_gradient_update, params, grads),
+        "dense Adam": stepper(adam, params, grads)[0],
+        "this library": stepper(ours.wrap_optax(adam), params, grads)[0],
+        "JaxPruner": stepper(reference.wrap_optax(adam), params, grads, reference.post_gradient_update)[0],
     }
     print(f"### a step without a mask change, {algorithm}\n")
     print(table(interleave(contestants, "dense Adam", rounds), {}) + "\n", flush=True)
@@ -124,20 +123,3 @@ def _updaters(theirs: ModuleType, algorithm: str) -> dict[str, Any]:
         "this library": core.create_updater_from_config({**settings, **times}, use_packed_masks=False),
         "JaxPruner": theirs.create_updater_from_config(config),
     }
-
-
-def _stepper(tx: optax.GradientTransformation, hook: Callable, params: dict, grads: dict) -> Callable[[], dict]:
-    """A function that makes one donated step."""
-
-    def step(params: dict, state: Any, grads: dict) -> tuple[dict, Any]:
-        updates, state = tx.update(grads, state, params)
-        return hook(optax.apply_updates(params, updates), state), state
-
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), grads).compile()
-    carried = [jax.tree.map(jnp.copy, params), tx.init(params)]
-
-    def run() -> dict:
-        carried[:] = compiled(*carried, grads)
-        return carried[0]
-
-    return run

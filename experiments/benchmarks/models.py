@@ -1,8 +1,12 @@
-"""Parameter trees of well-known models, by shape only."""
+"""Parameter trees of well-known models, by shape only, and steps of an optimizer on them."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 
@@ -44,3 +48,32 @@ def random_tree(shapes: Shapes, seed: int, scale: float) -> dict:
     rng = np.random.default_rng(seed)
     draw = lambda shape: jnp.asarray(rng.standard_normal(shape, np.float32) * scale)  # noqa: E731
     return jax.tree.map(draw, shapes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def stepper(
+    tx: optax.GradientTransformation,
+    params: dict,
+    grads: dict,
+    hook: Callable[[dict, Any], dict] = lambda params, state: params,
+) -> tuple[Callable[[], dict], Any]:
+    """A function that makes one donated step, and the compiled program.
+
+    Args:
+        tx: The optimizer.
+        params: Where it starts; they are copied.
+        grads: The same for every step.
+        hook: What is done to parameters after a step, with the optimizer's state.
+    """
+
+    def step(params: dict, state: Any, grads: dict) -> tuple[dict, Any]:
+        updates, state = tx.update(grads, state, params)
+        return hook(optax.apply_updates(params, updates), state), state
+
+    carried = [jax.tree.map(jnp.copy, params), tx.init(params)]
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*carried, grads).compile()
+
+    def run() -> dict:
+        carried[:] = compiled(*carried, grads)
+        return carried[0]
+
+    return run, compiled

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from experiments.tables import markdown_table
+from experiments.harness.tables import markdown_table
 from sparse_plugins import core, rl
 from sparse_plugins.rl import haiku
 from sparse_plugins.rl.environments import atari
@@ -24,7 +24,7 @@ NEVER = 1 << 24
 
 
 def _dopamine(trains: bool) -> Callable[[int], None]:
-    from experiments.rl_demo.play import make_agent
+    from experiments.common.agents.dopamine_play import make_agent
 
     # isort: split
     from dopamine.discrete_domains import atari_lib

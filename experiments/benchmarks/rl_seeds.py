@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments.fused_cartpole.agent import CONFIG, STEPS, pruned, trainer
-from experiments.tables import markdown_table
+from experiments.common.agents.cartpole import CONFIG, STEPS, pruned, trainer
+from experiments.harness.tables import markdown_table
 
 
 def train(seeds: Sequence[int], of: int, steps: int) -> None:

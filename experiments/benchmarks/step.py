@@ -12,10 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from experiments.benchmarks.models import random_tree, resnet50_shapes
+from experiments.benchmarks.models import random_tree, resnet50_shapes, stepper
 from experiments.benchmarks.timing import interleave, table
 from sparse_plugins import core
 
@@ -31,21 +30,9 @@ VARIED = ("magnitude", "rigl")
 
 def _contestant(tx: optax.GradientTransformation, params: dict, grads: dict) -> tuple[Callable, str]:
     """A function that makes one step, and what the compiler says about the step's memory."""
-
-    def step(params: dict, state: tuple, grads: dict) -> tuple:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = tx.init(params)
-    jitted = jax.jit(step, donate_argnums=(0, 1))
-    memory = jitted.lower(params, state, grads).compile().memory_analysis()
+    run, compiled = stepper(tx, params, grads)
+    memory = compiled.memory_analysis()
     arguments, temporary = (getattr(memory, f"{kind}_size_in_bytes", 0) / 1e6 for kind in ("argument", "temp"))
-    carried = [jax.tree.map(jnp.copy, params), state]
-
-    def run() -> dict:
-        carried[:] = jitted(*carried, grads)
-        return carried[0]
-
     return run, f"{arguments:.0f} + {temporary:.0f} MB"
 
 

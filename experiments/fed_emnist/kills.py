@@ -15,7 +15,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 # Two runs with checkpoints, masks that move and growth signals, in a few seconds.
 STUDY = (
-    *("--dataset=digits", "--algorithms", "no_prune", "rigl", "--seeds=0", "--clients-per-round=2", "--rounds=24"),
+    *("--dataset=digits", "--algorithms", "no_prune", "rigl", "--seed=0", "--clients-per-round=2", "--rounds=24"),
     *("--update-start=2", "--update-every=2", "--evaluate-every=3", "--checkpoint-every=2"),
 )
 NOT_COMPARED = {"config.json", "results.md", "timing.csv"}  # They tell when, of which commit and how long.

@@ -1,12 +1,10 @@
 """The rows of the federated study, and how they are read."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from experiments.record.cells import grid, label
-from experiments.record.layout import Curve, Layout, Measure, Settings, Shown, differences, keys, last
-from experiments.tables.published import FEDERATED
+from experiments.harness.cells import grid
+from experiments.harness.layout import Curve, Layout, Measure, Record, Row, Settings, differences, last
+from experiments.harness.tables.published import FEDERATED
 
 # JaxPruner's federated study (Lee et al., 2023).
 PAPER = {
@@ -31,38 +29,19 @@ NETWORKS = {"dense": "784-200-200 network", "conv": "convolutional network"}
 DISTRIBUTIONS = {"erk": "ERK", "uniform": "uniform"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of `results.csv`: an evaluation, or how a run failed.
-
-    Attributes:
-        algorithm: as given to the command line.
-        sparsity: target fraction of zeros, 0 for dense training.
-        seed: of the run.
-        round: finished rounds; of a failed run, those of its last evaluation.
-        test_accuracy: fraction of the test images, 0 to 1; empty if the run failed, like all measurements.
-        test_loss: mean cross-entropy of the test images, in nats.
-        train_loss: the same of the training images of the writers of the first round.
-        measured_sparsity: fraction of zeros in the weight matrices that the clients get.
-        down_bytes: sent to all clients so far.
-        up_bytes: sent by all clients so far, growth signals included.
-        failure: empty, or why the run ended early.
-    """
-
-    algorithm: str
-    sparsity: float
-    seed: int
-    round: int
-    test_accuracy: float | None = None
-    test_loss: float | None = None
-    train_loss: float | None = None
-    measured_sparsity: float | None = None
-    down_bytes: int | None = None
-    up_bytes: int | None = None
-    failure: str = ""
+# Accuracy, and loss in nats, on all test images; loss on training images of the writers of the first round; zeros in
+# the weight matrices that clients get; bytes to and from all clients so far, growth signals included.
+NUMBERS = {
+    "test_accuracy": float,
+    "test_loss": float,
+    "train_loss": float,
+    "measured_sparsity": float,
+    "down_bytes": int,
+    "up_bytes": int,
+}
 
 
-def layout(record: Mapping[str, Any]) -> Layout:
+def layout(record: Record) -> Layout:
     """The layout of a study.
 
     Args:
@@ -73,10 +52,9 @@ def layout(record: Mapping[str, Any]) -> Layout:
     return Layout(
         title=f"Federated averaging on {settings['dataset']}",
         about=about(settings),
-        row=Row,
-        cell=("algorithm", "sparsity"),
-        show=lambda key: Shown("", label(key[0]), key[1]),
-        cells=keys(record.get("cells", list(grid(settings["algorithms"], settings["sparsities"])))),
+        cell={"algorithm": "name", "sparsity": "sparsity"},
+        numbers=NUMBERS,
+        cells=tuple(grid(settings["algorithms"], settings["sparsities"])),
         seeds=tuple(settings["seeds"]),
         step="round",
         step_label="round",
@@ -140,6 +118,6 @@ def parameter_bytes(settings: Settings) -> int:
     return 4 * (inner[settings["model"]] + outputs)
 
 
-def _of_dense(field: str, messages: int, settings: Settings) -> Callable[[Sequence[Any]], float | None]:
+def _of_dense(field: str, messages: int, settings: Settings) -> Callable[[Sequence[Row]], float | None]:
     whole = messages * parameter_bytes(settings)
     return lambda rows: 100 * getattr(rows[-1], field) / whole

@@ -1,45 +1,99 @@
-"""A run of the study, from its newest checkpoint to its end."""
+"""The plan of a federated study, and a run of it, from its newest checkpoint to its end."""
 
 import contextlib
+import dataclasses
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.fed_emnist.config import Run, StudyConfig
-from experiments.fed_emnist.layout import Row
+from experiments.fed_emnist.config import FederatedSettings
+from experiments.fed_emnist.layout import about
 from experiments.fed_emnist.train import Evaluation, averaging, first_state, prepare, train
-from experiments.record.files import write_whole
-from experiments.record.layers import masks_of
-from experiments.record.runs import Recorder
-from sparse_plugins import fed
+from experiments.harness.cells import Run
+from experiments.harness.files import write_whole
+from experiments.harness.layers import masks_of
+from experiments.harness.recorder import Recorder
+from experiments.harness.study import Plan
+from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
+from sparse_plugins.fed.aggregation import Aggregation
 from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints
 
 
-def execute(config: StudyConfig, batch: Sequence[Recorder]) -> bool:
-    """Trains one run, alone in its batch, with its ledger and its last parameters in its folder.
+def plan(config: FederatedSettings) -> Plan:
+    """The plan of a study.
+
+    Raises:
+        DatasetUnavailableError: the data can't be had.
+        ValueError: the settings do not fit data or model.
+    """
+    task, cells = prepare(config), list(config.cells())
+    text = f"{len(cells) * len(config.seeds)} runs of {config.rounds} rounds on {config.dataset}."
+    if sparse := [cell for cell in cells if not cell.is_dense]:
+        params, run = jax.eval_shape(task.model.init, jax.random.PRNGKey(0)), Run(sparse[0], config.seeds[0])
+        text += f" Plan of {run}:\n{core.describe_plan(config.updater(run), params)}"
+    return Plan(
+        config,
+        cells,
+        functools.partial(execute, config),
+        text,
+        {"about": about(dataclasses.asdict(config))},
+        passes=(CheckpointMismatchError,),
+        jobs=config.jobs,
+    )
+
+
+def execute(config: FederatedSettings, batch: Sequence[Recorder]) -> bool:
+    """Trains one run, alone in its batch."""
+
+    def numbers(found: Evaluation, state: fed.SparseServerState, total: Any) -> dict[str, Any]:
+        own = found._asdict() | {"down_bytes": total.down, "up_bytes": total.up + total.growth}
+        return {name: value for name, value in own.items() if name != "round"}
+
+    (recorder,) = batch
+    train_run(config, recorder.run, recorder, numbers)
+    return True
+
+
+def train_run(
+    config: FederatedSettings,
+    run: Run,
+    recorder: Recorder,
+    numbers: Callable[[Evaluation, fed.SparseServerState, Any], dict[str, Any]],
+    aggregation: Aggregation = Aggregation(),
+) -> fed.Ledger:
+    """Trains a run, with its ledger and its last parameters in its folder.
+
+    Args:
+        config: Settings of the federated study.
+        run: Of that study; its seed is that of the recorder.
+        recorder: Gets a row for every evaluation.
+        numbers: From an evaluation, the state and all bytes so far to the numbers of its row.
+        aggregation: How updates become one.
+
+    Returns:
+        The ledger.
 
     Raises:
         CheckpointMismatchError: The run's checkpoint is none of this run.
     """
-    (recorder,) = batch
-    (algorithm_name, sparsity), seed = recorder.run
-    run = Run(algorithm_name, sparsity, seed)
     task, ledger = prepare(config), fed.Ledger()
-    algorithm = averaging(config, run, task, ledger)
+    algorithm = averaging(config, run, task, ledger, aggregation)
     checkpoints = Checkpoints(recorder.scratch)
     state = _newest(checkpoints, first_state(run, task, algorithm), ledger, recorder)
-    bar = tqdm(total=config.rounds, desc=str(run), unit="round", leave=False, disable=config.jobs > 1 or None)
+    bar = tqdm(total=config.rounds, desc=str(recorder.run), unit="round", leave=False, disable=config.jobs > 1 or None)
     try:
         for step in train(config, run, task, algorithm, state):
             state = step.state
             bar.update(state.round - bar.n)
             if step.evaluation is not None:
-                recorder.add(_row(run, step.evaluation, ledger), masks_of(state.params, state.opt_state))
+                found = numbers(step.evaluation, state, ledger.total())
+                recorder.add(state.round, masks_of(state.params, state.opt_state), **found)
                 bar.set_postfix_str(f"{step.evaluation.test_accuracy:.1%} right")
             if _is_checkpoint_due(config, state.round):
                 checkpoints.save(state.round, state, {"ledger": ledger.to_csv(), "record": recorder.save()})
@@ -51,7 +105,7 @@ def execute(config: StudyConfig, batch: Sequence[Recorder]) -> bool:
         bar.close()
     write_whole(recorder.folder / "params.npz", _npz(state.params))
     ledger.save(recorder.folder / "ledger.csv")
-    return True
+    return ledger
 
 
 def _newest(checkpoints: Checkpoints, first: Any, ledger: fed.Ledger, recorder: Recorder) -> Any:
@@ -71,13 +125,8 @@ def _newest(checkpoints: Checkpoints, first: Any, ledger: fed.Ledger, recorder: 
     return saved.state
 
 
-def _is_checkpoint_due(config: StudyConfig, finished: int) -> bool:
+def _is_checkpoint_due(config: FederatedSettings, finished: int) -> bool:
     return config.checkpoint_every > 0 and 0 < finished < config.rounds and finished % config.checkpoint_every == 0
-
-
-def _row(run: Run, evaluation: Evaluation, ledger: fed.Ledger) -> Row:
-    total = ledger.total()
-    return Row(**run._asdict(), **evaluation._asdict(), down_bytes=total.down, up_bytes=total.up + total.growth)
 
 
 def _npz(params: Any) -> bytes:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from experiments.fed_emnist.config import Run, StudyConfig
+from experiments.fed_emnist.config import FederatedSettings, growth_of, seed_for
+from experiments.harness.cells import Run
 from sparse_plugins import core, fed
 from sparse_plugins.fed import datasets
 from sparse_plugins.fed.aggregation import Aggregation
@@ -43,7 +44,7 @@ class Task(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The model that the clients get after `round` rounds; `record.Row` says what the numbers mean."""
+    """The model that the clients get after `round` rounds; `layout.NUMBERS` says what the numbers are."""
 
     round: int
     test_accuracy: float
@@ -64,7 +65,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 @functools.cache
-def prepare(config: StudyConfig) -> Task:
+def prepare(config: FederatedSettings) -> Task:
     """Loads the data, builds the model, and checks that all runs can start on them.
 
     Raises:
@@ -77,8 +78,8 @@ def prepare(config: StudyConfig) -> Task:
     model = build[config.model](only_digits=config.only_digits or config.dataset == "digits")
     _sampler(config, train, seed=0)
     params = jax.eval_shape(model.init, jax.random.PRNGKey(0))
-    for run in config.runs():
-        jax.eval_shape(config.updater(run).init_state, params)
+    for cell in config.cells():
+        jax.eval_shape(config.updater(Run(cell, 0)).init_state, params)
     return Task(
         model=model,
         gradient=fedjax.model_grad(model),
@@ -90,7 +91,7 @@ def prepare(config: StudyConfig) -> Task:
 
 
 def averaging(
-    config: StudyConfig, run: Run, task: Task, ledger: fed.Ledger, aggregation: Aggregation = Aggregation()
+    config: FederatedSettings, run: Run, task: Task, ledger: fed.Ledger, aggregation: Aggregation = Aggregation()
 ) -> Any:
     """The federated algorithm of a run, which writes its bytes into a ledger."""
     learning_rate: Any = config.server_learning_rate
@@ -104,7 +105,7 @@ def averaging(
             optax.adam(learning_rate, eps=config.server_epsilon),
             config.updater(run),
             fedjax.ShuffleRepeatBatchHParams(batch_size=config.batch_size, num_epochs=config.local_epochs),
-            growth=run.growth,
+            growth=growth_of(run.cell),
             aggregation=aggregation,
             wire=fed.Wire(down=config.wire, up=config.wire),
             ledger=ledger,
@@ -114,10 +115,12 @@ def averaging(
 
 def first_state(run: Run, task: Task, algorithm: Any) -> fed.SparseServerState:
     """Where a run starts."""
-    return algorithm.init(task.model.init(jax.random.PRNGKey(run.seed_for("model"))))
+    return algorithm.init(task.model.init(jax.random.PRNGKey(seed_for(run.seed, "model"))))
 
 
-def train(config: StudyConfig, run: Run, task: Task, algorithm: Any, state: fed.SparseServerState) -> Iterator[Step]:
+def train(
+    config: FederatedSettings, run: Run, task: Task, algorithm: Any, state: fed.SparseServerState
+) -> Iterator[Step]:
     """Trains a run to its end and yields every step, from the first state on if that is where it starts.
 
     Args:
@@ -130,7 +133,7 @@ def train(config: StudyConfig, run: Run, task: Task, algorithm: Any, state: fed.
     Raises:
         TrainingDivergedError: a loss is not finite, or the updates of all clients are not.
     """
-    sampler = _sampler(config, task.train, run.seed_for("clients"))
+    sampler = _sampler(config, task.train, seed_for(run.seed, "clients"))
     train_batches = _batches(dataset for _, dataset, _ in sampler.sample())
     if state.round == 0:
         yield Step(state, _evaluate(task, state, train_batches))
@@ -163,7 +166,7 @@ def _evaluate(task: Task, state: fed.SparseServerState, train_batches: list[Any]
     return evaluation
 
 
-def _sampler(config: StudyConfig, train: Any, seed: int) -> datasets.SeededClientSampler:
+def _sampler(config: FederatedSettings, train: Any, seed: int) -> datasets.SeededClientSampler:
     return datasets.SeededClientSampler(train, config.clients_per_round, seed)
 
 

@@ -1,26 +1,13 @@
 """`python -m experiments.hostile clients`: trains with hostile clients, with and without a defence."""
 
+import functools
 import sys
-from collections.abc import Sequence
 
-from experiments.hostile import federated
-from experiments.hostile.settings import HostileSettings
-from experiments.hostile.studies import STUDIES
-from experiments.supervised.study import Domain, main
+from experiments.harness.command import main
+from experiments.hostile.federated import HostileSettings, task
+from experiments.registry import STUDIES
 
-DOMAIN = Domain(
-    module="hostile",
-    description="Sparse federated averaging of which one or two clients in ten turn signs or train for other labels.",
-    settings=HostileSettings,
-    studies=STUDIES,
-    build=lambda settings, name: federated.build(settings, STUDIES[name]),
-)
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs the study of a command line; see `supervised.study.main`."""
-    return main(DOMAIN, arguments)
-
+run = functools.partial(main, STUDIES["hostile"], HostileSettings, task)
 
 if __name__ == "__main__":
     sys.exit(run())

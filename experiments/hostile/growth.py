@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from experiments.fed_emnist import train
-from experiments.hostile.federated import config_of
-from experiments.hostile.settings import HostileSettings
+from experiments.fed_emnist.config import seed_for
+from experiments.harness.cells import Run
+from experiments.hostile.federated import HostileSettings, config_of
 from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed import datasets
@@ -28,11 +29,11 @@ def shares(settings: HostileSettings) -> dict[str, tuple[float, float]]:
     as the largest of the others. The round is the one after the first mask change, of the first seed.
     """
     config = config_of(settings)
-    task, run = train.prepare(config), next(config.runs())
+    task, run = train.prepare(config), Run(next(config.cells()), config.seeds[0])
     with fedjax.for_each_client_backend(ScanBackend()):
         algorithm, probe = train.averaging(config, run, task, fed.Ledger()), mean_gradient(task.gradient)
     state = train.first_state(run, task, algorithm)
-    sampler = datasets.SeededClientSampler(task.train, config.clients_per_round, run.seed_for("clients"))
+    sampler = datasets.SeededClientSampler(task.train, config.clients_per_round, seed_for(run.seed, "clients"))
     for _ in range(config.update_start + 1):
         state, _ = algorithm.apply(state, sampler.sample())
     masks = core.unpack_masks(state.params, state.opt_state.masks)

@@ -2,26 +2,28 @@
 
 from typing import Any
 
-from experiments.supervised.settings import Cell, Study
+from experiments.harness import variants
+from experiments.harness.layout import Layout, Measure, Record, last
+from experiments.harness.study import Question, Variants
 
 ATTACKS = ("signs", "labels")
 DEFENCES = ("mean", "clipped mean", "median", "trimmed mean", "Krum", "multi-Krum")
 
 
-def cells(settings: Any, shapes: Any) -> list[Cell]:
+def cells(settings: Any, shapes: Any) -> Variants:
     """Every defence without an attack, and against one and two hostile clients of either kind."""
-    found = []
+    found: Variants = {}
     for defence in DEFENCES:
-        found.append(Cell(f"{defence}, no attack", {"defence": defence, "attack": None, "count": 0}))
+        found[f"{defence}, no attack"] = {"defence": defence, "attack": None, "count": 0}
         for attack in ATTACKS:
             for count, number in ((1, "one"), (2, "two")):
-                keywords = {"defence": defence, "attack": attack, "count": count}
-                found.append(Cell(f"{defence}, {number} turning {attack}", keywords))
+                own = {"defence": defence, "attack": attack, "count": count}
+                found[f"{defence}, {number} turning {attack}"] = own
     return found
 
 
 STUDIES = {
-    "clients": Study(
+    "clients": Question(
         "Hostile clients in sparse federated averaging",
         "without an attack median, trimmed mean and multi-Krum within 3 points of the mean, the clipped mean level with"
         " it, Krum 5 to 15 below. Turned signs, sent tenfold: the mean falls to chance with one client of ten, let"
@@ -32,3 +34,8 @@ STUDIES = {
         {"short": {}, "long": {"rounds": 200}},
     ),
 }
+
+
+def layout(record: Record) -> Layout:
+    """How its rows are read."""
+    return variants.layout(record, Measure("test accuracy, %", last("score"), 100), "round", questions=STUDIES)

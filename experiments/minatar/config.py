@@ -4,9 +4,9 @@ import dataclasses
 import difflib
 from typing import Any
 
-from experiments.record.flags import flag
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.settings import StudySettings
+from experiments.common.agents.settings import AgentSettings
+from experiments.harness.cells import Cell
+from experiments.harness.settings import flag
 from sparse_plugins import core
 from sparse_plugins.rl.loops.config import FusedConfig
 
@@ -18,11 +18,11 @@ VARIANTS = {FAN_IN: ("static_sparse", "set", "rigl", "srigl"), PUBLISHED: ("set"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyConfig(StudySettings):
+class MinAtarSettings(AgentSettings):
     """What is trained, how, and where the results go; checked when built.
 
     Raises:
-        ValueError: as `StudySettings`, or there is no such game.
+        ValueError: as `AgentSettings`, or there is no such game.
     """
 
     games: tuple[str, ...] = flag(f"of: {', '.join(GAMES)}", nargs="+", default=("Breakout",))
@@ -31,7 +31,7 @@ class StudyConfig(StudySettings):
         f" that initial weights are scaled to the inputs that are kept, and behind {' and '.join(VARIANTS[PUBLISHED])}"
         f" :{PUBLISHED}, so that they exchange weights from the first step on as in JaxPruner's study",
         nargs="+",
-        default=StudySettings.algorithms,
+        default=AgentSettings.algorithms,
     )
     curve_points: int = flag("stretches of training with a row of results each", int, default=50)
     checkpoint_every: int = flag("stretches from one checkpoint of a cell to the next", int, default=10)
@@ -43,23 +43,20 @@ class StudyConfig(StudySettings):
                 hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(GAMES)}."
                 raise ValueError(f"MinAtar has no game {game!r}; {hint}")
         super().__post_init__()
-        for name in ("curve_points", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}.")
-        if self.steps < 2 * WARM_UP:
-            raise ValueError(f"--steps must be {2 * WARM_UP} or more, twice the warm-up, got {self.steps}.")
+        self.at_least(1, "curve_points", "checkpoint_every")
+        self.at_least(2 * WARM_UP, "steps")
 
     def sparsity_config(self, cell: Cell) -> dict[str, Any]:
-        """As of `StudySettings`, or for a variant as JaxPruner's gin file says of SET and RigL on MsPacman.
+        """As of `AgentSettings`, or for a variant as JaxPruner's gin file says of SET and RigL on MsPacman.
 
         Raises:
             ValueError: the algorithm has no such variant.
         """
-        algorithm, colon, variant = cell.algorithm.partition(":")
+        algorithm, colon, variant = cell.name.partition(":")
         if colon and algorithm not in VARIANTS.get(variant, ()):
             allowed = "; ".join(f":{name} behind {', '.join(own)}" for name, own in VARIANTS.items())
-            raise ValueError(f"{cell.algorithm!r} is no algorithm with a variant of it; allowed are {allowed}.")
-        config = super().sparsity_config(cell._replace(algorithm=algorithm))
+            raise ValueError(f"{cell.name!r} is no algorithm with a variant of it; allowed are {allowed}.")
+        config = super().sparsity_config(cell._replace(name=algorithm))
         if variant == PUBLISHED:  # every 5,000 of 2.5 million optimizer steps, the last of them after four fifths
             first = self.loop.clock.environment_step(1)
             config |= {"update_start_step": first, "update_freq": max(self.steps // 500, 1), "drop_fraction": 0.3}

@@ -1,12 +1,9 @@
 """How a study of MinAtar's games is read."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from experiments.record.layout import Layout, Settings, differences
-from experiments.rl_study import layout as agents
-from experiments.rl_study.settings import mask_changes
-from experiments.tables.published import MSPACMAN
+from experiments.common.agents import layout as agents
+from experiments.common.agents.settings import mask_changes
+from experiments.harness.layout import Layout, Record, Settings, differences
+from experiments.harness.tables.published import MSPACMAN
 
 # JaxPruner's study of DQN on MsPacman (Lee et al., 2023).
 PAPER = {
@@ -17,7 +14,7 @@ PAPER = {
 LATE = "set and rigl exchange weights while pruners prune; published from the first step on, as in `:published` cells."
 
 
-def layout(record: Mapping[str, Any]) -> Layout:
+def layout(record: Record) -> Layout:
     """The layout of a study.
 
     Args:

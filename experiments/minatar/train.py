@@ -1,5 +1,6 @@
 """A cell of the study: all its seeds at once, from their first step to their evaluation."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.minatar.config import FAN_IN, StudyConfig
-from experiments.record.cells import DENSE
-from experiments.record.runs import Recorder
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.layout import Row
-from experiments.rl_study.watched import WatchedFused, layers_to, zeros
+from experiments.common.agents import task
+from experiments.common.agents.watched import WatchedFused, layers_to, zeros
+from experiments.harness.cells import DENSE, Cell
+from experiments.harness.layout import Row
+from experiments.harness.recorder import Recorder
+from experiments.harness.study import Plan
+from experiments.minatar.config import FAN_IN, MinAtarSettings
+from experiments.minatar.layout import about
 from sparse_plugins import core
 from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
 from sparse_plugins.rl.environments.interfaces import JaxEnvironment
@@ -44,12 +47,12 @@ class FanInDQN(SparseDQN):
         return state._replace(params=params, target_params=jax.tree.map(jnp.copy, params))
 
 
-def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
+def agent(config: MinAtarSettings, cell: Cell) -> SparseDQN:
     """DQN with MinAtar's network and the numbers of `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`."""
     clock = config.loop.clock
-    kind = FanInDQN if cell.algorithm.endswith(f":{FAN_IN}") else SparseDQN
+    kind = FanInDQN if cell.name.endswith(f":{FAN_IN}") else SparseDQN
     return kind(
-        num_actions=environment(cell.game).num_actions,
+        num_actions=environment(cell.group).num_actions,
         torso=minatar_torso(),
         loss="mse",
         optimizer=optax.adam(2.5e-4, eps=3.125e-4),
@@ -58,14 +61,20 @@ def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
     )
 
 
-def plan(config: StudyConfig) -> str:
+def plan(config: MinAtarSettings) -> Plan:
+    """The plan of a study."""
+    record = {"about": about(dataclasses.asdict(config))}
+    return task.plan_of(config, functools.partial(train_cell, config), described(config), record)
+
+
+def described(config: MinAtarSettings) -> str:
     """How many cells there are, and when and how sparse the first sparse one gets."""
     cells = list(config.cells())
     text = f"{len(cells)} cells of {len(config.seeds)} seeds, {config.steps:,} environment steps each."
-    sparse = [cell for cell in cells if cell.algorithm != DENSE]
+    sparse = [cell for cell in cells if cell.name != DENSE]
     if sparse:
         learner = agent(config, sparse[0])
-        shape, dtype = environment(sparse[0].game).observation_shape, environment(sparse[0].game).observation_dtype
+        shape, dtype = environment(sparse[0].group).observation_shape, environment(sparse[0].group).observation_dtype
         params = jax.eval_shape(learner.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), dtype)).params
         seeded = learner.updater.seeded(jax.random.key(0))  # as those of its runs are
         text += f" Plan of {sparse[0]}:\n{core.describe_plan(seeded, params)}"
@@ -74,15 +83,15 @@ def plan(config: StudyConfig) -> str:
 
 
 def train_cell(
-    config: StudyConfig, batch: Sequence[Cell], recorders: Sequence[Recorder], reach: Callable[[int], None]
-) -> list[Row] | None:
+    config: MinAtarSettings, batch: Sequence[Cell], recorders: Sequence[Recorder], reach: Callable[[int], None]
+) -> bool:
     """Trains all seeds of a cell, alone in its batch, from their newest checkpoint on, and evaluates them.
 
     Returns:
-        The rows of all seeds; None if SIGTERM came first.
+        False if SIGTERM came first.
     """
     (cell,) = batch
-    trainer = FusedTrainer(environment(cell.game), agent(config, cell), config.loop)
+    trainer = FusedTrainer(environment(cell.group), agent(config, cell), config.loop)
     keys = jax.vmap(jax.random.key)(np.asarray(config.seeds, np.uint32))
     iterations = config.loop.iterations(config.steps)
     watched: Any = WatchedFused(trainer, layers_to(recorders))
@@ -93,27 +102,28 @@ def train_cell(
         recorders[0].scratch,
         chunk_iterations=math.ceil(iterations / config.curve_points),
         checkpoint_chunks=config.checkpoint_every,
-        settings=cell._asdict(),
+        settings=dict(zip(("game", "algorithm", "sparsity", "width"), cell, strict=True)),
         report=lambda chunk: reach(chunk.environment_steps),
     )
     if not run.is_finished:
-        return None
+        return False
     returns = trainer.evaluate(run.state, config.evaluation_episodes, jax.random.key(0), EPSILON)
     online, target = (zeros(params) for params in run.state.learner[:2])
-    ends = [
-        {"final_return": float(returns[i].mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
-        for i in range(len(config.seeds))
-    ]
-    return [row for i, seed in enumerate(config.seeds) for row in _rows(cell, seed, run.curve, i, ends[i])]
+    for i, recorder in enumerate(recorders):
+        end = {"final_return": float(returns[i].mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
+        recorder.rewrite(rows_of(recorder, run.curve, i, end))
+    return True
 
 
-def _rows(cell: Cell, seed: int, curve: list[Chunk], number: int, end: dict[str, Any]) -> Iterator[Row]:
+def rows_of(recorder: Recorder, curve: list[Chunk], number: int, end: dict[str, Any]) -> Iterator[Row]:
     """A row per stretch of training, up to the first in which the loss is not finite."""
     for chunk in curve:
-        own: dict[str, Any] = {**cell._asdict(), "seed": seed, "step": chunk.environment_steps}
         if not math.isfinite(chunk.loss[number]):
-            yield Row(**own, failure=f"the loss is {chunk.loss[number]}")
+            yield recorder.row(chunk.environment_steps, failure=f"the loss is {chunk.loss[number]}")
             return
-        if episodes := chunk.episodes[number]:
-            own["training_return"] = chunk.mean_return[number]
-        yield Row(**own, episodes=episodes, **(end if chunk is curve[-1] else {}))
+        yield recorder.row(
+            chunk.environment_steps,
+            episodes=chunk.episodes[number],
+            training_return=chunk.mean_return[number] if chunk.episodes[number] else None,
+            **(end if chunk is curve[-1] else {}),
+        )

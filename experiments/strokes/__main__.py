@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from experiments.harness.settings import SEEDS, add_seeds
 from experiments.strokes.build import build
 from experiments.strokes.central import central
 from experiments.strokes.sheet import save_sheet
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.add_argument("--num-writers", type=int, default=300, help="writers to train on (default: 300)")
     add.add_argument("--num-unseen", type=int, default=50, help="other writers to test on (default: 50)")
     add.add_argument("--epochs", type=int, default=3)
-    add.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    add_seeds(add, default=(0, 1), help=f"{SEEDS} (default: 2)")
     add.add_argument("--difficulty", type=float, default=0.7)
     add.add_argument("--batch-size", type=int, default=64)
     options = vars(parser.parse_args(arguments))

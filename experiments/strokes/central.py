@@ -20,7 +20,7 @@ _EVALUATION_BATCH = 500
 Images = dict[str, np.ndarray[Any, Any]]
 
 
-class Outcome(NamedTuple):
+class Shares(NamedTuple):
     """Shares of images read right, in percent, after an epoch.
 
     Attributes:
@@ -44,7 +44,7 @@ def central(
     num_writers: int, num_unseen: int, epochs: int, seeds: Iterable[int], difficulty: float, batch_size: int
 ) -> str:
     """Trains once per seed with Adam at 1e-3, prints each epoch, and returns a Markdown table of all."""
-    rows = [f"| {' | '.join(Outcome._fields).replace('_', ' ')} |", "|" + "---|" * len(Outcome._fields)]
+    rows = [f"| {' | '.join(Shares._fields).replace('_', ' ')} |", "|" + "---|" * len(Shares._fields)]
     for seed in seeds:
         train, test = strokes.load(num_writers + num_unseen, seed=seed, difficulty=difficulty, cached_writers=0)
         border = strokes.client_id(num_writers)
@@ -63,7 +63,7 @@ def _pool(data: strokes.StrokesData) -> Images:
 
 def _outcomes(
     seed: int, epochs: int, batch_size: int, train: Images, held_out: Images, unseen: Images
-) -> Iterator[Outcome]:
+) -> Iterator[Shares]:
     model = fedjax.models.emnist.create_conv_model(only_digits=False)
     optimizer = optax.adam(1e-3)
     params = model.init(jax.random.key(seed))
@@ -92,6 +92,6 @@ def _outcomes(
             params, state = step(params, state, {name: images[rows] for name, images in train.items()}, key)
         unseen_right, digits = right(unseen), unseen["y"] < NUM_DIGITS
         shares = (right(held_out), unseen_right, unseen_right[digits], unseen_right[~digits])
-        outcome = Outcome(seed, epoch, *(100 * float(share.mean()) for share in shares))
+        outcome = Shares(seed, epoch, *(100 * float(share.mean()) for share in shares))
         print(f"{outcome} after {time.perf_counter() - started:.0f} s", flush=True)
         yield outcome

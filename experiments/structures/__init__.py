@@ -1,1 +1,1 @@
-"""Structures of one half in the other domains: federated handwriting and a DQN on CartPole."""
+"""Structures of one half, as presets of the federated study and of the agents on CartPole."""

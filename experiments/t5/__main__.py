@@ -3,14 +3,12 @@
 import functools
 import sys
 
-from experiments.supervised.studies import domain
-from experiments.supervised.study import main
-from experiments.t5.studies import STUDIES
+from experiments.common.supervised.studies import study_of
+from experiments.harness.command import main
+from experiments.registry import STUDIES
 from experiments.t5.task import T5Settings, task
 
-ABOUT = "Trains T5 1.1 by span corruption, dense and sparse, and compares losses and bytes."
-
-run = functools.partial(main, domain("t5", ABOUT, T5Settings, STUDIES, task))
+run = functools.partial(main, STUDIES["t5"], T5Settings, study_of(task))
 
 if __name__ == "__main__":
     sys.exit(run())

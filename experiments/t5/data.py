@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.supervised.data import Array, Batch, read_ahead, stacked, tfds_sources
+from experiments.common.supervised.data import Array, Batch, read_ahead, stacked, tfds_sources
 from experiments.t5.spans import corrupt, encode
 
 NAMES = ("manual", "c4")

@@ -1,11 +1,9 @@
 """How a study of T5 is read."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from experiments.record.layout import Layout, Measure, differences, last
-from experiments.supervised import layout as supervised
-from experiments.tables.published import T5_BASE
+from experiments.harness import variants
+from experiments.harness.layout import Layout, Measure, Record, differences, last
+from experiments.harness.tables.published import T5_BASE
+from experiments.t5.studies import STUDIES
 
 SCORE = Measure("token accuracy, %", last("score"), 100)
 # JaxPruner's study of T5 base on C4 (Lee et al., 2023), of which the preset called `paper` has the settings.
@@ -20,7 +18,7 @@ PAPER = {
 }
 
 
-def layout(record: Mapping[str, Any]) -> Layout:
+def layout(record: Record) -> Layout:
     """The layout of a study.
 
     Args:
@@ -32,4 +30,4 @@ def layout(record: Mapping[str, Any]) -> Layout:
         "Gradients are clipped by their norm.",
     ]
     published = T5_BASE if record["study"] == "algorithms" else None
-    return supervised.layout(record, SCORE, published=published, deviations=deviations)
+    return variants.layout(record, SCORE, questions=STUDIES, published=published, deviations=deviations)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.supervised.layers import Attention, RMSNorm, dense, named
+from experiments.common.supervised.layers import Attention, RMSNorm, dense, named
 from experiments.t5.positions import RelativeBias
 
 PAD = 0

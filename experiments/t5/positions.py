@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.supervised.layers import named
+from experiments.common.supervised.layers import named
 
 
 def relative_buckets(

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.supervised.data import Array
+from experiments.common.supervised.data import Array
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN = 3.0

@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.record.flags import flag
-from experiments.supervised.settings import SupervisedSettings
-from experiments.supervised.train import Task
+from experiments.common.supervised.settings import SupervisedSettings
+from experiments.common.supervised.train import Task
+from experiments.harness.settings import flag
 from experiments.t5 import data
 from experiments.t5.model import BASE, PAD, T5, TINY
 from experiments.t5.spans import lengths
 from sparse_plugins import core
 
 SIZES = {"tiny": TINY, "base": BASE}
-OUTPUT = "logits_dense/kernel"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,6 @@ def task(settings: T5Settings) -> Task:
         loss=loss,
         evaluate=lambda params, statistics, batch: sums(params, batch),
         prunable=core.kernels_only,
-        output=OUTPUT,
         train=lambda seed: texts.train(settings.batch_size, seed),
         test=texts.test,
         about=f"T5 1.1 {settings.model} on {texts.about}, spans of {settings.length} hidden.",

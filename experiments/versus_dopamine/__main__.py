@@ -1,80 +1,74 @@
 """`python -m experiments.versus_dopamine`: trains one agent on both sides, with equal settings, and compares."""
 
-import argparse
-import datetime
+import dataclasses
+import functools
 import itertools
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from experiments.record.files import create_folder, read_record
-from experiments.record.layout import layout_of
-from experiments.record.runs import Recorder, Run
-from experiments.record.surroundings import surroundings
-from experiments.study import collect, explained
-from experiments.tables import refresh
-from experiments.versus_dopamine.jobs import execute
-from experiments.versus_dopamine.outcomes import SIDES, TASKS
-
-PACKAGES = ("dm-haiku", "dopamine-rl", "flax", "gymnasium", "gymnax", "jax", "jaxlib", "minatar", "numpy", "optax")
+from experiments.harness.cells import Cell, Run
+from experiments.harness.command import main as run
+from experiments.harness.recorder import Recorder
+from experiments.harness.settings import Settings, flag, seeds_flag
+from experiments.harness.study import Plan
+from experiments.registry import STUDIES
+from experiments.versus_dopamine.outcomes import OURS, SIDES, TASKS
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs both sides.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VersusSettings(Settings):
+    """What is learnt by both sides, and for how long; checked when built.
 
-    Returns:
-        Exit status: 0, 1 if a run failed, or 2 if there is nowhere to write, or no space.
+    Raises:
+        ValueError: as `Settings`.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(arguments)
-    command = shlex.join(["python", "-m", "experiments.versus_dopamine", *arguments])
-    record = surroundings(command, vars(options), PACKAGES)
-    cells = list(itertools.product(options.tasks, SIDES))
-    known = {"domain": "versus_dopamine", "cells": cells, **record}
-    try:
-        folder = create_folder(Path(options.output) / options.name, known)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return explained(lambda: _execute(options, folder, cells, record))
+
+    seeds: tuple[int, ...] = seeds_flag(5)
+    tasks: tuple[str, ...] = flag("what is learnt", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
+    scale: float = flag("factor on the agent steps of every run", float, default=1.0)
+    jobs: int = flag("runs side by side, each in a process of its own", int, default=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.each_once("tasks")
+        self.positive("scale")
+        self.at_least(1, "jobs")
 
 
-def _execute(
-    options: argparse.Namespace, folder: Path, cells: Sequence[tuple[str, str]], record: dict[str, Any]
-) -> int:
-    layout, has_failed = layout_of(read_record(folder)), False
-    for end in execute(options.tasks, options.seeds, options.scale, options.jobs, folder):
-        recorder = Recorder(folder, layout, Run((end.task, end.side), end.seed), record)
-        if isinstance(end.result, Exception):
-            recorder.fail(end.result)
-            has_failed = True
-        else:
-            recorder.rewrite([end.result])
-        print(recorder.end(end.seconds, end.together), flush=True)
-    collect(folder, [Run(cell, seed) for cell in cells for seed in options.seeds])
-    refresh.write(folder)
-    print(f"\n{refresh.table(folder)}\n\nIn {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    return int(has_failed)
+def plan(settings: VersusSettings) -> Plan:
+    """Our side trains all seeds of a task together, and Dopamine one in each process."""
+    names = {TASKS[name].game: name for name in settings.tasks}
+    cells = [Cell(game, side) for game, side in itertools.product(names, SIDES)]
+    batches: list[list[Run]] = []
+    for cell in cells:
+        runs = [Run(cell, seed) for seed in settings.seeds]
+        batches += [runs] if cell.name == OURS else [[one] for one in runs]
+    text = f"{len(cells)} cells of {len(settings.seeds)} seeds; only those of Dopamine load it, with TensorFlow."
+    batches.sort(key=lambda batch: batch[0].cell.name != OURS)  # our side first: it takes all cores
+    train_batch = functools.partial(train, names, settings.scale)
+    return Plan(settings, cells, train_batch, text, together=batches, jobs=settings.jobs)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.versus_dopamine",
-        description=__doc__.partition(": ")[2],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what is learnt")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="a run per side and seed")
-    made.add_argument("--scale", type=float, default=1.0, help="factor on the agent steps of every run")
-    made.add_argument("--jobs", type=int, default=2, help="runs of Dopamine side by side, each in a process")
-    made.add_argument("--output", default="runs", help="where the folder goes")
-    made.add_argument("--name", default=f"versus-dopamine-{datetime.datetime.now():%Y%m%d-%H%M%S}", help="its name")
-    return made
+def train(names: dict[str, str], scale: float, batch: Sequence[Recorder]) -> bool:
+    """Trains the runs of a batch, in a process that loads what it needs."""
+    cell = batch[0].run.cell
+    task, seeds = names[cell.group], [recorder.run.seed for recorder in batch]
+    steps = round(TASKS[task].steps * scale)
+    if cell.name == OURS:
+        from experiments.versus_dopamine import our_side
 
+        ends = our_side.run(task, seeds, steps)
+    else:
+        from experiments.versus_dopamine import dopamine_side
+
+        ends = [dopamine_side.run(task, cell.name, seed, steps) for seed in seeds]
+    for recorder, end in zip(batch, ends, strict=True):
+        found = end._asdict()
+        recorder.rewrite([recorder.row(found.pop("episodes"), **found)])
+    return True
+
+
+main = functools.partial(run, STUDIES["versus_dopamine"], VersusSettings, plan)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
-from experiments.rl_demo.play import episodes, make_agent
-from experiments.versus_dopamine.outcomes import REPAIRED, TASKS, Run
+from experiments.common.agents.dopamine_play import episodes, make_agent
+from experiments.versus_dopamine.outcomes import REPAIRED, TASKS, End
 from sparse_plugins.rl.dopamine.environments import create_minatar_environment
 from dopamine.discrete_domains import gym_lib
 
@@ -16,7 +16,7 @@ _ENVIRONMENTS = {
 }
 
 
-def run(task: str, side: str, seed: int, steps: int) -> Run:
+def run(task: str, side: str, seed: int, steps: int) -> End:
     """Trains the dense agent of a task's gin file.
 
     Args:
@@ -46,11 +46,4 @@ def run(task: str, side: str, seed: int, steps: int) -> Run:
         if done >= steps:
             break
     pace = (done - began[0]) / (time.process_time() - began[1])
-    return Run(
-        task=task,
-        side=side,
-        seed=seed,
-        last_return=float(np.mean(last)),
-        episodes=len(last),
-        steps_per_cpu_second=pace,
-    )
+    return End(float(np.mean(last)), len(last), pace)

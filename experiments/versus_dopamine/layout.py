@@ -2,15 +2,15 @@
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.record.layout import Layout, Measure, Shown, keys, last
-from experiments.tables import markdown_table
-from experiments.tables.outcomes import Outcome
-from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS, Run
+from experiments.harness.cells import Cell
+from experiments.harness.layout import Layout, Measure, Record, last
+from experiments.harness.tables import markdown_table
+from experiments.harness.tables.outcomes import Outcome
+from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS
 
 RETURN = Measure("return", last("last_return"), has_interval=True)
 PACE = Measure("agent steps per cpu-second", last("steps_per_cpu_second"), digits=0)
@@ -22,7 +22,7 @@ ABOUT = (
 )
 
 
-def layout(record: Mapping[str, Any]) -> Layout:
+def layout(record: Record) -> Layout:
     """The layout of the comparison.
 
     Args:
@@ -32,10 +32,10 @@ def layout(record: Mapping[str, Any]) -> Layout:
     return Layout(
         title="DQN by Dopamine and by `rl.FusedTrainer`, with equal settings",
         about=ABOUT,
-        row=Run,
-        cell=("task", "side"),
-        show=lambda key: Shown(TASKS[key[0]].game, key[1]),
-        cells=keys(record.get("cells", list(itertools.product(settings["tasks"], SIDES)))),
+        cell={"task": "group", "side": "name"},
+        numbers={"last_return": float, "steps_per_cpu_second": float},
+        groups={name: task.game for name, task in TASKS.items()},
+        cells=tuple(Cell(TASKS[task].game, side) for task, side in itertools.product(settings["tasks"], SIDES)),
         seeds=tuple(settings["seeds"]),
         step="episodes",
         step_label="episode",
@@ -50,7 +50,7 @@ def layout(record: Mapping[str, Any]) -> Layout:
 
 def differences(found: Sequence[Outcome]) -> list[str]:
     """How our returns differ from those of Dopamine, with intervals, and how our pace does."""
-    by_place = {(outcome.cell.group, outcome.cell.name): outcome for outcome in found if outcome.finished}
+    by_place = {(outcome.cell.group, outcome.cell.label): outcome for outcome in found if outcome.finished}
     lines = []
     for (game, side), theirs in by_place.items():
         if side != OURS and (ours := by_place.get((game, OURS))) is not None:

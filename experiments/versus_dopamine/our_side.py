@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.versus_dopamine.outcomes import OURS, TASKS, Run
+from experiments.versus_dopamine.outcomes import TASKS, End
 from sparse_plugins import core
 from sparse_plugins.rl import haiku
 from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
@@ -48,7 +48,7 @@ def trainer(task: str, steps: int) -> FusedTrainer:
     return FusedTrainer(game, agent, config)
 
 
-def run(task: str, seeds: Sequence[int], steps: int) -> list[Run]:
+def run(task: str, seeds: Sequence[int], steps: int) -> list[End]:
     """Trains all seeds of a task together.
 
     Args:
@@ -69,14 +69,4 @@ def run(task: str, seeds: Sequence[int], steps: int) -> list[Run]:
     pace = done / (time.process_time() - began)
     last = chunks[-2:]
     counts, totals = (sum(getattr(one, name) for one in last) for name in ("episodes", "return_sum"))
-    return [
-        Run(
-            task=task,
-            side=OURS,
-            seed=seed,
-            last_return=float(totals[i] / counts[i]),
-            episodes=int(counts[i]),
-            steps_per_cpu_second=pace,
-        )
-        for i, seed in enumerate(seeds)
-    ]
+    return [End(float(totals[i] / counts[i]), int(counts[i]), pace) for i in range(len(seeds))]

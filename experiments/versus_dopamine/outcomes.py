@@ -1,6 +1,5 @@
 """What both sides hand back; known without Dopamine, which takes seconds and a gigabyte to load."""
 
-import dataclasses
 from typing import NamedTuple
 
 DOPAMINE, REPAIRED, OURS = "dopamine", "dopamine, last transitions kept", "sparse-plugins"
@@ -30,26 +29,17 @@ TASKS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class End(NamedTuple):
     """How a run went.
 
     Attributes:
-        task: Name of its task.
-        side: Of `SIDES`.
-        seed: Of everything in it.
         last_return: Mean return of the episodes that ended in the last fifth of its steps, in which the agent learns
             and explores.
         episodes: How many these are.
         steps_per_cpu_second: Agent steps, learning included, after all is compiled; of seeds that are computed
             together, of all of them.
-        failure: Empty, or why there are no numbers.
     """
 
-    task: str
-    side: str
-    seed: int
-    last_return: float | None = None
-    episodes: int = 0
-    steps_per_cpu_second: float | None = None
-    failure: str = ""
+    last_return: float
+    episodes: int
+    steps_per_cpu_second: float

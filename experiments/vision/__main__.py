@@ -3,14 +3,12 @@
 import functools
 import sys
 
-from experiments.supervised.studies import domain
-from experiments.supervised.study import main
-from experiments.vision.studies import STUDIES
+from experiments.common.supervised.studies import study_of
+from experiments.harness.command import main
+from experiments.registry import STUDIES
 from experiments.vision.task import VisionSettings, task
 
-ABOUT = "Trains image classifiers, dense and sparse, and compares accuracy, spectra and bytes."
-
-run = functools.partial(main, domain("vision", ABOUT, VisionSettings, STUDIES, task))
+run = functools.partial(main, STUDIES["vision"], VisionSettings, study_of(task))
 
 if __name__ == "__main__":
     sys.exit(run())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.supervised.data import (
+from experiments.common.supervised.data import (
     Array,
     Batch,
     padded_batches,

@@ -1,11 +1,9 @@
 """How a study of image classifiers is read."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from experiments.record.layout import Layout, Measure, differences, last
-from experiments.supervised import layout as supervised
-from experiments.tables.published import RESNET50, VIT_B16_90
+from experiments.harness import variants
+from experiments.harness.layout import Layout, Measure, Record, differences, last
+from experiments.harness.tables.published import RESNET50, VIT_B16_90
+from experiments.vision.studies import STUDIES
 
 SCORE = Measure("test accuracy, %", last("score"), 100)
 # JaxPruner's studies on ImageNet (Lee et al., 2023), of which the presets called `paper` have the settings.
@@ -40,7 +38,7 @@ PAPERS = {
 }
 
 
-def layout(record: Mapping[str, Any]) -> Layout:
+def layout(record: Record) -> Layout:
     """The layout of a study.
 
     Args:
@@ -48,4 +46,4 @@ def layout(record: Mapping[str, Any]) -> Layout:
     """
     published, paper = PAPERS.get(record["study"], (None, {}))
     deviations = [*differences(record["settings"], paper), *(["No dropout."] if published is VIT_B16_90 else [])]
-    return supervised.layout(record, SCORE, published=published, deviations=deviations)
+    return variants.layout(record, SCORE, questions=STUDIES, published=published, deviations=deviations)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.supervised.layers import dense, named
+from experiments.common.supervised.layers import dense, named
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

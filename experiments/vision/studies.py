@@ -9,10 +9,17 @@ placed by fractions of the steps.
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.supervised.probes import memory, spectra
-from experiments.supervised.settings import DENSE_CELL, Cell, Study
-from experiments.supervised.studies import algorithm_cells, storage_cells, structure_cells, with_masked_gradients
-from experiments.vision.task import HEAD
+from experiments.common.supervised.probes import memory, spectra
+from experiments.common.supervised.studies import (
+    DENSE_CELL,
+    algorithm_cells,
+    storage_cells,
+    structure_cells,
+    with_masked_gradients,
+)
+from experiments.harness.study import Question, Variants
+
+HEAD = "head/kernel"
 
 _RESNET = {
     "model": "resnet20",
@@ -42,14 +49,14 @@ def _presets(short: Mapping[str, Any], paper: Mapping[str, Any], **common: Any) 
     return {name: {**preset, **common} for name, preset in presets.items()}
 
 
-def _distribution_cells(settings: Any, shapes: Any) -> list[Cell]:
+def _distribution_cells(settings: Any, shapes: Any) -> Variants:
     kinds = [(kind, {"algorithm": "magnitude", "dist_type": kind}) for kind in ("uniform", "erk")]
     static = [(f"static {kind}", {"algorithm": "static_sparse", "dist_type": kind}) for kind in ("uniform", "erk")]
-    return [DENSE_CELL, *(Cell(name, keywords) for name, keywords in (*kinds, *static))]
+    return {**DENSE_CELL, **dict(kinds), **dict(static)}
 
 
 STUDIES = {
-    "resnet": Study(
+    "resnet": Question(
         "Algorithms on residual networks",
         "the published order for ResNet-50 at 80 % (JaxPruner: dense 76.7, magnitude and global magnitude 75.5,"
         " saliency 74.9, rigl 74.8, set 74.6, static 71.3, random 70.2): dense first, the pruners by magnitude or"
@@ -60,14 +67,14 @@ STUDIES = {
         lambda settings, shapes: with_masked_gradients(algorithm_cells(_PUBLISHED), ["magnitude", "random"]),
         _presets(_RESNET, _RESNET50),
     ),
-    "ste": Study(
+    "ste": Question(
         "Straight-through estimation on vision Transformers",
         "as published for ViT-B/16 at 80 % (JaxPruner, 90 epochs: magnitude_ste 74.2, dense 74.0, magnitude 72.9,"
         " static 64.6): magnitude_ste level with dense, magnitude a little below, static far below.",
         lambda settings, shapes: algorithm_cells(("magnitude", "magnitude_ste", "static_sparse")),
         _presets(_VIT, _VIT_B16, distribution="erk"),
     ),
-    "structures-resnet": Study(
+    "structures-resnet": Question(
         "Structures at one half on residual networks",
         "unstructured and 2:4 level with dense, 4x4 blocks behind them, channels last. Added after a first run, where"
         " channels fell to 36 %: with masked gradients they end half a point to two below the blocks, because gradients"
@@ -75,13 +82,13 @@ STUDIES = {
         lambda settings, shapes: with_masked_gradients(structure_cells([(HEAD, None)]), ["channels"]),
         _presets(_RESNET, _RESNET50, sparsity=0.5),
     ),
-    "structures-vit": Study(
+    "structures-vit": Question(
         "Structures at one half on vision Transformers",
         "unstructured and 2:4 level with dense, 4x4 blocks behind them, channels last.",
         lambda settings, shapes: structure_cells([(HEAD, None)]),
         _presets(_VIT, _VIT_B16, sparsity=0.5),
     ),
-    "distributions": Study(
+    "distributions": Question(
         "ERK against uniform sparsity on vision Transformers, with the spectra of the kernels",
         "ERK ahead of uniform where masks are random (static), little between them for magnitude; sparse kernels have"
         " a higher stable rank than dense ones of the same layer, because zeros at random places flatten the spectrum,"
@@ -90,7 +97,7 @@ STUDIES = {
         _presets(_VIT, _VIT_B16, sparsity=0.9),
         spectra,
     ),
-    "memory": Study(
+    "memory": Question(
         "Bytes of masks while training, and of what is exported",
         "masks take 1/4 of their parameters' bytes as uint8, 1/32 packed and nothing as zeros; all three reach the same"
         " weights but for those that stop beside 0; the peak of a step hardly differs. Files hold density plus 1/32 of"

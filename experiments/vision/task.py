@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.record.flags import flag
-from experiments.supervised.settings import SupervisedSettings
-from experiments.supervised.train import Task
+from experiments.common.supervised.settings import SupervisedSettings
+from experiments.common.supervised.train import Task
+from experiments.harness.settings import flag
 from experiments.vision import data
 from experiments.vision.resnet import cifar_resnet, resnet50
 from experiments.vision.vit import vit_b16, vit_small
@@ -25,7 +25,6 @@ MODELS: Mapping[str, Callable[[int, int], nn.Module]] = {
     "vit_small": lambda width, classes: vit_small(classes),
     "vit_b16": lambda width, classes: vit_b16(classes),
 }
-HEAD = "head/kernel"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,6 @@ def task(settings: VisionSettings) -> Task:
         loss=loss,
         evaluate=evaluate,
         prunable=prunable,
-        output=HEAD,
         train=lambda seed: images.train(settings.batch_size, seed),
         test=images.test,
         about=f"{settings.model}{width} on {images.about}.",

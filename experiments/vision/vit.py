@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.supervised.layers import Attention, dense, named
+from experiments.common.supervised.layers import Attention, dense, named
 
 _xavier = nn.initializers.xavier_uniform()
 

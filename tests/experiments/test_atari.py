@@ -15,17 +15,17 @@ import pytest
 
 from experiments.atari import plan, train
 from experiments.atari.__main__ import main
-from experiments.atari.config import StudyConfig
+from experiments.atari.config import AtariSettings
 from experiments.atari.layout import deviations, layout
-from experiments.record import rows as csv_rows
-from experiments.record.cells import DENSE
-from experiments.record.flags import read_command_line
-from experiments.rl_study.cells import Cell
-from experiments.rl_study.layout import Row
-from experiments.tables.__main__ import main as tables
-from experiments.tables.published import MSPACMAN
-from experiments.tables.report import report
-from experiments.tables.stored import Stored
+from experiments.harness import csv_files as csv_rows
+from experiments.harness.cells import DENSE, Cell, Run
+from experiments.harness.layout import Row
+from experiments.harness.recorder import Recorder
+from experiments.harness.settings import read_command_line
+from experiments.harness.tables.published import MSPACMAN
+from experiments.harness.tables.report import report
+from experiments.harness.tables.stored import Stored
+from experiments.tables import main as tables
 from sparse_plugins.core import erk
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 from sparse_plugins.rl.haiku import SparseDQN, mlp_torso
@@ -38,8 +38,19 @@ CELLS = [Cell("MsPacman", DENSE, 0.0), Cell("MsPacman", "magnitude", 0.98)]
 HIDDEN = 4
 
 
+SETTINGS = {"games": ["MsPacman"], "algorithms": [DENSE], "sparsities": [0.98], "seeds": [0], "network": "nature"}
+LAYOUT = layout(
+    {"settings": {**SETTINGS, "steps": 1, "envs": 1, "width": [1]}, "about": "", "changes": [0, 1], "command": ""}
+)
+
+
+def row_of(cell: Cell, **numbers: object) -> Row:
+    empty = {**dict.fromkeys(LAYOUT.columns), "failure": "", "seed": 0}
+    return Row(**{**empty, **dict(zip(LAYOUT.cell, cell, strict=True)), **numbers})
+
+
 def read_rows(folder: Path) -> list[Row]:
-    return csv_rows.read_rows(folder / "results.csv", Row)
+    return csv_rows.read_rows(folder / "results.csv", LAYOUT.columns)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +60,7 @@ def small_and_compiled_once() -> Iterator[None]:
         patches.setattr(train, "nature_torso", lambda as_matmuls: mlp_torso((HIDDEN,)))
         build, made = train.agent, {}
 
-        def agent(config: StudyConfig, cell: Cell) -> object:
+        def agent(config: AtariSettings, cell: Cell) -> object:
             key = (cell, config.steps)
             return made[key] if key in made else made.setdefault(key, build(config, cell))
 
@@ -71,16 +82,16 @@ def test_a_study_leaves_its_files(folder: Path) -> None:
     names += ["sparsity.png", "timing.csv"]
     assert sorted(file.name for file in folder.iterdir()) == names
     for cell in CELLS:
-        own = {file.name for file in (folder / "runs" / cell.name / "seed-1").iterdir()} - {"layers.csv"}
+        own = {file.name for file in (folder / LAYOUT.path(Run(cell, 1))).iterdir()} - {"layers.csv"}
         assert own == {"config.json", "results.csv", "summary.json", "timing.csv"}
     settings = json.loads((folder / "config.json").read_text())["settings"]
     assert (settings["together"], settings["width"], settings["warm_up"]) == (2, [1], 20)
     rows = read_rows(folder)
-    assert [(row.cell, row.seed, row.step) for row in rows] == [
+    assert [(*LAYOUT.run_of(row), row.step) for row in rows] == [
         (cell, seed, step) for cell in CELLS for seed in (0, 1) for step in (52, 104, 156, 200)
     ]
     assert all((row.final_return is not None) == (row.step == 200) for row in rows)
-    assert all(row.final_return >= 10 for row in rows if row.is_last)
+    assert all(row.final_return >= 10 for row in rows if row.final_return is not None)
 
 
 def test_both_networks_end_exactly_as_sparse_as_they_are_meant_to_be(folder: Path) -> None:
@@ -89,7 +100,7 @@ def test_both_networks_end_exactly_as_sparse_as_they_are_meant_to_be(folder: Pat
     weights = sum(np.prod(shape) for shape in shapes.values())
     kept = sum(round((1 - layers[name]) * np.prod(shape)) for name, shape in shapes.items())
     for row in read_rows(folder):
-        if row.is_last and row.algorithm != DENSE:
+        if row.final_return is not None and row.algorithm != DENSE:
             assert row.online_sparsity == row.target_sparsity == 1 - kept / weights
 
 
@@ -112,7 +123,7 @@ def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
         assert main([*QUICK, "--together=1", f"--output={tmp_path}", "--name=stopped"]) == 143
     stopped = tmp_path / "stopped"
     assert f"go on with --resume {stopped}" in capsys.readouterr().out
-    assert (stopped / "runs" / CELLS[1].name / "seed-0" / "training").exists()
+    assert (stopped / LAYOUT.path(Run(CELLS[1], 0)) / "training").exists()
     assert len(read_rows(stopped)) == 8, "the first cell alone"
 
     def broken(*arguments: object, **options: object) -> None:
@@ -120,10 +131,12 @@ def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train", broken)
-        assert main([f"--resume={stopped}"]) == 1
-    assert f"error: a thread died. Go on with --resume {stopped}" in capsys.readouterr().err
+        assert main([f"--resume={stopped}"]) == 2
+    told = capsys.readouterr().err
+    assert "error: a thread died." in told
+    assert f"go on with --resume {stopped}" in told
     assert main([f"--resume={stopped}"]) == 0
-    for name in ("results.csv", "layers.csv", "sparsity.png", f"runs/{CELLS[1].name}/seed-1/results.csv"):
+    for name in ("results.csv", "layers.csv", "sparsity.png", LAYOUT.path(Run(CELLS[1], 1)) / "results.csv"):
         assert (stopped / name).read_bytes() == (folder / name).read_bytes()
     assert report_of(stopped) == report_of(folder)
 
@@ -133,15 +146,15 @@ def test_a_run_that_breaks_is_cut_where_it_broke_and_costs_the_others_nothing(
 ) -> None:
     build = train.agent
 
-    def agent(config: StudyConfig, cell: Cell) -> SparseDQN:
+    def agent(config: AtariSettings, cell: Cell) -> SparseDQN:
         own = build(config, cell)
-        return own if cell.algorithm == DENSE else dataclasses.replace(own, optimizer=optax.sgd(1e30))
+        return own if cell.name == DENSE else dataclasses.replace(own, optimizer=optax.sgd(1e30))
 
     monkeypatch.setattr(train, "agent", agent)
     assert main([*QUICK, f"--output={tmp_path}", "--name=broken"]) == 1
     rows, whole = read_rows(tmp_path / "broken"), read_rows(folder)
-    assert [row for row in rows if row.cell == CELLS[0]] == [row for row in whole if row.cell == CELLS[0]]
-    broken = [row for row in rows if row.cell == CELLS[1]]
+    assert [row for row in rows if row.algorithm == DENSE] == [row for row in whole if row.algorithm == DENSE]
+    broken = [row for row in rows if row.algorithm != DENSE]
     assert [(row.seed, row.step, row.failure) for row in broken] == [
         (0, 52, "the loss is nan"),
         (1, 52, "the loss is nan"),
@@ -152,10 +165,10 @@ def test_a_run_that_breaks_is_cut_where_it_broke_and_costs_the_others_nothing(
 
 
 def test_training_ends_when_no_run_is_left() -> None:
-    broken, rows = train.Broken(), [Row(**CELLS[0]._asdict(), seed=4, step=step) for step in (10, 20, 30)]
+    broken, rows = train.Broken(), [row_of(CELLS[0], step=step) for step in (10, 20, 30)]
     broken.look(10, {"dense": np.array([0.5, 2.0]), "rigl": np.array([1.0, 0.1])})
     broken.look(20, {"dense": np.array([np.inf, 2.0]), "rigl": np.array([np.nan, np.nan])})
-    assert broken.cut(rows, "dense", 0) == [rows[0], dataclasses.replace(rows[1], failure="the loss is inf")]
+    assert broken.cut(rows, "dense", 0) == [rows[0], row_of(CELLS[0], step=20, failure="the loss is inf")]
     assert broken.cut(rows, "dense", 1) == rows
     with pytest.raises(FloatingPointError, match="no run is left"):
         broken.look(30, {"dense": np.array([np.nan, np.nan]), "rigl": np.array([np.nan, np.nan])})
@@ -170,7 +183,7 @@ def test_figures_that_are_missing_are_drawn_later(
         (copy / name).unlink()
     with monkeypatch.context() as patch:
         for name in ("figures", "looks", "mask_figures"):
-            patch.delitem(sys.modules, f"experiments.tables.{name}", raising=False)
+            patch.delitem(sys.modules, f"experiments.harness.tables.{name}", raising=False)
         patch.setitem(sys.modules, "matplotlib.axes", None)
         assert main([f"--resume={copy}"]) == 0
     assert f"this draws them: python -m experiments.tables {copy} --write" in capsys.readouterr().out
@@ -200,7 +213,7 @@ def test_it_runs_where_little_is_installed(tmp_path: Path) -> None:
     assert "No bar: tqdm is not installed" in done.stdout
     assert "magnitude at 98 % on MsPacman: 40 of 40 steps" in done.stdout
     assert not list((tmp_path / "bare").glob("*.png"))
-    (row,) = (row for row in read_rows(tmp_path / "bare") if row.is_last)
+    (row,) = (row for row in read_rows(tmp_path / "bare") if row.final_return is not None)
     assert row.online_sparsity == pytest.approx(0.98, abs=1e-6)
 
 
@@ -217,15 +230,13 @@ def test_it_tells_how_long_the_parts_take(tmp_path: Path, capsys: pytest.Capture
 # Settings.
 
 
-def settings(*flags: str) -> StudyConfig:
-    return read_command_line(StudyConfig, "atari", "", flags)
+def settings(*flags: str) -> AtariSettings:
+    return read_command_line(AtariSettings, "atari", "", flags)
 
 
 def test_the_presets_are_the_published_settings() -> None:
     paper = settings("--seeds=1")
-    assert [cell.shown.name for cell in paper.cells()] == sorted(
-        MSPACMAN.numbers, key=lambda name: -MSPACMAN.numbers[name]
-    )
+    assert [cell.label for cell in paper.cells()] == sorted(MSPACMAN.numbers, key=lambda name: -MSPACMAN.numbers[name])
     loop, clock = paper.loop, paper.loop.clock
     assert (loop.capacity, loop.batch_size, loop.warm_up, loop.epsilon_decay) == (1_000_000, 32, 20_000, 250_000)
     assert (clock.period, loop.updates, loop.clip_rewards, loop.discount) == (4, 4, True, 0.99)
@@ -269,7 +280,7 @@ def test_as_many_cells_as_fit_are_trained_together() -> None:
         (["--games", "MsPackman"], "there is no Atari game 'MsPackman' for one player; did you mean ms_pacman"),
         (["--games", "Pong", "pong"], "--games takes one value or more, each once"),
         (["--width", "3"], "--width is for --network impala"),
-        (["--network=impala", "--width", "0"], "--width takes one value or more, 1 or above"),
+        (["--network=impala", "--width", "0"], "--width must be 1 or more, got 0"),
         (["--envs", "3"], "num_envs is 3; give a multiple of num_halves=2"),
         (["--steps", "10"], "fifth of --steps=10"),
         (["--algorithms", "rigle"], "rigle"),
@@ -286,9 +297,10 @@ def test_bad_input_is_explained(flags: list[str], message: str, capsys: pytest.C
 # Rows and reports of made-up runs.
 
 
-def test_episodes_are_told_where_they_ended() -> None:
+def test_episodes_are_told_where_they_ended(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, LAYOUT, Run(CELLS[0], 0), {})
     episodes = [Episode("g", 0, step, score, 9) for step, score in ((0, 1.0), (96, 3.0), (100, 5.0), (249, 7.0))]
-    rows = list(train._rows(CELLS[0], 0, episodes, 100, 250, {"final_return": 2.0}))
+    rows = list(train.rows_of(recorder, episodes, 100, 250, {"final_return": 2.0}))
     assert [(row.step, row.episodes, row.training_return) for row in rows] == [
         (100, 2, 2.0),
         (200, 1, 5.0),
@@ -299,16 +311,7 @@ def test_episodes_are_told_where_they_ended() -> None:
 
 def test_wide_networks_are_compared_with_the_narrow_dense_one() -> None:
     rows = [
-        Row(
-            game="Pong",
-            algorithm=algorithm,
-            sparsity=at,
-            width=width,
-            seed=0,
-            step=9,
-            online_sparsity=at,
-            final_return=score,
-        )
+        row_of(Cell("Pong", algorithm, at, width), step=9, online_sparsity=at, final_return=score)
         for algorithm, at, width, score in ((DENSE, 0.0, 3, 5.0), (DENSE, 0.0, 1, 10.0), ("magnitude", 0.95, 3, 15.0))
     ]
     own = json.loads(json.dumps(dataclasses.asdict(settings("--preset=pruned"))))

@@ -14,14 +14,16 @@ from matplotlib.image import imread
 
 from experiments.fed_emnist import train
 from experiments.fed_emnist.__main__ import main
-from experiments.fed_emnist.cli import parse
-from experiments.fed_emnist.config import Run, StudyConfig
-from experiments.fed_emnist.layout import Row, layout, parameter_bytes
-from experiments.record import rows as csv_rows
-from experiments.record import runs as record
-from experiments.tables import report
-from experiments.tables.stored import Stored
-from sparse_plugins import fed
+from experiments.fed_emnist.config import FederatedSettings, seed_for
+from experiments.fed_emnist.layout import layout, parameter_bytes
+from experiments.harness import csv_files as csv_rows
+from experiments.harness.cells import Cell, Run
+from experiments.harness.layout import Row
+from experiments.harness.settings import read_command_line
+from experiments.harness.tables import report
+from experiments.harness.tables.stored import Stored
+from sparse_plugins import core, fed
+from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.fedjax.datasets import SeededClientSampler
 from tests.fed.emnist_files import write_emnist
 
@@ -32,20 +34,27 @@ QUICK = ["--rounds=3", "--clients-per-round=2", "--evaluate-every=2"]
 TWO = ["--algorithms", "no_prune", "static_sparse"]
 
 
+def parse(arguments: list[str]) -> FederatedSettings:
+    return read_command_line(FederatedSettings, "fed_emnist", "", arguments)
+
+
+LAYOUT = layout({"settings": dataclasses.asdict(parse([]))})
+
+
 def study(output: Path, name: str, *flags: str) -> tuple[int, list[Row]]:
     status = main([*QUICK, f"--output={output}", f"--name={name}", *flags])
     return status, read_rows(output / name)
 
 
 def read_rows(folder: Path) -> list[Row]:
-    return csv_rows.read_rows(folder / "results.csv", Row)
+    return csv_rows.read_rows(folder / "results.csv", LAYOUT.columns)
 
 
 def folder_of(study: Path, row: Row) -> Path:
-    return study / record.Run((row.algorithm, row.sparsity), row.seed).path
+    return study / LAYOUT.path(LAYOUT.run_of(row))
 
 
-def evaluations_of(config: StudyConfig, run: Run) -> list[train.Evaluation]:
+def evaluations_of(config: FederatedSettings, run: Run) -> list[train.Evaluation]:
     task = train.prepare(config)
     algorithm = train.averaging(config, run, task, fed.Ledger())
     steps = train.train(config, run, task, algorithm, train.first_state(run, task, algorithm))
@@ -104,7 +113,7 @@ def test_bytes_are_those_of_the_ledger_and_fewer_where_it_is_sparse(folder: Path
 
 
 def test_narrower_values_take_fewer_bytes(folder: Path, tmp_path: Path) -> None:
-    flags = ("--algorithms", "static_sparse", "--seeds=0", "--wire=float16", "--backend=jit")
+    flags = ("--algorithms", "static_sparse", "--seed=0", "--wire=float16", "--backend=jit")
     _, rows = study(tmp_path, "narrow", *flags)
     wide = next(
         row for row in read_rows(folder) if row.algorithm == "static_sparse" and row.seed == 0 and row.round == 3
@@ -152,17 +161,17 @@ def test_the_table_shows_every_setting(folder: Path) -> None:
 
 def test_one_seed_repeats_exactly_and_two_differ(folder: Path, tmp_path: Path) -> None:
     rows = read_rows(folder)
-    _, again = study(tmp_path, "again", *TWO, "--seeds", "1")
+    _, again = study(tmp_path, "again", *TWO, "--seed", "1")
     assert again == rows[3:6] + rows[9:12]
     for ours, theirs in ((rows[:3], rows[3:6]), (rows[6:9], rows[9:12])):
         for a, b in zip(ours, theirs, strict=True):
             assert (a.test_loss, a.train_loss) != (b.test_loss, b.train_loss)
-    assert len({Run("set", 0.8, seed).seed_for(use) for seed in (0, 1) for use in ("model", "updater")}) == 4
+    assert len({seed_for(seed, use) for seed in (0, 1) for use in ("model", "updater")}) == 4
 
 
 def test_dense_training_is_fedjaxs_own() -> None:
     config = parse([*QUICK, "--algorithms", "no_prune"])
-    run = Run("no_prune", 0.0, seed=5)
+    run = Run(Cell("", "no_prune", 0.0), seed=5)
     task = train.prepare(config)
     ours = evaluations_of(config, run)[-1]
 
@@ -173,8 +182,8 @@ def test_dense_training_is_fedjaxs_own() -> None:
         fedjax.optimizers.create_optimizer_from_optax(optax.adam(schedule, eps=config.server_epsilon)),
         fedjax.ShuffleRepeatBatchHParams(batch_size=32),
     )
-    state = algorithm.init(task.model.init(jax.random.PRNGKey(run.seed_for("model"))))
-    sampler = SeededClientSampler(task.train, 2, run.seed_for("clients"))
+    state = algorithm.init(task.model.init(jax.random.PRNGKey(seed_for(run.seed, "model"))))
+    sampler = SeededClientSampler(task.train, 2, seed_for(run.seed, "clients"))
     for _ in range(3):
         state, _ = algorithm.apply(state, sampler.sample())
     theirs = fedjax.evaluate_model(task.model, state.params, task.test_batches)
@@ -185,17 +194,18 @@ def test_dense_training_is_fedjaxs_own() -> None:
 @pytest.mark.parametrize(("algorithm", "at_first"), [("rigl", 0.8), ("magnitude_ste", 0.0), ("global_magnitude", 0.0)])
 def test_the_model_that_clients_get_is_sparse(algorithm: str, at_first: float) -> None:
     config = parse([*QUICK, "--update-start=1", "--update-every=1", "--algorithms", algorithm])
-    evaluations = evaluations_of(config, Run(algorithm, 0.8, 0))
+    evaluations = evaluations_of(config, Run(Cell("", algorithm, 0.8), 0))
     assert evaluations[0].measured_sparsity == pytest.approx(at_first, abs=1e-4)
     assert evaluations[-1].measured_sparsity == pytest.approx(0.8, abs=1e-5)
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    start = Row(algorithm="set", sparsity=0.1, seed=3, round=0, test_accuracy=1 / 3, test_loss=1e-30, down_bytes=0)
-    end = Row(algorithm="set", sparsity=0.1, seed=3, round=0, failure='ValueError: "a, b"\nc')
+    empty = {**dict.fromkeys(LAYOUT.columns), "algorithm": "set", "sparsity": 0.1, "seed": 3, "round": 0, "failure": ""}
+    start = Row(**{**empty, "test_accuracy": 1 / 3, "test_loss": 1e-30, "down_bytes": 0})
+    end = Row(**{**empty, "failure": 'ValueError: "a, b"\nc'})
     assert read_rows(tmp_path) == []
     for number, row in enumerate((start, end)):
-        csv_rows.append_rows(tmp_path / "results.csv", Row, [row])
+        csv_rows.append_lines(tmp_path / "results.csv", list(LAYOUT.columns), [vars(row)])
         assert read_rows(tmp_path) == [start, end][: number + 1]
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
 
@@ -210,7 +220,7 @@ def test_nothing_is_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_failed_run_is_recorded_and_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Steps this large overflow a dense network; without weights there is nothing to overflow.
-    status, rows = study(tmp_path, "a", *TWO, "--seeds=0", "--sparsities=1", "--server-learning-rate=1e20")
+    status, rows = study(tmp_path, "a", *TWO, "--seed=0", "--sparsities=1", "--server-learning-rate=1e20")
     assert status == 1
     dense, static = rows[:2], rows[2:]
     assert dense[-1].failure.startswith("TrainingDivergedError: no update of round 2 could be used: refused")
@@ -225,7 +235,7 @@ def test_a_failed_run_is_recorded_and_costs_no_other(tmp_path: Path, capsys: pyt
 
 
 def test_real_emnist_takes_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ["--dataset=emnist", f"--cache-dir={tmp_path}", "--model=dense", "--seeds=0"]
+    flags = ["--dataset=emnist", f"--cache-dir={tmp_path}", "--model=dense", "--seed=0"]
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     assert main([*QUICK, *flags, f"--output={tmp_path}", "--name=none"]) == 2
     assert not (tmp_path / "none").exists()
@@ -245,9 +255,10 @@ def test_defaults_are_the_datasets_own() -> None:
     assert (emnist.model, emnist.clients_per_round, emnist.rounds) == ("conv", 50, 1000)
     assert (emnist.update_start, emnist.update_end, emnist.update_every) == (250, 750, 10)
     assert parse(["--rounds=40"]).update_end == 30
-    assert digits.name.startswith("digits-20")
-    runs = list(parse(["--sparsities", "0.5", "0.8", "--algorithms", "no_prune", "set", "--seeds", "3"]).runs())
-    assert runs == [("no_prune", 0.0, 3), ("set", 0.5, 3), ("set", 0.8, 3)]
+    assert digits.name.startswith("fed_emnist-20")
+    config = parse(["--sparsities", "0.5", "0.8", "--algorithms", "no_prune", "set", "--seed", "3"])
+    assert config.seeds == (3,)
+    assert list(config.cells()) == [("", "no_prune", 0.0, 1), ("", "set", 0.5, 1), ("", "set", 0.8, 1)]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +271,9 @@ def test_defaults_are_the_datasets_own() -> None:
         (["--rounds", "10", "--update-end", "10"], "choose 0 <= --update-start <= --update-end < --rounds."),
         (["--update-start", "80"], "can't change from round 80 to 75 of 100"),
         (["--seeds", "1", "1"], "--seeds takes one value or more, each once, got [1, 1]."),
-        (["--seeds", "-1"], "--seeds must be 0 or more, got -1."),
+        (["--seed", "-1"], "--seeds must be 0 or more, got -1."),
+        (["--seeds", "0"], "--seeds 0 asks for no seed: one number says how many. Try --seed 0."),
+        (["--seeds", "2", "--seed", "1"], "argument --seed: not allowed with argument --seeds"),
         (["--client-learning-rate", "nan"], "--client-learning-rate must be finite and above 0, got nan."),
         (["--drop-fraction", "2"], "2"),
         (["--dataset", "mnist"], "choose from"),
@@ -298,6 +311,18 @@ def test_settings_that_do_not_fit_data_or_model_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", ["dense", "conv"])
+@pytest.mark.parametrize("distribution", ["uniform", "erk"])
+def test_the_last_layer_can_stay_dense(model: str, distribution: str) -> None:
+    config = parse(["--model", model, "--distribution", distribution, "--dense-output", "--algorithms", "magnitude"])
+    build = {"dense": fedjax.models.emnist.create_dense_model, "conv": fedjax.models.emnist.create_conv_model}[model]
+    params = jax.eval_shape(build(only_digits=True).init, jax.random.PRNGKey(0))
+    plan = core.describe_plan(config.updater(Run(Cell("", "magnitude", 0.8), 0)), params)
+    dense = {line.split()[0] for line in plan.splitlines() if "/w " in line and " dense " in line}
+    shapes = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    assert dense == {name for name, leaf in shapes.items() if leaf.ndim > 1 and leaf.shape[-1] == 10}
+
+
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--help"])
@@ -325,7 +350,7 @@ def test_the_table_averages_over_finished_runs_and_counts_the_others() -> None:
     rows.append(row("rigl", 0, 0.75))
     config = parse(["--rounds=4", "--update-end=3", "--algorithms", "set", "rigl", "--sparsities=0.5"])
     record = {"settings": json.loads(json.dumps(dataclasses.asdict(config)))}
-    study = Stored((), (record,), layout(record), rows, [], [], {(("set", 0.5), 0): "abc"})
+    study = Stored((), (record,), layout(record), rows, [], [], {Run(Cell("", "set", 0.5), 0): "abc"})
     found = study.outcomes()
     assert [(len(outcome.finished), len(outcome.failed)) for outcome in found] == [(2, 1), (1, 0)]
     lines = report.tables(study).splitlines()

@@ -6,12 +6,12 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 
+from experiments.harness.tables.stored import read_study
 from experiments.hostile.__main__ import run
 from experiments.hostile.clients import Attack, HostileBackend
+from experiments.hostile.federated import HostileSettings
 from experiments.hostile.growth import shares
-from experiments.hostile.settings import HostileSettings
-from experiments.record.rows import read_rows
-from experiments.supervised.layout import Row
+from experiments.registry import LAYOUTS
 from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
 
@@ -37,7 +37,7 @@ def test_two_of_ten_turn_the_mean_and_not_the_median(tmp_path: Path) -> None:
     cells = [f"{defence}, two turning signs" for defence in ("mean", "median")]
     command = ["clients", "--only", *cells, "--seeds", "0", "1", "--dataset=digits", "--rounds=6"]
     assert run([*command, f"--output={tmp_path}", "--name=x"]) == 0
-    ends = {(row.cell, row.seed): row for row in read_rows(tmp_path / "x" / "results.csv", Row) if row.is_last}
+    ends = {(row.cell, row.seed): row for row in read_study(tmp_path / "x", LAYOUTS).rows if row.is_last}
     assert len(ends) == 4
     for seed in (0, 1):
         mean, median = (ends[cell, seed] for cell in cells)
@@ -55,8 +55,8 @@ def test_one_client_grows_all_by_sums_and_little_by_ranks() -> None:
     ("flag", "message"),
     [
         ("--clients-per-round=9", "--clients-per-round must be 10 or more, got 9"),
-        ("--factor=0", "--factor must be above 0, got 0.0"),
-        ("--clipping-norm=-1", "--clipping-norm must be above 0, got -1.0"),
+        ("--factor=0", "--factor must be finite and above 0, got 0.0"),
+        ("--clipping-norm=-1", "--clipping-norm must be finite and above 0, got -1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(

@@ -11,13 +11,12 @@ import optax
 import pytest
 
 from experiments.atari import train as atari
-from experiments.atari.config import StudyConfig as AtariConfig
-from experiments.fed_emnist.cli import parse
-from experiments.fed_emnist.config import Run
+from experiments.atari.config import AtariSettings
+from experiments.common.supervised.train import initial_state
+from experiments.fed_emnist.config import FederatedSettings
+from experiments.harness.cells import Cell, Run
 from experiments.minatar import train as minatar
-from experiments.minatar.config import StudyConfig as MinAtarConfig
-from experiments.rl_study.cells import Cell
-from experiments.supervised.train import initial_state
+from experiments.minatar.config import MinAtarSettings
 from sparse_plugins import core
 
 PARAMS = {"layer": {"kernel": jnp.ones((16, 16))}}
@@ -25,7 +24,7 @@ PARAMS = {"layer": {"kernel": jnp.ones((16, 16))}}
 
 def of_rounds(seed: int) -> Any:
     """The federated studies: strokes, digits, EMNIST, structures."""
-    return parse(["--dataset=digits"]).updater(Run("static_sparse", 0.9, seed)).init_state(PARAMS)
+    return FederatedSettings(name="x").updater(Run(Cell("", "static_sparse", 0.9), seed)).init_state(PARAMS)
 
 
 def of_steps(seed: int) -> Any:
@@ -36,14 +35,14 @@ def of_steps(seed: int) -> Any:
 
 def of_minatar(seed: int) -> Any:
     """The fused studies of agents."""
-    config = MinAtarConfig(name="x", algorithms=("static_sparse",), sparsities=(0.9,))
+    config = MinAtarSettings(name="x", algorithms=("static_sparse",), sparsities=(0.9,))
     agent = minatar.agent(config, Cell("Breakout", "static_sparse", 0.9))
     return agent.init(jax.random.key(seed), jnp.zeros((1, 10, 10, 4))).sparse_state
 
 
 def of_atari(seed: int) -> Any:
     """The studies of agents on environments of the host."""
-    config = AtariConfig(name="x", algorithms=("static_sparse",), sparsities=(0.9,))
+    config = AtariSettings(name="x", algorithms=("static_sparse",), sparsities=(0.9,))
     agent = atari.agent(config, Cell("Pong", "static_sparse", 0.9))
     return agent.init(jax.random.key(seed), jnp.zeros((1, 84, 84, 4), jnp.uint8)).sparse_state
 

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from experiments.common.agents.layout import FINAL
+from experiments.common.agents.relative import relative
+from experiments.harness import csv_files as csv_rows
+from experiments.harness.cells import DENSE, Cell, Run, grid
+from experiments.harness.layout import Row
+from experiments.harness.recorder import Recorder
+from experiments.harness.settings import read_command_line
+from experiments.harness.tables import figures, report
+from experiments.harness.tables.outcomes import outcomes
+from experiments.harness.tables.statistics import iqm
+from experiments.harness.tables.stored import Stored
 from experiments.minatar import train
 from experiments.minatar.__main__ import main
-from experiments.minatar.config import StudyConfig
+from experiments.minatar.config import MinAtarSettings
 from experiments.minatar.layout import layout
-from experiments.record import rows as csv_rows
-from experiments.record.cells import DENSE
-from experiments.record.flags import read_command_line
-from experiments.rl_study.cells import Cell, grid
-from experiments.rl_study.layout import FINAL, Row
-from experiments.rl_study.relative import relative
-from experiments.tables import figures, report
-from experiments.tables.outcomes import outcomes
-from experiments.tables.statistics import iqm
-from experiments.tables.stored import Stored
 from sparse_plugins.core import erk
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk
@@ -46,7 +47,7 @@ LAYOUT = layout(RECORD)
 
 
 def read_rows(folder: Path) -> list[Row]:
-    return csv_rows.read_rows(folder / "results.csv", Row)
+    return csv_rows.read_rows(folder / "results.csv", LAYOUT.columns)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,11 +90,11 @@ def test_a_study_leaves_its_files(folder: Path) -> None:
 def test_there_is_a_row_for_every_stretch_of_every_seed(folder: Path) -> None:
     rows = read_rows(folder)
     cells = [Cell("Breakout", DENSE, 0.0), Cell("Breakout", "magnitude", 0.9)]
-    assert [(row.cell, row.seed, row.step) for row in rows] == [
+    assert [(*LAYOUT.run_of(row), row.step) for row in rows] == [
         (cell, seed, step) for cell in cells for seed in (0, 1) for step in (1200, 1400, 1600, 1800, 2000)
     ]
     assert all(row.episodes > 5 and 0 <= row.training_return < 3 and not row.failure for row in rows)
-    assert all((row.final_return is not None) == (row.step == 2000) == row.is_last for row in rows)
+    assert all((row.final_return is not None) == (row.step == 2000) for row in rows)
     assert len({tuple(row.training_return for row in rows[i : i + 5]) for i in range(0, 20, 5)}) == 4
 
 
@@ -103,7 +104,7 @@ def test_both_networks_end_exactly_as_sparse_as_they_are_meant_to_be(folder: Pat
     weights = sum(np.prod(shape) for shape in shapes.values())
     kept = sum(round((1 - layers[name]) * np.prod(shape)) for name, shape in shapes.items())
     for row in read_rows(folder):
-        if row.is_last:
+        if row.final_return is not None:
             exact = 0.0 if row.algorithm == DENSE else 1 - kept / weights
             assert row.online_sparsity == row.target_sparsity == exact
 
@@ -195,11 +196,12 @@ def test_a_cell_that_breaks_is_told_and_costs_no_other(
     assert main([f"--resume={tmp_path / 'broken'}"]) == 1, "and is not trained again"
 
 
-def test_a_seed_whose_loss_is_not_finite_has_failed() -> None:
+def test_a_seed_whose_loss_is_not_finite_has_failed(tmp_path: Path) -> None:
     curve = [Chunk(100, [2, 0], [1.5, np.nan], [0.1, 0.2]), Chunk(200, [1, 3], [1.0, 2.0], [0.1, np.nan])]
     end = {"final_return": 4.0, "online_sparsity": 0.0, "target_sparsity": 0.0}
     cell = Cell("Breakout", DENSE, 0.0)
-    whole, broken = (list(train._rows(cell, seed, curve, seed, end)) for seed in (0, 1))
+    recorders = [Recorder(tmp_path, LAYOUT, Run(cell, seed), RECORD) for seed in (0, 1)]
+    whole, broken = (list(train.rows_of(recorder, curve, seed, end)) for seed, recorder in enumerate(recorders))
     assert [row.training_return for row in whole] == [1.5, 1.0]
     assert whole[-1].final_return == 4.0
     assert [row.training_return for row in broken] == [None, None]
@@ -214,7 +216,7 @@ def test_a_seed_whose_loss_is_not_finite_has_failed() -> None:
         (["--games", "Breakot"], "MinAtar has no game 'Breakot'; did you mean Breakout?"),
         (["--games", "Go"], "allowed are Asterix, Breakout"),
         (["--seeds", "3", "1", "3"], "--seeds takes one value or more, each once, got [3, 1, 3]"),
-        (["--seeds", "0"], "--seeds takes one value or more"),
+        (["--seeds", "0"], "--seeds 0 asks for no seed: one number says how many. Try --seed 0."),
         (["--seeds", "-1", "2"], "--seeds must be 0 or more, got -1"),
         (["--algorithms", "rigle"], "rigle"),
         (["--algorithms", "rigl:fan"], "'rigl:fan' is no algorithm with a variant of it; allowed are :fan_in behind"),
@@ -233,15 +235,16 @@ def test_bad_input_is_explained(flags: list[str], message: str, capsys: pytest.C
 
 
 def test_seeds_are_a_number_or_a_list() -> None:
-    read = functools.partial(read_command_line, StudyConfig, "minatar", "")
+    read = functools.partial(read_command_line, MinAtarSettings, "minatar", "")
     assert read([]).seeds == read(["--seeds", "10"]).seeds == tuple(range(10))
     assert read(["--seeds", "1"]).seeds == (0,)
     assert read(["--seeds", "7", "3"]).seeds == (7, 3)
+    assert read(["--seed", "7"]).seeds == (7,)
     assert len(list(read([]).cells())) == 1 + 5 * 5
 
 
 def test_weights_can_be_exchanged_as_in_the_published_study() -> None:
-    config = StudyConfig(name="x", algorithms=("rigl", "rigl:published"), sparsities=(0.9,), steps=10_000_000)
+    config = MinAtarSettings(name="x", algorithms=("rigl", "rigl:published"), sparsities=(0.9,), steps=10_000_000)
     late, early = (config.loop.clock.in_optimizer_steps(config.updater(cell)) for cell in config.cells())
     assert late.scheduler.update_start_step == pytest.approx(500_000, rel=0.01)
     assert (early.scheduler.update_start_step, early.scheduler.update_freq) == (1, 5_000)
@@ -250,7 +253,7 @@ def test_weights_can_be_exchanged_as_in_the_published_study() -> None:
 
 
 def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:
-    config = StudyConfig(name="x", algorithms=("static_sparse", "static_sparse:fan_in"), sparsities=(0.9,))
+    config = MinAtarSettings(name="x", algorithms=("static_sparse", "static_sparse:fan_in"), sparsities=(0.9,))
     plain, scaled = (
         train.agent(config, cell).init(jax.random.key(3), jnp.zeros((1, 10, 10, 4))) for cell in config.cells()
     )
@@ -271,20 +274,27 @@ def zeros_of(params: Any) -> float:
 
 # Reports of made-up studies.
 
+EMPTY = {**dict.fromkeys(LAYOUT.columns), "failure": ""}
 QUALITY = {DENSE: 10.0, "magnitude": 8.0, "rigl": 6.0}
 
 
 def made_up(games: dict[str, float], seeds: int = 4) -> list[Row]:
     """Rows of a study of three algorithms in which a game multiplies all returns."""
     rows = []
-    for cell in grid(list(games), list(QUALITY), (0.5, 0.9)):
+    for cell in grid(list(QUALITY), (0.5, 0.9), list(games)):
         for seed in range(seeds):
-            level = games[cell.game] * QUALITY[cell.algorithm] * (1 - cell.sparsity / 2) + seed
-            own = {**cell._asdict(), "seed": seed, "online_sparsity": cell.sparsity, "target_sparsity": cell.sparsity}
+            level = games[cell.group] * QUALITY[cell.name] * (1 - cell.sparsity / 2) + seed
+            own = {
+                **EMPTY,
+                **dict(zip(LAYOUT.cell, cell, strict=True)),
+                "seed": seed,
+                "online_sparsity": cell.sparsity,
+                "target_sparsity": cell.sparsity,
+            }
             rows += [
-                Row(**own, step=80, episodes=10, training_return=1.0),
-                Row(**own, step=95, episodes=1, training_return=2.0),
-                Row(**own, step=100, episodes=3, training_return=4.0, final_return=level),
+                Row(**{**own, "step": 80, "episodes": 10, "training_return": 1.0}),
+                Row(**{**own, "step": 95, "episodes": 1, "training_return": 2.0}),
+                Row(**{**own, "step": 100, "episodes": 3, "training_return": 4.0, "final_return": level}),
             ]
     return rows
 
@@ -295,7 +305,7 @@ def stored(rows: list[Row]) -> Stored:
 
 def test_the_tables_hold_what_the_rows_say() -> None:
     rows = made_up({"A": 1.0, "B": 10.0})
-    rows[-1:] = [Row(game="B", algorithm="rigl", sparsity=0.9, seed=3, step=90, failure="the loss is nan")]
+    rows[-1:] = [Row(**{**vars(rows[-1]), "step": 90, "final_return": None, "failure": "the loss is nan"})]
     text = report.report(stored(rows))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     dense = ["11.50 ± 1.29", "[10.50, 12.50]", "3.50 ± 0.00", "[3.50, 3.50]"]

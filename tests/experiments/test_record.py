@@ -12,25 +12,36 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.record import files, rows
-from experiments.record.layers import Mask, from_json, lines, masks_of, masks_of_seeds, to_json
-from experiments.record.layout import DOMAINS, domain_of, layout_of
-from experiments.record.runs import Measurement, Recorder, Run, has_ended
-from experiments.record.surroundings import surroundings
-from experiments.structures.layout import layout
-from experiments.supervised.layout import Row
+from experiments.harness import csv_files as rows
+from experiments.harness import files
+from experiments.harness.cells import Cell, Run
+from experiments.harness.layers import Mask, from_json, lines, masks_of, masks_of_seeds, to_json
+from experiments.harness.layout import Row, layout_of, name_of
+from experiments.harness.recorder import MEASUREMENTS, Recorder, has_ended
+from experiments.harness.surroundings import surroundings
+from experiments.registry import LAYOUTS
 from sparse_plugins import core
 
 RECORD = {"study": "rl", "title": "", "prediction": "", "cells": [["good"]]}
 RECORD |= {"settings": {"only": [], "seeds": [0], "sparsity": 0.5}, "command": "python -m experiments.structures rl"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    name: str
-    step: int
-    score: float | None = None
-    failure: str = ""
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+COLUMNS = {"name": str, "step": int, "score": float, "failure": str}
+LAYOUT = layout_of(RECORD, LAYOUTS)
+GOOD = Run(Cell("", "good", 0.5), 0)
+
+
+def line(name: str, step: int, score: float | None = None, failure: str = "") -> Row:
+    return Row(name=name, step=step, score=score, failure=failure)
+
+
+def append(path: Path, row: Row) -> None:
+    rows.append_lines(path, list(COLUMNS), [vars(row)])
+
+
+def read(path: Path) -> list[Row]:
+    return rows.read_rows(path, COLUMNS, ("name", "step"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +54,11 @@ class Settings:
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    written = [Line("a", 1, 0.1 + 0.2), Line("b", 2), Line("c", 3, None, 'broke, with "quotes"\nand a line')]
-    rows.write_rows(tmp_path / "rows.csv", Line, written)
-    assert rows.read_rows(tmp_path / "rows.csv", Line) == written
-    assert rows.read_rows(tmp_path / "none.csv", Line) == []
+    written = [line("a", 1, 0.1 + 0.2), line("b", 2), line("c", 3, None, 'broke, with "quotes"\nand a line')]
+    for row in written:
+        append(tmp_path / "rows.csv", row)
+    assert read(tmp_path / "rows.csv") == written
+    assert read(tmp_path / "none.csv") == []
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"], "no half file is left"
 
 
@@ -62,16 +74,16 @@ def test_a_folder_is_made_once_and_knows_its_settings(tmp_path: Path) -> None:
 
 
 def test_a_half_line_is_left_out_and_the_next_one_follows_the_whole_ones(tmp_path: Path) -> None:
-    path, written = tmp_path / "rows.csv", [Line("a", 1, 0.5), Line("bcd", 22, 0.25)]
+    path, written = tmp_path / "rows.csv", [line("a", 1, 0.5), line("bcd", 22, 0.25)]
     for row in written:
-        rows.append_rows(path, Line, [row])
+        append(path, row)
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        left = rows.read_rows(path, Line)
+        left = read(path)
         assert left == written[: max(whole[:cut].count(b"\n") - 1, 0)]
-        rows.append_rows(path, Line, [Line("e", 3)])
-        assert rows.read_rows(path, Line) == [*left, Line("e", 3)]
+        append(path, line("e", 3))
+        assert read(path) == [*left, line("e", 3)]
 
 
 @pytest.mark.parametrize(
@@ -85,26 +97,26 @@ def test_a_half_line_is_left_out_and_the_next_one_follows_the_whole_ones(tmp_pat
         (b'name,step\n"a"b,1\n', "line 2: "),
         (b"name,step\na,1\n\xff,1\n", "line 3: 'utf-8' codec can't decode"),
         (b"name,step\n" + b"a" * 200_000 + b",1\n", "line 2: field larger than field limit"),
-        (b"name,step\na,\n", "line 2: .* missing 1 required positional argument"),
+        (b"name,step\na,\n", "line 2: it has no step"),
     ],
 )
 def test_a_damaged_line_is_told_with_its_number(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(ValueError, match=rf"rows\.csv is damaged in {message}.*Copy it back"):
-        rows.read_rows(tmp_path / "rows.csv", Line)
+        read(tmp_path / "rows.csv")
 
 
 def test_a_line_cut_within_a_letter_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes("name,step\na,1\nü".encode()[:-1])
-    assert rows.read_rows(tmp_path / "rows.csv", Line) == [Line("a", 1)]
+    assert read(tmp_path / "rows.csv") == [line("a", 1)]
 
 
 def test_columns_of_older_rows_may_be_missing_and_unknown_ones_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("name,step\na,1\n")
-    assert rows.read_rows(tmp_path / "rows.csv", Line) == [Line("a", 1)]
+    assert read(tmp_path / "rows.csv") == [line("a", 1)]
     (tmp_path / "rows.csv").write_text("name,step,speed\na,1,3\n")
-    with pytest.raises(ValueError, match=r"has the columns speed, which .* does not know: it has name, step, score"):
-        rows.read_rows(tmp_path / "rows.csv", Line)
+    with pytest.raises(ValueError, match=r"has the columns speed, which are not known: it may have name, step, score"):
+        read(tmp_path / "rows.csv")
 
 
 def test_what_the_numbers_may_depend_on_is_told() -> None:
@@ -148,10 +160,10 @@ def trained(algorithm: str, storage: bool | str) -> list[tuple[dict, dict]]:
 
 @pytest.mark.parametrize("storage", [True, False, "zeros"])
 def test_layers_are_those_of_masks_counted_by_hand(storage: bool | str, tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, layout(RECORD), Run(("good",), 0), RECORD)
+    recorder = Recorder(tmp_path, LAYOUT, GOOD, RECORD)
     recorder.restart()
     for step, (params, state) in enumerate(trained("rigl", storage)):
-        recorder.add(Row(cell="good", seed=0, step=step, score=0.0, is_last=int(step == 3)), masks_of(params, state))
+        recorder.add(step, masks_of(params, state), score=0.0, is_last=int(step == 3))
     recorder.end(1.0, 1)
     expected, before = [], {}
     for step, (params, state) in enumerate(trained("rigl", storage)):
@@ -177,58 +189,58 @@ def test_masks_of_several_seeds_are_those_of_each() -> None:
 
 
 def test_a_run_goes_on_from_what_it_saved(tmp_path: Path) -> None:
-    steps = [(Row(cell="good", seed=0, step=step, is_last=int(step == 3)), state) for step, state in enumerate("abcd")]
+    steps = list(enumerate("abcd"))
     masks = {name: {"w": Mask(np.array([random.Random(name).randrange(256)], np.uint8), 8)} for name in "abcd"}
 
     def begun(name: str) -> Recorder:
-        return Recorder(tmp_path / name, layout(RECORD), Run(("good",), 0), RECORD)
+        return Recorder(tmp_path / name, LAYOUT, GOOD, RECORD)
 
     whole, stopped = begun("whole"), begun("stopped")
     for recorder, count in ((whole, 4), (stopped, 3)):
         recorder.restart()
-        for number, (row, state) in enumerate(steps[:count]):
-            recorder.add(row, masks[state])
-            if number == 1:
+        for step, state in steps[:count]:
+            recorder.add(step, masks[state], is_last=int(step == 3))
+            if step == 1:
                 saved = json.loads(json.dumps(recorder.save()))
     stopped.measure("early", "bytes", 1.0)
-    assert not has_ended(tmp_path / "stopped", stopped.run)
+    assert not has_ended(stopped.folder)
     again = begun("stopped")
     again.restart(saved)
-    for row, state in steps[2:]:
-        again.add(row, masks[state])
+    for step, state in steps[2:]:
+        again.add(step, masks[state], is_last=int(step == 3))
     for recorder in (whole, again):
         recorder.measure("late", "bytes", 2.0)
         recorder.end(1.0, 1)
     for name in ("results.csv", "layers.csv", "measurements.csv", "summary.json"):
         assert (whole.folder / name).read_bytes() == (again.folder / name).read_bytes(), name
-    found = rows.read_rows(again.folder / "measurements.csv", Measurement)
-    assert found == [Measurement(cell="good", seed=0, item="late", quantity="bytes", value=2.0)]
+    found = rows.read_rows(again.folder / "measurements.csv", MEASUREMENTS)
+    assert found == [Row(cell="good", seed=0, item="late", quantity="bytes", value=2.0)]
     assert json.loads((again.folder / "summary.json").read_text())["last"]["step"] == 3
     config = json.loads((again.folder / "config.json").read_text())
     assert (config["cell"], config["seed"], config["command"]) == ({"cell": "good"}, 0, RECORD["command"])
     assert [process["command"] for process in config["resumed"]] == [RECORD["command"]]
-    assert has_ended(tmp_path / "stopped", again.run)
+    assert has_ended(again.folder)
 
 
 def test_a_run_without_an_end_is_no_finished_one_and_a_failure_keeps_its_rows(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, layout(RECORD), Run(("good",), 0), RECORD)
-    recorder.add(Row(cell="good", seed=0, step=4, score=0.5))
+    recorder = Recorder(tmp_path, LAYOUT, GOOD, RECORD)
+    recorder.add(4, score=0.5)
     with pytest.raises(RuntimeError, match="good at 50 %, seed 0 has ended without a last row"):
         recorder.end(1.0, 1)
     recorder.reached = 7
     recorder.fail(ValueError("too\n large"))
     assert "failed: ValueError: too large" in recorder.end(1.0, 1)
-    stored = rows.read_rows(recorder.folder / "results.csv", Row)
+    stored = rows.read_rows(recorder.folder / "results.csv", LAYOUT.columns)
     assert [(row.step, row.score, row.failure) for row in stored] == [(4, 0.5, ""), (7, None, "ValueError: too large")]
     assert json.loads((recorder.folder / "summary.json").read_text())["status"] == "failed"
 
 
 def test_layers_that_come_again_after_a_stop_count_once(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, layout(RECORD), Run(("good",), 0), RECORD)
+    recorder = Recorder(tmp_path, LAYOUT, GOOD, RECORD)
     masks = {name: Mask(np.array([number], np.uint8), 8) for number, name in enumerate(("v", "w"), 1)}
     for step in (1, 2, 2, 3):  # the second stretch was trained twice
         recorder.add_layers(step, masks, masks)
-    recorder.rewrite([Row(cell="good", seed=0, step=3, score=0.5, is_last=1)])
+    recorder.rewrite([recorder.row(3, score=0.5, is_last=1)])
     recorder.end(1.0, 1)
     stored = rows.read_lines(recorder.folder / "layers.csv")
     assert [(line["step"], line["layer"]) for line in stored] == [(step, layer) for step in "123" for layer in "vw"]
@@ -242,9 +254,32 @@ def test_masks_come_back_from_json() -> None:
     assert from_json(to_json(None)) is None
 
 
-def test_a_study_names_its_domain() -> None:
-    assert domain_of({"command": "python -m experiments.t5 algorithms --seeds 1"}) == "t5"
-    assert domain_of({"command": "x", "domain": "atari"}) == "atari"
-    with pytest.raises(ValueError, match=f"'rl_demo' writes no study; those that do are {', '.join(DOMAINS)}"):
-        layout_of({"command": "python -m experiments.rl_demo"})
-    assert dataclasses.is_dataclass(layout_of(RECORD).row)
+def test_a_study_names_its_module() -> None:
+    assert name_of({"command": "python -m experiments.t5 algorithms --seeds 1"}) == "t5"
+    assert name_of({"command": "x", "domain": "atari"}) == "atari"
+    with pytest.raises(ValueError, match=f"'strokes' writes no study; those that do are {', '.join(LAYOUTS)}"):
+        layout_of({"command": "python -m experiments.strokes"}, LAYOUTS)
+
+
+def test_a_row_takes_no_number_that_has_no_column(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="rows have no accuracy; they have cell, seed, step, training_loss"):
+        Recorder(tmp_path, LAYOUT, GOOD, RECORD).add(1, accuracy=0.5)
+
+
+def test_a_cell_comes_back_from_what_its_rows_say_of_it() -> None:
+    for name, settings in (
+        ("fed_emnist", {"algorithms": ["rigl"], "sparsities": [0.8], "rounds": 2}),
+        ("minatar", {"games": ["Breakout"], "algorithms": ["no_prune", "rigl"], "sparsities": [0.5]}),
+        ("versus_dopamine", {"tasks": ["cartpole", "breakout"]}),
+    ):
+        folder = next(path for path in RESULTS.iterdir() if read_name(path) == name)
+        record = json.loads((folder / "config.json").read_text())
+        record["settings"] |= settings
+        layout = layout_of(record, LAYOUTS)
+        assert layout.cells
+        assert all(layout.cell_of(layout.key(cell)) == cell for cell in layout.cells)
+        assert len({layout.path(Run(cell, 3)) for cell in layout.cells}) == len(layout.cells)
+
+
+def read_name(folder: Path) -> str:
+    return name_of(json.loads((folder / "config.json").read_text())) if (folder / "config.json").exists() else ""

@@ -12,13 +12,13 @@ import pytest
 from experiments.fed_emnist import runs
 from experiments.fed_emnist.__main__ import main
 from experiments.fed_emnist.kills import differences, survive
-from experiments.record.files import locked
-from experiments.tables.__main__ import main as tables
+from experiments.harness.files import locked
+from experiments.tables import main as tables
 from sparse_plugins.fed import checkpoints as checkpoints_module
 from sparse_plugins.fed.checkpoints import Checkpoints
 from tests.disks import WAYS, little_space
 
-FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seeds=0"]
+FLAGS = ["--rounds=6", "--clients-per-round=2", "--evaluate-every=2", "--checkpoint-every=2", "--seed=0"]
 SPARSE = ["--algorithms", "static_sparse", "rigl:topk", "--update-start=1", "--update-every=1"]
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.tables import markdown_table, percent
-from experiments.tables.statistics import interval, iqm, mean
+from experiments.harness.tables import markdown_table, percent
+from experiments.harness.tables.statistics import interval, iqm, mean
 
 SCORES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.record.rows import read_lines, read_rows
-from experiments.record.runs import Measurement
+from experiments.harness.csv_files import read_lines
+from experiments.harness.tables.stored import read_study
+from experiments.registry import LAYOUTS
 from experiments.structures.__main__ import run
-from experiments.supervised.layout import Row
 
 
 @pytest.mark.parametrize(
@@ -17,15 +17,16 @@ from experiments.supervised.layout import Row
 def test_all_layers_but_the_last_end_two_of_four(study: str, flags: list[str], tmp_path: Path) -> None:
     command = [study, "--only", "2:4", "--seeds", "0", "1", f"--output={tmp_path}", "--name=x", *flags]
     assert run(command) == 0
-    ends = [row for row in read_rows(tmp_path / "x" / "results.csv", Row) if row.is_last]
+    ends = [row for row in read_study(tmp_path / "x", LAYOUTS).rows if row.is_last]
     assert [(row.seed, row.sparsity, row.failure) for row in ends] == [(0, 0.5, ""), (1, 0.5, "")]
     assert all(row.score > 0 for row in ends)
-    sizes = [one for one in read_rows(tmp_path / "x" / "measurements.csv", Measurement) if one.item == "down"]
+    sizes = [one for one in read_study(tmp_path / "x", LAYOUTS).measurements if one.item == "down"]
     assert [one.seed for one in sizes] == ([0, 1] if study == "federated" else [])
     ends = read_lines(tmp_path / "x" / "runs" / "2-4" / "seed-1" / "layers.csv")[-2:]
     assert [2 * int(line["kept"]) for line in ends] == [int(line["size"]) for line in ends]
 
 
 def test_too_few_steps_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["rl", "--steps=100", f"--output={tmp_path}"]) == 2
-    assert "--steps must be 2000 or more, twice the warm-up" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(["rl", "--steps=100", f"--output={tmp_path}"])
+    assert "--steps must be 2000 or more, got 100" in capsys.readouterr().err

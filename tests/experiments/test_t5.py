@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.record.rows import read_rows
-from experiments.record.runs import Measurement
-from experiments.supervised.layers import RMSNorm
-from experiments.supervised.layout import Row
-from experiments.supervised.settings import with_defaults
-from experiments.supervised.studies import build, storage_cells
-from experiments.supervised.study import Domain, main
+from experiments.common.supervised.layers import RMSNorm
+from experiments.common.supervised.studies import storage_cells, study_of
+from experiments.harness.command import main
+from experiments.harness.tables.stored import read_study
+from experiments.registry import LAYOUTS
+from experiments.registry import STUDIES as REGISTRY
 from experiments.t5 import data
 from experiments.t5.budgets import PARTS, favouring
 from experiments.t5.model import BASE, T5, TINY
@@ -240,11 +239,11 @@ def test_a_budget_that_cannot_be_is_refused() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
     for preset in STUDIES[name].presets.values():
-        settings = with_defaults(T5Settings, preset)(name="study")
+        settings = T5Settings(name="study", **preset)
         shapes = shapes_of(SIZES[settings.model])
-        for cell in STUDIES[name].cells(settings, shapes):
-            updater = settings.updater(cell, core.kernels_only)
-            assert updater.prunes == (cell.name != "dense")
+        for cell, keywords in STUDIES[name].cells(settings, shapes).items():
+            updater = settings.updater(keywords, core.kernels_only)
+            assert updater.prunes == (cell != "dense")
             if updater.prunes:
                 check_targets(updater, shapes, updater.target_sparsities(shapes))
 
@@ -252,20 +251,20 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cell of the study of budgets, with what the study of memory measures."""
-    study = STUDIES["budgets"]._replace(probe=STUDIES["memory"].probe)
-    domain = Domain("t5", "", T5Settings, {"budgets": study}, lambda s, name: build(task(s), s, study))
+    question = STUDIES["budgets"]._replace(probe=STUDIES["memory"].probe)
+    study = REGISTRY["t5"]._replace(questions={"budgets": question})
     command = ["budgets", "--only", "denser embeddings", "--seeds", "0", "1", "--steps=4", "--batch-size=4"]
     command += ["--length=24", "--evaluations=1", "--changes=2", "--name=x"]
     output = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patches:
         patches.setitem(SIZES, "tiny", SMALL)
         patches.setattr(data, "TEST_TEXTS", data.TEST_BATCH)
-        assert main(domain, [*command, f"--output={output}"]) == 0
+        assert main(study, T5Settings, study_of(task), [*command, f"--output={output}"]) == 0
     return output / "x"
 
 
 def test_runs_end_as_sparse_as_they_are_meant_to_be(folder: Path) -> None:
-    ends = [row for row in read_rows(folder / "results.csv", Row) if row.is_last]
+    ends = [row for row in read_study(folder, LAYOUTS).rows if row.is_last]
     assert [(row.cell, row.seed, row.failure) for row in ends] == [("denser embeddings", seed, "") for seed in (0, 1)]
     assert [row.sparsity for row in ends] == pytest.approx([0.8, 0.8], abs=1e-3)
     assert all(0 < row.loss < 9 and 0 <= row.score <= 1 for row in ends)
@@ -273,7 +272,7 @@ def test_runs_end_as_sparse_as_they_are_meant_to_be(folder: Path) -> None:
 
 
 def test_bytes_are_those_of_the_state_and_of_what_is_exported(folder: Path) -> None:
-    found = read_rows(folder / "measurements.csv", Measurement)
+    found = read_study(folder, LAYOUTS).measurements
     value = {one.item: round(1000 * one.value) for one in found if one.seed == 0}
     sizes = {leaf.ndim: 0 for leaf in jax.tree.leaves(shapes_of(SMALL))}
     for leaf in jax.tree.leaves(shapes_of(SMALL)):
@@ -287,12 +286,12 @@ def test_bytes_are_those_of_the_state_and_of_what_is_exported(folder: Path) -> N
 
 
 def test_masks_take_a_byte_or_a_bit_or_nothing_for_each_weight() -> None:
-    settings = with_defaults(T5Settings, STUDIES["memory"].presets["short"])(name="study")
+    settings = T5Settings(name="study", **STUDIES["memory"].presets["short"])
     shapes = shapes_of(BASE)
     kernels = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1) - BASE.vocabulary * BASE.width
     kernels -= 2 * 32 * BASE.heads
     found = {}
-    for cell in storage_cells():
-        tx = settings.updater(cell, core.kernels_only).wrap_optax(settings.transformation())
-        found[cell.name] = core.export.nbytes(jax.eval_shape(tx.init, shapes).masks)
+    for name, keywords in storage_cells().items():
+        tx = settings.updater(keywords, core.kernels_only).wrap_optax(settings.transformation())
+        found[name] = core.export.nbytes(jax.eval_shape(tx.init, shapes).masks)
     assert found == {"dense": 0, "masks uint8": kernels, "masks packed": kernels // 8, "masks zeros": 0}

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from experiments.record.files import read_record
-from experiments.tables.__main__ import main
-from experiments.tables.report import report
-from experiments.tables.stored import joined, read_study
+from experiments.harness.files import read_record
+from experiments.harness.tables.report import report
+from experiments.harness.tables.stored import joined, read_study
+from experiments.registry import LAYOUTS
+from experiments.tables import main
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("*/config.json"))
@@ -155,7 +156,7 @@ def test_the_committed_report_of_all_of_minatar_is_that_of_its_folders() -> None
     text = (RESULTS / "minatar" / "results.md").read_text()
     names = [line.split("`")[1] for line in text.splitlines() if line.startswith("- `minatar")]
     assert sorted(names) == [folder.name for folder in STUDIES if folder.name.startswith("minatar")]
-    (together,) = joined(read_study(RESULTS / name) for name in names)
+    (together,) = joined(read_study(RESULTS / name, LAYOUTS) for name in names)
     assert report(together) == text
 
 
@@ -219,7 +220,7 @@ def test_studies_that_differ_in_more_or_share_runs_do_not(tmp_path: Path) -> Non
     first = part(source, tmp_path / "a", [0, 1])
     other = part(source, tmp_path / "b", [2], batch_size=16)
     overlapping = part(source, tmp_path / "c", [1, 2])
-    studies = [read_study(folder) for folder in (first, other, overlapping, RESULTS / "vision_ste")]
+    studies = [read_study(folder, LAYOUTS) for folder in (first, other, overlapping, RESULTS / "vision_ste")]
     assert [study.folders for study in joined(studies)] == [(folder,) for (folder,) in (s.folders for s in studies)]
 
 
@@ -241,7 +242,7 @@ def test_writing_renews_what_is_derived_and_nothing_else(tmp_path: Path, capsys:
     ("text", "message"),
     [
         (None, "holds no study"),
-        ('{"settings": {}, "command": "python -m experiments.fuzz"}', "'fuzz' writes no study"),
+        ('{"settings": {}, "command": "python -m experiments.strokes"}', "'strokes' writes no study"),
         ("", "config.json is damaged: Expecting value"),
         ('{"command": "python -m experiments.t5"}', "config.json is damaged: its settings can't be read. Copy it back"),
         ('{"settings": [], "git": 1, "cells": {}}', "config.json is damaged: its settings, cells, git can't be read"),

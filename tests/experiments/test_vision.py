@@ -1,5 +1,6 @@
 """Image classifiers: their sizes and parts, their data, and the studies end to end at a size that learns little."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -15,13 +16,16 @@ import optax
 import pytest
 from matplotlib.image import imread
 
-from experiments.record.rows import read_rows
-from experiments.record.runs import Measurement, Recorder
-from experiments.supervised import data as batches
-from experiments.supervised.layout import Row
-from experiments.supervised.settings import Cell, Study, SupervisedSettings, with_defaults
-from experiments.supervised.study import Domain, Plan, main
-from experiments.tables.stored import read_study
+from experiments.common.supervised import data as batches
+from experiments.common.supervised.settings import SupervisedSettings
+from experiments.harness.command import main
+from experiments.harness.layout import Measure, Record, last
+from experiments.harness.recorder import Recorder
+from experiments.harness.settings import flag
+from experiments.harness.study import Question, Study
+from experiments.harness.tables.stored import read_study
+from experiments.harness.variants import layout, plan_of
+from experiments.registry import LAYOUTS
 from experiments.vision import data
 from experiments.vision.__main__ import run as run_vision
 from experiments.vision.resnet import BasicBlock, ResNet, cifar_resnet, resnet50
@@ -175,22 +179,19 @@ def shapes_of(name: str, side: int, channels: int, width: int) -> Any:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
     for preset in STUDIES[name].presets.values():
-        settings = with_defaults(VisionSettings, preset)(name="study")
+        settings = VisionSettings(name="study", **preset)
         channels = 3 if settings.data == "imagenet2012" else 1
         shapes = shapes_of(settings.model, settings.image_size, channels, settings.width)
-        for cell in STUDIES[name].cells(settings, shapes):
-            updater = settings.updater(cell, prunable)
-            assert updater.prunes == (cell.name != "dense")
+        for cell, keywords in STUDIES[name].cells(settings, shapes).items():
+            updater = settings.updater(keywords, prunable)
+            assert updater.prunes == (cell != "dense")
             if updater.prunes:
                 check_targets(updater, shapes, updater.target_sparsities(shapes))
 
 
 def test_the_paper_presets_have_the_steps_at_which_masks_changed_there() -> None:
-    resnet, vit = (
-        with_defaults(VisionSettings, STUDIES[name].presets["paper"])(name="x") for name in ("resnet", "ste")
-    )
-    cell = Cell("magnitude", {"algorithm": "magnitude"})
-    schedules = [settings.updater(cell, prunable).scheduler for settings in (resnet, vit)]
+    resnet, vit = (VisionSettings(name="x", **STUDIES[name].presets["paper"]) for name in ("resnet", "ste"))
+    schedules = [settings.updater({"algorithm": "magnitude"}, prunable).scheduler for settings in (resnet, vit)]
     found = [(own.update_start_step, own.update_end_step, own.update_freq) for own in schedules]
     assert found == [(10_000, 25_000, 1000), (10_000, 20_000, 1000)]
     assert (resnet.clip, vit.clip) == (0.0, 1.0)
@@ -199,7 +200,7 @@ def test_the_paper_presets_have_the_steps_at_which_masks_changed_there() -> None
 @pytest.mark.parametrize(("clip", "norm"), [(0.0, 5.0), (1.0, 1.0), (9.0, 5.0)])
 def test_gradients_are_clipped_by_their_norm_or_not_at_all(clip: float, norm: float) -> None:
     flags = {"optimizer": "sgd", "learning_rate": 1.0, "warmup": 0.0, "weight_decay": 0.0, "clip": clip}
-    tx = with_defaults(VisionSettings, {**STUDIES["resnet"].presets["short"], **flags})(name="x").transformation()
+    tx = VisionSettings(name="x", **{**STUDIES["resnet"].presets["short"], **flags}).transformation()
     gradients = {"kernel": jnp.array([[3.0]]), "bias": jnp.array([4.0])}
     step, _ = tx.update(gradients, tx.init(gradients), gradients)
     assert float(optax.tree.norm(step)) == pytest.approx(norm)
@@ -235,7 +236,7 @@ def test_a_study_leaves_its_files_and_is_never_overwritten(folder: Path, capsys:
 
 
 def test_cells_share_their_start_and_end_as_sparse_as_they_are_meant_to_be(folder: Path) -> None:
-    rows = {(row.cell, row.seed, row.step): row for row in read_rows(folder / "results.csv", Row)}
+    rows = {(row.cell, row.seed, row.step): row for row in read_study(folder, LAYOUTS).rows}
     assert list(rows) == [
         (cell, seed, step) for cell in ("dense", "static_sparse") for seed in (0, 1) for step in (0, 3, 6)
     ]
@@ -256,7 +257,7 @@ def test_spectra_are_measured_of_every_kernel_that_may_be_pruned(
     monkeypatch.setitem(MODELS, "vit_small", lambda width, classes: ViT(4, 8, 1, 2, 16, classes))
     command = ["distributions", "--only", "static erk", f"--output={tmp_path}", "--name=x", *QUICK]
     assert run_vision(command) == 0
-    found = read_rows(tmp_path / "x" / "measurements.csv", Measurement)
+    found = read_study(tmp_path / "x", LAYOUTS).measurements
     layers = ["attention/key", "attention/out", "attention/query", "attention/value", "mlp_in", "mlp_out"]
     assert {one.item for one in found} == {"embedding", "head", *(f"block0/{layer}" for layer in layers)}
     assert {one.quantity for one in found} == {"stable rank", "effective rank", "kept"}
@@ -269,22 +270,31 @@ def test_spectra_are_measured_of_every_kernel_that_may_be_pruned(
 # The harness itself, without a model.
 
 
-def _domain(ends: dict[tuple[str, int], float]) -> Domain:
-    """A study of which a run ends with a number, and fails where there is none."""
-    cells = [Cell(name, {"algorithm": name}) for name in ("dense", "good", "bad")]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnySettings(SupervisedSettings):
+    data: str = flag("none", default="")
+    model: str = flag("none", default="")
 
-    def prepare(cell: Cell) -> Any:
+
+def _layout(record: Record) -> Any:
+    return layout(record, Measure("accuracy, %", last("score"), 100))
+
+
+def run_harness(ends: dict[tuple[str, int], float], arguments: list[str]) -> int:
+    """A study of which a run ends with a number, and fails where there is none."""
+    cells = {name: {"algorithm": name} for name in ("dense", "good", "bad")}
+
+    def prepare(name: str) -> Any:
         def run(recorder: Recorder) -> None:
-            common = {"cell": cell.name, "seed": recorder.run.seed, "loss": 1.0}
-            recorder.add(Row(**common, step=0, score=0.0, sparsity=0.0))
-            end = ends[cell.name, recorder.run.seed] / 100
-            recorder.add(Row(**common, step=9, score=end, sparsity=0.5, is_last=1))
+            recorder.add(0, loss=1.0, score=0.0, sparsity=0.0)
+            recorder.add(9, loss=1.0, score=ends[name, recorder.run.seed] / 100, sparsity=0.5, is_last=1)
 
         return run
 
-    study = Study("A study", "nothing.", lambda settings, shapes: cells, {"short": {}, "long": {"seeds": (0, 1)}})
-    plan = lambda settings, name: Plan("", settings.chosen(cells), "", prepare)  # noqa: E731
-    return Domain("vision", "", with_defaults(SupervisedSettings, {"data": "", "model": ""}), {"one": study}, plan)
+    question = Question("A study", "nothing.", lambda settings, shapes: cells, {"short": {}, "long": {"seeds": (0, 1)}})
+    task = lambda settings, question: plan_of(settings, settings.chosen(cells), "", prepare)  # noqa: E731
+    study = Study("vision", "", _layout, (), {"one": question})
+    return main(study, AnySettings, task, arguments)
 
 
 def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_what_is_left(
@@ -292,8 +302,8 @@ def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_w
 ) -> None:
     ends = {("dense", 0): 1.0, ("dense", 1): 3.0, ("good", 0): 2.0, ("good", 1): 2.0, ("bad", 1): 0.5}
     command = ["one", "--preset=long", f"--output={tmp_path}", "--name=x"]
-    assert main(_domain(ends), command) == 1
-    found = {outcome.cell.name: outcome for outcome in read_study(tmp_path / "x").outcomes()}
+    assert run_harness(ends, command) == 1
+    found = {outcome.cell.name: outcome for outcome in read_study(tmp_path / "x", LAYOUTS).outcomes()}
     assert {name: (len(own.finished), len(own.failed)) for name, own in found.items()} == {
         "dense": (2, 0),
         "good": (2, 0),
@@ -306,7 +316,7 @@ def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_w
     stopped = tmp_path / "x" / "runs" / "dense" / "seed-0"  # in the middle of a line
     (stopped / "summary.json").unlink()
     (stopped / "results.csv").write_bytes((stopped / "results.csv").read_bytes()[:-9])
-    assert main(_domain({**ends, ("dense", 0): 5.0}), ["one", "--preset=long", "--resume", str(tmp_path / "x")]) == 1
+    assert run_harness({**ends, ("dense", 0): 5.0}, ["one", "--preset=long", "--resume", str(tmp_path / "x")]) == 1
     assert (tmp_path / "x" / "runs" / "good" / "seed-1" / "timing.csv").read_text() == before
     assert "4.00 ± 1.41" in (tmp_path / "x" / "results.md").read_text()
     capsys.readouterr()
@@ -316,7 +326,7 @@ def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_w
     ("flags", "message"),
     [
         (["--only", "best"], "--only names best; this study has dense, good, bad"),
-        (["--seeds", "1", "1"], "--seeds takes numbers of 0 or more, each once"),
+        (["--seeds", "1", "1"], "--seeds takes one value or more, each once"),
         (["--sparsity=1.5"], "--sparsity must be in"),
         (["--steps=0"], "--steps must be 1 or more"),
         (["--clip=-1"], "--clip must be above 0, or 0 to leave gradients as they are"),
@@ -329,7 +339,7 @@ def test_a_command_that_makes_no_sense_says_why(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        status = main(_domain({}), ["one", *([] if "resume" in flags[0] else [f"--output={tmp_path}"]), *flags])
+        status = run_harness({}, ["one", *([] if "resume" in flags[0] else [f"--output={tmp_path}"]), *flags])
     except SystemExit as error:
         status = error.code
     assert status == 2

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from experiments.fuzz import codec as fuzz
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.wire import CodecError, SeededMasks, decode, encode, envelope, needed_base
 from sparse_plugins.wire.envelope import Flags, Header
 from sparse_plugins.wire.reader import varint
+from tests.fuzz import codec as fuzz
 from tests.wire.cases import same_bits
 
 LIKE = {"b": np.arange(3, dtype=np.int32), "w": np.linspace(-1, 1, 40, dtype=np.float32)}

@@ -1,0 +1,1 @@
+"""What families of studies share: supervised training on optax, and agents in environments."""

@@ -1,0 +1,183 @@
+"""A study as pictures: scores by step, sparsity and bytes, and the masks of its layers."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+from experiments.harness.cells import Cell
+from experiments.harness.layout import Curve, Row
+from experiments.harness.tables import percent
+from experiments.harness.tables.looks import POINTS, colours_of, legend, panels
+from experiments.harness.tables.mask_figures import churn_figure, layers_figure, measurements_figure
+from experiments.harness.tables.outcomes import Outcome
+from experiments.harness.tables.statistics import Array
+from experiments.harness.tables.stored import Stored
+
+BASELINE = "dense"
+
+
+class Panel(NamedTuple):
+    """Outcomes that are drawn together: of one group at one sparsity, and dense training."""
+
+    title: str
+    outcomes: list[Outcome]
+
+
+def figures(study: Stored) -> dict[str, Figure]:
+    """All pictures that the rows of a study are enough for, by the name of their file."""
+    every = study.outcomes()  # those that failed have masks, too
+    colours = colours_of(dict.fromkeys(outcome.cell.label for outcome in every), BASELINE)
+    found = [outcome for outcome in every if outcome.finished]
+    drawn: dict[str, Figure] = {}
+    if found and study.layout.curve is not None:
+        drawn["curves.png"] = curves_figure(study, found, colours)
+    if found:
+        drawn["sparsity.png"] = sparsity_figure(study, found, colours)
+    if found and study.layout.traffic:
+        drawn["bytes.png"] = bytes_figure(study, found, colours)
+    if study.layers:
+        drawn["layers.png"] = layers_figure(study, colours)
+        drawn["churn.png"] = churn_figure(study, colours)
+    if study.measurements:
+        drawn["measurements.png"] = measurements_figure(study, colours)
+    return drawn
+
+
+def panels_of(found: Sequence[Outcome]) -> list[Panel]:
+    """The outcomes of each group and sparsity."""
+    made = []
+    for group in dict.fromkeys(outcome.cell.group for outcome in found):
+        own = [outcome for outcome in found if outcome.cell.group == group]
+        targets = sorted({o.cell.sparsity or 0.0 for o in own if not o.cell.is_dense}) or [0.0]
+        for target in targets:
+            shown = [o for o in own if o.cell.is_dense or (o.cell.sparsity or 0.0) == target]
+            title = ", ".join(filter(None, [group, f"at {percent(target)} sparsity" if target else ""]))
+            made.append(Panel(title, shown))
+    return made
+
+
+def by_step(outcome: Outcome, step: Callable[[Row], int], field: str) -> tuple[Array, Array, Array]:
+    """Steps, int[n]; by them mean and sample standard deviation over the finished seeds, float[n].
+
+    Steps at which no seed has the number are left out; where only one has it, the deviation is 0.
+    """
+    values: dict[int, list[float]] = {}
+    for rows in outcome.finished.values():
+        for row in rows:
+            if (value := getattr(row, field)) is not None:
+                values.setdefault(step(row), []).append(value)
+    steps = sorted(values)
+    means = [statistics.fmean(values[own]) for own in steps]
+    deviations = [statistics.stdev(values[own]) if len(values[own]) > 1 else 0.0 for own in steps]
+    return np.array(steps), np.array(means), np.array(deviations)
+
+
+def curves_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, str]) -> Figure:
+    """Mean score by step with one standard deviation to either side, a panel per group and sparsity."""
+    layout, made = study.layout, panels_of(found)
+    assert layout.curve is not None
+    figure, axes_of = panels([panel.title for panel in made], layout.title)
+    for axes, panel in zip(axes_of, made, strict=True):
+        for place, outcome in enumerate(panel.outcomes):
+            steps, mean, deviation = by_step(outcome, layout.step_of, layout.curve.field)
+            mean, deviation = layout.curve.factor * mean, layout.curve.factor * deviation
+            colour, order = colours[outcome.cell.label], 3 - place / len(panel.outcomes)
+            axes.plot(steps, mean, color=colour, linewidth=1.8, label=outcome.cell.label, zorder=order)
+            axes.fill_between(
+                steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0, zorder=order - 1
+            )
+        if layout.changes is not None:
+            axes.axvspan(*layout.changes, color="#F1F1F1", zorder=0, label="masks change")
+        axes.set_xlabel(layout.step_label)
+        axes.set_ylabel(layout.curve.label)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    legend(figure, axes_of)
+    return figure
+
+
+def sparsity_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, str]) -> Figure:
+    """The first score at the end against sparsity, a panel per group; dense training is the dashed level."""
+    groups = list(dict.fromkeys(outcome.cell.group for outcome in found))
+    figure, axes_of = panels(groups, f"{study.layout.title}, at the end")
+    for axes, group in zip(axes_of, groups, strict=True):
+        own = [outcome for outcome in found if outcome.cell.group == group]
+        measure = study.layout.scores[0]
+        levels = {outcome.cell: _level(outcome.values(measure)) for outcome in own}
+        if len({cell.sparsity for cell in levels if not cell.is_dense}) > 1:
+            _draw_by_sparsity(axes, levels, colours)
+        else:
+            _draw_side_by_side(axes, [(o.cell.label, o.values(measure)) for o in own], colours)
+        axes.set_ylabel(measure.label)
+    legend(figure, axes_of)
+    return figure
+
+
+def bytes_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, str]) -> Figure:
+    """Mean score by mean bytes so far: a panel per sparsity and direction."""
+    layout = study.layout
+    assert layout.curve is not None
+    made = [(panel, direction) for panel in panels_of(found) for direction in layout.traffic]
+    figure, axes_of = panels([panel.title for panel, _ in made], f"{layout.title}, by bytes", len(layout.traffic))
+    for axes, (panel, direction) in zip(axes_of, made, strict=True):
+        for place, outcome in enumerate(panel.outcomes):
+            spent, score = _spent(outcome, layout.step_of, layout.curve, direction)
+            order = 3 - place / len(panel.outcomes)
+            axes.plot(spent, score, color=colours[outcome.cell.label], label=outcome.cell.label, zorder=order)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(direction.label)
+        axes.set_ylabel(layout.curve.label)
+    legend(figure, axes_of)
+    return figure
+
+
+def _spent(
+    outcome: Outcome, step: Callable[[Row], int], curve: Curve, direction: Curve
+) -> tuple[list[float], list[float]]:
+    """Bytes and scores, from the first evaluation after anything was sent."""
+    _, spent, _ = by_step(outcome, step, direction.field)
+    _, score, _ = by_step(outcome, step, curve.field)
+    pairs = [(direction.factor * b, curve.factor * s) for b, s in zip(spent, score, strict=True) if b > 0]
+    return [b for b, _ in pairs], [s for _, s in pairs]
+
+
+def _draw_by_sparsity(axes: Axes, levels: Mapping[Cell, tuple[float, float]], colours: Mapping[str, str]) -> None:
+    """A line per algorithm; sparsities stand side by side, as most of them are close to 1."""
+    sparse = list(dict.fromkeys(cell.label for cell in levels if not cell.is_dense))
+    targets = sorted({cell.sparsity or 0.0 for cell in levels if not cell.is_dense})
+    for number, name in enumerate(sparse):
+        aside = 0.3 * ((number + 0.5) / len(sparse) - 0.5)  # so that bars do not hide each other
+        own = sorted((cell.sparsity or 0.0, level) for cell, level in levels.items() if cell.label == name)
+        places = [targets.index(at) + aside for at, _ in own]
+        middles, deviations = zip(*(level for _, level in own), strict=True)
+        axes.errorbar(places, middles, deviations, fmt="o-", color=colours[name], label=name, **POINTS)
+    for name, (middle, deviation) in _dense_levels(levels):
+        axes.axhline(middle, color=colours[name], linestyle="--", label=name)
+        axes.axhspan(middle - deviation, middle + deviation, color=colours[name], alpha=0.07, linewidth=0)
+    axes.set_xticks(range(len(targets)), [percent(at) for at in targets])
+    axes.set_xlabel("target sparsity")
+
+
+def _draw_side_by_side(axes: Axes, found: Sequence[tuple[str, list[float]]], colours: Mapping[str, str]) -> None:
+    """Every seed as a point, and their means as bars."""
+    for place, (name, values) in enumerate(found):
+        axes.plot([place] * len(values), values, "o", color=colours[name], alpha=0.5, label=name)
+        axes.plot([place], [statistics.fmean(values)] if values else [], "_", color=colours[name], markersize=24)
+    axes.set_xticks(range(len(found)), [name for name, _ in found], rotation=30, ha="right")
+
+
+def _dense_levels(levels: Mapping[Cell, tuple[float, float]]) -> Iterator[tuple[str, tuple[float, float]]]:
+    return ((cell.label, level) for cell, level in levels.items() if cell.is_dense)
+
+
+def _level(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; one value has none."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,170 @@
+"""Studies as they are stored: read, checked for missing seeds, and joined where that makes sense."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.harness.cells import Cell, Run
+from experiments.harness.csv_files import read_lines, read_rows
+from experiments.harness.files import read_record
+from experiments.harness.layout import Layout, Layouts, Record, Row, layout_of, name_of
+from experiments.harness.recorder import MEASUREMENTS, check_ends
+from experiments.harness.tables.outcomes import Outcome, by_run, outcomes
+
+# In which studies may differ that are joined in one table: what spans their grids, and what changes no number.
+SPANS = ("games", "algorithms", "sparsities", "seeds")
+FREE = frozenset({*SPANS, "only", "output", "name", "jobs"})
+
+
+class MissingRunsError(ValueError):
+    """A run that a study promises has neither finished nor failed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A study, or several that are read as one.
+
+    Attributes:
+        folders: Where it is stored.
+        records: What the `config.json` of each holds.
+        layout: Of its rows.
+        rows: All of them.
+        layers: Lines of `layers.csv`, texts by column.
+        measurements: What else was measured.
+        commits: By run, short; `+` says that the source was changed since.
+        layouts: Of all studies.
+    """
+
+    folders: tuple[Path, ...]
+    records: tuple[Record, ...]
+    layout: Layout
+    rows: list[Row]
+    layers: list[dict[str, str]]
+    measurements: list[Row]
+    commits: dict[Run, str]
+    layouts: Layouts = dataclasses.field(default_factory=dict)
+
+    def outcomes(self) -> list[Outcome]:
+        """How its cells ended."""
+        return outcomes(self.rows, self.layout)
+
+
+def read_study(folder: Path, layouts: Layouts) -> Stored:
+    """Reads a study folder, of this version or an older one.
+
+    Args:
+        folder: Of the study.
+        layouts: Of all studies, such as `registry.LAYOUTS`.
+
+    Raises:
+        FileNotFoundError: it holds no study.
+        ValueError: it is not known, its rows are not those of its layout, or a file in it is damaged.
+    """
+    check_ends(folder)
+    record = read_record(folder)
+    layout = layout_of(record, layouts)
+    rows = read_rows(folder / "results.csv", layout.columns, layout.front)
+    measurements = read_rows(folder / "measurements.csv", MEASUREMENTS, MEASUREMENTS)
+    commits = dict.fromkeys(by_run(rows, layout), commit(record))
+    lines = read_lines(folder / "layers.csv")
+    return Stored((folder,), (record,), layout, rows, lines, measurements, commits, layouts)
+
+
+def missing(study: Stored) -> list[str]:
+    """A line for each run that is promised and has neither a final row nor a recorded failure."""
+    layout, runs = study.layout, by_run(study.rows, study.layout)
+    cells: Iterable[Cell] = layout.cells if layout.cells is not None else dict.fromkeys(run.cell for run in runs)
+    found = []
+    for cell in cells:
+        for seed in layout.seeds:
+            own = runs.get(run := Run(cell, seed), [])
+            if not own:
+                found.append(f"{run}: no row")
+            elif not own[-1].failure and not layout.is_last(own[-1]):
+                found.append(f"{run}: only up to {layout.step} {layout.step_of(own[-1])}")
+    return found if cells else ["no cell has a row"]
+
+
+def check_complete(study: Stored) -> None:
+    """Refuses a study of which runs are missing.
+
+    Raises:
+        MissingRunsError: which ones, and how to go on.
+    """
+    if lines := missing(study):
+        (folder,), (record,) = study.folders, study.records
+        command = " ".join(["python -m", f"experiments.{name_of(record)}", *filter(None, [record.get("study")])])
+        raise MissingRunsError(
+            f"{folder} promises runs that have neither a final row nor a recorded failure, so it gets no table:\n"
+            + "\n".join(f"- {line}" for line in lines)
+            + f"\nFinish it with: {command} --resume {folder}"
+        )
+
+
+def joined(studies: Iterable[Stored]) -> list[Stored]:
+    """Studies, of which those that differ in nothing but `FREE` settings and share no run are read as one.
+
+    Args:
+        studies: Each read from one folder.
+    """
+    groups: list[list[Stored]] = []
+    for study in studies:
+        group = next((own for own in groups if all(_fit(study, other) for other in own)), None)
+        if group is None:
+            groups.append([study])
+        else:
+            group.append(study)
+    return [_join(group) for group in groups]
+
+
+def _fit(one: Stored, other: Stored) -> bool:
+    (mine,), (theirs,) = one.records, other.records
+    return _kind(mine) == _kind(theirs) and not one.commits.keys() & other.commits.keys()
+
+
+def _kind(record: Record) -> tuple[Any, ...]:
+    fixed = {name: value for name, value in record["settings"].items() if name not in FREE}
+    return name_of(record), record.get("study"), fixed
+
+
+def _join(group: Sequence[Stored]) -> Stored:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    cells = None
+    if all(study.layout.cells is not None for study in group):
+        cells = tuple(_union(study.layout.cells or () for study in group))
+    (record,) = first.records
+    settings = [study.records[0]["settings"] for study in group]
+    spans = {name: _union(own[name] for own in settings) for name in SPANS if name in settings[0]}
+    layout = layout_of({**record, "settings": {**settings[0], **spans}}, first.layouts)
+    return Stored(
+        folders=tuple(folder for study in group for folder in study.folders),
+        records=tuple(record for study in group for record in study.records),
+        layout=dataclasses.replace(layout, cells=cells),
+        rows=_in_order([row for study in group for row in study.rows], layout),
+        layers=[line for study in group for line in study.layers],
+        measurements=[one for study in group for one in study.measurements],
+        commits={run: name for study in group for run, name in study.commits.items()},
+        layouts=first.layouts,
+    )
+
+
+def _in_order(rows: Sequence[Row], layout: Layout) -> list[Row]:
+    """Rows by group, algorithm and sparsity, as if one study had written them; all else stays in place."""
+    cells = [layout.run_of(row).cell for row in rows]
+    groups, labels = (list(dict.fromkeys(getattr(cell, field) for cell in cells)) for field in ("group", "label"))
+    places = [(groups.index(cell.group), labels.index(cell.label), cell.sparsity or 0.0) for cell in cells]
+    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
+
+
+def commit(record: Record) -> str:
+    """Short name of the commit that a study ran, with `+` if its source was changed since; `?` if that is not known."""
+    git = record.get("git")
+    return "?" if not git else git["commit"][:7] + ("+" if git["changed"] else "")
