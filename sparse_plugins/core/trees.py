@@ -2,14 +2,23 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["aligned", "common_dtype", "exportable", "leaf_names", "prunable_dtype", "stands_for_params"]
+__all__ = [
+    "PyTree",
+    "aligned",
+    "aligned_columns",
+    "common_dtype",
+    "exportable",
+    "leaf_names",
+    "prunable_dtype",
+    "stands_for_params",
+]
 
 PyTree = Any
 T = TypeVar("T")
@@ -66,6 +75,14 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
             f"{difference}parameters have the leaves {names}, {what} {others}. If the model changed, call init again "
             "on the new parameters; if this is a restored checkpoint, restore the one that belongs to this model."
         ) from error
+
+
+def aligned_columns(params: PyTree, trees: Sequence[PyTree], what: Sequence[str]) -> list[list[Any]]:
+    """`aligned`, of several trees."""
+    treedef: Any = jax.tree.structure(params)
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return [*map(treedef.flatten_up_to, trees)]
+    return [aligned(params, tree, name) for tree, name in zip(trees, what, strict=True)]
 
 
 def _is_hidden(node: Any) -> bool:

@@ -63,11 +63,12 @@ class GradualSET(SET):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at `start_part` of the target sparsities."""
-        targets = self._targets_or_own(params, target_sparsities)
+        targets = self.given_or_own(params, target_sparsities)
         begin = jax.tree.map(lambda target: self.start_part * target, targets)
         return super().get_initial_masks(params, begin)
 
-    def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+    def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+        """Units kept after the mask change, and those of them that were active before."""
         begin = self.start_part * target
 
         def sparsity_at(step: Step) -> Any:
@@ -138,10 +139,10 @@ class GraNet(GlobalMagnitudePruning, RigL):
         drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
 
         def regenerated(param: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
-            active, grow = unpack(mask, param.shape), self._grow_score(param, source)
+            active, grow = unpack(mask, param.shape), self.grow_score(param, source)
             kept = jnp.sum(active, dtype=jnp.int32)
             return regrow_mask(active, jnp.abs(param), grow, Unstructured(), kept, survivor_count(kept, drop_fraction))
 
-        sources = self._grow_sources(params, sparse_state, grads)
+        sources = self.grow_sources(params, sparse_state, grads)
         masks = map_pruned(in_turns(regenerated), params, pruned.masks, sources, otherwise=lambda *_: NOT_PRUNED)
-        return self._with_masks(sparse_state, params, masks)
+        return self.storing(sparse_state, params, masks)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import RandomPruning
+from sparse_plugins.core.checks import has_own_rule
 from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
 from sparse_plugins.core.selection.counts import survivor_count
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.random_scores import leaf_keys, random_score
-from sparse_plugins.core.selection.structured_topk import has_own_rule, kept_units, regrow_mask
+from sparse_plugins.core.selection.structured_topk import kept_units, regrow_mask
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
@@ -42,7 +43,7 @@ class StaticRandomSparse(RandomPruning):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at the target sparsities."""
-        return self.create_masks(self.calculate_scores(params), self._targets_or_own(params, target_sparsities))
+        return self.create_masks(self.calculate_scores(params), self.given_or_own(params, target_sparsities))
 
     def is_refresh_due(self, step: Any) -> Any:
         """Never, whatever the schedule."""
@@ -102,12 +103,12 @@ class SET(StaticRandomSparse):
         """The schedule, in words."""
         return self.scheduler.describe()
 
-    def _grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
+    def grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
         """What the scores by which weights are grown are made of, leaf by leaf: a key."""
         # Draw 0 made the initial mask; growing by the same scores would undo every drop.
         return leaf_keys(params, state.rng, state.count + 1)
 
-    def _grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
+    def grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
         """Scores by which weights of one leaf are grown, from its source: random."""
         return random_score(param, source)
 
@@ -115,19 +116,16 @@ class SET(StaticRandomSparse):
         """Drops the smallest active weights and grows as many others."""
 
         def regrown(param: jax.Array, mask: jax.Array, target: float, source: jax.Array, kind: Structure) -> jax.Array:
-            kept, survivors = self._counts(kind, param.shape, target, sparse_state.count)
-            grow = self._grow_score(param, source)
+            kept, survivors = self.kept_and_survivors(kind, param.shape, target, sparse_state.count)
+            grow = self.grow_score(param, source)
             return regrow_mask(unpack(mask, param.shape), jnp.abs(param), grow, kind, kept, survivors)
 
-        beside = (
-            self.target_sparsities(params),
-            self._grow_sources(params, sparse_state, grads),
-            self._structures(params),
-        )
+        plans = self.leaf_plans(params)
+        beside = (plans.targets, self.grow_sources(params, sparse_state, grads), plans.structures)
         masks = map_pruned(in_turns(regrown), params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
-        return self._with_masks(sparse_state, params, masks)
+        return self.storing(sparse_state, params, masks)
 
-    def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+    def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
         """Units kept after the mask change, and those of them that were active before."""
         kept = int(kept_units(kind, shape, target))
         return kept, survivor_count(kept, at_refresh(self.drop_fraction_fn, self.scheduler, step))
@@ -152,13 +150,13 @@ class RigL(SET):
 
     grows_by_gradient: ClassVar[bool] = True
 
-    def _grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
+    def grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
         """Gradients."""
         if grads is None:
             raise ValueError(f"{type(self).__name__} grows by |gradient|: pass grads.")
         return grads
 
-    def _grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
+    def grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
         """|dL/dw|."""
         return jnp.abs(source)
 

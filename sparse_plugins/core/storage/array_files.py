@@ -63,11 +63,12 @@ class StoredArray:
     Attributes:
         dtype: What NumPy has; bfloat16 and its kin are stored as unsigned integers of their size.
         shape: Its shape.
+        name: The member that holds it.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         self.dtype, self.shape = dtype, shape
-        self._archive, self._name = archive, name
+        self._archive, self.name = archive, name
         if name not in archive.NameToInfo:
             raise DamagedFileError(f"it has no {name}")
         info, header = archive.getinfo(name), _header(dtype, shape)
@@ -111,17 +112,17 @@ class StoredArray:
             for size in sizes:
                 left -= size
                 if size < 0 or left < 0:
-                    raise DamagedFileError(f"the pieces of {self._name} don't fit into its {self.nbytes} bytes")
+                    raise DamagedFileError(f"the pieces of {self.name} don't fit into its {self.nbytes} bytes")
                 yield b"".join(_exactly(member, min(_BLOCK, size - at)) for at in range(0, size, _BLOCK))
         if left:
-            raise DamagedFileError(f"{self._name} has {left} bytes beyond its pieces")
+            raise DamagedFileError(f"{self.name} has {left} bytes beyond its pieces")
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         header = _header(self.dtype, self.shape)
-        with _named_damage(), self._archive.open(self._name) as member:
+        with _named_damage(), self._archive.open(self.name) as member:
             if member.read(len(header)) != header:
-                raise DamagedFileError(f"{self._name} is not the {self.dtype}{list(self.shape)} of the manifest")
+                raise DamagedFileError(f"{self.name} is not the {self.dtype}{list(self.shape)} of the manifest")
             yield member
 
 
@@ -179,7 +180,7 @@ def open_values(file: str | Path | BinaryIO) -> Iterator[Any]:
                 if _ARRAY not in node:
                     return node
                 stored = _stored(archive, node)
-                found.add(stored._name)
+                found.add(stored.name)
                 return stored
 
             try:
