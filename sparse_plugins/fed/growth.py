@@ -47,7 +47,7 @@ def grows_by_gradient(updater: core.BaseUpdater) -> bool:
     """
     if isinstance(updater, core.PerModule):
         return any(grows_by_gradient(one) for _, one in updater.updaters)
-    return isinstance(updater, core.RigL)
+    return updater.grows_by_gradient
 
 
 def can_change_masks(updater: Any, state: core.SparseState, params: Any, grads: Any, delta: Any) -> bool:

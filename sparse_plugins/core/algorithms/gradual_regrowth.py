@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning
-from sparse_plugins.core.algorithms.regrowth import SET, RigL
-from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.algorithms.regrowth import SET, GradientGrowthMixin, RigL
 from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import (
@@ -107,7 +106,7 @@ class GradualRigL(GradualSET, RigL):
 
 
 @dataclasses.dataclass(eq=False)
-class GraNet(GlobalMagnitudePruning, RigL):
+class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
     """Gradual magnitude pruning across layers, and in each layer regeneration by gradients at every mask change.
 
     Example:
@@ -125,17 +124,9 @@ class GraNet(GlobalMagnitudePruning, RigL):
     use_normalization: bool = False
     drop_fraction_fn: Callable[[Any], Any] = ConstantDrop(0.5)
 
-    starts_dense: ClassVar[bool] = True
-    schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
-    draws_randomly: ClassVar[bool] = False  # it starts dense and grows by gradients
-
-    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
-        """Everything kept."""
-        return BaseUpdater.get_initial_masks(self, params, target_sparsities)
-
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Prunes across layers, then replaces the smallest weights of each layer."""
-        pruned = BaseUpdater.update_state(self, sparse_state, params, grads, **kwargs)
+        pruned = super().update_state(sparse_state, params, grads, **kwargs)
         drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
 
         def regenerated(param: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
