@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.core.config import ALGORITHMS
+from sparse_plugins.core.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -91,7 +91,7 @@ def test_every_algorithm_has_a_page_with_all_its_parts(name: str) -> None:
     headings = ["When to use it", "What it costs", "How to choose it", "Paper"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == headings
     assert f'algorithm="{name}"' in text
-    assert f"`core.{ALGORITHMS[name].__name__}`" in text
+    assert f"`core.{ALGORITHMS[name].updater_class.__name__}`" in text
     assert re.search(r"^\$\$.+\$\$$", text, flags=re.MULTILINE)
     assert re.search(r"\]\(https://\S+\),\s(19|20)\d\d", text)
     assert f"\n{name}\n" in (DOCS / "algorithms" / "index.md").read_text()

@@ -139,6 +139,57 @@ def test_what_another_module_imports_is_listed_as_public(floor: str) -> None:
     assert [(module, name) for module, name in taken if name not in public[module] | modules] == []
 
 
+CORE = {
+    module: ast.parse(path.read_text()) for module, path in FILES.items() if floor_of(module) == "sparse_plugins.core"
+}
+OF_NAMED_TUPLES = {"_replace", "_fields", "_asdict"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_nothing_private_crosses_a_file_of_core(module: str) -> None:
+    """What begins with an underscore is read off `self`, in the file that makes it, and is never imported."""
+    nodes = list(ast.walk(CORE[module]))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    made = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    made |= {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+    reads = [node for node in attributes if is_private(node.attr) and node.attr not in OF_NAMED_TUPLES]
+    allowed = {f"{owner}.{name}" for owner in ("self", "cls") for name in made}
+    assert [text for node in reads if (text := ast.unparse(node)) not in allowed] == []
+    imports = (alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names)
+    assert [name for name in imports if is_private(name)] == []
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_core_says_what_its_files_give_to_others(module: str) -> None:
+    """A name that another file of the package imports is in `__all__`."""
+    assigned = (node for node in CORE[module].body if isinstance(node, ast.Assign))
+    listed = [ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "__all__"]
+    assert NAMES_IMPORTED.get(module, set()) - {name for names in listed for name in names} == set()
+
+
+NAMES_IMPORTED: dict[str, set[str]] = {}
+for source in FILES.values():
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in FILES}
+            NAMES_IMPORTED.setdefault(str(node.module), set()).update(names)
+
+
+def updaters_of_any_type(module: str) -> list[str]:
+    arguments = (node for node in ast.walk(CORE[module]) if isinstance(node, ast.arg) and node.arg == "updater")
+    return [f"line {node.lineno}" for node in arguments if node.annotation and ast.unparse(node.annotation) == "Any"]
+
+
+@pytest.mark.parametrize("module", sorted(CORE.keys() - {"sparse_plugins.core.base_updater"}))
+def test_core_knows_what_it_asks_of_an_updater(module: str) -> None:
+    """`updater: Any` would hide that a step calls a hook that nobody has; `check_updater` alone takes anything."""
+    assert updaters_of_any_type(module) == []
+
+
 def test_no_import_circle() -> None:
     graph = {module: {target for target in targets if target in FILES} for module, targets in IMPORTS.items()}
     graphlib.TopologicalSorter(graph).prepare()

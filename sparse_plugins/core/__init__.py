@@ -11,7 +11,7 @@ from sparse_plugins.core.algorithms.pruning import MagnitudePruning, NoPruning, 
 from sparse_plugins.core.algorithms.regrowth import SET, RigL, SRigL, StaticRandomSparse
 from sparse_plugins.core.algorithms.straight_through import SoftTopKSte, SrSte, SteMagnitudePruning, SteRandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.config import SparsityConfig, all_algorithm_names, create_updater_from_config
+from sparse_plugins.core.config import SparsityConfig, create_updater_from_config
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
@@ -19,6 +19,7 @@ from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, channel
 from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
 from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
+from sparse_plugins.core.registry import all_algorithm_names, register_algorithm
 from sparse_plugins.core.schedules import (
     AlternatingSchedule,
     NoUpdateSchedule,
@@ -91,6 +92,7 @@ __all__ = [
     "kernels_only",
     "not_dim_one",
     "pack_masks",
+    "register_algorithm",
     "rescale_to_fan_in",
     "shrink",
     "summarize_intersection",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update
+from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update, has_own_rule
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
@@ -19,7 +19,6 @@ from sparse_plugins.core.masks import (
     is_pruned,
     map_pruned,
     own_leaves,
-    store_masks,
     unpack,
     unpack_masks,
 )
@@ -27,20 +26,21 @@ from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, Po
 from sparse_plugins.core.selection.counts import as_number, check_fraction
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.random_scores import joined_seed, key_words
-from sparse_plugins.core.selection.structured_topk import StructureTopK, create_mask, has_own_rule, rank_active_first
-from sparse_plugins.core.structures import ByPath, Structure, Unstructured, structure_per_leaf
+from sparse_plugins.core.selection.structured_topk import StructureTopK, create_mask, rank_active_first
+from sparse_plugins.core.structures import ByPath, Structure, Unstructured
+from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.implicit_masks import masks_of_step
 from sparse_plugins.core.transform.skipped_steps import check_some_move
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, map_sparse_states
-from sparse_plugins.core.transform.step import ZEROS_NEED_GRAPH, sparse_transformation
-from sparse_plugins.core.transform.varying import masks_varying_with
-from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
+from sparse_plugins.core.transform.step import ZEROS_NEED_GRAPH, refreshed_state, sparse_transformation
+from sparse_plugins.core.transform.walk import one_walk
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["BaseUpdater", "check_updater"]
 
 
 @dataclasses.dataclass(eq=False)
-class BaseUpdater:
+class BaseUpdater(UpdaterHooks):
     """Keeps masks beside an optimizer and confines its parameters to them.
 
     A new algorithm overrides `calculate_scores`; everything else has a default. `wrap_optax` gives an ordinary optax
@@ -93,25 +93,8 @@ class BaseUpdater:
     use_packed_masks: bool | Literal["zeros"] = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
 
-    # What an algorithm can do is declared; nobody asks for its class. Whether anything is pruned at all, whether the
-    # first masks keep everything, and whether a pruned weight is gone for good.
-    prunes: ClassVar[bool] = True
-    starts_dense: ClassVar[bool] = True
-    prunes_for_good: ClassVar[bool] = True
-    # Whether a mask change drops weights and grows others, as many as `drop_fraction_fn` says.
-    exchanges_weights: ClassVar[bool] = False
-    # What a mask change reads of gradients: those of pruned weights, to grow by; those of kept ones, to rank by.
-    grows_by_gradient: ClassVar[bool] = False
-    scores_by_gradient: ClassVar[bool] = False
     # The schedule that start, end and period in a configuration mean.
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
-    # Whether a weight that comes back starts from fresh optimizer moments.
-    restarts_moments: ClassVar[bool] = False
-    # Whether masks are made of the weights that an update has moved, instead of those it is about to move.
-    masks_follow_weights: ClassVar[bool] = False
-    # Whether masks depend on `rng_seed`, and whether they depend on nothing else and never change.
-    draws_randomly: ClassVar[bool] = False
-    masks_from_seed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -145,7 +128,7 @@ class BaseUpdater:
         In large models this is traced.
         """
         ones = lambda p, target: jnp.ones(p.shape, jnp.uint8)  # noqa: E731
-        return map_pruned(ones, params, self._targets_or_own(params, target_sparsities), otherwise=lambda p: NOT_PRUNED)
+        return map_pruned(ones, params, self.given_or_own(params, target_sparsities), otherwise=lambda p: NOT_PRUNED)
 
     def is_refresh_due(self, step: Any) -> Any:
         """Whether the update of a step changes masks: bool for a host step, bool[] for a traced one."""
@@ -177,12 +160,15 @@ class BaseUpdater:
             State with new masks, packed or not. An override may change other fields as well, such as the inner state.
         """
         scores = self.calculate_scores(params, sparse_state=sparse_state, grads=grads, **kwargs)
+        plans = self.leaf_plans(params)
         if self.prunes_for_good and not has_own_rule(self):
             # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
             behind = lambda p, m, s, kind: rank_active_first(s, unpack(m, p.shape), kind)  # noqa: E731
-            kinds = self._structures(params)
-            scores = map_pruned(behind, params, sparse_state.masks, scores, kinds, otherwise=lambda p, s, kind: s)
-        return self._with_masks(sparse_state, params, self.create_masks(scores, self._sparsities(params, sparse_state)))
+            masks = sparse_state.masks
+            scores = map_pruned(behind, params, masks, scores, plans.structures, otherwise=lambda p, s, kind: s)
+        at_step = functools.partial(self._sparsity, step=sparse_state.count)
+        sparsities = plans.tree([at_step(leaf.target) if leaf.is_pruned else NOT_PRUNED for leaf in plans.leaves])
+        return self.storing(sparse_state, params, self.create_masks(scores, sparsities))
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
         """Masks of the best scores.
@@ -198,7 +184,8 @@ class BaseUpdater:
             own = lambda score, sparsity: self.topk_fn(score, as_number(sparsity))  # type: ignore[misc]  # noqa: E731
             return map_pruned(own, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
         best = in_turns(lambda score, sparsity, kind: create_mask(score, kind, sparsity))
-        return map_pruned(best, scores, sparsities, self._structures(scores), otherwise=lambda s, kind: NOT_PRUNED)
+        structures = jax.tree.unflatten(jax.tree.structure(scores), self.structures(scores))
+        return map_pruned(best, scores, sparsities, structures, otherwise=lambda s, kind: NOT_PRUNED)
 
     # What users call.
 
@@ -259,18 +246,19 @@ class BaseUpdater:
         """
         return function(self)
 
+    @one_walk()
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state of fresh parameters, without an inner state.
 
         Raises:
             ValueError: If no parameter is pruned, or the structure does not fit one that is.
         """
-        targets = self.target_sparsities(params)
+        targets = self.leaf_plans(params).targets
         if self.prunes:
-            check_targets(self, params, targets)
+            check_targets(self, params)
         record = map_pruned(lambda p, t: jnp.float32(t), params, targets, otherwise=lambda p: NOT_PRUNED)
         state = SparseState((), (), record, jnp.zeros((), jnp.int32), key_words(self.rng_seed))
-        first = lambda params: self._with_masks(state, params, self.get_initial_masks(params, targets)).masks  # noqa: E731
+        first = lambda params: self.storing(state, params, self.get_initial_masks(params, targets)).masks  # noqa: E731
         return state._replace(masks=(jax.jit(first) if _is_large(params) else first)(params))
 
     def wrap_optax(
@@ -313,7 +301,7 @@ class BaseUpdater:
         """
         if self.use_packed_masks == "zeros":
             raise ValueError(ZEROS_NEED_GRAPH)
-        return map_sparse_states(lambda state: self._refreshed(state, params, grads, **kwargs), opt_state)
+        return map_sparse_states(lambda state: refreshed_state(self, state, params, grads, **kwargs), opt_state)
 
     def with_masks(self, opt_state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
         """The optimizer state with masks from elsewhere, such as those of a checkpoint that is sparse already.
@@ -339,12 +327,13 @@ class BaseUpdater:
         masks = unpack_masks(params, masks)
 
         def stored(state: SparseState) -> SparseState:
-            new = self._with_masks(state, params, own_leaves(masks, state.masks))
+            new = self.storing(state, params, own_leaves(masks, state.masks))
             check_update(self, None, new, own_leaves(params, state.masks))
             return new
 
         return map_sparse_states(stored, opt_state)
 
+    @one_walk()
     def instant_sparsify(self, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """Prunes parameters at once to their target sparsities.
 
@@ -380,117 +369,30 @@ class BaseUpdater:
         if self.use_packed_masks != "zeros":
             return apply_masks(params, state.masks)
         own = own_leaves(params, state.masks)
-        return apply_masks(params, self._in_force(own, masks_of_step(self, state, own)))
+        with one_walk():
+            plans = self.leaf_plans(own)
+            return apply_masks(params, plans.tree(plans.acting(masks_of_step(self, state, own))))
 
     def post_gradient_update(self, params: PyTree, sparse_state: PyTree) -> PyTree:
         """The same projection, for loops written for JaxPruner; idempotent and not needed after `wrap_optax`."""
         return self.pre_forward_update(params, sparse_state)
 
-    def _refreshed(self, state: SparseState, params: PyTree, grads: PyTree | None, **kwargs: Any) -> SparseState:
-        params, grads = own_leaves(params, state.masks), None if grads is None else own_leaves(grads, state.masks)
-        check_update(self, grads, state, params)
-        if self.masks_follow_weights:
-            return state
-        state = state._replace(masks=masks_varying_with(params, state.masks))
-        latent = self._latent_params(params, self._in_force(params, state.masks), state)
-        new = self.update_state(state, latent, grads, **kwargs)
-        return self._with_masks(new, params, new.masks)
-
-    # Seams between the update and families of algorithms.
-
-    def _changes_before(self, step: Any) -> Any:
-        """Whether the update of a step changes masks before it moves the weights."""
-        return False if self.masks_follow_weights else self.is_refresh_due(step)
-
-    def _changes_after(self, step: Any) -> Any:
-        """Whether it does so afterwards."""
-        return self.is_refresh_due(step) if self.masks_follow_weights else False
-
-    def _followed(
-        self, state: SparseState, params: PyTree, weights: PyTree, grads: PyTree, **kwargs: Any
-    ) -> SparseState:
-        """The state after a step, with masks of the weights that it moved."""
-        new = self.update_state(state, weights, grads, **kwargs)
-        return self._with_masks(new, params, new.masks)
-
-    def _check_schedule(self) -> None:
+    def check_schedule(self) -> None:
         """Refuses a schedule that an optimizer can't count to."""
         check_schedule(self)
 
-    def _check_inner_state(self, inner_state: PyTree) -> None:
-        """Refuses an optimizer that lacks what the scores are made of."""
-
-    def _check_steps(self, period: int) -> None:
+    def check_steps(self, period: int) -> None:
         """Refuses a schedule that leaves no step to train in, where weights move in every `period`-th step."""
         check_some_move(self, period)
 
-    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
-        """The gradients the inner optimizer gets."""
-        return apply_masks(grads, masks) if self.is_sparse_gradients else grads
+    def given_or_own(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """Target sparsities; those of the updater where None are given."""
+        return self.target_sparsities(params) if target_sparsities is None else target_sparsities
 
-    def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
-        """The parameters the inner optimizer works on."""
-        return params
-
-    def _restarted(self, params: PyTree, masks: PyTree) -> PyTree:
-        """The masks of the leaves in which a weight that comes back starts from fresh moments; else `NOT_PRUNED`."""
-        return masks if self.restarts_moments else jax.tree.map(lambda p: NOT_PRUNED, params)
-
-    def _held(self, updates: PyTree, step: Any) -> PyTree:
-        """The inner optimizer's updates; 0 in a step that changes masks, if `skip_gradients` says so."""
-        changes = self.skip_gradients and any(jax.tree.leaves(self.target_sparsities(updates)))
-        due = changes and self.is_refresh_due(step)
-        return updates if due is False else jax.tree.map(lambda u: jnp.where(due, jnp.zeros((), u.dtype), u), updates)
-
-    def _moved(self, updates: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
-        """The dense weights to keep, as the optimizer moved them; () if the parameters are all there is."""
-        return ()
-
-    def _land(self, updates: PyTree, params: PyTree, moved: PyTree, masks: PyTree) -> PyTree:
-        """Updates that take `params` onto the masks."""
-
-        def onto_mask(param: jax.Array, mask: jax.Array, update: jax.Array) -> jax.Array:
-            dtype = common_dtype(update.dtype, param.dtype)
-            return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))
-
-        return map_pruned(onto_mask, params, masks, updates, otherwise=lambda p, u: u)
-
-    def _in_force(self, params: PyTree, masks: PyTree) -> PyTree:
-        """The masks that act: a layer of target 0 is left to the optimizer alone, bit for bit."""
-        acting = lambda p, mask, target: mask if target else NOT_PRUNED  # noqa: E731
-        targets = self.target_sparsities(params)
-        return map_pruned(acting, params, masks, targets, otherwise=lambda p, target: NOT_PRUNED)
-
-    def _sparsities(self, params: PyTree, state: SparseState) -> PyTree:
-        """Sparsity of every leaf at the state's step, exact where the schedule allows."""
-
-        def at_step(param: Any, target: float) -> Any:
-            return at_refresh(
-                lambda step: self.scheduler.get_sparsity_at_step(target, step), self.scheduler, state.count
-            )
-
-        return map_pruned(at_step, params, self.target_sparsities(params), otherwise=lambda p: NOT_PRUNED)
-
-    def _rankings(self, params: PyTree) -> PyTree:
-        """By leaf 0 if its entries are ranked among themselves, else a number that all leaves of a ranking share."""
-        return jax.tree.map(lambda leaf: 0, params)
-
-    def _foreseen_masks(self, params: PyTree) -> PyTree:
-        """Masks at the target if concrete parameters say now what a ranking across layers keeps; else `NOT_PRUNED`."""
-        return jax.tree.map(lambda leaf: NOT_PRUNED, params)
-
-    def _structures(self, params: PyTree) -> PyTree:
-        """The structure of every leaf."""
-        return jax.tree.unflatten(
-            jax.tree.structure(params), structure_per_leaf(self.sparsity_type, leaf_names(params))
-        )
-
-    def _with_masks(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
-        stored = store_masks(params, masks, bool(self.use_packed_masks))
-        return state._replace(masks=masks_varying_with(params, stored))
-
-    def _targets_or_own(self, params: PyTree, targets: PyTree) -> PyTree:
-        return self.target_sparsities(params) if targets is None else targets
+    def _sparsity(self, target: float, step: Any) -> Any:
+        """The sparsity of a layer at a step, exact where the schedule allows."""
+        at_step = functools.partial(self.scheduler.get_sparsity_at_step, target)
+        return at_refresh(at_step, self.scheduler, step)
 
 
 def _is_large(params: PyTree) -> bool:

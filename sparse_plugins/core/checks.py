@@ -14,15 +14,29 @@ from sparse_plugins.core.masks import check_stored, is_pruned
 from sparse_plugins.core.schedules import LAST_STEP, NoUpdateSchedule
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.selection.random_scores import key_words
-from sparse_plugins.core.selection.structured_topk import has_own_rule
-from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
+from sparse_plugins.core.selection.structured_topk import StructureTopK
+from sparse_plugins.core.structures import ByPath, Structure
+from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
-__all__ = ["check_fields", "check_leaves", "check_params", "check_schedule", "check_targets", "check_update"]
+__all__ = [
+    "check_fields",
+    "check_leaves",
+    "check_params",
+    "check_schedule",
+    "check_targets",
+    "check_update",
+    "has_own_rule",
+]
 
 
-def check_fields(updater: Any) -> None:
+def has_own_rule(updater: UpdaterHooks) -> bool:
+    """Whether an updater was given a `topk_fn` in place of its structure's."""
+    return updater.topk_fn is not None and not isinstance(updater.topk_fn, StructureTopK)
+
+
+def check_fields(updater: UpdaterHooks) -> None:
     """Checks the fields of an updater when it is built.
 
     Raises:
@@ -53,7 +67,7 @@ def check_fields(updater: Any) -> None:
     key_words(updater.rng_seed)
 
 
-def check_schedule(updater: Any) -> None:
+def check_schedule(updater: UpdaterHooks) -> None:
     """Checks that the steps of a schedule, and of a drop fraction, are reached by the count of an optimizer.
 
     Raises:
@@ -68,7 +82,7 @@ def check_schedule(updater: Any) -> None:
                 )
 
 
-def check_params(updater: Any, params: PyTree) -> None:
+def check_params(updater: UpdaterHooks, params: PyTree) -> None:
     """Checks the parameters that init is given.
 
     Raises:
@@ -96,20 +110,21 @@ def check_leaves(tree: PyTree, what: str, shapes_suffice: bool = False) -> None:
     Raises:
         TypeError: At the first leaf that is something else: a function, a random key, a variable of Keras.
     """
-    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        if _is_numeric(leaf) or (shapes_suffice and isinstance(leaf, jax.ShapeDtypeStruct)):
+            continue
+        name = leaf_names(tree)[i]
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            if not shapes_suffice:
-                raise TypeError(
-                    f"{what} {name!r} is {leaf}, which has no values. Give arrays; the shapes of a state come from "
-                    "jax.eval_shape(tx.init, params)."
-                )
-        elif not _is_numeric(leaf):
-            kind = f"an array of {leaf.dtype}" if isinstance(leaf, (jax.Array, np.ndarray)) else type(leaf).__name__
             raise TypeError(
-                f"{what} {name!r} is no array of numbers but {kind}. Give the trainable arrays alone, such as "
-                "equinox.filter(model, equinox.is_inexact_array), nnx.state(model, nnx.Param) or, of a Keras model, "
-                "{v.path: v.value for v in model.trainable_variables}."
+                f"{what} {name!r} is {leaf}, which has no values. Give arrays; the shapes of a state come from "
+                "jax.eval_shape(tx.init, params)."
             )
+        kind = f"an array of {leaf.dtype}" if isinstance(leaf, (jax.Array, np.ndarray)) else type(leaf).__name__
+        raise TypeError(
+            f"{what} {name!r} is no array of numbers but {kind}. Give the trainable arrays alone, such as "
+            "equinox.filter(model, equinox.is_inexact_array), nnx.state(model, nnx.Param) or, of a Keras model, "
+            "{v.path: v.value for v in model.trainable_variables}."
+        )
 
 
 def _is_numeric(leaf: Any) -> bool:
@@ -118,7 +133,7 @@ def _is_numeric(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)
 
 
-def check_targets(updater: Any, params: PyTree, targets: PyTree) -> None:
+def check_targets(updater: UpdaterHooks, params: PyTree) -> None:
     """Checks that an updater has something to prune in fresh parameters and that its structure fits.
 
     An empty tree passes: optax maps over states by calling init with a placeholder.
@@ -126,23 +141,22 @@ def check_targets(updater: Any, params: PyTree, targets: PyTree) -> None:
     Raises:
         ValueError: If nothing is pruned, or the structure does not fit a parameter that is.
     """
-    names, leaves = leaf_names(params), jax.tree.leaves(params)
-    nodes = aligned(params, targets, "target sparsities")
-    if nodes and not any(map(is_pruned, nodes)):
+    leaves, plans = jax.tree.leaves(params), updater.leaf_plans(params).leaves
+    if plans and not any(plan.is_pruned for plan in plans):
+        names = [plan.name for plan in plans]
         raise ValueError(
             f"{type(updater).__name__} would prune nothing: none of {names} is a floating-point array with two or more "
             "axes that filter_fn or a rule chooses. core.kernels_only goes by names: other layers need a rule, such as "
             f"rules=[({names[0]!r}, 'default')], and a list of arrays a dict. To prune nothing, use NoPruning."
         )
-    kinds = structure_per_leaf(updater.sparsity_type, names)
-    for name, leaf, target, kind in zip(names, leaves, nodes, kinds, strict=True):
-        if is_pruned(target):
-            _check_placement(name, leaf)
-        if is_pruned(target) and not has_own_rule(updater):
-            kind.check(tuple(leaf.shape), f"parameter {name!r}")
+    for leaf, plan in zip(leaves, plans, strict=True):
+        if plan.is_pruned:
+            _check_placement(plan.name, leaf)
+            if not has_own_rule(updater):
+                plan.structure.check(tuple(leaf.shape), f"parameter {plan.name!r}")
 
 
-def check_update(updater: Any, updates: PyTree | None, state: Any, params: PyTree | None) -> None:
+def check_update(updater: UpdaterHooks, updates: PyTree | None, state: Any, params: PyTree | None) -> None:
     """Checks what an update is given, by structure and shape only.
 
     Raises:
@@ -161,22 +175,23 @@ def check_update(updater: Any, updates: PyTree | None, state: Any, params: PyTre
         aligned(params, updates, "gradients")
         check_leaves(updates, "gradient of parameter")
     masks = aligned(params, state.masks, "masks")
-    targets = aligned(params, updater.target_sparsities(params), "target sparsities")
-    for name, param, mask, target in zip(leaf_names(params), jax.tree.leaves(params), masks, targets, strict=True):
-        if is_pruned(target) != is_pruned(mask):
+    plans = updater.leaf_plans(params).leaves
+    for plan, param, mask in zip(plans, jax.tree.leaves(params), masks, strict=True):
+        if plan.is_pruned != is_pruned(mask):
             raise ValueError(
-                f"this updater {'prunes' if is_pruned(target) else 'does not prune'} {name!r} but the state "
+                f"this updater {'prunes' if plan.is_pruned else 'does not prune'} {plan.name!r} but the state "
                 f"{'has a' if is_pruned(mask) else 'has no'} mask for it. Use the updater that made the state."
             )
-        if is_pruned(mask):
-            check_stored(mask, param.shape, name, updater.use_packed_masks)
-            _check_placement(name, param)
+        if plan.is_pruned:
+            check_stored(mask, param.shape, plan.name, updater.use_packed_masks)
+            _check_placement(plan.name, param)
+    updater.check_state(state)
 
 
 def _check_placement(name: str, param: Any) -> None:
     """Refuses what explicit sharding would, in every operation that makes a mask, with a message of its own."""
     spec = jax.typeof(param).sharding.spec if isinstance(param, jax.Array) else ()
-    if any(axis is not None for axis in spec):
+    if set(spec) - {None}:
         raise ValueError(
             f"parameter {name!r} is sharded as {spec} over explicit axes of its mesh, which leaves the sharding of "
             "masks to nobody. Make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * n, or wrap the training "

@@ -1,54 +1,20 @@
 """From a configuration to an updater: a dataclass, a mapping, a ConfigDict or keywords."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from sparse_plugins.core import drop_fractions, schedules
-from sparse_plugins.core.algorithms import (
-    alternating,
-    at_init,
-    global_pruning,
-    gradual_regrowth,
-    informed,
-    pruning,
-    regrowth,
-    straight_through,
-)
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
 from sparse_plugins.core.path_rules import read_rule
+from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure, Unstructured
 
-__all__ = ["SparsityConfig", "all_algorithm_names", "create_updater_from_config", "parse_structure"]
+__all__ = ["SparsityConfig", "create_updater_from_config", "parse_structure"]
 
-ALGORITHMS: Mapping[str, type[BaseUpdater]] = {
-    "no_prune": pruning.NoPruning,
-    "magnitude": pruning.MagnitudePruning,
-    "random": pruning.RandomPruning,
-    "saliency": pruning.SaliencyPruning,
-    "magnitude_ste": straight_through.SteMagnitudePruning,
-    "random_ste": straight_through.SteRandomPruning,
-    "global_magnitude": global_pruning.GlobalMagnitudePruning,
-    "global_saliency": global_pruning.GlobalSaliencyPruning,
-    "static_sparse": regrowth.StaticRandomSparse,
-    "set": regrowth.SET,
-    "rigl": regrowth.RigL,
-    "srigl": regrowth.SRigL,
-    "gradual_set": gradual_regrowth.GradualSET,
-    "gradual_rigl": gradual_regrowth.GradualRigL,
-    "granet": gradual_regrowth.GraNet,
-    "acdc": alternating.ACDC,
-    "fisher": informed.FisherPruning,
-    "wanda": informed.WandaPruning,
-    "snip": at_init.SnipPruning,
-    "grasp": at_init.GraspPruning,
-    "sr_ste": straight_through.SrSte,
-    "soft_topk_ste": straight_through.SoftTopKSte,
-}
 DISTRIBUTIONS: Mapping[str, Callable] = {"uniform": uniform, "erk": erk}
 DROP_SCHEDULES: Mapping[str, Callable[..., drop_fractions.ConstantDrop]] = {
     "constant": drop_fractions.ConstantDrop,
@@ -116,16 +82,6 @@ class SparsityConfig:
             check_fraction("sparsity", self.sparsity)
 
 
-def all_algorithm_names() -> tuple[str, ...]:
-    """Names that `create_updater_from_config` knows.
-
-    Example:
-        >>> "rigl" in all_algorithm_names()
-        True
-    """
-    return tuple(ALGORITHMS)
-
-
 def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdater:
     """Builds an updater.
 
@@ -148,29 +104,43 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
         1000
     """
     settings = _read(config, keywords)
-    algorithm = ALGORITHMS[_known("algorithm", settings.algorithm, ALGORITHMS)]
-    if algorithm is pruning.NoPruning:
-        return pruning.NoPruning()
-    structure = algorithm.sparsity_type if settings.sparsity_type is None else parse_structure(settings.sparsity_type)
+    algorithm = ALGORITHMS[known("algorithm", settings.algorithm, ALGORITHMS)]
+    if not algorithm.updater_class.prunes:
+        return algorithm.updater_class(**algorithm.defaults)
+    structure = algorithm.default("sparsity_type")
+    if settings.sparsity_type is not None:
+        structure = parse_structure(settings.sparsity_type)
+    options = {
+        **{name: getattr(settings, name) for name in _AS_GIVEN},
+        **_sparsity(settings, structure, algorithm),
+        "sparsity_type": structure,
+        "scheduler": _scheduler(settings, algorithm),
+    }
+    if "drop_fraction_fn" in algorithm.fields:
+        options["drop_fraction_fn"] = settings.drop_fraction_fn or _drop_fraction(settings, algorithm)
+    given = {name: value for name, value in options.items() if value is not None and name in algorithm.fields}
+    return algorithm.updater_class(**{**algorithm.defaults, **given})
+
+
+_LAYERS = ("filter_fn", "custom_sparsity_map", "rules")
+_AS_GIVEN = (
+    *("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients", "topk_fn"),
+    *("use_normalization", "normalization_eps"),
+)
+
+
+def _sparsity(settings: SparsityConfig, structure: Structure | ByPath, algorithm: Algorithm) -> dict[str, Any]:
+    """How sparse layers are: fields of one ranking across layers, or a distribution."""
     sparsity = settings.sparsity
     if sparsity is None:
         if not isinstance(structure, NByM):
             raise ValueError("sparsity is missing; give the fraction of zeros, e.g. sparsity=0.8.")
         sparsity = 1.0 - structure.n / structure.m
-    options: dict[str, Any] = {"sparsity_type": structure, "scheduler": _scheduler(settings, algorithm)}
-    layers = {name: getattr(settings, name) for name in ("filter_fn", "custom_sparsity_map", "rules")}
-    layers = {name: value for name, value in layers.items() if value is not None}
-    if issubclass(algorithm, global_pruning.GlobalPruningMixin):
-        of_ranking = ("use_normalization", "normalization_eps")
-        options |= {"sparsity": sparsity, **{name: getattr(settings, name) for name in of_ranking}, **layers}
-    else:
-        distribution = DISTRIBUTIONS[_known("dist_type", settings.dist_type, DISTRIBUTIONS)]
-        options["sparsity_distribution_fn"] = functools.partial(distribution, sparsity=sparsity, **layers)
-    if issubclass(algorithm, regrowth.SET):
-        options["drop_fraction_fn"] = settings.drop_fraction_fn or _drop_fraction(settings)
-    for name in ("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients", "topk_fn"):
-        options[name] = getattr(settings, name)
-    return algorithm(**{key: value for key, value in options.items() if value is not None})
+    layers = {name: value for name in _LAYERS if (value := getattr(settings, name)) is not None}
+    if "sparsity" in algorithm.fields:
+        return {"sparsity": sparsity, **layers}
+    distribution = DISTRIBUTIONS[known("dist_type", settings.dist_type, DISTRIBUTIONS)]
+    return {"sparsity_distribution_fn": functools.partial(distribution, sparsity=sparsity, **layers)}
 
 
 def parse_structure(structure: Any) -> Structure | ByPath:
@@ -233,21 +203,13 @@ def _read(config: Any, keywords: dict[str, Any]) -> SparsityConfig:
     given = {key: value for key, value in {**given, **keywords}.items() if value is not None}
     names = [field.name for field in dataclasses.fields(SparsityConfig)]
     for key in given:
-        _known("sparsity configuration key", key, names)
+        known("sparsity configuration key", key, names)
     if "algorithm" not in given:
         raise ValueError(f"algorithm is missing; allowed are {', '.join(ALGORITHMS)}.")
     return SparsityConfig(**given)
 
 
-def _known(what: str, name: Any, allowed: Any) -> Any:
-    if name in allowed:
-        return name
-    near = difflib.get_close_matches(str(name), list(allowed), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{what} {name!r} is unknown; allowed are {', '.join(allowed)}.{hint}")
-
-
-def _scheduler(settings: SparsityConfig, algorithm: type[BaseUpdater]) -> schedules.NoUpdateSchedule:
+def _scheduler(settings: SparsityConfig, algorithm: Algorithm) -> schedules.NoUpdateSchedule:
     start, end, freq, unit = (
         settings.update_start_step,
         settings.update_end_step,
@@ -257,18 +219,21 @@ def _scheduler(settings: SparsityConfig, algorithm: type[BaseUpdater]) -> schedu
     if start is None:
         if end is not None or freq is not None:
             raise ValueError("update_end_step or update_freq is given without update_start_step; give that too.")
-        return dataclasses.replace(algorithm.scheduler, step_unit=unit)
+        return dataclasses.replace(algorithm.default("scheduler"), step_unit=unit)
     if start == end:
         return schedules.OneShotSchedule(target_step=start, step_unit=unit)
     if freq is None:
         raise ValueError("update_freq is missing; give the number of steps between mask changes.")
-    if end is None and algorithm.schedule_type is not schedules.PeriodicSchedule:
+    schedule_type = algorithm.updater_class.schedule_type
+    if end is None and schedule_type is not schedules.PeriodicSchedule:
         raise ValueError("update_end_step is missing; give the step at which the target sparsity is reached.")
-    return algorithm.schedule_type(freq, start, end, step_unit=unit)
+    return schedule_type(freq, start, end, step_unit=unit)
 
 
-def _drop_fraction(settings: SparsityConfig) -> drop_fractions.ConstantDrop:
-    kind = DROP_SCHEDULES[_known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
+def _drop_fraction(settings: SparsityConfig, algorithm: Algorithm) -> Callable[[Any], Any]:
+    if "drop_fraction_fn" in algorithm.defaults:
+        return algorithm.defaults["drop_fraction_fn"]
+    kind = DROP_SCHEDULES[known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
     if settings.update_end_step is None or kind is drop_fractions.ConstantDrop:
         return drop_fractions.ConstantDrop(settings.drop_fraction)
     return kind(settings.drop_fraction, end_step=max(settings.update_end_step, 1))

@@ -16,7 +16,7 @@ from sparse_plugins.core.path_rules import first_match, read_rule
 from sparse_plugins.core.selection.counts import check_fraction, keep_count
 from sparse_plugins.core.trees import PyTree, leaf_names, prunable_dtype
 
-__all__ = ["SHARED", "erk", "kernels_only", "not_dim_one", "resolve", "uniform"]
+__all__ = ["SHARED", "FilterFn", "Rules", "erk", "kernels_only", "not_dim_one", "resolve", "uniform"]
 
 FilterFn = Callable[[tuple[str, ...], Any], bool]
 Rules = Sequence[tuple[str, float | Literal["default"] | None]]

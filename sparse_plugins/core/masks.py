@@ -6,6 +6,7 @@ axes, unpacking is an AND and a compare that fuse into whatever reads it, and a 
 two a stored mask is follows from its shape alone. A third way stores nothing: the zeros of the parameter are the mask.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,18 +15,23 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_plugins.core.trees import PyTree, aligned, exportable, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned_columns, exportable, leaf_names
 from sparse_plugins.wire.markers import NOT_PRUNED, NotPruned, is_pruned
 
 __all__ = [
     "IN_ZEROS",
     "NOT_PRUNED",
+    "InZeros",
+    "apply_mask",
     "apply_masks",
+    "check_stored",
     "is_pruned",
     "kept",
     "map_pruned",
+    "own_leaves",
     "pack",
     "pack_masks",
+    "packed_shape",
     "store_masks",
     "unpack",
     "unpack_masks",
@@ -60,16 +66,12 @@ def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree,
         ValueError: If a tree has another structure.
     """
     leaves, treedef = jax.tree.flatten(params)
-    columns = [aligned(params, tree, what) for tree, what in zip((masks, *rest), _names(len(rest)), strict=True)]
+    columns = aligned_columns(params, [masks, *rest], ["masks", *["the other tree"] * len(rest)])
     mapped = [
         function(param, mask, *others) if is_pruned(mask) else otherwise(param, *others)
         for param, mask, *others in zip(leaves, *columns, strict=True)
     ]
     return jax.tree.unflatten(treedef, mapped)
-
-
-def _names(others: int) -> list[str]:
-    return ["masks", *["the other tree"] * others]
 
 
 def pack(mask: jax.Array) -> jax.Array:
@@ -166,6 +168,7 @@ def check_stored(stored: Any, shape: tuple[int, ...], name: str = "", how: bool 
         )
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the packed mask of a parameter of `shape`."""
     if not shape:
@@ -174,6 +177,7 @@ def packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:axis], -(-shape[axis] // 8), *shape[axis + 1 :])
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def _packed_axis(shape: tuple[int, ...]) -> int:
     """The axis that wastes least on padding; not the fastest-varying one if another does as well."""
     waste = lambda axis: -(-shape[axis] // 8) * 8 / max(shape[axis], 1)  # noqa: E731
@@ -182,7 +186,7 @@ def _packed_axis(shape: tuple[int, ...]) -> int:
 
 def _bits(ndim: int, axis: int) -> jax.Array:
     """1, 2, 4, ..., 128 along one axis."""
-    places = lax.broadcasted_iota(jnp.uint8, tuple(8 if a == axis else 1 for a in range(ndim)), axis)
+    places = lax.broadcasted_iota(jnp.uint8, (*[1] * axis, 8, *[1] * (ndim - axis - 1)), axis)
     return jnp.uint8(1) << places
 
 
@@ -268,7 +272,12 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
         >>> apply_masks({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([1, 0], jnp.uint8)})["w"].tolist()
         [1.0, 0.0]
     """
-    return map_pruned(lambda p, m: _zero_outside(p, kept(p, m)), params, masks, otherwise=lambda p: p)
+    return map_pruned(apply_mask, params, masks, otherwise=lambda p: p)
+
+
+def apply_mask(param: jax.Array, stored: Any) -> jax.Array:
+    """One parameter with every pruned entry exactly 0; see `apply_masks`."""
+    return _zero_outside(param, kept(param, stored))
 
 
 @jax.custom_jvp

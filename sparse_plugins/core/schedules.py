@@ -18,13 +18,18 @@ from sparse_plugins.core.selection.counts import StepTable
 from sparse_plugins.core.trees import PyTree
 
 __all__ = [
+    "LAST_STEP",
     "AlternatingSchedule",
     "NoUpdateSchedule",
     "OneShotSchedule",
     "PeriodicSchedule",
     "PolynomialSchedule",
+    "Step",
+    "StepUnit",
+    "array_module",
     "at_refresh",
     "count_at_refresh",
+    "whole_number",
 ]
 
 LAST_STEP = (1 << 31) - 2  # the count of an optimizer stays at the step after it
@@ -33,6 +38,7 @@ Step = Any  # int | np.ndarray | int32[] jax.Array
 
 
 def whole_number(name: str, value: Any, lowest: int) -> int:
+    """A number of steps as an int; TypeError or ValueError, which call it `name`, if it is none or below `lowest`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -43,6 +49,7 @@ def whole_number(name: str, value: Any, lowest: int) -> int:
 
 
 def array_module(step: Step) -> Any:
+    """NumPy for a step on the host, `jax.numpy` for a traced one."""
     return jnp if isinstance(step, jax.Array) else np
 
 

@@ -153,14 +153,14 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
         prunable: 4 of 16 kept (sparsity 0.75)
     """
     check_leaves(params, "parameter", shapes_suffice=True)
-    leaves, names = jax.tree.leaves(params), leaf_names(params)
-    targets = aligned(params, updater.target_sparsities(params), "target sparsities")
+    leaves = jax.tree.leaves(params)
+    plans = updater.leaf_plans(params).leaves
+    targets, rankings = [plan.target for plan in plans], [plan.ranking for plan in plans]
     rows = [("layer", "shape", "target sparsity", "kept")]
     kept_in_all = size_in_all = 0
-    kinds = aligned(params, updater._structures(params), "structures")
-    rankings = aligned(params, updater._rankings(params), "rankings")
     common: dict[int, tuple[int, float]] = {}  # of rankings across layers: entries so far, and target
-    for name, leaf, target, kind, ranking in zip(names, leaves, targets, kinds, rankings, strict=True):
+    for leaf, plan in zip(leaves, plans, strict=True):
+        name, target, kind, ranking = plan.name, plan.target, plan.structure, plan.ranking
         size = math.prod(leaf.shape)
         if is_pruned(target) and ranking:
             common[ranking] = (common.get(ranking, (0, target))[0] + size, target)
@@ -193,7 +193,7 @@ def _emptied_lines(updater: BaseUpdater, params: PyTree, shared: list[bool]) -> 
     has_values = lambda leaf: not isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer))  # noqa: E731
     masks: list[Any] = [NOT_PRUNED] * len(shared)
     if all(map(has_values, jax.tree.leaves(params))):
-        masks = aligned(params, updater._foreseen_masks(params), "masks")
+        masks = aligned(params, updater.foreseen_masks(params), "masks")
     columns = zip(leaf_names(params), masks, shared, strict=True)
     candidates = [(name, mask) for name, mask, is_shared in columns if is_shared]
     unknown = [name for name, mask in candidates if not is_pruned(mask)]

@@ -1,7 +1,7 @@
 """Parameter trees: names of leaves, and other trees laid beside them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -10,7 +10,16 @@ import optax
 
 from sparse_plugins.wire import trees
 
-__all__ = ["aligned", "common_dtype", "exportable", "leaf_names", "prunable_dtype", "stands_for_params"]
+__all__ = [
+    "PyTree",
+    "aligned",
+    "aligned_columns",
+    "common_dtype",
+    "exportable",
+    "leaf_names",
+    "prunable_dtype",
+    "stands_for_params",
+]
 
 PyTree = Any
 T = TypeVar("T")
@@ -56,6 +65,15 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
         return treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError):
         return trees.aligned(params, tree, what)  # slower; it knows markers of hidden parts, and tells what differs
+
+
+def aligned_columns(params: PyTree, columns: Sequence[PyTree], what: Sequence[str]) -> list[list[Any]]:
+    """`aligned`, of several trees."""
+    treedef: Any = jax.tree.structure(params)
+    try:
+        return [*map(treedef.flatten_up_to, columns)]
+    except (ValueError, TypeError, KeyError):
+        return [aligned(params, tree, name) for tree, name in zip(columns, what, strict=True)]
 
 
 def prunable_dtype(leaf: Any) -> bool:

@@ -16,8 +16,8 @@ import pytest
 
 from sparse_plugins.core.export.files import load_sparse, save_sparse
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.core.storage.archives import Archive, damage
-from sparse_plugins.core.storage.array_files import DamagedFileError
+from sparse_plugins.core.storage.archives import Archive
+from sparse_plugins.core.storage.array_files import DamagedFileError, damage
 from tests.disks import few_open_files
 
 LIKE = {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(2)}

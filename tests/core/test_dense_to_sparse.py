@@ -105,7 +105,9 @@ def test_counts_without_an_end_are_exact_beyond_the_whole_numbers_of_float32() -
         sparsity_distribution_fn=lambda p: core.uniform(p, 0.1), scheduler=core.PeriodicSchedule(10, 0)
     )
     size = 2**25 + 33
-    kept, survivors = jax.jit(lambda step: updater._counts(core.Unstructured(), (size, 1), 0.1, step))(jnp.int32(10))
+    kept, survivors = jax.jit(lambda step: updater.kept_and_survivors(core.Unstructured(), (size, 1), 0.1, step))(
+        jnp.int32(10)
+    )
     assert int(kept) == round(0.9 * size)
     assert int(survivors) == round(0.7 * int(kept))
 

@@ -99,7 +99,7 @@ def test_what_was_refused_would_indeed_not_have_trained() -> None:
     """The same updater without its check."""
 
     class Unchecked(core.SET):
-        def _check_steps(self, period: int) -> None:
+        def check_steps(self, period: int) -> None:
             pass
 
     tx = Unchecked(sparsity_distribution_fn=HALF, scheduler=Periodic(4, 3)).wrap_optax(accumulate(4))

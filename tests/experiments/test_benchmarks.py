@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.benchmarks import export, large, masks, step, timing
+from experiments.benchmarks import export, large, masks, step, timing, trace_walk
 from experiments.benchmarks.models import resnet50_shapes
 from experiments.benchmarks.timing import Timing
 
@@ -112,3 +112,12 @@ def test_the_benchmark_of_large_models_prints_seconds_and_memory(
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert row[0] == "rigl"
     assert [cell.count(" s, ") for cell in row[1:]] == [1, 1, 1, 0]
+
+
+def test_one_update_can_be_followed_on_foot(capsys: pytest.CaptureFixture) -> None:
+    """More is a sign that something known from names and shapes is worked out again on the way."""
+    trace_walk.main(["--algorithms", "magnitude", "rigl"])
+    _, *rows = capsys.readouterr().out.splitlines()
+    walks = {name: (int(calls), int(changes)) for name, calls, changes in map(str.split, rows)}
+    most = {"magnitude": (400, 260), "rigl": (600, 290)}
+    assert [name for name in most if any(a > b for a, b in zip(walks[name], most[name], strict=True))] == []

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, SaliencyPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve, uniform
+from sparse_plugins.core.checks import has_own_rule
+from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.selection.counts import check_fraction, keep_count
-from sparse_plugins.core.selection.structured_topk import has_own_rule
 from sparse_plugins.core.selection.topk import exact_topk, of_one_type
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.transform.state import SparseState, warn_of_emptied
+from sparse_plugins.core.transform.walk import once
 from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
 
 __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]
@@ -65,7 +66,8 @@ class GlobalPruningMixin(BaseUpdater):
 
     def target_sparsities(self, params: PyTree) -> PyTree:
         """The global target at every layer of the common ranking, its own at the others."""
-        return uniform(params, self.sparsity, self.filter_fn, self.custom_sparsity_map, self.rules)
+        targets = [self.sparsity if target == SHARED else target for target in self._resolved(params)]
+        return jax.tree.unflatten(jax.tree.structure(params), targets)
 
     def calculate_scores(
         self,
@@ -77,7 +79,7 @@ class GlobalPruningMixin(BaseUpdater):
         """The scores of the per-layer algorithm, normalised, of one dtype where they share a ranking."""
         scores = super().calculate_scores(params, sparse_state, grads, **kwargs)
         if self.use_normalization:
-            scores = jax.tree.map(self._normalized, scores)
+            scores = jax.tree.map(self.normalized, scores)
         leaves, treedef = jax.tree.flatten(scores)
         common = self._common(params)
         for i, leaf in zip(common, of_one_type([leaves[i] for i in common]), strict=True):
@@ -114,22 +116,27 @@ class GlobalPruningMixin(BaseUpdater):
 
     def _common(self, params: PyTree) -> list[int]:
         """Places of the leaves that share a ranking."""
-        plan = resolve(params, self.filter_fn, self.custom_sparsity_map, self.rules)
-        return [i for i, target in enumerate(plan) if target == SHARED]
+        return [i for i, target in enumerate(self._resolved(params)) if target == SHARED]
 
-    def _rankings(self, params: PyTree) -> PyTree:
+    def _resolved(self, params: PyTree) -> list[Any]:
+        decide = lambda: resolve(params, self.filter_fn, self.custom_sparsity_map, self.rules)  # noqa: E731
+        return once(self, "resolved rules", params, decide)
+
+    def rankings(self, params: PyTree) -> PyTree:
+        """The same number at all leaves of the common ranking."""
         leaves, treedef = jax.tree.flatten(params)
         common = set(self._common(params))
         return jax.tree.unflatten(treedef, [id(self) if i in common else 0 for i in range(len(leaves))])
 
-    def _foreseen_masks(self, params: PyTree) -> PyTree:
+    def foreseen_masks(self, params: PyTree) -> PyTree:
+        """Masks of concrete parameters as they are, unless scores need gradients or more."""
         ranked = jax.jit(lambda tree: self.create_masks(self.calculate_scores(tree), self.target_sparsities(tree)))
         try:
             return ranked(params)
         except ValueError:  # so says calculate_scores where it needs gradients or more
-            return super()._foreseen_masks(params)
+            return super().foreseen_masks(params)
 
-    def _normalized(self, score: jax.Array) -> jax.Array:
+    def normalized(self, score: jax.Array) -> jax.Array:
         """One broken entry must not cost its layer the ranking: the norm is that of the finite entries."""
         score = score.astype(common_dtype(score.dtype, jnp.float32))
         finite = jnp.where(jnp.isfinite(score), score, 0.0)

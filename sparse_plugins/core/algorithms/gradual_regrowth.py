@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning
-from sparse_plugins.core.algorithms.regrowth import SET, RigL
-from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.algorithms.regrowth import SET, GradientGrowthMixin, RigL
 from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import (
@@ -63,11 +62,12 @@ class GradualSET(SET):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at `start_part` of the target sparsities."""
-        targets = self._targets_or_own(params, target_sparsities)
+        targets = self.given_or_own(params, target_sparsities)
         begin = jax.tree.map(lambda target: self.start_part * target, targets)
         return super().get_initial_masks(params, begin)
 
-    def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+    def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+        """Units kept after the mask change, and those of them that were active before."""
         begin = self.start_part * target
 
         def sparsity_at(step: Step) -> Any:
@@ -106,7 +106,7 @@ class GradualRigL(GradualSET, RigL):
 
 
 @dataclasses.dataclass(eq=False)
-class GraNet(GlobalMagnitudePruning, RigL):
+class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
     """Gradual magnitude pruning across layers, and in each layer regeneration by gradients at every mask change.
 
     Example:
@@ -124,24 +124,16 @@ class GraNet(GlobalMagnitudePruning, RigL):
     use_normalization: bool = False
     drop_fraction_fn: Callable[[Any], Any] = ConstantDrop(0.5)
 
-    starts_dense: ClassVar[bool] = True
-    schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
-    draws_randomly: ClassVar[bool] = False  # it starts dense and grows by gradients
-
-    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
-        """Everything kept."""
-        return BaseUpdater.get_initial_masks(self, params, target_sparsities)
-
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Prunes across layers, then replaces the smallest weights of each layer."""
-        pruned = BaseUpdater.update_state(self, sparse_state, params, grads, **kwargs)
+        pruned = super().update_state(sparse_state, params, grads, **kwargs)
         drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
 
         def regenerated(param: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
-            active, grow = unpack(mask, param.shape), self._grow_score(param, source)
+            active, grow = unpack(mask, param.shape), self.grow_score(param, source)
             kept = jnp.sum(active, dtype=jnp.int32)
             return regrow_mask(active, jnp.abs(param), grow, Unstructured(), kept, survivor_count(kept, drop_fraction))
 
-        sources = self._grow_sources(params, sparse_state, grads)
+        sources = self.grow_sources(params, sparse_state, grads)
         masks = map_pruned(in_turns(regenerated), params, pruned.masks, sources, otherwise=lambda *_: NOT_PRUNED)
-        return self._with_masks(sparse_state, params, masks)
+        return self.storing(sparse_state, params, masks)

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.selection.exact_sums import exact_sum
 from sparse_plugins.core.selection.finite_scores import finite_or_magnitude
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = ["FisherPruning", "WandaPruning"]
 
@@ -65,9 +64,10 @@ class FisherPruning(BaseUpdater):
         nu = aligned(params, _second_moment(sparse_state.inner_state), "second moments")
         leaves, treedef = jax.tree.flatten(params)
         costs = treedef.unflatten([cost(*pair) for pair in zip(leaves, nu, strict=True)])
-        return finite_or_magnitude(params, costs, self._rankings(params))
+        return finite_or_magnitude(params, costs, self.rankings(params))
 
-    def _check_inner_state(self, inner_state: PyTree) -> None:
+    def check_inner_state(self, inner_state: PyTree) -> None:
+        """Refuses an optimizer without a second moment, and a mask change before there is any."""
         _second_moment(inner_state)
         if self.is_refresh_due(0):
             raise ValueError(
@@ -125,14 +125,12 @@ class WandaPruning(BaseUpdater):
         """
         none = jax.tree.map(lambda p: None, params)
         inputs = aligned(params, none if activations is None else activations, "activations")
-        names = leaf_names(params)
-        targets = aligned(params, self.target_sparsities(params), "target sparsities")
-        leaves, treedef = jax.tree.flatten(params)
-        columns = zip(names, leaves, targets, inputs, strict=True)
-        scores = treedef.unflatten(
-            [self._score(name, leaf, own) if is_pruned(target) else leaf for name, leaf, target, own in columns]
+        plans = self.leaf_plans(params)
+        columns = zip(plans.leaves, jax.tree.leaves(params), inputs, strict=True)
+        scores = plans.tree(
+            [self._score(plan.name, leaf, own) if plan.is_pruned else leaf for plan, leaf, own in columns]
         )
-        return finite_or_magnitude(params, scores, self._rankings(params))
+        return finite_or_magnitude(params, scores, self.rankings(params))
 
     def _score(self, name: str, param: jax.Array, inputs: Any) -> jax.Array:
         wanted = param.shape[self.input_axis]

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import NoPruning
-from sparse_plugins.core.algorithms.tree_partition import Parts
+from sparse_plugins.core.algorithms.tree_partition import Parts, check_keys
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.path_rules import read_rule
 from sparse_plugins.core.schedules import NoUpdateSchedule, StepUnit
 from sparse_plugins.core.structures import ByPath, Structure
 from sparse_plugins.core.transform.cond import fresh_if, masks_alone
+from sparse_plugins.core.transform.hooks import LeafPlans
 from sparse_plugins.core.transform.state import SparseState
+from sparse_plugins.core.transform.walk import once, one_walk
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["PerModule"]
@@ -101,6 +103,11 @@ class PerModule(BaseUpdater):
         return any(one.grows_by_gradient for _, one in self.updaters)
 
     @property
+    def keeps_dense_weights(self) -> bool:  # type: ignore[override]
+        """Whether one of the updaters does."""
+        return any(one.keeps_dense_weights for _, one in self.updaters)
+
+    @property
     def scores_by_gradient(self) -> bool:  # type: ignore[override]
         """Whether one of the updaters does."""
         return any(one.scores_by_gradient for _, one in self.updaters)
@@ -108,6 +115,16 @@ class PerModule(BaseUpdater):
     def target_sparsities(self, params: PyTree) -> PyTree:
         """The targets that each updater gives its part."""
         return self._parts(params).joined(lambda one: one.target_sparsities, params)
+
+    def make_leaf_plans(self, params: PyTree) -> LeafPlans:
+        """The plans that each updater makes for its part."""
+        parts = self._parts(params)
+        made = parts.each(lambda one: lambda own: (plans := one.leaf_plans(own)).tree(plans.leaves), params)
+        return LeafPlans(jax.tree.leaves(parts.join(made)), jax.tree.structure(params))
+
+    def foreseen_masks(self, params: PyTree) -> PyTree:
+        """Those that each updater foresees."""
+        return self._parts(params).joined(lambda one: one.foreseen_masks, params)
 
     def describe_seed(self) -> str:
         """What the updaters draw random masks from, those with one seed in one line."""
@@ -120,6 +137,7 @@ class PerModule(BaseUpdater):
         seeded.rng_seed = None  # it is in them
         return seeded
 
+    @one_walk()
     def init_state(self, params: PyTree) -> SparseState:
         """One state that holds those of all updaters."""
         parts = self._parts(params)
@@ -164,13 +182,14 @@ class PerModule(BaseUpdater):
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """The state with new masks where they are due at its step."""
-        due = lambda one: one._changes_before(sparse_state.count)  # noqa: E731
+        due = lambda one: one.changes_before(sparse_state.count)  # noqa: E731
         return self._changed(due, sparse_state, params, grads, **kwargs)
 
-    def _followed(
+    def followed(
         self, state: SparseState, params: PyTree, weights: PyTree, grads: PyTree, **kwargs: Any
     ) -> SparseState:
-        return self._changed(lambda one: one._changes_after(state.count - 1), state, weights, grads, **kwargs)
+        """The state with masks of the moved weights where they are due at the step."""
+        return self._changed(lambda one: one.changes_after(state.count - 1), state, weights, grads, **kwargs)
 
     def _changed(
         self, due: Callable[[BaseUpdater], Any], state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any
@@ -178,64 +197,43 @@ class PerModule(BaseUpdater):
         def changed(one: BaseUpdater) -> Callable[..., PyTree]:
             def masks(state: SparseState, params: PyTree, grads: PyTree, **extra: Any) -> PyTree:
                 new = lambda: one.update_state(state, params, grads, **extra)  # noqa: E731
-                fresh = lambda: one._with_masks(state, params, masks_alone(new(), state, _MASKS_ALONE)).masks  # noqa: E731
+                fresh = lambda: one.storing(state, params, masks_alone(new(), state, _MASKS_ALONE)).masks  # noqa: E731
                 return fresh_if(due(one), fresh, state.masks)
 
             return masks
 
         return state._replace(masks=self._parts(params).joined(changed, state, params, grads, **kwargs))
 
-    def _changes_before(self, step: Any) -> Any:
-        return functools.reduce(operator.or_, (one._changes_before(step) for _, one in self.updaters))
+    def changes_before(self, step: Any) -> Any:
+        """Whether any updater changes masks before weights move."""
+        return functools.reduce(operator.or_, (one.changes_before(step) for _, one in self.updaters))
 
-    def _changes_after(self, step: Any) -> Any:
-        return functools.reduce(operator.or_, (one._changes_after(step) for _, one in self.updaters))
+    def changes_after(self, step: Any) -> Any:
+        """Whether any updater does so afterwards."""
+        return functools.reduce(operator.or_, (one.changes_after(step) for _, one in self.updaters))
 
-    def _check_schedule(self) -> None:
+    def check_schedule(self) -> None:
+        """Asks each updater."""
         for _, one in self.updaters:
-            one._check_schedule()
+            one.check_schedule()
 
-    def _check_inner_state(self, inner_state: PyTree) -> None:
+    def check_state(self, state: SparseState) -> None:
+        """Refuses a state that does not hold a key for each rule."""
+        check_keys(state, len(self.updaters))
+
+    def check_inner_state(self, inner_state: PyTree) -> None:
+        """Asks each updater."""
         for _, one in self.updaters:
-            one._check_inner_state(inner_state)
+            one.check_inner_state(inner_state)
 
-    def _check_steps(self, period: int) -> None:
+    def check_steps(self, period: int) -> None:
+        """Asks each updater."""
         for _, one in self.updaters:
-            one._check_steps(period)
-
-    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
-        return self._parts(latent).joined(lambda one: one._gradients, grads, latent, masks)
-
-    def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
-        return self._parts(params).joined(lambda one: one._latent_params, params, masks, state)
-
-    def _restarted(self, params: PyTree, masks: PyTree) -> PyTree:
-        return self._parts(params).joined(lambda one: one._restarted, params, masks)
-
-    def _held(self, updates: PyTree, step: Any) -> PyTree:
-        return self._parts(updates).joined(lambda one: lambda own: one._held(own, step), updates)
-
-    def _moved(self, updates: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
-        parts = self._parts(latent)
-        return _joined_dense(parts, parts.each(lambda one: one._moved, updates, latent, masks))
-
-    def _land(self, updates: PyTree, params: PyTree, moved: PyTree, masks: PyTree) -> PyTree:
-        parts = self._parts(params)
-        moved = jax.tree.map(lambda p: NOT_PRUNED, params) if moved == () else moved
-        return parts.joined(lambda one: one._land, updates, params, moved, masks)
-
-    def _rankings(self, params: PyTree) -> PyTree:
-        return self._parts(params).joined(lambda one: one._rankings, params)
-
-    def _foreseen_masks(self, params: PyTree) -> PyTree:
-        return self._parts(params).joined(lambda one: one._foreseen_masks, params)
-
-    def _structures(self, params: PyTree) -> PyTree:
-        return self._parts(params).joined(lambda one: one._structures, params)
+            one.check_steps(period)
 
     def _parts(self, params: PyTree) -> Parts:
         patterns, updaters = zip(*self.updaters, strict=True)
-        return Parts((*updaters, NoPruning()), params, patterns)
+        return once(self, "parts", params, lambda: Parts((*updaters, NoPruning()), params, patterns))
 
 
 def _joined_dense(parts: Parts, dense: Sequence[PyTree]) -> PyTree:

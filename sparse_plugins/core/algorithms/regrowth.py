@@ -8,22 +8,37 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import RandomPruning
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.checks import has_own_rule
 from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
 from sparse_plugins.core.selection.counts import survivor_count
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.random_scores import leaf_keys, random_score
-from sparse_plugins.core.selection.structured_topk import has_own_rule, kept_units, regrow_mask
+from sparse_plugins.core.selection.structured_topk import kept_units, regrow_mask
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
-__all__ = ["SET", "RigL", "SRigL", "StaticRandomSparse"]
+__all__ = ["SET", "GradientGrowthMixin", "RigL", "SRigL", "StaticRandomSparse"]
 
 
 @dataclasses.dataclass(eq=False)
-class StaticRandomSparse(RandomPruning):
+class RandomStartMixin(RandomPruning):
+    """Training starts at the target sparsities, with random masks."""
+
+    is_sparse_gradients: bool = True
+
+    starts_dense: ClassVar[bool] = False
+
+    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """Random masks at the target sparsities."""
+        return self.create_masks(self.calculate_scores(params), self.given_or_own(params, target_sparsities))
+
+
+@dataclasses.dataclass(eq=False)
+class StaticRandomSparse(RandomStartMixin):
     """A random mask at initialisation that never changes.
 
     Example:
@@ -35,14 +50,7 @@ class StaticRandomSparse(RandomPruning):
         4
     """
 
-    is_sparse_gradients: bool = True
-
-    starts_dense: ClassVar[bool] = False
     masks_from_seed: ClassVar[bool] = True
-
-    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
-        """Random masks at the target sparsities."""
-        return self.create_masks(self.calculate_scores(params), self._targets_or_own(params, target_sparsities))
 
     def is_refresh_due(self, step: Any) -> Any:
         """Never, whatever the schedule."""
@@ -54,8 +62,8 @@ class StaticRandomSparse(RandomPruning):
 
 
 @dataclasses.dataclass(eq=False)
-class SET(StaticRandomSparse):
-    """Replaces the smallest weights by random ones at every mask change; the number kept is constant.
+class ExchangeMixin(BaseUpdater):
+    """A mask change drops the smallest weights and grows others, random ones if nothing else is said.
 
     Attributes:
         drop_fraction_fn: From a step (or an array of steps) to the fraction of kept weights that is replaced.
@@ -63,25 +71,14 @@ class SET(StaticRandomSparse):
 
     Raises:
         ValueError: Without is_sparse_gradients, through which re-grown weights start from fresh moments.
-
-    Example:
-        >>> import functools
-        >>> from sparse_plugins import core
-        >>> SET(sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9),
-        ...     scheduler=core.PeriodicSchedule(update_freq=100, update_start_step=100, update_end_step=7500),
-        ...     drop_fraction_fn=core.CosineDrop(0.3, end_step=7500)).is_refresh_due(200)
-        True
-
-    Source: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity (2018).
     """
 
     skip_gradients: bool = True
+    is_sparse_gradients: bool = True
     drop_fraction_fn: Callable[[Any], Any] = ConstantDrop(0.3)
 
-    masks_from_seed: ClassVar[bool] = False
     exchanges_weights: ClassVar[bool] = True
     restarts_moments: ClassVar[bool] = True
-    schedule_type: ClassVar[type[PeriodicSchedule]] = PeriodicSchedule
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,47 +91,73 @@ class SET(StaticRandomSparse):
         if has_own_rule(self):
             raise ValueError(f"{type(self).__name__} ranks what it drops and grows by sparsity_type; drop topk_fn.")
 
-    def is_refresh_due(self, step: Any) -> Any:
-        """When the schedule says so."""
-        return self.scheduler.is_mask_update_iter(step)
-
-    def describe_schedule(self) -> str:
-        """The schedule, in words."""
-        return self.scheduler.describe()
-
-    def _grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
+    def grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
         """What the scores by which weights are grown are made of, leaf by leaf: a key."""
         # Draw 0 made the initial mask; growing by the same scores would undo every drop.
         return leaf_keys(params, state.rng, state.count + 1)
 
-    def _grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
+    def grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
         """Scores by which weights of one leaf are grown, from its source: random."""
         return random_score(param, source)
+
+
+@dataclasses.dataclass(eq=False)
+class GradientGrowthMixin(ExchangeMixin):
+    """Weights are grown by the size of their gradients."""
+
+    grows_by_gradient: ClassVar[bool] = True
+
+    def grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
+        """Gradients."""
+        if grads is None:
+            raise ValueError(f"{type(self).__name__} grows by |gradient|: pass grads.")
+        return grads
+
+    def grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
+        """|dL/dw|."""
+        return jnp.abs(source)
+
+
+@dataclasses.dataclass(eq=False)
+class SET(ExchangeMixin, RandomStartMixin):
+    """Replaces the smallest weights by random ones at every mask change; the number kept is constant.
+
+    Its `drop_fraction_fn` says how many; see `ExchangeMixin`.
+
+    Example:
+        >>> import functools
+        >>> from sparse_plugins import core
+        >>> SET(sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9),
+        ...     scheduler=core.PeriodicSchedule(update_freq=100, update_start_step=100, update_end_step=7500),
+        ...     drop_fraction_fn=core.CosineDrop(0.3, end_step=7500)).is_refresh_due(200)
+        True
+
+    Source: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity (2018).
+    """
+
+    schedule_type: ClassVar[type[PeriodicSchedule]] = PeriodicSchedule
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Drops the smallest active weights and grows as many others."""
 
         def regrown(param: jax.Array, mask: jax.Array, target: float, source: jax.Array, kind: Structure) -> jax.Array:
-            kept, survivors = self._counts(kind, param.shape, target, sparse_state.count)
-            grow = self._grow_score(param, source)
+            kept, survivors = self.kept_and_survivors(kind, param.shape, target, sparse_state.count)
+            grow = self.grow_score(param, source)
             return regrow_mask(unpack(mask, param.shape), jnp.abs(param), grow, kind, kept, survivors)
 
-        beside = (
-            self.target_sparsities(params),
-            self._grow_sources(params, sparse_state, grads),
-            self._structures(params),
-        )
+        plans = self.leaf_plans(params)
+        beside = (plans.targets, self.grow_sources(params, sparse_state, grads), plans.structures)
         masks = map_pruned(in_turns(regrown), params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
-        return self._with_masks(sparse_state, params, masks)
+        return self.storing(sparse_state, params, masks)
 
-    def _counts(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+    def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
         """Units kept after the mask change, and those of them that were active before."""
         kept = int(kept_units(kind, shape, target))
         return kept, survivor_count(kept, at_refresh(self.drop_fraction_fn, self.scheduler, step))
 
 
 @dataclasses.dataclass(eq=False)
-class RigL(SET):
+class RigL(GradientGrowthMixin, SET):
     """Replaces the smallest weights by those with the largest gradients at every mask change.
 
     Example:
@@ -149,18 +172,6 @@ class RigL(SET):
 
     Source: Evci et al., Rigging the Lottery: Making All Tickets Winners (2020).
     """
-
-    grows_by_gradient: ClassVar[bool] = True
-
-    def _grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
-        """Gradients."""
-        if grads is None:
-            raise ValueError(f"{type(self).__name__} grows by |gradient|: pass grads.")
-        return grads
-
-    def _grow_score(self, param: jax.Array, source: jax.Array) -> jax.Array:
-        """|dL/dw|."""
-        return jnp.abs(source)
 
 
 @dataclasses.dataclass(eq=False)

@@ -13,7 +13,7 @@ import optax
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, RandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
+from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.selection.counts import check_positive
 from sparse_plugins.core.transform.state import SparseState
@@ -38,6 +38,7 @@ class SteMixin(BaseUpdater):
     starts_dense: ClassVar[bool] = False
     prunes_for_good: ClassVar[bool] = False
     masks_follow_weights: ClassVar[bool] = True
+    keeps_dense_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,15 +47,17 @@ class SteMixin(BaseUpdater):
 
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state, holding the dense weights."""
-        state = super().init_state(params)
-        own = jax.tree.map(jnp.copy, params)  # parameters and state may both be donated
-        return state._replace(dense_params=self._dense_leaves(params, self._in_force(params, state.masks), own))
+        state, plans = super().init_state(params), self.leaf_plans(params)
+        columns = zip(jax.tree.leaves(params), plans.acting(state.masks), strict=True)
+        # Copies: parameters and state may both be donated.
+        own = [jnp.copy(param) if is_pruned(mask) else NOT_PRUNED for param, mask in columns]
+        return state._replace(dense_params=plans.tree(own))
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Masks of the first step, if the schedule starts there; else everything kept."""
         if not self._is_mask_new(0):
             return super().get_initial_masks(params, target_sparsities)
-        targets = self._targets_or_own(params, target_sparsities)
+        targets = self.given_or_own(params, target_sparsities)
         return self.create_masks(self.calculate_scores(params), self.scheduler.get_sparsity_at_step(targets, 0))
 
     def is_refresh_due(self, step: Any) -> Any:
@@ -71,31 +74,25 @@ class SteMixin(BaseUpdater):
         """At every step of the schedule's grid, without an end."""
         return self.scheduler.is_mask_update_iter(step) | self.scheduler.is_open_ended_iter(step)
 
-    def _latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
+    def latent_param(self, param: jax.Array, mask: jax.Array, dense: jax.Array) -> jax.Array:
+        """The parameter where it is visible, else its dense weight."""
         # Visible weights are read where the loop keeps them, so that a change made there (an average, a restore) is
         # heard, and so that the compiler cannot start on the dense weights before the masks are settled: it would
         # have to copy them first. A visible weight of 0 may just have come into view.
-        def dense(param: jax.Array, mask: jax.Array, kept_dense: jax.Array) -> jax.Array:
-            return jnp.where(unpack(mask, param.shape) & (param != 0), param, kept_dense)
+        return jnp.where(unpack(mask, param.shape) & (param != 0), param, dense)
 
-        return map_pruned(dense, params, masks, state.dense_params, otherwise=lambda p, _: p)
+    def dense_weight(self, update: jax.Array, latent: jax.Array) -> Any:
+        """The latent weight, moved."""
+        return optax.apply_updates(latent, update)
 
-    def _moved(self, updates: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
-        return self._dense_leaves(latent, masks, optax.apply_updates(latent, updates))
-
-    def _land(self, updates: PyTree, params: PyTree, moved: PyTree, masks: PyTree) -> PyTree:
-        def onto_view(param: jax.Array, mask: jax.Array, dense: jax.Array, update: jax.Array) -> jax.Array:
-            narrow = common_dtype(update.dtype, param.dtype)
-            wide = common_dtype(narrow, jnp.float32)
-            own = param.astype(wide)
-            landed = jnp.where(unpack(mask, param.shape), dense.astype(wide) - own, -own)
-            # A strict loop cannot add a wide update; what it is given then may miss the dense weight by a rounding.
-            return landed.astype(narrow) if _is_strict() else landed
-
-        return map_pruned(onto_view, params, masks, moved, updates, otherwise=lambda p, dense, update: update)
-
-    def _dense_leaves(self, params: PyTree, masks: PyTree, dense: PyTree) -> PyTree:
-        return map_pruned(lambda p, mask, d: d, params, masks, dense, otherwise=lambda p, d: NOT_PRUNED)
+    def landed(self, update: jax.Array, param: jax.Array, dense: jax.Array, mask: jax.Array) -> jax.Array:
+        """The update that takes the parameter onto the dense weight where it is visible."""
+        narrow = common_dtype(update.dtype, param.dtype)
+        wide = common_dtype(narrow, jnp.float32)
+        own = param.astype(wide)
+        landed = jnp.where(unpack(mask, param.shape), dense.astype(wide) - own, -own)
+        # A strict loop cannot add a wide update; what it is given then may miss the dense weight by a rounding.
+        return landed.astype(narrow) if _is_strict() else landed
 
 
 def _is_strict() -> bool:
@@ -165,12 +162,10 @@ class SrSte(SteMagnitudePruning):
         super().__post_init__()
         self.decay = check_positive("decay", self.decay, or_zero=True)
 
-    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
-        def decayed(dense: jax.Array, mask: jax.Array, grad: jax.Array) -> jax.Array:
-            pull = jnp.where(unpack(mask, dense.shape), 0.0, self.decay).astype(grad.dtype)
-            return grad + pull * dense.astype(grad.dtype)
-
-        return map_pruned(decayed, latent, masks, grads, otherwise=lambda dense, grad: grad)
+    def inner_gradient(self, grad: jax.Array, latent: jax.Array, mask: jax.Array) -> jax.Array:
+        """The gradient, and the pull towards 0 of a weight out of use."""
+        pull = jnp.where(unpack(mask, latent.shape), 0.0, self.decay).astype(grad.dtype)
+        return grad + pull * latent.astype(grad.dtype)
 
 
 @dataclasses.dataclass(eq=False)
@@ -205,12 +200,10 @@ class SoftTopKSte(SteMagnitudePruning):
         super().__post_init__()
         self.temperature = check_positive("temperature", self.temperature)
 
-    def _gradients(self, grads: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
-        def softened(dense: jax.Array, mask: jax.Array, grad: jax.Array) -> jax.Array:
-            used, size = unpack(mask, dense.shape), jnp.abs(dense.astype(jnp.float32))
-            threshold = jnp.min(jnp.where(used, size, jnp.inf), initial=jnp.inf)
-            ratio = size / jnp.maximum(threshold, jnp.finfo(jnp.float32).tiny)
-            soft = jax.nn.sigmoid((ratio - 1.0) / self.temperature)
-            return grad * jnp.where(used, 1.0, soft).astype(grad.dtype)
-
-        return map_pruned(softened, latent, masks, grads, otherwise=lambda dense, grad: grad)
+    def inner_gradient(self, grad: jax.Array, latent: jax.Array, mask: jax.Array) -> jax.Array:
+        """The gradient, less of it the farther a weight out of use is below the threshold."""
+        used, size = unpack(mask, latent.shape), jnp.abs(latent.astype(jnp.float32))
+        threshold = jnp.min(jnp.where(used, size, jnp.inf), initial=jnp.inf)
+        ratio = size / jnp.maximum(threshold, jnp.finfo(jnp.float32).tiny)
+        soft = jax.nn.sigmoid((ratio - 1.0) / self.temperature)
+        return grad * jnp.where(used, 1.0, soft).astype(grad.dtype)

@@ -14,7 +14,16 @@ from sparse_plugins.core.path_rules import first_match
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "check_keys"]
+
+
+def check_keys(state: SparseState, rules: int) -> None:
+    """Raises ValueError if a state was not made by a `PerModule` of so many rules."""
+    if not isinstance(state.rng, (tuple, list)) or len(state.rng) != rules:
+        raise ValueError(
+            f"the state was not made by this PerModule: its rng should hold one key for each of the {rules} rules. "
+            "Restore a checkpoint of the same rules, or start from init."
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,11 +96,7 @@ class Parts:
         return jax.tree.unflatten(jax.tree.structure(self.params), [next(nodes[owner]) for owner in self.owners])
 
     def _cut_state(self, state: SparseState) -> list[SparseState]:
-        if not isinstance(state.rng, (tuple, list)) or len(state.rng) != len(self.updaters) - 1:
-            raise ValueError(
-                f"the state was not made by this PerModule: its rng should hold one key for each of the "
-                f"{len(self.updaters) - 1} rules. Restore a checkpoint of the same rules, or start from init."
-            )
+        check_keys(state, len(self.patterns))
         dense = [()] * len(self.updaters) if state.dense_params == () else self.cut(state.dense_params)
         columns = (self.cut(state.masks), self._cut_within(state.inner_state), self.cut(state.target_sparsities))
         return [

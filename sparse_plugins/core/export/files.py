@@ -19,8 +19,8 @@ import numpy as np
 
 from sparse_plugins.core.export.formats import host_array, host_mask
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, pack
-from sparse_plugins.core.storage.archives import Archive, damage
-from sparse_plugins.core.storage.array_files import DamagedFileError
+from sparse_plugins.core.storage.archives import Archive
+from sparse_plugins.core.storage.array_files import DamagedFileError, damage
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["load_sparse", "save_sparse"]

@@ -14,7 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["StepTable", "as_number", "check_fraction", "check_positive", "keep_count", "part_count", "survivor_count"]
+__all__ = [
+    "Count",
+    "Fraction",
+    "StepTable",
+    "as_number",
+    "check_fraction",
+    "check_positive",
+    "keep_count",
+    "part_count",
+    "survivor_count",
+]
 
 Fraction = Any  # float | StepTable | scalar jax.Array | float64[steps] on the host
 Count = Any  # int | int32[] | float64[steps]

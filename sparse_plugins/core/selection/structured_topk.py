@@ -6,7 +6,6 @@ scored, ranked as integers, and spread back over the array.
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ __all__ = [
     "StructureTopK",
     "competitors",
     "create_mask",
-    "has_own_rule",
     "kept_units",
     "rank_active_first",
     "regrow_mask",
@@ -56,11 +54,6 @@ class StructureTopK:
                 "create_masks(scores, sparsities) on whole trees, or give one structure."
             )
         return create_mask(scores, self.structure, sparsity)
-
-
-def has_own_rule(updater: Any) -> bool:
-    """Whether an updater was given a `topk_fn` in place of its structure's."""
-    return updater.topk_fn is not None and not isinstance(updater.topk_fn, StructureTopK)
 
 
 def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> jax.Array:

@@ -19,7 +19,7 @@ from sparse_plugins.core.selection.kth_search import PIVOTS, Bracket, compared, 
 from sparse_plugins.core.transform.varying import varying_with
 from sparse_plugins.core.trees import common_dtype
 
-__all__ = ["exact_topk", "of_one_type", "order_keys"]
+__all__ = ["exact_topk", "is_one_cpu", "of_one_type", "order_keys"]
 
 _MIN_CHUNK = 16384
 # A chunk's hits are summed in 8-bit lanes, so one accumulation may take at most 255 chunks.

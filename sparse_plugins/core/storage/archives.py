@@ -4,53 +4,22 @@ Dtype, shape and size of an array are compared with the expected ones before mem
 nobody asks for are never read, and nothing is unpickled or evaluated.
 """
 
-import contextlib
-import errno
 import math
 import re
 import zipfile
-from collections.abc import Iterator
 from typing import IO, BinaryIO
 
 import numpy as np
 
-from sparse_plugins.core.storage.array_files import DamagedFileError
+from sparse_plugins.core.storage.array_files import DamagedFileError, damage, read_into
 
 __all__ = ["Archive", "damage"]
 
 _MAGIC = b"\x93NUMPY\x01\x00"
-_CHUNK = 1 << 20
 _NUMBERS = re.compile(
     rb"\{'descr': '(?P<dtype>[<|][biufcSU]\d{1,9})', 'fortran_order': (True|False), "
     rb"'shape': \((?P<shape>(\d{1,18}, ?)*(\d{1,18})?)\), \}"
 )
-
-
-@contextlib.contextmanager
-def damage() -> Iterator[None]:
-    """Around code that only reads bytes: whatever wrong bytes make it raise becomes `DamagedFileError`.
-
-    What says nothing about the bytes passes: errors of the operating system (no permission, too many open files, a
-    device that does not answer), of memory, and missing packages.
-
-    Raises:
-        DamagedFileError: With the kind and the message of what was raised.
-
-    Example:
-        >>> with damage():
-        ...     int("x")
-        Traceback (most recent call last):
-        sparse_plugins.core.storage.array_files.DamagedFileError: ValueError: invalid literal for int() with base 10...
-    """
-    try:
-        yield
-    except (DamagedFileError, MemoryError, ImportError):
-        raise
-    except Exception as error:  # zip, zlib, JSON, struct and NumPy raise many kinds
-        # A wrong offset makes seek fail with "invalid argument"; zip's own OSErrors have no number.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise
-        raise DamagedFileError(f"{type(error).__name__}: {error}") from error
 
 
 class Archive:
@@ -95,11 +64,7 @@ class Archive:
             if (left := self._left(member, name)) != (size := math.prod(shape) * dtype.itemsize):
                 raise DamagedFileError(f"{name} has {left:,} bytes of data; {dtype}{list(shape)} takes {size:,}")
             array = np.empty(shape, dtype, order="F" if is_fortran else "C")
-            target = (array.T if is_fortran else array).reshape(-1).view(np.uint8)
-            for start in range(0, size, _CHUNK):
-                part = target[start : start + _CHUNK]
-                if member.readinto(part) < part.size:  # type: ignore[attr-defined]
-                    raise DamagedFileError(f"{name} was cut off")
+            read_into(array.T if is_fortran else array, member)
             return array
 
     def arrays(self, limit: int) -> dict[str, np.ndarray]:

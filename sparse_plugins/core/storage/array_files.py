@@ -6,11 +6,11 @@ the sizes in the archive. An array takes memory when it is asked for, after its 
 """
 
 import contextlib
+import errno
 import io
 import json
 import math
 import os
-import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,10 +24,12 @@ __all__ = [
     "Blocks",
     "DamagedFileError",
     "StoredArray",
+    "damage",
     "numbers",
     "open_archive",
     "open_values",
     "read_bytes",
+    "read_into",
     "write_values",
 ]
 
@@ -36,12 +38,37 @@ _BLOCK = 1 << 20  # no more is read at once
 _MANIFEST = "manifest.npy"
 _ARRAY = "@array"
 _DTYPES = {np.dtype(code).str: np.dtype(code) for code in "?bhilBHILefdFD"}
-# What the readers of zip and JSON raise at forged files.
-_DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, ValueError, KeyError, RuntimeError, OverflowError)
 
 
 class DamagedFileError(ValueError):
     """A file is not what its reader wrote: cut off, changed, or made by someone else."""
+
+
+@contextlib.contextmanager
+def damage() -> Iterator[None]:
+    """Around code that only reads bytes: whatever wrong bytes make it raise becomes `DamagedFileError`.
+
+    What says nothing about the bytes passes: errors of the operating system (no permission, too many open files, a
+    device that does not answer), of memory, and missing packages.
+
+    Raises:
+        DamagedFileError: With the kind and the message of what was raised.
+
+    Example:
+        >>> with damage():
+        ...     int("x")
+        Traceback (most recent call last):
+        sparse_plugins.core.storage.array_files.DamagedFileError: ValueError: invalid literal for int() with base 10...
+    """
+    try:
+        yield
+    except (DamagedFileError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # zip, zlib, JSON, struct and NumPy raise many kinds
+        # A wrong offset makes seek fail with "invalid argument"; zip's own OSErrors have no number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise DamagedFileError(f"{type(error).__name__}: {error}") from error
 
 
 class Blocks:
@@ -63,11 +90,12 @@ class StoredArray:
     Attributes:
         dtype: What NumPy has; bfloat16 and its kin are stored as unsigned integers of their size.
         shape: Its shape.
+        name: The member that holds it.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         self.dtype, self.shape = dtype, shape
-        self._archive, self._name = archive, name
+        self._archive, self.name = archive, name
         if name not in archive.NameToInfo:
             raise DamagedFileError(f"it has no {name}")
         info, header = archive.getinfo(name), _header(dtype, shape)
@@ -90,11 +118,8 @@ class StoredArray:
             DamagedFileError: If it does not have its checksum.
         """
         array = np.empty(self.shape, self.dtype)
-        view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         with self._opened() as member:
-            for start in range(0, len(view), _BLOCK):
-                part = view[start : start + _BLOCK]
-                part[:] = _exactly(member, len(part))
+            read_into(array, member)
         return array
 
     def pieces(self, sizes: Iterable[int]) -> Iterator[bytes]:
@@ -111,17 +136,17 @@ class StoredArray:
             for size in sizes:
                 left -= size
                 if size < 0 or left < 0:
-                    raise DamagedFileError(f"the pieces of {self._name} don't fit into its {self.nbytes} bytes")
+                    raise DamagedFileError(f"the pieces of {self.name} don't fit into its {self.nbytes} bytes")
                 yield b"".join(_exactly(member, min(_BLOCK, size - at)) for at in range(0, size, _BLOCK))
         if left:
-            raise DamagedFileError(f"{self._name} has {left} bytes beyond its pieces")
+            raise DamagedFileError(f"{self.name} has {left} bytes beyond its pieces")
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         header = _header(self.dtype, self.shape)
-        with _named_damage(), self._archive.open(self._name) as member:
+        with damage(), self._archive.open(self.name) as member:
             if member.read(len(header)) != header:
-                raise DamagedFileError(f"{self._name} is not the {self.dtype}{list(self.shape)} of the manifest")
+                raise DamagedFileError(f"{self.name} is not the {self.dtype}{list(self.shape)} of the manifest")
             yield member
 
 
@@ -168,7 +193,7 @@ def open_values(file: str | Path | BinaryIO) -> Iterator[Any]:
         DamagedFileError: If the file is anything else, or its arrays do not have the sizes that it says.
     """
     with open_archive(file) as archive:
-        with _named_damage():
+        with damage():
             names = {f"{i}.npy" for i in range(len(archive.namelist()) - 1)}
             if {*archive.namelist()} != {_MANIFEST, *names}:
                 raise DamagedFileError("it does not have the members of such a file")
@@ -179,7 +204,7 @@ def open_values(file: str | Path | BinaryIO) -> Iterator[Any]:
                 if _ARRAY not in node:
                     return node
                 stored = _stored(archive, node)
-                found.add(stored._name)
+                found.add(stored.name)
                 return stored
 
             try:
@@ -200,7 +225,7 @@ def open_archive(file: str | Path | BinaryIO) -> Iterator[zipfile.ZipFile]:
     """
     with contextlib.ExitStack() as stack:
         binary = stack.enter_context(open(file, "rb")) if isinstance(file, str | os.PathLike) else file
-        with _named_damage():
+        with damage():
             archive = stack.enter_context(zipfile.ZipFile(_Cautious(binary)))
             members = archive.infolist()
             if len({info.filename for info in members}) < len(members):
@@ -221,11 +246,23 @@ def read_bytes(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     Raises:
         DamagedFileError: If there is no such member, or it is longer.
     """
-    with _named_damage():
+    with damage():
         length = archive.getinfo(name).file_size - len(_header(np.dtype(np.uint8), (0,)))
         if not 0 <= length <= most:
             raise DamagedFileError(f"{name} has {length:,} bytes; at most {most:,} are read")
         return StoredArray(archive, name, np.dtype(np.uint8), (length,)).read().tobytes()
+
+
+def read_into(array: np.ndarray, member: Any) -> None:
+    """Fills an array, contiguous in C order, with the bytes that an open member has next.
+
+    Raises:
+        DamagedFileError: If there are fewer.
+    """
+    view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    for start in range(0, len(view), _BLOCK):
+        part = view[start : start + _BLOCK]
+        part[:] = _exactly(member, len(part))
 
 
 def numbers(array: Any) -> np.ndarray:
@@ -281,16 +318,6 @@ class _Cautious:
 
     def close(self) -> None:
         """Whoever opened the file closes it."""
-
-
-@contextlib.contextmanager
-def _named_damage() -> Iterator[None]:
-    try:
-        yield
-    except DamagedFileError:
-        raise
-    except _DAMAGE as error:
-        raise DamagedFileError(f"{type(error).__name__}: {error}") from error
 
 
 def _plain(value: Any, arrays: list[Any], where: str) -> Any:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.masks import IN_ZEROS, NOT_PRUNED, kept, map_pruned, pack_masks, packed_shape, unpack
 from sparse_plugins.core.transform.cond import fresh_if
+from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.transform.varying import masks_varying_with, varying_with
 from sparse_plugins.core.trees import PyTree, common_dtype
@@ -21,7 +22,11 @@ __all__ = ["beside_zero", "forget_masks", "masks_if", "masks_of_step"]
 
 
 def masks_of_step(
-    updater: Any, state: SparseState, params: PyTree, due: Any = False, fresh: Callable[[PyTree], PyTree] | None = None
+    updater: UpdaterHooks,
+    state: SparseState,
+    params: PyTree,
+    due: Any = False,
+    fresh: Callable[[PyTree], PyTree] | None = None,
 ) -> PyTree:
     """The masks in force at a step.
 
@@ -66,12 +71,12 @@ def masks_if(due: Any, fresh: Callable[[], PyTree], params: PyTree, masks: PyTre
     return map_pruned(choose, params, masks, bits, otherwise=lambda p, b: NOT_PRUNED)
 
 
-def _first_masks(updater: Any, state: SparseState, params: PyTree) -> PyTree:
+def _first_masks(updater: UpdaterHooks, state: SparseState, params: PyTree) -> PyTree:
     seeded = copy.copy(updater)
     seeded.rng_seed = state.rng
     hidden = map_pruned(lambda p, m: jnp.zeros(p.shape, jnp.bool_), params, state.masks, otherwise=lambda p: NOT_PRUNED)
-    latent = updater._latent_params(params, updater._in_force(params, hidden), state)
-    return seeded.get_initial_masks(latent, updater.target_sparsities(params))
+    plans = updater.leaf_plans(params)
+    return seeded.get_initial_masks(plans.latent_params(params, plans.acting(hidden), state), plans.targets)
 
 
 def forget_masks(params: PyTree, masks: PyTree) -> PyTree:

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["accumulation_periods", "check_some_move"]
 
 
-def check_some_move(updater: Any, period: int = 1) -> None:
+def check_some_move(updater: UpdaterHooks, period: int = 1) -> None:
     """Refuses an updater that skips every step in which weights move, as long as its masks change.
 
     Args:
@@ -45,7 +46,7 @@ def check_some_move(updater: Any, period: int = 1) -> None:
     )
 
 
-def _skips_all(updater: Any, period: int) -> bool:
+def _skips_all(updater: UpdaterHooks, period: int) -> bool:
     steps = updater.scheduler.refresh_steps()
     start = getattr(updater.scheduler, "update_start_step", 0)
     first, last = (int(steps[0]), int(steps[-1])) if steps is not None and len(steps) else (start, start)

@@ -1,6 +1,7 @@
 """An updater and an optimizer as one optax transformation: the step."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,17 +9,19 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.checks import check_params, check_update
-from sparse_plugins.core.masks import apply_masks, map_pruned, unpack
+from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, map_pruned, own_leaves, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.transform.cond import fresh_if, masks_alone, refreshed_if
+from sparse_plugins.core.transform.hooks import LeafPlan, LeafPlans, UpdaterHooks
 from sparse_plugins.core.transform.implicit_masks import beside_zero, forget_masks, masks_if, masks_of_step
 from sparse_plugins.core.transform.moments import check_inner, reset_pruned
 from sparse_plugins.core.transform.skipped_steps import accumulation_periods
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state
 from sparse_plugins.core.transform.varying import masks_varying_with
+from sparse_plugins.core.transform.walk import one_walk
 from sparse_plugins.core.trees import PyTree, stands_for_params
 
-__all__ = ["ZEROS_NEED_GRAPH", "sparse_transformation"]
+__all__ = ["ZEROS_NEED_GRAPH", "refreshed_state", "sparse_transformation"]
 
 ZEROS_NEED_GRAPH = (
     "use_packed_masks='zeros' keeps masks in the parameters, which a refresh outside update does not change: keep "
@@ -32,7 +35,7 @@ _SPARSE_ALREADY = "the optimizer to wrap is sparse already: wrap the dense one, 
 
 
 def sparse_transformation(
-    updater: Any, inner: optax.GradientTransformation, refresh_in_graph: bool
+    updater: UpdaterHooks, inner: optax.GradientTransformation, refresh_in_graph: bool
 ) -> optax.GradientTransformationExtraArgs:
     """What `BaseUpdater.wrap_optax` returns; see there."""
     if not isinstance(inner, (optax.GradientTransformation, optax.GradientTransformationExtraArgs)):
@@ -42,46 +45,44 @@ def sparse_transformation(
         )
     if getattr(inner.init, "__qualname__", "").startswith(f"{sparse_transformation.__name__}."):
         raise TypeError(_SPARSE_ALREADY)
-    updater._check_schedule()
+    updater.check_schedule()
     in_zeros = updater.use_packed_masks == "zeros"
     if in_zeros and not refresh_in_graph:
         raise ValueError(ZEROS_NEED_GRAPH)
-    updater._check_steps(1)
+    updater.check_steps(1)
     inner = optax.with_extra_args_support(inner)
     is_ours = type(updater).update_state.__module__.startswith(f"{__name__.partition('.')[0]}.")
     changes = ["masks"] if is_ours else None
 
+    @one_walk()
     def init(params: PyTree) -> SparseState:
         check_params(updater, params)
         inner_state = inner.init(params)
         if holds_sparse_state(inner_state):
             raise TypeError(_SPARSE_ALREADY)
         state = updater.init_state(params)._replace(inner_state=inner_state)
-        restarted = updater._restarted(params, state.masks)
+        plans = updater.leaf_plans(params)
+        restarted = plans.tree(_restarted(plans, plans.column(state.masks, "masks")))
         check_inner(bool(jax.tree.leaves(restarted)), inner.init, inner_state, params, restarted)
-        updater._check_inner_state(inner_state)
+        updater.check_inner_state(inner_state)
         for period in accumulation_periods(inner, inner_state, params):
-            updater._check_steps(period)
+            updater.check_steps(period)
         stays_dense = updater.starts_dense and type(updater.scheduler) is NoUpdateSchedule
-        if refresh_in_graph and stays_dense and any(jax.tree.leaves(updater.target_sparsities(params))):
+        if refresh_in_graph and stays_dense and any(leaf.target for leaf in plans.leaves):
             warnings.warn(
                 f"{type(updater).__name__} with {updater.scheduler} keeps every weight: give a schedule that changes "
                 "masks, or call refresh yourself with refresh_in_graph=False.",
-                stacklevel=2,
+                stacklevel=3,
             )
         if stands_for_params(params):  # sums of masks or their products with a number mean nothing
             return state._replace(masks=0, target_sparsities=0)
         return state._replace(masks=forget_masks(params, state.masks)) if in_zeros else state
 
     def masks_before(
-        due: Any, updates: PyTree, state: SparseState, params: PyTree, **extra: Any
+        due: Any, plans: LeafPlans, updates: PyTree, state: SparseState, params: PyTree, **extra: Any
     ) -> tuple[PyTree, SparseState]:
         """The masks in force, and the state that goes with them."""
-
-        # The latent parameters are made inside the branch: as its operand they would be written out first.
-        def refreshed(state: SparseState) -> SparseState:
-            return updater._refreshed(state, params, updates, **extra)
-
+        refreshed = lambda state: _refreshed(updater, plans, state, params, updates, **extra)  # noqa: E731
         if in_zeros:
             fresh = lambda masks: masks_alone(refreshed(state._replace(masks=masks)), state, _MASKS_ALONE)  # noqa: E731
             return masks_of_step(updater, state, params, due, fresh), state
@@ -95,40 +96,113 @@ def sparse_transformation(
         def fresh() -> PyTree:
             weights = map_pruned(lambda p, dense: dense, params, moved, otherwise=lambda p: p)
             after = state._replace(masks=masks, count=optax.safe_increment(state.count), dense_params=moved)
-            return masks_alone(updater._followed(after, params, weights, updates, **extra), after, _FOLLOWING_ALONE)
+            return masks_alone(updater.followed(after, params, weights, updates, **extra), after, _FOLLOWING_ALONE)
 
         return masks_if(due, fresh, params, masks) if in_zeros else fresh_if(due, fresh, masks)
 
+    @one_walk()
     def update(
         updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparseState]:
         check_update(updater, updates, state, params)
-        grads = updates
-        due = updater._changes_before(state.count) if refresh_in_graph else False
-        masks, state = masks_before(due, grads, state, params, **extra)
-        in_force = updater._in_force(params, masks)
-        latent = updater._latent_params(params, in_force, state)
+        plans = updater.leaf_plans(params)
+        due = updater.changes_before(state.count) if refresh_in_graph else False
+        masks, state = masks_before(due, plans, updates, state, params, **extra)
+        acting = plans.acting(masks)
+        latent = plans.latent_params(params, acting, state)
         inner_state = state.inner_state
-        restarted = updater._restarted(params, in_force)
+        restarted = plans.tree(_restarted(plans, acting))
         if jax.tree.leaves(restarted):
             latent = apply_masks(latent, restarted)  # some optimizers keep parameters in their state
             inner_state = reset_pruned(inner_state, inner.init(latent), latent, restarted)
-        updates, inner_state = inner.update(updater._gradients(grads, latent, in_force), inner_state, latent, **extra)
-        updates = updater._held(updates, state.count)
-        moved = updater._moved(updates, latent, in_force)
-        masks = masks_after(updater._changes_after(state.count), masks, moved, grads, state, params, **extra)
-        in_force = updater._in_force(params, masks)
-        updates = updater._land(updates, params, moved, in_force)
-        if in_zeros:
-            beside = lambda p, m, u: jnp.where(unpack(m, p.shape), beside_zero(p, u), u)  # noqa: E731
-            updates = map_pruned(beside, params, in_force, updates, otherwise=lambda p, u: u)
-        return updates, SparseState(
+        gradients = _inner_gradients(plans, plans.column(updates, "gradients"), jax.tree.leaves(latent), acting)
+        moves, inner_state = inner.update(plans.tree(gradients), inner_state, latent, **extra)
+        held = _held(plans, plans.column(moves, "updates"), state.count)
+        moved = _dense_weights(plans, held, jax.tree.leaves(latent))
+        dense = plans.tree(moved) if updater.keeps_dense_weights else ()
+        due = updater.changes_after(state.count)
+        if due is not False:
+            masks = masks_after(due, masks, dense, updates, state, params, **extra)
+            acting = plans.acting(masks)
+        landed = plans.tree(_landed(plans, held, jax.tree.leaves(params), moved, acting, in_zeros))
+        return landed, SparseState(
             masks=state.masks if in_zeros else masks,
             inner_state=inner_state,
             target_sparsities=state.target_sparsities,
             count=optax.safe_increment(state.count),
             rng=state.rng,
-            dense_params=moved,
+            dense_params=dense,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@one_walk()
+def refreshed_state(
+    updater: UpdaterHooks, state: SparseState, params: PyTree, grads: PyTree | None, **extra: Any
+) -> SparseState:
+    """The state with masks that change now; see `BaseUpdater.refresh`."""
+    params, grads = own_leaves(params, state.masks), None if grads is None else own_leaves(grads, state.masks)
+    check_update(updater, grads, state, params)
+    if updater.masks_follow_weights:
+        return state
+    state = state._replace(masks=masks_varying_with(params, state.masks))
+    return _refreshed(updater, updater.leaf_plans(params), state, params, grads, **extra)
+
+
+def _refreshed(
+    updater: UpdaterHooks, plans: LeafPlans, state: SparseState, params: PyTree, grads: PyTree | None, **extra: Any
+) -> SparseState:
+    # The latent parameters are made inside the branch: as its operand they would be written out first.
+    latent = plans.latent_params(params, plans.acting(state.masks), state)
+    new = updater.update_state(state, latent, grads, **extra)
+    return updater.storing(new, params, new.masks)
+
+
+# By leaf, as lists; masks are those that act, else `NOT_PRUNED`.
+
+
+def _restarted(plans: LeafPlans, masks: Sequence[Any]) -> list[Any]:
+    """The masks of the leaves in which a weight that comes back starts from fresh moments; else `NOT_PRUNED`."""
+    columns = zip(plans.leaves, masks, strict=True)
+    return [mask if leaf.updater.restarts_moments else NOT_PRUNED for leaf, mask in columns]
+
+
+def _inner_gradients(plans: LeafPlans, grads: Sequence[Any], latent: Sequence[Any], masks: Sequence[Any]) -> list[Any]:
+    columns = zip(plans.leaves, grads, latent, masks, strict=True)
+    return [leaf.updater.inner_gradient(g, p, mask) if leaf.target else g for leaf, g, p, mask in columns]
+
+
+def _held(plans: LeafPlans, updates: Sequence[Any], step: Any) -> list[Any]:
+    """Updates that are 0 in a step that changes masks, where an updater says so and prunes anything."""
+    updaters = {id(leaf.updater): leaf.updater for leaf in plans.leaves if leaf.target}
+    due = {key: one.is_refresh_due(step) for key, one in updaters.items() if one.skip_gradients}
+    held = lambda due, u: u if due is False else jnp.where(due, jnp.zeros((), u.dtype), u)  # noqa: E731
+    columns = zip(plans.leaves, updates, strict=True)
+    return [held(due[id(leaf.updater)], u) if id(leaf.updater) in due else u for leaf, u in columns]
+
+
+def _dense_weights(plans: LeafPlans, updates: Sequence[Any], latent: Sequence[Any]) -> list[Any]:
+    keeps = [bool(leaf.target) and leaf.updater.keeps_dense_weights for leaf in plans.leaves]
+    columns = zip(plans.leaves, keeps, updates, latent, strict=True)
+    return [leaf.updater.dense_weight(u, p) if is_kept else NOT_PRUNED for leaf, is_kept, u, p in columns]
+
+
+def _landed(
+    plans: LeafPlans,
+    updates: Sequence[Any],
+    params: Sequence[Any],
+    dense: Sequence[Any],
+    masks: Sequence[Any],
+    in_zeros: bool,
+) -> list[Any]:
+    """Updates that take parameters onto their masks; with masks in zeros, what is in use stops beside 0."""
+
+    def landed(leaf: LeafPlan, update: Any, param: Any, own: Any, mask: Any) -> Any:
+        if not leaf.target:
+            return update
+        update = leaf.updater.landed(update, param, own, mask)
+        return jnp.where(unpack(mask, param.shape), beside_zero(param, update), update) if in_zeros else update
+
+    columns = zip(plans.leaves, updates, params, dense, masks, strict=True)
+    return [landed(*column) for column in columns]

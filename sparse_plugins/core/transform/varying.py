@@ -42,4 +42,6 @@ def _axes(value: Any) -> frozenset:
 
 def masks_varying_with(params: PyTree, masks: PyTree) -> PyTree:
     """Masks that vary as their parameters do; markers stay."""
+    if not frozenset().union(*map(_axes, jax.tree.leaves(params))):
+        return masks
     return map_pruned(lambda p, m: varying_with(m, p), params, masks, otherwise=lambda p: NOT_PRUNED)

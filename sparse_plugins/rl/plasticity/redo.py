@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.checks import has_own_rule
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
@@ -24,7 +25,7 @@ from sparse_plugins.core.masks import (
     pack,
 )
 from sparse_plugins.core.selection.random_scores import key_words, leaf_keys, random_score
-from sparse_plugins.core.selection.structured_topk import has_own_rule, rank_active_first, regrow_mask
+from sparse_plugins.core.selection.structured_topk import rank_active_first, regrow_mask
 from sparse_plugins.core.structures import Unstructured, structure_per_leaf
 from sparse_plugins.core.transform.implicit_masks import beside_zero
 from sparse_plugins.core.transform.moments import reset_pruned

@@ -1,0 +1,78 @@
+"""How far a reader has to walk to follow one `update`: calls of this package's functions, and changes of file.
+
+    python -m experiments.benchmarks.trace_walk
+
+One traced update of two layers, under Adam. A change of file is a call of a function in another file than its caller's
+(frameworks between the two are not counted), or the return from it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import sparse_plugins
+from sparse_plugins import core
+
+ALGORITHMS = ("magnitude", "rigl", "magnitude_ste")
+_PACKAGE = str(Path(sparse_plugins.__file__).parent)
+
+
+def traced_calls(updater: core.BaseUpdater) -> tuple[int, int]:
+    """Calls and changes of file of one traced update of two layers."""
+    params = {"body": {"w": jnp.ones((8, 6))}, "head": {"w": jnp.ones((6, 4))}}
+    tx = updater.wrap_optax(optax.adam(1e-3))
+    state = tx.init(params)
+    jax.clear_caches()
+    calls = changes = 0
+    files: list[str] = []  # of the functions that are running
+
+    def follow(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls, changes
+        if event not in ("call", "return") or not (file := frame.f_code.co_filename).startswith(_PACKAGE):
+            return
+        if event == "return":
+            if files:  # else what was called before the trace began
+                files.pop()
+        else:
+            calls += 1
+        changes += bool(files) and files[-1] != file
+        if event == "call":
+            files.append(file)
+
+    before = sys.getprofile()
+    sys.setprofile(follow)
+    try:
+        jax.make_jaxpr(tx.update)(params, state, params)
+    finally:
+        sys.setprofile(before)
+    return calls, changes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, help="names known to the core")
+    options = parser.parse_args(arguments)
+    print(f"{'one traced update':20} {'calls':>6} {'changes of file':>16}")
+    for algorithm in options.algorithms:
+        updater = core.create_updater_from_config(
+            algorithm=algorithm,
+            sparsity=0.75,
+            dist_type="erk",
+            update_freq=2,
+            update_start_step=1,
+            update_end_step=5,
+        )
+        calls, changes = traced_calls(updater)
+        print(f"{algorithm:20} {calls:6} {changes:16}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""What a step asks of an updater: the plan of every leaf, and the hooks that algorithms override."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from sparse_plugins.core.masks import NOT_PRUNED, apply_mask, is_pruned, store_masks, unpack
+from sparse_plugins.core.schedules import NoUpdateSchedule
+from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
+from sparse_plugins.core.transform.state import SparseState
+from sparse_plugins.core.transform.varying import masks_varying_with
+from sparse_plugins.core.transform.walk import once
+from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
+
+__all__ = ["LeafPlan", "LeafPlans", "UpdaterHooks"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafPlan:
+    """What names and shapes decide about one parameter.
+
+    Attributes:
+        name: Its path.
+        target: Its target sparsity; `NOT_PRUNED` if it stays dense. Where it is neither that nor 0, a mask acts.
+        is_pruned: Whether it has a mask.
+        structure: The structure of its mask.
+        ranking: 0 if its entries are ranked among themselves, else a number that all leaves of a ranking share.
+        updater: Who looks after it: under `PerModule` the updater of its rule.
+    """
+
+    name: str
+    target: Any
+    is_pruned: bool
+    structure: Structure
+    ranking: int
+    updater: "UpdaterHooks"
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafPlans:
+    """The plans of all parameters of a tree, in the order of its leaves.
+
+    Attributes:
+        leaves: One plan per leaf.
+        treedef: The structure of the parameters.
+    """
+
+    leaves: Sequence[LeafPlan]
+    treedef: Any
+
+    def tree(self, column: Sequence[Any]) -> PyTree:
+        """A tree laid out like the parameters, of one node per leaf."""
+        return jax.tree.unflatten(self.treedef, column)
+
+    def column(self, tree: PyTree, what: str) -> list[Any]:
+        """The nodes of a tree laid out like the parameters; ValueError, which calls it `what`, if it is not."""
+        return aligned(self.tree(self.leaves), tree, what)
+
+    @property
+    def targets(self) -> PyTree:
+        """Tree of target sparsities."""
+        return self.tree([leaf.target for leaf in self.leaves])
+
+    @property
+    def structures(self) -> PyTree:
+        """Tree of structures."""
+        return self.tree([leaf.structure for leaf in self.leaves])
+
+    @property
+    def rankings(self) -> PyTree:
+        """Tree of rankings."""
+        return self.tree([leaf.ranking for leaf in self.leaves])
+
+    def acting(self, masks: PyTree) -> list[Any]:
+        """The masks that act, by leaf: a layer of target 0 is left to the optimizer alone, bit for bit."""
+        nodes = self.column(masks, "masks")
+        return [mask if leaf.target else NOT_PRUNED for leaf, mask in zip(self.leaves, nodes, strict=True)]
+
+    def latent_params(self, params: PyTree, masks: Sequence[Any], state: SparseState) -> PyTree:
+        """The parameters the inner optimizer works on, where `masks` act."""
+        keeps_none = isinstance(state.dense_params, tuple) and not state.dense_params
+        dense = [NOT_PRUNED] * len(masks) if keeps_none else self.column(state.dense_params, "dense weights")
+        columns = zip(self.leaves, jax.tree.leaves(params), masks, dense, strict=True)
+        return self.tree(
+            [leaf.updater.latent_param(p, mask, own) if leaf.target else p for leaf, p, mask, own in columns]
+        )
+
+
+class UpdaterHooks(abc.ABC):
+    """All that a step asks of an updater; `BaseUpdater` is one, and algorithms override what they do otherwise.
+
+    The fields are those of `BaseUpdater`. What an algorithm can do is declared in class attributes; nobody asks for
+    its class.
+
+    Attributes:
+        prunes: Whether anything is pruned at all.
+        starts_dense: Whether the first masks keep everything.
+        prunes_for_good: Whether a pruned weight never comes back.
+        exchanges_weights: Whether a mask change drops weights and grows others, as many as `drop_fraction_fn` says.
+        grows_by_gradient: Whether a mask change reads gradients of pruned weights, to grow by.
+        scores_by_gradient: Whether it reads gradients of kept weights, to rank by.
+        restarts_moments: Whether a weight that comes back starts from fresh optimizer moments.
+        masks_follow_weights: Whether masks are made of the weights that an update has moved, instead of those it is
+            about to move.
+        keeps_dense_weights: Whether the state holds dense weights, of which the parameters are the masked view.
+        draws_randomly: Whether masks depend on `rng_seed`.
+        masks_from_seed: Whether they depend on nothing else, and never change.
+    """
+
+    scheduler: NoUpdateSchedule
+    skip_gradients: bool
+    is_sparse_gradients: bool
+    sparsity_type: Structure | ByPath
+    sparsity_distribution_fn: Callable[[PyTree], PyTree] | None
+    rng_seed: Any
+    use_packed_masks: bool | Literal["zeros"]
+    topk_fn: Callable[[jax.Array, Any], jax.Array] | None
+
+    prunes: ClassVar[bool] = True
+    starts_dense: ClassVar[bool] = True
+    prunes_for_good: ClassVar[bool] = True
+    exchanges_weights: ClassVar[bool] = False
+    grows_by_gradient: ClassVar[bool] = False
+    scores_by_gradient: ClassVar[bool] = False
+    restarts_moments: ClassVar[bool] = False
+    masks_follow_weights: ClassVar[bool] = False
+    keeps_dense_weights: ClassVar[bool] = False
+    draws_randomly: ClassVar[bool] = False
+    masks_from_seed: ClassVar[bool] = False
+
+    # Before a run.
+
+    @abc.abstractmethod
+    def target_sparsities(self, params: PyTree) -> PyTree:
+        """Target sparsity of every leaf as a Python float, `NOT_PRUNED` where it stays dense."""
+
+    @abc.abstractmethod
+    def init_state(self, params: PyTree) -> SparseState:
+        """The sparse state of fresh parameters, without an inner state."""
+
+    @abc.abstractmethod
+    def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+        """Masks before the first change."""
+
+    @abc.abstractmethod
+    def check_schedule(self) -> None:
+        """Refuses a schedule that an optimizer can't count to."""
+
+    @abc.abstractmethod
+    def check_steps(self, period: int) -> None:
+        """Refuses a schedule that leaves no step to train in, where weights move in every `period`-th step."""
+
+    def check_inner_state(self, inner_state: PyTree) -> None:  # noqa: B027
+        """Refuses an optimizer that lacks what the scores are made of."""
+
+    def check_state(self, state: SparseState) -> None:  # noqa: B027
+        """Refuses a state that another updater made."""
+
+    def leaf_plans(self, params: PyTree) -> LeafPlans:
+        """What names and shapes decide about every leaf; made once in an update."""
+        return once(self, "leaf plans", params, lambda: self.make_leaf_plans(params))
+
+    def make_leaf_plans(self, params: PyTree) -> LeafPlans:
+        """What `leaf_plans` gives, made anew."""
+        targets = aligned(params, self.target_sparsities(params), "target sparsities")
+        names, rankings = leaf_names(params), jax.tree.leaves(self.rankings(params))
+        columns = zip(names, targets, map(is_pruned, targets), self.structures(params), rankings, strict=True)
+        return LeafPlans([LeafPlan(*column, self) for column in columns], jax.tree.structure(params))
+
+    def structures(self, tree: PyTree) -> list[Structure]:
+        """The structure of every leaf of a tree laid out like the parameters, such as their scores."""
+        if not isinstance(self.sparsity_type, ByPath):
+            return [self.sparsity_type] * len(jax.tree.leaves(tree))
+        return once(self, "structures", tree, lambda: structure_per_leaf(self.sparsity_type, leaf_names(tree)))
+
+    def rankings(self, params: PyTree) -> PyTree:
+        """By leaf 0 if its entries are ranked among themselves, else a number that all leaves of a ranking share."""
+        return jax.tree.map(lambda leaf: 0, params)
+
+    def foreseen_masks(self, params: PyTree) -> PyTree:
+        """Masks at the target if concrete parameters say now what a ranking across layers keeps; else `NOT_PRUNED`."""
+        return jax.tree.map(lambda leaf: NOT_PRUNED, params)
+
+    # Masks change.
+
+    @abc.abstractmethod
+    def is_refresh_due(self, step: Any) -> Any:
+        """Whether the update of a step changes masks: bool for a host step, bool[] for a traced one."""
+
+    @abc.abstractmethod
+    def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
+        """The state with new masks, from parameters and gradients of this step."""
+
+    def changes_before(self, step: Any) -> Any:
+        """Whether the update of a step changes masks before it moves the weights."""
+        return False if self.masks_follow_weights else self.is_refresh_due(step)
+
+    def changes_after(self, step: Any) -> Any:
+        """Whether it does so afterwards."""
+        return self.is_refresh_due(step) if self.masks_follow_weights else False
+
+    def followed(
+        self, state: SparseState, params: PyTree, weights: PyTree, grads: PyTree, **kwargs: Any
+    ) -> SparseState:
+        """The state after a step, with masks of the weights that it moved."""
+        new = self.update_state(state, weights, grads, **kwargs)
+        return self.storing(new, params, new.masks)
+
+    def storing(self, state: SparseState, params: PyTree, masks: PyTree) -> SparseState:
+        """The state with masks of any form, stored as `use_packed_masks` says."""
+        stored = store_masks(params, masks, bool(self.use_packed_masks))
+        return state._replace(masks=masks_varying_with(params, stored))
+
+    # From a gradient to an update, leaf by leaf, where a mask acts.
+
+    def latent_param(self, param: jax.Array, mask: jax.Array, dense: jax.Array) -> jax.Array:
+        """The parameter the inner optimizer works on.
+
+        Args:
+            param: The parameter that the loop sees.
+            mask: Its mask, however it is stored.
+            dense: What the state keeps as `dense_params` of it, or `NOT_PRUNED`.
+        """
+        return param
+
+    def inner_gradient(self, grad: jax.Array, latent: jax.Array, mask: jax.Array) -> jax.Array:
+        """The gradient the inner optimizer gets."""
+        return apply_mask(grad, mask) if self.is_sparse_gradients else grad
+
+    def dense_weight(self, update: jax.Array, latent: jax.Array) -> Any:
+        """The dense weight to keep, as the optimizer moved it; `NOT_PRUNED` if the parameter is all there is."""
+        return NOT_PRUNED
+
+    def landed(self, update: jax.Array, param: jax.Array, dense: jax.Array, mask: jax.Array) -> jax.Array:
+        """The update that takes a parameter onto its mask.
+
+        Args:
+            update: Of the inner optimizer.
+            param: The parameter that the loop sees.
+            dense: From `dense_weight`.
+            mask: Its mask, however it is stored.
+        """
+        dtype = common_dtype(update.dtype, param.dtype)
+        return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))
