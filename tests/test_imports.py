@@ -15,13 +15,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FRONT_ENDS = {f"sparse_plugins.{name}" for name in ("fed", "rl", "vision", "keras", "t5")}
+SHARED = {"sparse_plugins.wire", "sparse_plugins.checkpoints"}  # by front ends
 # What each floor may import of this repository, longest prefix first; each may also import itself.
 FLOORS = {
     "sparse_plugins.core": set(),
     "sparse_plugins.wire": {"sparse_plugins.core"},
-    **{name: {"sparse_plugins.core", "sparse_plugins.wire"} for name in FRONT_ENDS},
+    "sparse_plugins.checkpoints": {"sparse_plugins.core"},
+    **{name: {"sparse_plugins.core", *SHARED} for name in FRONT_ENDS},
     "sparse_plugins": {"sparse_plugins.core"},
-    "experiments": {"sparse_plugins.core", "sparse_plugins.wire", *FRONT_ENDS, "sparse_plugins"},
+    "experiments": {"sparse_plugins.core", *SHARED, *FRONT_ENDS, "sparse_plugins"},
 }
 CORE_NEEDS = {"jax", "numpy", "optax"}
 MAX_LINES = 600

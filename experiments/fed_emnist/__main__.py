@@ -18,11 +18,11 @@ from experiments.record.files import read_config
 from experiments.record.runs import Run
 from experiments.study import Study, begin, explained, run
 from sparse_plugins import core
-from sparse_plugins.fed.checkpoints import CheckpointMismatchError
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.fed.fedjax.datasets import DatasetUnavailableError
 
 PACKAGES = (
-    *("jax", "jaxlib", "optax", "numpy", "fedjax", "dm-haiku", "orbax-checkpoint", "scikit-learn"),
+    *("jax", "jaxlib", "optax", "numpy", "fedjax", "dm-haiku", "scikit-learn"),
     "sparse-plugins",
 )
 

@@ -16,8 +16,9 @@ from experiments.record.files import write_whole
 from experiments.record.layers import masks_of
 from experiments.record.runs import Recorder
 from sparse_plugins import fed
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.core.trees import leaf_names
-from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.fed.checkpoints import Checkpoints
 
 
 def execute(config: StudyConfig, batch: Sequence[Recorder]) -> bool:

@@ -12,8 +12,8 @@ from experiments.rl_study.progress import Progress
 from experiments.rl_study.settings import StudySettings
 from experiments.rl_study.watched import cells_of
 from experiments.study import Study
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
-from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError
 from sparse_plugins.rl.loops.runs import SettingsMismatchError
 
 # Trains the cells of a batch together, from where it was, telling the environment steps that each run has reached.

@@ -8,13 +8,9 @@ from sparse_plugins.fed.fedjax.compat import import_fedjax
 
 import_fedjax()  # before any other module of this package imports FedJAX
 
+from sparse_plugins.checkpoints import CheckpointAccessError, CheckpointMismatchError  # noqa: E402
 from sparse_plugins.fed.aggregation import Aggregation  # noqa: E402
-from sparse_plugins.fed.checkpoints import (  # noqa: E402
-    Checkpoint,
-    CheckpointAccessError,
-    CheckpointMismatchError,
-    Checkpoints,
-)
+from sparse_plugins.fed.checkpoints import Checkpoint, Checkpoints  # noqa: E402
 from sparse_plugins.fed.faults import Faults  # noqa: E402
 from sparse_plugins.fed.fedjax import datasets as datasets  # noqa: E402
 from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend  # noqa: E402

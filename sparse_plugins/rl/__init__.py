@@ -4,6 +4,7 @@ The modules here know no framework; `sparse_plugins.rl.haiku` brings agents with
 `sparse_plugins.rl.dopamine` Dopamine's agents, loaded, with TensorFlow, only when it is asked for.
 """
 
+from sparse_plugins.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints, Saved
 from sparse_plugins.rl import plasticity as plasticity
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.environments import atari as atari
@@ -17,7 +18,6 @@ from sparse_plugins.rl.environments.interfaces import (
     check_network,
 )
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
-from sparse_plugins.rl.loops.checkpoints import Checkpoints
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedMetrics, FusedState, FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import FusedRun
@@ -37,6 +37,8 @@ jax_environments, vector_environments = gymnax_games, gymnasium_vector  # by wha
 
 __all__ = [
     "Batch",
+    "CheckpointAccessError",
+    "CheckpointMismatchError",
     "Checkpoints",
     "Clock",
     "EnvironmentFailure",
@@ -52,6 +54,7 @@ __all__ = [
     "LearnerState",
     "Replay",
     "Row",
+    "Saved",
     "SparseLearner",
     "TargetPolicy",
     "VectorConfig",

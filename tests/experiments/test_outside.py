@@ -16,7 +16,7 @@ from experiments.study import execute, explained, run
 from experiments.supervised.layout import Row
 from experiments.supervised.settings import Cell, Study, SupervisedSettings, with_defaults
 from experiments.supervised.study import Domain, Plan, main
-from sparse_plugins.fed.checkpoints import CheckpointAccessError
+from sparse_plugins.checkpoints import CheckpointAccessError
 from tests.disks import WAYS, little_space
 
 RECORD = {"domain": "structures", "study": "rl", "title": "", "prediction": "", "command": "x", "packages": {}}
@@ -28,7 +28,7 @@ OUTSIDE = [
     PermissionError(errno.EACCES, "Permission denied"),
     NotADirectoryError(errno.ENOTDIR, "Not a directory"),
     CheckpointAccessError("the checkpoint of round 2 could not be written"),
-    ImportError("checkpoints need orbax-checkpoint"),
+    ImportError("no module named fedjax"),
 ]
 
 
