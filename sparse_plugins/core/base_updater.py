@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -93,19 +93,25 @@ class BaseUpdater:
     use_packed_masks: bool | Literal["zeros"] = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
 
-    # What kind of algorithm it is: whether anything is pruned at all, whether the first masks keep everything, and
-    # whether a pruned weight is gone for good.
+    # What an algorithm can do is declared; nobody asks for its class. Whether anything is pruned at all, whether the
+    # first masks keep everything, and whether a pruned weight is gone for good.
     prunes: ClassVar[bool] = True
     starts_dense: ClassVar[bool] = True
     prunes_for_good: ClassVar[bool] = True
+    # Whether a mask change drops weights and grows others, as many as `drop_fraction_fn` says.
+    exchanges_weights: ClassVar[bool] = False
+    # What a mask change reads of gradients: those of pruned weights, to grow by; those of kept ones, to rank by.
+    grows_by_gradient: ClassVar[bool] = False
+    scores_by_gradient: ClassVar[bool] = False
     # The schedule that start, end and period in a configuration mean.
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
     # Whether a weight that comes back starts from fresh optimizer moments.
     restarts_moments: ClassVar[bool] = False
     # Whether masks are made of the weights that an update has moved, instead of those it is about to move.
     masks_follow_weights: ClassVar[bool] = False
-    # Whether masks depend on `rng_seed`.
+    # Whether masks depend on `rng_seed`, and whether they depend on nothing else and never change.
     draws_randomly: ClassVar[bool] = False
+    masks_from_seed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -235,6 +241,23 @@ class BaseUpdater:
         seeded = copy.copy(self)
         seeded.rng_seed = joined_seed(self.rng_seed, key)
         return seeded
+
+    @property
+    def parts(self) -> Sequence[tuple[str, "BaseUpdater"]]:
+        """The updaters this one is made of, each with the pattern of its paths; none for most."""
+        return ()
+
+    def map_parts(self, function: Callable[["BaseUpdater"], "BaseUpdater"]) -> "BaseUpdater":
+        """The updater made of what a function makes of each part; of what it makes of this one, if there are none.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> both = core.PerModule([("head/.*", core.SET()), (".*", core.RigL())])
+            >>> still = both.map_parts(lambda one: dataclasses.replace(one, skip_gradients=False))
+            >>> [one.skip_gradients for _, one in still.parts]
+            [False, False]
+        """
+        return function(self)
 
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state of fresh parameters, without an inner state.

@@ -86,6 +86,25 @@ class PerModule(BaseUpdater):
         self.sparsity_type = ByPath([rule for pattern, one in rules for rule in _structure_rules(pattern, one)])
         self.use_packed_masks = next(iter(_storage(rules).values()), True)
 
+    @property
+    def parts(self) -> Sequence[tuple[str, BaseUpdater]]:
+        """The rules."""
+        return self.updaters
+
+    def map_parts(self, function: Callable[[BaseUpdater], BaseUpdater]) -> BaseUpdater:
+        """Each updater replaced by what a function makes of it."""
+        return dataclasses.replace(self, updaters=[(pattern, function(one)) for pattern, one in self.updaters])
+
+    @property
+    def grows_by_gradient(self) -> bool:  # type: ignore[override]
+        """Whether one of the updaters does."""
+        return any(one.grows_by_gradient for _, one in self.updaters)
+
+    @property
+    def scores_by_gradient(self) -> bool:  # type: ignore[override]
+        """Whether one of the updaters does."""
+        return any(one.scores_by_gradient for _, one in self.updaters)
+
     def target_sparsities(self, params: PyTree) -> PyTree:
         """The targets that each updater gives its part."""
         return self._parts(params).joined(lambda one: one.target_sparsities, params)

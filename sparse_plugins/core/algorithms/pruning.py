@@ -96,6 +96,8 @@ class SaliencyPruning(BaseUpdater):
     Source: Molchanov et al., Pruning Convolutional Neural Networks (2016).
     """
 
+    scores_by_gradient: ClassVar[bool] = True
+
     def calculate_scores(
         self,
         params: PyTree,

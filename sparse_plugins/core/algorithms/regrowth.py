@@ -38,6 +38,7 @@ class StaticRandomSparse(RandomPruning):
     is_sparse_gradients: bool = True
 
     starts_dense: ClassVar[bool] = False
+    masks_from_seed: ClassVar[bool] = True
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at the target sparsities."""
@@ -77,6 +78,8 @@ class SET(StaticRandomSparse):
     skip_gradients: bool = True
     drop_fraction_fn: Callable[[Any], Any] = ConstantDrop(0.3)
 
+    masks_from_seed: ClassVar[bool] = False
+    exchanges_weights: ClassVar[bool] = True
     restarts_moments: ClassVar[bool] = True
     schedule_type: ClassVar[type[PeriodicSchedule]] = PeriodicSchedule
 
@@ -146,6 +149,8 @@ class RigL(SET):
 
     Source: Evci et al., Rigging the Lottery: Making All Tickets Winners (2020).
     """
+
+    grows_by_gradient: ClassVar[bool] = True
 
     def _grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
         """Gradients."""
