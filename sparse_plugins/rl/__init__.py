@@ -27,11 +27,12 @@ from sparse_plugins.rl.loops.vector_evaluation import evaluate as evaluate_vecto
 from sparse_plugins.rl.loops.vector_runs import VectorRun
 from sparse_plugins.rl.loops.vector_runs import train as train_vector
 from sparse_plugins.rl.loops.vector_step import VectorConfig
+from sparse_plugins.rl.noise_scales import is_noise_scale, without_noise_scales
 from sparse_plugins.rl.plasticity import activations as activations
 from sparse_plugins.rl.plasticity import links as links
 from sparse_plugins.rl.plasticity import redo as redo
 from sparse_plugins.rl.replay import Batch, Replay, Row
-from sparse_plugins.rl.target_policy import TargetPolicy, is_noise_scale, without_noise_scales
+from sparse_plugins.rl.target_network import TargetPolicy
 
 jax_environments, vector_environments = gymnax_games, gymnasium_vector  # by what a loop needs, as in the design
 
