@@ -139,7 +139,8 @@ class HostFollower:
     """A `TargetFollower` beside an agent whose own loop steps on the host, and the optimizer steps counted there.
 
     To ask the device how many steps there were would wait for it at each of them. So they are counted as they were at
-    first, so many each time, and the device is asked only where that count reaches a change of masks.
+    first, so many each time, and the device is asked only where that count reaches a change of masks. Who puts another
+    state into the agent does it within `restoring`, or the target network may get masks late by one such change.
 
     Args:
         updater: Keeps the masks.
@@ -152,7 +153,9 @@ class HostFollower:
     def __init__(self, updater: BaseUpdater, policy: TargetPolicy | str) -> None:
         self._follower = TargetFollower(updater, policy)
         self.onto_masks, self.initial = jax.jit(self._follower.onto_masks), jax.jit(self._follower.initial)
-        self._steps, self._each, self._is_restoring = 0, 0, False
+        self._steps, self._is_exact = 0, True  # steps so far, or more where a state was taken over without one
+        self._each = 0  # steps from one state to the next; 0 if not known yet
+        self._is_restoring = False
 
     def after_step(self, target: PyTree, opt_state: PyTree) -> PyTree:
         """The target network after the agent took over an optimizer state."""
@@ -183,15 +186,14 @@ class HostFollower:
         is_due, most = self._follower.updater.is_refresh_due, self._steps + self._each
         is_known = self._each > 0 and not self._is_restoring
         if is_known and not any(is_due(step) for step in range(self._steps, most)):
-            self._steps = most  # or fewer, where the agent took over a state without a step
+            self._steps, self._is_exact = most, False
             return False
-        steps = steps_so_far(opt_state)
-        if self._is_restoring:
-            self._steps = steps
-            return False
-        changed = any(is_due(step) for step in range(self._steps, steps))
-        self._steps, self._each = steps, max(self._each, steps - self._steps)
-        return changed
+        before, self._steps = self._steps, steps_so_far(opt_state)
+        if not self._is_restoring:
+            made = self._steps - before
+            self._each = made if made > (0 if self._is_exact else self._each) else self._each
+        self._is_exact = True
+        return not self._is_restoring and any(is_due(step) for step in range(before, self._steps))
 
 
 def is_replicated(opt_state: PyTree) -> bool:

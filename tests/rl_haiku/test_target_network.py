@@ -61,6 +61,16 @@ def test_no_change_is_missed_by_states_without_a_step_nor_after_a_checkpoint(eac
         assert taken_over(follower, after)[0] == any(map(UPDATER.is_refresh_due, range(before, after)))
 
 
+def test_a_state_from_far_ahead_is_noticed_where_masks_would_have_changed_and_teaches_nothing() -> None:
+    """Put there past the agent's own way to restore, which says so."""
+    follower = HostFollower(UPDATER, "at_mask_update")
+    found = [taken_over(follower, steps) for steps in (1, 2, *range(30, 60))]
+    noticed = found.index((True, 1))
+    assert noticed < 8
+    due = [bool(UPDATER.is_refresh_due(step)) for step in range(30, 59)][noticed - 2 :]
+    assert found[noticed + 2 :] == [(change, int(change)) for change in due[1:]]
+
+
 @pytest.mark.parametrize("policy", ["at_sync", "after_polyak", "dense"])
 def test_other_policies_never_ask(policy: str) -> None:
     follower = HostFollower(UPDATER, policy)

@@ -15,7 +15,7 @@ from dopamine.jax.agents.dqn import dqn_agent
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl import plasticity
-from sparse_plugins.rl.dopamine.run_folder import write_whole
+from sparse_plugins.rl.dopamine.checkpoints.run_folder import write_whole
 from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent
 from sparse_plugins.rl.plasticity import activations
 

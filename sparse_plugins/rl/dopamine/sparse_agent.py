@@ -20,8 +20,8 @@ from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
-from sparse_plugins.rl.dopamine.bundles import check_bundle
-from sparse_plugins.rl.dopamine.replay_files import is_missing, keep_in_checked_files
+from sparse_plugins.rl.dopamine.checkpoints.bundles import check_bundle
+from sparse_plugins.rl.dopamine.checkpoints.replay_files import is_missing, keep_in_checked_files
 from sparse_plugins.rl.target_network import HostFollower, TargetPolicy
 
 __all__ = ["SparseAgent", "sparsify"]

@@ -18,7 +18,7 @@ from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
-from sparse_plugins.rl.haiku.remember import remember_params, renew_params
+from sparse_plugins.rl.haiku.remembered_params import remember_params, renew_params
 from sparse_plugins.rl.target_network import HostFollower, TargetPolicy, is_replicated
 
 __all__ = ["SparseAcmeLearner", "SparseZooAgent", "sparsify_acme", "sparsify_dqn_zoo"]
