@@ -46,7 +46,7 @@ def use_fed() -> None:
     fed.sparse_server_optimizer(optax.adam(1e-3), updater()).init(PARAMS)
     datasets.load("digits")
     with tempfile.TemporaryDirectory() as folder:
-        fed.Checkpoints(folder)
+        fed.Checkpoints(folder).save(1, PARAMS)
 
 
 def use_dopamine() -> None:

@@ -17,14 +17,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FRONT_ENDS = {f"sparse_plugins.{name}" for name in ("fed", "rl", "vision", "keras", "t5")}
 GROUND = {"sparse_plugins.missing", "sparse_plugins.on_demand"}
+SHARED = {"sparse_plugins.core", "sparse_plugins.wire", "sparse_plugins.checkpoints", *GROUND}  # by front ends
 # What each floor may import of this repository, longest prefix first; each may also import itself.
 FLOORS = {
     **{name: set() for name in GROUND},
     "sparse_plugins.wire": GROUND,
     "sparse_plugins.core": {"sparse_plugins.wire", *GROUND},
-    **{name: {"sparse_plugins.core", "sparse_plugins.wire", *GROUND} for name in FRONT_ENDS},
+    "sparse_plugins.checkpoints": {"sparse_plugins.core", "sparse_plugins.wire", *GROUND},
+    **dict.fromkeys(FRONT_ENDS, SHARED),
     "sparse_plugins": {"sparse_plugins.core", "sparse_plugins.wire", *GROUND},
-    "experiments": {"sparse_plugins.core", "sparse_plugins.wire", *GROUND, *FRONT_ENDS, "sparse_plugins"},
+    "experiments": {*SHARED, *FRONT_ENDS, "sparse_plugins"},
 }
 NEEDS = {
     **{name: set() for name in GROUND},

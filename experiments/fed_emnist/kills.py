@@ -85,7 +85,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 def _standing(folder: Path) -> str:
     if not folder.exists():
         return "nothing there yet"
-    checkpoints = [int(path.name) for path in folder.glob("runs/*/*/training/*") if path.name.isdecimal()]
+    checkpoints = [int(path.stem) for path in folder.glob("runs/*/*/training/*.npz") if path.stem.isdecimal()]
     ended = len([*folder.glob("runs/*/*/params.npz")])
     return f"{ended} runs with parameters, newest checkpoint of round {max(checkpoints, default=0)}"
 

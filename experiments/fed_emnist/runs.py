@@ -20,9 +20,10 @@ from experiments.harness.layers import masks_of
 from experiments.harness.recorder import Recorder
 from experiments.harness.study import Plan
 from sparse_plugins import core, fed
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.aggregation import Aggregation
-from sparse_plugins.fed.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.fed.checkpoints import Checkpoints
 
 
 def plan(config: FederatedSettings) -> Plan:

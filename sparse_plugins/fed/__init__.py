@@ -11,9 +11,10 @@ import typing
 from sparse_plugins import on_demand
 
 if typing.TYPE_CHECKING:
+    from sparse_plugins.checkpoints import CheckpointAccessError, CheckpointMismatchError
     from sparse_plugins.fed import strokes as strokes
     from sparse_plugins.fed.aggregation import Aggregation
-    from sparse_plugins.fed.checkpoints import Checkpoint, CheckpointAccessError, CheckpointMismatchError, Checkpoints
+    from sparse_plugins.fed.checkpoints import Checkpoint, Checkpoints
     from sparse_plugins.fed.faults import Faults
     from sparse_plugins.fed.fedjax import datasets as datasets
     from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend
@@ -43,7 +44,8 @@ if typing.TYPE_CHECKING:
 else:
     _MODULES = {
         "fed.aggregation": ("Aggregation",),
-        "fed.checkpoints": ("Checkpoint", "CheckpointAccessError", "CheckpointMismatchError", "Checkpoints"),
+        "checkpoints": ("CheckpointAccessError", "CheckpointMismatchError"),
+        "fed.checkpoints": ("Checkpoint", "Checkpoints"),
         "fed.faults": ("Faults",),
         "fed.fedjax.backends.distributed": ("DistributedBackend",),
         "fed.fedjax.backends.in_one_call": ("ScanBackend", "ShardedBackend", "VmapBackend"),

@@ -4,6 +4,7 @@ The modules here know no framework; `sparse_plugins.rl.haiku` brings agents with
 `sparse_plugins.rl.dopamine` Dopamine's agents, loaded, with TensorFlow, only when it is asked for.
 """
 
+from sparse_plugins.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints, Saved
 from sparse_plugins.rl import plasticity as plasticity
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.environments import atari as atari
@@ -17,7 +18,6 @@ from sparse_plugins.rl.environments.interfaces import (
     check_network,
 )
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
-from sparse_plugins.rl.loops.checkpoints import Checkpoints
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedMetrics, FusedState, FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import FusedRun
@@ -27,16 +27,19 @@ from sparse_plugins.rl.loops.vector_evaluation import evaluate as evaluate_vecto
 from sparse_plugins.rl.loops.vector_runs import VectorRun
 from sparse_plugins.rl.loops.vector_runs import train as train_vector
 from sparse_plugins.rl.loops.vector_step import VectorConfig
+from sparse_plugins.rl.noise_scales import is_noise_scale, without_noise_scales
 from sparse_plugins.rl.plasticity import activations as activations
 from sparse_plugins.rl.plasticity import links as links
 from sparse_plugins.rl.plasticity import redo as redo
 from sparse_plugins.rl.replay import Batch, Replay, Row
-from sparse_plugins.rl.target_policy import TargetPolicy, is_noise_scale, without_noise_scales
+from sparse_plugins.rl.target_network import TargetPolicy
 
 jax_environments, vector_environments = gymnax_games, gymnasium_vector  # by what a loop needs, as in the design
 
 __all__ = [
     "Batch",
+    "CheckpointAccessError",
+    "CheckpointMismatchError",
     "Checkpoints",
     "Clock",
     "EnvironmentFailure",
@@ -52,6 +55,7 @@ __all__ = [
     "LearnerState",
     "Replay",
     "Row",
+    "Saved",
     "SparseLearner",
     "TargetPolicy",
     "VectorConfig",

@@ -5,7 +5,6 @@ import fractions
 import math
 from typing import Any
 
-from sparse_plugins.core.algorithms.per_module import PerModule
 from sparse_plugins.core.base_updater import BaseUpdater
 
 __all__ = ["Clock"]
@@ -85,9 +84,8 @@ class Clock:
             PolynomialSchedule(step_unit='optimizer step', update_freq=1000, update_start_step=500000,
                 update_end_step=2000000, power=3)
         """
-        if isinstance(updater, PerModule):
-            parts = [(pattern, self.in_optimizer_steps(part)) for pattern, part in updater.updaters]
-            return dataclasses.replace(updater, updaters=parts)
+        if updater.parts:
+            return updater.map_parts(self.in_optimizer_steps)
         unit = updater.scheduler.step_unit
         if unit == "optimizer step":
             return updater
@@ -113,8 +111,8 @@ class Clock:
             first mask change: optimizer step 500,000 = environment step 2.02M = frame 8.08M
             last mask change: optimizer step 2,000,000 = environment step 8.02M = frame 32.1M
         """
-        if isinstance(updater, PerModule):
-            parts = [(pattern, self.describe(part).splitlines()) for pattern, part in updater.updaters]
+        if updater.parts:
+            parts = [(pattern, self.describe(part).splitlines()) for pattern, part in updater.parts]
             return "\n".join(f"{pattern}: {line}" for pattern, lines in parts for line in lines)
         steps = updater.scheduler.refresh_steps()
         if steps is None:

@@ -1,6 +1,7 @@
 """A sparse learner for any network: online and target parameters, masks, optimizer state and key in one pytree."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,10 +11,9 @@ import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
-from sparse_plugins.core.transform.cond import fresh_if
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree, exportable
-from sparse_plugins.rl.target_policy import TargetPolicy
+from sparse_plugins.rl.target_network import TargetFollower, TargetPolicy
 
 __all__ = ["LearnerState", "SparseLearner"]
 
@@ -97,23 +97,25 @@ class SparseLearner:
             raise TypeError(
                 f"network is {self.network!r}; give something with `init`, such as hk.transform(f), or (init, apply)."
             )
-        object.__setattr__(self, "target_policy", TargetPolicy.of(self.target_policy))
         if not isinstance(self.target_period, int) or self.target_period < 1:
             raise ValueError(
                 f"target_period is {self.target_period!r}; give optimizer steps between copies, 1 or more."
             )
         if not 0.0 < self.target_step_size <= 1.0:
             raise ValueError(f"target_step_size is {self.target_step_size!r}; allowed are numbers in (0, 1].")
-        if self.updater.use_packed_masks == "zeros":
-            raise ValueError(
-                "use_packed_masks='zeros' keeps masks in the zeros of the online network, where the target network "
-                "can't find them; use True, which takes one bit a weight."
-            )
         if (unit := getattr(self.updater.scheduler, "step_unit", "optimizer step")) != "optimizer step":
             raise ValueError(
                 f"the updater's schedule counts {unit!r}; convert it with rl.Clock(...).in_optimizer_steps(updater)."
             )
-        object.__setattr__(self, "_wrapped", self.updater.wrap_optax(self.optimizer))
+        object.__setattr__(self, "target_policy", self._follower.policy)
+
+    @functools.cached_property
+    def _follower(self) -> TargetFollower:
+        return TargetFollower(self.updater, self.target_policy, self.target_period, self.target_step_size)
+
+    @functools.cached_property
+    def _wrapped(self) -> optax.GradientTransformationExtraArgs:
+        return self.updater.wrap_optax(self.optimizer)
 
     def seeded(self, key: jax.Array) -> "SparseLearner":
         """The learner with another `mask_key`, which may be traced."""
@@ -135,7 +137,7 @@ class SparseLearner:
         updater = self.updater.seeded(key_of_masks(key) if self.mask_key is None else self.mask_key)
         optimizer_state = updater.wrap_optax(self.optimizer).init(dense)
         params = self.updater.pre_forward_update(dense, optimizer_state)
-        target = dense if self.target_policy is TargetPolicy.DENSE else params
+        target = self._follower.initial(dense, optimizer_state)
         # Copies, because a caller that donates the state must not give one buffer twice.
         return LearnerState(params, jax.tree.map(jnp.copy, target), optimizer_state, own)
 
@@ -162,29 +164,15 @@ class SparseLearner:
         """
         key, of_loss = jax.random.split(state.key)
         grads, extra = jax.grad(self.loss_fn, has_aux=True)(state.params, state.target_params, of_loss, batch)
-        updates, optimizer_state = self._wrapped.update(  # type: ignore[attr-defined]
-            grads, state.optimizer_state, state.params
-        )
+        updates, optimizer_state = self._wrapped.update(grads, state.optimizer_state, state.params)
         after = LearnerState(optax.apply_updates(state.params, updates), state.target_params, optimizer_state, key)
-        return after._replace(target_params=self._next_target(after, self.updater.is_refresh_due(state.steps))), extra
-
-    def _next_target(self, after: LearnerState, masks_changed: Any) -> PyTree:
-        """Within one branch: XLA copies what passes through two of them."""
-        synced = self.target_period == 1 or after.steps % self.target_period == 0
-        follows = masks_changed if self.target_policy is TargetPolicy.AT_MASK_UPDATE else False
-
-        def written() -> PyTree:
-            onto_masks = lambda: self.updater.pre_forward_update(after.target_params, after.optimizer_state)  # noqa: E731
-            target = fresh_if(follows, onto_masks, after.target_params)
-            return fresh_if(synced, lambda: self.sync(after._replace(target_params=target)).target_params, target)
-
-        return fresh_if(synced if synced is True else synced | follows, written, after.target_params)
+        masks_changed = self.updater.is_refresh_due(state.steps)
+        target = self._follower.after_learning(
+            after.params, after.target_params, optimizer_state, after.steps, masks_changed
+        )
+        return after._replace(target_params=target), extra
 
     def sync(self, state: LearnerState) -> LearnerState:
         """Copies the online network to the target network now; `learn` calls it every `target_period` steps."""
-        if self.target_step_size == 1.0:
-            return state._replace(target_params=jax.tree.map(jnp.copy, state.params))
-        target = optax.incremental_update(state.params, state.target_params, self.target_step_size)
-        if self.target_policy is TargetPolicy.AFTER_POLYAK:
-            target = self.updater.pre_forward_update(target, state.optimizer_state)
-        return state._replace(target_params=target)
+        copied = self._follower.copied(state.params, state.target_params, state.optimizer_state)
+        return state._replace(target_params=copied)

@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
     if FLAGS.base_dir is None and not FLAGS.plan_only:
         raise app.UsageError("--base_dir is missing: where is the run to be kept?")
     with _quiet():
-        from sparse_plugins.rl.dopamine import run_folder, runners
+        from sparse_plugins.rl.dopamine import runners
+        from sparse_plugins.rl.dopamine.checkpoints import run_folder
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)
     with contextlib.ExitStack() as stack:

@@ -19,7 +19,7 @@ from experiments.harness.recorder import Recorder, has_ended
 from experiments.harness.study import Plan, Study
 from experiments.harness.variants import VariantSettings
 from experiments.registry import LAYOUTS
-from sparse_plugins.fed.checkpoints import CheckpointAccessError
+from sparse_plugins.checkpoints import CheckpointAccessError
 from tests.disks import WAYS, little_space
 
 RECORD = {"domain": "structures", "study": "rl", "title": "", "prediction": "", "command": "x", "packages": {}}
@@ -31,7 +31,7 @@ OUTSIDE = [
     PermissionError(errno.EACCES, "Permission denied"),
     NotADirectoryError(errno.ENOTDIR, "Not a directory"),
     CheckpointAccessError("the checkpoint of round 2 could not be written"),
-    ImportError("checkpoints need orbax-checkpoint"),
+    ImportError("no module named fedjax"),
 ]
 
 

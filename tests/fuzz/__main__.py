@@ -17,7 +17,7 @@ TARGETS = {
     "archives": [
         "sparse_plugins.core.storage.archives",
         "sparse_plugins.core.export.files",
-        "sparse_plugins.rl.loops.checkpoints",
+        "sparse_plugins.checkpoints.tree_file",
     ],
     "studies": [
         "experiments.harness",

@@ -1,4 +1,4 @@
-"""Files of arrays as fuzz targets: those of `save_sparse` and the checkpoints of `rl`, which share what reads them.
+"""Files of arrays as fuzz targets: those of `save_sparse` and checkpoints, which share what reads them.
 
 A fuzzer can't guess checksums, but an attacker computes them. So each input is also read after `repaired` has put
 those of zip and of the header into it.
@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints
 from sparse_plugins.core.export.files import load_sparse, save_sparse
 from sparse_plugins.core.masks import NOT_PRUNED
-from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 
 # The value of a dtype that JAX has switched off stays with NumPy, which is faster than a device.
 LIKE = {

@@ -12,7 +12,7 @@ from dopamine.jax import networks
 from sparse_plugins.core import masks
 from sparse_plugins.core.storage.array_files import open_values, write_values
 from sparse_plugins.rl import dopamine
-from sparse_plugins.rl.dopamine.bundles import bundle_like, bundle_values
+from sparse_plugins.rl.dopamine.checkpoints.bundles import bundle_like, bundle_values
 
 REPLAY = [
     "ReplayBuffer.max_capacity = 500",

@@ -9,7 +9,8 @@ from typing import Any
 
 import gin
 
-from sparse_plugins.rl.dopamine import replay_files, run_folder, runners
+from sparse_plugins.rl.dopamine import runners
+from sparse_plugins.rl.dopamine.checkpoints import replay_files, run_folder
 
 BINDINGS = [
     "import dopamine.discrete_domains.gym_lib",

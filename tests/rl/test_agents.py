@@ -13,7 +13,7 @@ from dopamine.jax.agents.dqn import dqn_agent
 from sparse_plugins import core
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.storage.array_files import DamagedFileError
-from sparse_plugins.rl import Clock, TargetPolicy, dopamine
+from sparse_plugins.rl import Clock, TargetPolicy, dopamine, target_network
 from tests.rl.driving import BINDINGS, INHERITED, assert_same_bits, build, drive, observe, outside_masks, reload
 
 AGENTS = sorted(dopamine.AGENTS)
@@ -153,6 +153,17 @@ class TestTargets:
     @pytest.mark.parametrize("pruner", ["magnitude", "rigl"])
     def test_at_mask_update_never_has_weights_outside_the_masks(self, name, pruner):
         assert self.dense_share(build(name, updater=updater_of(pruner))) == [0] * 80
+
+    @pytest.mark.parametrize("name", ["jax_dqn", "redo_dqn"])
+    def test_the_device_is_asked_for_its_count_only_where_masks_change(self, name, monkeypatch):
+        """And once at first; the state that ReDo's recyclers hand back is no step."""
+        updater = updater_of("rigl")
+        agent, asked, count = build(name, updater=updater), [], target_network.steps_so_far
+        monkeypatch.setattr(target_network, "steps_so_far", lambda state: (asked.append(count(state)), asked[-1])[1])
+        drive(agent, 80, np.random.default_rng(0))
+        due = [step + 1 for step in range(1, int(agent.sparse_state.count)) if agent.updater.is_refresh_due(step)]
+        assert asked == [1, *due]
+        assert len(due) >= 2
 
     def test_at_sync_waits_for_the_copy(self):
         waits = self.dense_share(build("jax_dqn", updater=updater_of("magnitude"), target_policy="at_sync"))

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from dopamine.jax.replay_memory import replay_buffer
 
-from sparse_plugins.rl.dopamine import convert_old_run, run_folder, runners, snapshots
+from sparse_plugins.rl.dopamine import convert_old_run, runners
+from sparse_plugins.rl.dopamine.checkpoints import run_folder, snapshots
 from tests.rl import resume_worker
 from tests.rl.test_hostile_folders import Trap, values_of
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from sparse_plugins.core.storage.array_files import StoredArray, open_values, write_values
 from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.rl.dopamine import run_folder
+from sparse_plugins.rl.dopamine.checkpoints import run_folder
 from tests.rl import resume_worker
 
 ROOT = Path(__file__).parents[2]

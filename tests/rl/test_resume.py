@@ -16,7 +16,7 @@ from dopamine.discrete_domains import run_experiment
 
 from sparse_plugins import core
 from sparse_plugins.core.storage.array_files import numbers, open_values
-from sparse_plugins.rl.dopamine import run_folder
+from sparse_plugins.rl.dopamine.checkpoints import run_folder
 from tests.rl import resume_worker
 
 ROOT = Path(__file__).parents[2]

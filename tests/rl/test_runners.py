@@ -13,9 +13,10 @@ from dopamine.discrete_domains import atari_lib, gym_lib
 
 from sparse_plugins.core.storage.array_files import DamagedFileError, open_values, write_values
 from sparse_plugins.core.storage.values import fields, whole
-from sparse_plugins.rl.dopamine import logged_atari, runners
+from sparse_plugins.rl.dopamine import runners
+from sparse_plugins.rl.dopamine.checkpoints import logged_atari
+from sparse_plugins.rl.dopamine.checkpoints.snapshots import restore_environment, seed_environment, take_snapshot
 from sparse_plugins.rl.dopamine.environments import MINATAR_GAMES, create_minatar_environment
-from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot
 from tests.rl import resume_worker
 
 SHORT = "Runner.num_iterations = 2"

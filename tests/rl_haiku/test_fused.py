@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints
 from sparse_plugins.rl import haiku
-from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import _Run, train

@@ -13,7 +13,7 @@ import pytest
 
 from sparse_plugins import core, rl
 from sparse_plugins.core.masks import is_pruned
-from sparse_plugins.rl.haiku.remember import RememberedParams
+from sparse_plugins.rl.haiku.remembered_params import RememberedParams
 from sparse_plugins.rl.replay import Batch, ReplayState, Row
 from tests.quick import quick_jit
 from tests.rl_haiku.toy_learner import (

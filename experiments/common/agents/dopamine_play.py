@@ -7,7 +7,7 @@ import gin
 
 from sparse_plugins import core
 from sparse_plugins.rl.dopamine.agents import create_sparse_agent
-from sparse_plugins.rl.dopamine.snapshots import seed_environment
+from sparse_plugins.rl.dopamine.checkpoints.snapshots import seed_environment
 
 CONFIGS = "sparse_plugins/rl/dopamine/configs"
 

@@ -9,7 +9,7 @@ from experiments.harness.cells import Cell, Run
 from experiments.harness.recorder import Recorder
 from experiments.harness.study import Plan
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
-from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.rl.loops.runs import SettingsMismatchError
 
 # Trains the cells of a batch together, from where it was, telling the environment steps that each run has reached.

@@ -7,6 +7,7 @@ compat.import_dopamine()
 
 from sparse_plugins.rl.dopamine.agents import AGENTS, create_sparse_agent
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
+from sparse_plugins.rl.dopamine.checkpoints.run_folder import CheckpointError, SettingsMismatchError
 from sparse_plugins.rl.dopamine.environments import (
     create_minatar_environment,
     frames_per_step,
@@ -16,7 +17,6 @@ from sparse_plugins.rl.dopamine.episode_ends import WholeEpisodeAccumulator, kee
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics
 from sparse_plugins.rl.dopamine.networks import GridDQNNetwork, ImpalaRainbowNetwork
 from sparse_plugins.rl.dopamine.recycling import MaskedRecycler, SparseRecycledDQNAgent
-from sparse_plugins.rl.dopamine.run_folder import CheckpointError, SettingsMismatchError
 from sparse_plugins.rl.dopamine.runners import (
     SparseDataEfficientRunner,
     SparseRunner,

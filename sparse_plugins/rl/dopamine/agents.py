@@ -20,8 +20,8 @@ from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.environments import frames_per_step
 from sparse_plugins.rl.dopamine.episode_ends import keep_last_transitions as with_last_transitions
 from sparse_plugins.rl.dopamine.recycling import SparseRecycledDQNAgent
-from sparse_plugins.rl.dopamine.sparse_agent import sparsify
-from sparse_plugins.rl.target_policy import TargetPolicy
+from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent, sparsify
+from sparse_plugins.rl.target_network import TargetPolicy
 
 __all__ = ["AGENTS", "chosen_agent", "create_sparse_agent"]
 
@@ -51,13 +51,13 @@ gin.external_configurable(core.PerModule, module="sparse_plugins.rl")
 def create_sparse_agent(
     sess: Any,
     environment: Any,
-    summary_writer: Any = None,
+    summary_writer: str | None = None,
     agent_name: str | None = None,
     target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
     updater: BaseUpdater | None = None,
     debug_mode: bool | None = None,
     keep_last_transitions: bool = False,
-) -> Any:
+) -> SparseAgent:
     """A sparse agent for an environment, in place of Dopamine's `create_agent`.
 
     `Runner(base_dir, create_sparse_agent)` is the one line to change in a script; everything else is read from the

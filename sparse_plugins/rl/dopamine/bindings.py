@@ -8,7 +8,7 @@ import gin
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.distributions import FilterFn
-from sparse_plugins.rl.target_policy import without_noise_scales
+from sparse_plugins.rl.noise_scales import without_noise_scales
 
 __all__ = ["bound", "create_updater_from_config"]
 

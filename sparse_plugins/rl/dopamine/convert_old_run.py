@@ -98,10 +98,10 @@ def _is_pickled(path: Path) -> bool:
 
 
 def _convert(checkpoints: Path, number: int, new: Path) -> None:
-    from sparse_plugins.rl.dopamine.bundles import bundle_values
-    from sparse_plugins.rl.dopamine.logs import log_values
-    from sparse_plugins.rl.dopamine.replay_files import replay_file, write_replay
-    from sparse_plugins.rl.dopamine.run_folder import SealedCheckpointer
+    from sparse_plugins.rl.dopamine.checkpoints.bundles import bundle_values
+    from sparse_plugins.rl.dopamine.checkpoints.logs import log_values
+    from sparse_plugins.rl.dopamine.checkpoints.replay_files import replay_file, write_replay
+    from sparse_plugins.rl.dopamine.checkpoints.run_folder import SealedCheckpointer
 
     content, _, digest = (checkpoints / f"ckpt.{number}").read_bytes().rpartition(_SEAL)
     if hashlib.sha256(content).digest() != digest:
@@ -123,8 +123,8 @@ def _convert(checkpoints: Path, number: int, new: Path) -> None:
 def _replay(packed: bytes) -> Any:
     from dopamine.jax import serialization
 
-    from sparse_plugins.rl.dopamine.random_states import random_state
-    from sparse_plugins.rl.dopamine.replay_files import Contents
+    from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state
+    from sparse_plugins.rl.dopamine.checkpoints.replay_files import Contents
 
     state = msgpack.unpackb(packed, object_hook=serialization.decode, raw=False, strict_map_key=False)
     memory, waiting, sampler = (state[name] for name in ("memory", "transition_accumulator", "sampling_distribution"))
@@ -145,7 +145,7 @@ def _replay(packed: bytes) -> Any:
 
 
 def _run(old: dict[str, Any], what: str) -> dict[str, Any]:
-    from sparse_plugins.rl.dopamine.random_states import random_state
+    from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state
 
     episode = old["episode"] or None
     in_episode = not (episode or {}).get("episode_ended", True)
@@ -168,8 +168,8 @@ def _snapshot(pickled: bytes, in_episode: bool, what: str) -> list[list[Any]]:
 
 
 def _layer(name: str, attributes: dict[str, Any], in_episode: bool, what: str) -> list[Any]:
-    from sparse_plugins.rl.dopamine.environment_fields import EPISODE_SUMS, field_values, fields_of_old
-    from sparse_plugins.rl.dopamine.random_states import random_state
+    from sparse_plugins.rl.dopamine.checkpoints.environment_fields import EPISODE_SUMS, field_values, fields_of_old
+    from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state
 
     layer = types.SimpleNamespace(**attributes, np_random=attributes.get("_np_random"))
     sums = field_values(layer, EPISODE_SUMS) if set(EPISODE_SUMS) <= set(attributes) else None

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from dopamine.jax.agents.dqn import dqn_agent
 from dopamine.jax.replay_memory import accumulator, elements
 
 __all__ = ["WholeEpisodeAccumulator", "keep_last_transitions"]
@@ -46,7 +47,7 @@ class WholeEpisodeAccumulator(accumulator.TransitionAccumulator):
         self.clear()
 
 
-def keep_last_transitions(agent: Any) -> Any:
+def keep_last_transitions(agent: dqn_agent.JaxDQNAgent) -> dqn_agent.JaxDQNAgent:
     """The agent, with a replay that keeps the last transition of each episode.
 
     Args:

@@ -10,14 +10,16 @@ import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dopamine.jax.agents.dqn import dqn_agent
 
 from sparse_plugins import core
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl import plasticity
-from sparse_plugins.rl.dopamine.run_folder import write_whole
+from sparse_plugins.rl.dopamine.checkpoints.run_folder import write_whole
+from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent
 from sparse_plugins.rl.plasticity import activations
 
-__all__ = ["IterationMetrics", "MetricsFile"]
+__all__ = ["IterationMetrics", "MetricsFile", "sample_states"]
 
 Number = int | float
 
@@ -38,7 +40,12 @@ class IterationMetrics:
     """
 
     def __init__(
-        self, agent: Any, plasticity: bool = False, states: int = 256, dormant_threshold: float = 0.025, seed: int = 0
+        self,
+        agent: SparseAgent,
+        plasticity: bool = False,
+        states: int = 256,
+        dormant_threshold: float = 0.025,
+        seed: int = 0,
     ) -> None:
         if plasticity and states < 1:
             raise ValueError(f"IterationMetrics.states is {states}; give the number of states to measure on, above 0.")
@@ -93,7 +100,7 @@ class IterationMetrics:
         }
 
 
-def sample_states(agent: Any, random: np.random.Generator, size: int) -> jax.Array:
+def sample_states(agent: dqn_agent.JaxDQNAgent, random: np.random.Generator, size: int) -> jax.Array:
     """States from an agent's replay, drawn without its sampler, whose random numbers the agent needs.
 
     Args:
@@ -131,12 +138,12 @@ class MetricsFile:
 
     def __init__(self, path: str | Path, start: int) -> None:
         self._path = Path(path)
-        self._rows: list[Mapping[str, Any]] = []
+        self._rows: list[Mapping[str, object]] = []
         if self._path.exists():
             with self._path.open(newline="") as file:
                 self._rows = [row for row in csv.DictReader(file) if int(row["iteration"]) < start]
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, row: Mapping[str, object]) -> None:
         """Adds a row; columns it has first are empty in the rows before it."""
         self._rows.append(row)
         text = io.StringIO()
@@ -164,7 +171,7 @@ def _compare(params: PyTree, target: PyTree | None, masks: PyTree, masks_before:
     return measured
 
 
-def _further_inputs(agent: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _further_inputs(agent: dqn_agent.JaxDQNAgent) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the agent's network takes beside a state, without noise where there is a choice."""
     key = jax.random.PRNGKey(0)
     settings = vars(agent)

@@ -5,12 +5,14 @@ recyclers write outside masks and find Adam by its position. Here states are dra
 numbers, so that looking at neurons changes nothing, and units are recycled by `sparse_plugins.rl.plasticity.redo`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from dopamine.labs.redo import recycled_dqn_agents, weight_recyclers
 
 from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states
@@ -21,7 +23,7 @@ from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent
 from sparse_plugins.rl.plasticity.activations import hidden_activations, layer_graph, recyclable
 from sparse_plugins.rl.plasticity.measures import dormant_units
 from sparse_plugins.rl.plasticity.redo import Recycled, check_growable, recycle_inside_mask, recycle_into_growth
-from sparse_plugins.rl.target_policy import TargetPolicy
+from sparse_plugins.rl.target_network import TargetPolicy
 
 __all__ = ["MaskedRecycler", "SparseRecycledDQNAgent"]
 
@@ -52,7 +54,7 @@ class MaskedRecycler(weight_recyclers.NeuronRecycler):
     Source: Sokar et al., The Dormant Neuron Phenomenon in Deep Reinforcement Learning (2023).
     """
 
-    def __init__(self, agent: Any, recycle_into: str = "mask", **kwargs: Any) -> None:
+    def __init__(self, agent: "SparseRecycledDQNAgent", recycle_into: str = "mask", **kwargs: Any) -> None:
         if recycle_into not in _INTO:
             raise ValueError(f"MaskedRecycler.recycle_into is {recycle_into!r}; allowed are {', '.join(_INTO)}.")
         if recycle_into == "growth":
@@ -105,7 +107,10 @@ class SparseRecycledDQNAgent(SparseAgent, recycled_dqn_agents.RecycledDQNAgent):
         ValueError: reset_mode is 'weights', which would write outside the masks; allowed are None, 'neurons'. ...
     """
 
-    target_network_params: Any
+    optimizer: optax.GradientTransformation
+    target_network_params: PyTree
+    state: np.ndarray
+    preprocess_fn: Callable[[np.ndarray], np.ndarray]
 
     def __init__(
         self,
@@ -126,9 +131,9 @@ class SparseRecycledDQNAgent(SparseAgent, recycled_dqn_agents.RecycledDQNAgent):
         super().__init__(
             num_actions, reset_mode=mode, num_updates_per_train_step=self._num_updates_per_train_step, **kwargs
         )
-        if self.optimizer is not self._wrapped:
+        if self.optimizer is not self.wrapped_optimizer:
             # Weight decay stands in front now, and the state was made anew from parameters that are sparse already.
-            self._wrapped = self.optimizer
+            self.wrapped_optimizer = self.optimizer
             self.optimizer_state = map_sparse_states(lambda _: self._built, self.optimizer_state)
         del self._built
         self._activations = jax.jit(lambda params, states: hidden_activations(self.network_def, params, states))
@@ -141,8 +146,9 @@ class SparseRecycledDQNAgent(SparseAgent, recycled_dqn_agents.RecycledDQNAgent):
 
     def _training_step_update(self) -> None:
         super()._training_step_update()
-        if self.weight_recycler.is_reset(self.gradient_step) and self._masks_target_when(TargetPolicy.AT_MASK_UPDATE):
-            self.target_network_params = self._onto_masks(self.target_network_params, self.optimizer_state)
+        changes_masks = self.weight_recycler.is_reset(self.gradient_step)
+        if changes_masks and self.target_policy is TargetPolicy.AT_MASK_UPDATE:
+            self.target_network_params = self.follower.onto_masks(self.target_network_params, self.optimizer_state)
 
     def _sample_batch_for_statistics(self) -> jax.Array:
         """States for the scores of neurons; which ones follows from the seed and the step alone."""
@@ -159,5 +165,5 @@ def _activations(intermediates: dict[str, Any]) -> dict[str, jax.Array]:
     return {layer: node["__call__"][0] for layer, node in intermediates.items()}
 
 
-def _blank_state(agent: Any) -> jax.Array:
+def _blank_state(agent: SparseRecycledDQNAgent) -> jax.Array:
     return jnp.asarray(agent.preprocess_fn(np.zeros_like(agent.state)))

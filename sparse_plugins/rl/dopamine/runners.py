@@ -5,6 +5,7 @@ parameters, optimizer state and masks, replay memory, random numbers, `metrics.c
 """
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.storage.values import fields, flag, listed, refuse, stored_array, whole
 from sparse_plugins.rl.dopamine.agents import chosen_agent, create_sparse_agent
 from sparse_plugins.rl.dopamine.bindings import bound
-from sparse_plugins.rl.dopamine.bundles import action, bundle_like, bundle_values, observed
-from sparse_plugins.rl.dopamine.logs import log_values, read_logs
+from sparse_plugins.rl.dopamine.checkpoints.bundles import action, bundle_like, bundle_values, observed
+from sparse_plugins.rl.dopamine.checkpoints.logs import log_values, read_logs
+from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state, set_random_state
+from sparse_plugins.rl.dopamine.checkpoints.run_folder import (
+    CheckpointError,
+    SealedCheckpointer,
+    check_settings,
+    hold_folder,
+)
+from sparse_plugins.rl.dopamine.checkpoints.snapshots import restore_environment, seed_environment, take_snapshot
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics, MetricsFile
-from sparse_plugins.rl.dopamine.random_states import random_state, set_random_state
-from sparse_plugins.rl.dopamine.run_folder import CheckpointError, SealedCheckpointer, check_settings, hold_folder
-from sparse_plugins.rl.dopamine.snapshots import restore_environment, seed_environment, take_snapshot
+from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent
 
 __all__ = [
     "ExactRun",
@@ -73,7 +80,11 @@ class ExactRun:
     _resumes_late = False  # for runners that have no environments yet when their base class is ready
 
     def __init__(
-        self, base_dir: str, create_agent_fn: Any = create_sparse_agent, seed: int | None = None, **options: Any
+        self,
+        base_dir: str,
+        create_agent_fn: Callable[..., SparseAgent] = create_sparse_agent,
+        seed: int | None = None,
+        **options: Any,
     ) -> None:
         self._given_seed, self._steps = seed, 0
         super().__init__(base_dir, create_agent_fn, **options)  # type: ignore[call-arg]

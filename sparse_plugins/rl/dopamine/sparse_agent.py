@@ -11,6 +11,7 @@ import types
 from typing import Any
 
 import jax
+import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
@@ -19,9 +20,9 @@ from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
-from sparse_plugins.rl.dopamine.bundles import check_bundle
-from sparse_plugins.rl.dopamine.replay_files import is_missing, keep_in_checked_files
-from sparse_plugins.rl.target_policy import TargetPolicy
+from sparse_plugins.rl.dopamine.checkpoints.bundles import check_bundle
+from sparse_plugins.rl.dopamine.checkpoints.replay_files import is_missing, keep_in_checked_files
+from sparse_plugins.rl.target_network import HostFollower, TargetPolicy
 
 __all__ = ["SparseAgent", "sparsify"]
 
@@ -40,17 +41,21 @@ class SparseAgent:
             which follows from its seed, and `rng_seed` together.
         target_policy: When the target network gets the masks.
         clock: How the agent's optimizer steps, environment steps and frames relate.
+        follower: How the target network follows the masks.
+        wrapped_optimizer: The agent's optimizer on the masks.
     """
 
     updater: BaseUpdater
     target_policy: TargetPolicy
     clock: Clock
-    optimizer_state: Any
+    optimizer_state: PyTree
+    network_def: Any  # a Flax module
     observation_shape: tuple[int, ...]
     allow_partial_reload: bool
     _replay: Any
     _rng: jax.Array
-    _restoring = False
+    follower: HostFollower
+    wrapped_optimizer: optax.GradientTransformationExtraArgs
 
     def __init__(
         self,
@@ -63,7 +68,6 @@ class SparseAgent:
         self.target_policy = TargetPolicy.of(target_policy)
         self._frames_per_step = frames_per_step
         self._given_updater = create_updater_from_config() if updater is None else updater
-        self._updates_seen = 0
         super().__init__(*args, **kwargs)
 
     @property
@@ -94,42 +98,27 @@ class SparseAgent:
         self._online_attribute = _first_of(self, _ONLINE, "parameters")
         self._target_attribute = next((name for name in _TARGETS if name in vars(self)), None)
         self.clock = _clock_of(self, self._frames_per_step)
-        if self._given_updater.use_packed_masks == "zeros":
-            raise ValueError(
-                "use_packed_masks='zeros' keeps masks in the zeros of the online network, where the target network "
-                "can't find them; use True, which takes one bit a weight."
-            )
         self.updater = self.clock.in_optimizer_steps(self._given_updater).seeded(of_masks)
+        self.follower = HostFollower(self.updater, self.target_policy)
         # One object for the agent's life: optimizers are static arguments, and another one would compile again.
-        self._wrapped = self.updater.wrap_optax(getattr(self, self._optimizer_attribute))
-        self._onto_masks = jax.jit(self.updater.pre_forward_update)
+        self.wrapped_optimizer = self.updater.wrap_optax(getattr(self, self._optimizer_attribute))
         dense = self.sparse_params
-        setattr(self, self._optimizer_attribute, self._wrapped)
-        self.optimizer_state = self._wrapped.init(dense)
-        setattr(self, self._online_attribute, self._onto_masks(dense, self.optimizer_state))
+        setattr(self, self._optimizer_attribute, self.wrapped_optimizer)
+        self.optimizer_state = self.wrapped_optimizer.init(dense)
+        setattr(self, self._online_attribute, self.follower.onto_masks(dense, self.optimizer_state))
         if self._target_attribute is not None:
-            initial = dense if self.target_policy is TargetPolicy.DENSE else self.sparse_params
-            setattr(self, self._target_attribute, initial)
+            setattr(self, self._target_attribute, self.follower.initial(dense, self.optimizer_state))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and lets the target network follow the masks; see the module's docstring."""
-        if name in _TARGETS and self._masks_target_when(TargetPolicy.AFTER_POLYAK):
-            value = self._onto_masks(value, self.optimizer_state)
+        before = vars(self)
+        target = before.get("_target_attribute")
+        if target is not None and name == target:
+            value = self.follower.after_write(value, self.optimizer_state)
+        is_step = target is not None and name == "optimizer_state" and value is not before.get(name)
         super().__setattr__(name, value)
-        if name == "optimizer_state" and self._masks_target_when(TargetPolicy.AT_MASK_UPDATE):
-            self._follow_masks()
-
-    def _masks_target_when(self, policy: TargetPolicy) -> bool:
-        has_target = vars(self).get("_target_attribute") is not None
-        return self.target_policy is policy and has_target and not self._restoring
-
-    def _follow_masks(self) -> None:
-        updates = int(self.sparse_state.count)
-        changed = any(self.updater.is_refresh_due(step) for step in range(self._updates_seen, updates))
-        self._updates_seen = updates
-        if changed:
-            masked = self._onto_masks(self.target_sparse_params, self.optimizer_state)
-            super().__setattr__(str(self._target_attribute), masked)
+        if is_step:
+            super().__setattr__(str(target), self.follower.after_step(self.target_sparse_params, value))
 
     def _build_replay_buffer(self) -> Any:
         return keep_in_checked_files(super()._build_replay_buffer(), self.observation_shape)  # type: ignore[misc]
@@ -165,20 +154,20 @@ class SparseAgent:
         check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
         own, done = self.optimizer_state, False
         # The target network comes back as it was, which may be with the masks of its last copy.
-        self._restoring = True
-        try:
-            self.optimizer_state = bundle_dictionary["optimizer_state"]
-            done = super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
-            if done:
-                setattr(self, self._optimizer_attribute, self._wrapped)  # some agents have built a bare optimizer
-                between = bundle_dictionary["between_steps"]
-                for name in _BETWEEN_STEPS:
-                    setattr(self, name, between[name])
-                self._updates_seen = int(self.sparse_state.count)
-        finally:
-            if not done:
-                self.optimizer_state = own
-            self._restoring = False
+        with self.follower.restoring():
+            try:
+                self.optimizer_state = bundle_dictionary["optimizer_state"]
+                done = super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
+                if done:
+                    setattr(
+                        self, self._optimizer_attribute, self.wrapped_optimizer
+                    )  # some agents have built a bare optimizer
+                    between = bundle_dictionary["between_steps"]
+                    for name in _BETWEEN_STEPS:
+                        setattr(self, name, between[name])
+            finally:
+                if not done:
+                    self.optimizer_state = own
         return done
 
 

@@ -1,6 +1,6 @@
 """Any Gymnasium vector environment for the training loops."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -8,11 +8,19 @@ from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.core.selection.counts import check_positive
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure, VectorEnvironment, VectorStep
 
+if TYPE_CHECKING:  # loaded by whoever makes the environments
+    import gymnasium
+
 __all__ = ["gymnasium_vector"]
 
 
 def gymnasium_vector(
-    env: Any, *, seed: int, first_slot: int = 0, name: str | None = None, timeout: float | None = None
+    env: "gymnasium.vector.VectorEnv",
+    *,
+    seed: int,
+    first_slot: int = 0,
+    name: str | None = None,
+    timeout: float | None = None,
 ) -> VectorEnvironment:
     """A Gymnasium vector environment as a `VectorEnvironment`.
 

@@ -133,7 +133,13 @@ class VectorEnvironment(Protocol):
         """Lets go of threads and processes."""
 
 
-def check_network(environment: Any, learner: Any, *, stack: int | None = None, num_actions: int | None = None) -> None:
+def check_network(
+    environment: JaxEnvironment | VectorEnvironment,
+    learner: Any,
+    *,
+    stack: int | None = None,
+    num_actions: int | None = None,
+) -> None:
     """Checks, without computing anything, that an agent's network fits an environment.
 
     Args:

@@ -11,7 +11,7 @@ from sparse_plugins.rl.haiku.networks import (
     nature_torso,
     q_network,
 )
-from sparse_plugins.rl.haiku.remember import RememberedParams, remember_params, renew_params
+from sparse_plugins.rl.haiku.remembered_params import RememberedParams, remember_params, renew_params
 
 __all__ = [
     "RAINBOW_INIT",

@@ -5,10 +5,9 @@ them, and a subclass keeps in step what it remembers, what acts and what the tar
 which an agent takes over the result of a step. The step itself is left alone.
 """
 
-import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,57 +18,13 @@ from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
-from sparse_plugins.rl.haiku.remember import remember_params, renew_params
-from sparse_plugins.rl.target_policy import TargetPolicy
+from sparse_plugins.rl.haiku.remembered_params import remember_params, renew_params
+from sparse_plugins.rl.target_network import HostFollower, TargetPolicy, is_replicated
 
 __all__ = ["SparseAcmeLearner", "SparseZooAgent", "sparsify_acme", "sparsify_dqn_zoo"]
 
 
 _KEYS = ("rng_key", "random_key")  # of DQN Zoo, of Acme
-
-
-class _Follower:
-    """Brings parameters onto the masks, and knows when the target network has to follow."""
-
-    def __init__(self, updater: BaseUpdater, target_policy: str | TargetPolicy) -> None:
-        if updater.use_packed_masks == "zeros":
-            raise ValueError(
-                "use_packed_masks='zeros' keeps masks in the zeros of the online network, where the target network "
-                "can't find them; use True, which takes one bit a weight."
-            )
-        self.updater, self.policy, self._steps = updater, TargetPolicy.of(target_policy), 0
-        self._as_it_was = False
-        self._one = jax.jit(updater.pre_forward_update)
-        self._replicas = jax.jit(jax.vmap(updater.pre_forward_update))
-
-    def onto_masks(self, params: PyTree, opt_state: PyTree) -> PyTree:
-        return (self._replicas if _is_replicated(opt_state) else self._one)(params, opt_state)
-
-    def start(self, target: PyTree, opt_state: PyTree) -> PyTree:
-        return target if self.policy is TargetPolicy.DENSE else self.onto_masks(target, opt_state)
-
-    def after_step(self, target: PyTree, opt_state: PyTree) -> PyTree:
-        """The target network after an optimizer step."""
-        steps = int(np.ravel(find_sparse_state(opt_state).count)[0])
-        skipped = steps not in (self._steps, self._steps + 1)
-        changed = skipped or (steps > self._steps and bool(self.updater.is_refresh_due(self._steps)))
-        self._steps = steps
-        follows = self.policy is TargetPolicy.AT_MASK_UPDATE and changed and not self._as_it_was
-        return self.onto_masks(target, opt_state) if follows else target
-
-    def after_write(self, target: PyTree, opt_state: PyTree) -> PyTree:
-        """The target network as the agent is about to write it."""
-        follows = self.policy is TargetPolicy.AFTER_POLYAK and not self._as_it_was
-        return self.onto_masks(target, opt_state) if follows else target
-
-    @contextlib.contextmanager
-    def restoring(self) -> Iterator[None]:
-        """For a while, the target network is left as it is written: a checkpoint's, with the masks it last met."""
-        self._as_it_was = True
-        try:
-            yield
-        finally:
-            self._as_it_was = False
 
 
 class SparseZooAgent:
@@ -88,11 +43,11 @@ class SparseZooAgent:
         **kwargs: Any,
     ) -> None:
         updater = _seeded(updater, super().__init__, args, kwargs)
-        self._follower = _Follower(updater, target_policy)
+        self._follower = HostFollower(updater, target_policy)
         wrapped = remember_params(updater.wrap_optax(optimizer))
         super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
         _check_has(self, self, ("_online_params", "_target_params", "_opt_state"))
-        self._target_params = self._follower.start(self._target_params, self._opt_state)
+        self._target_params = self._follower.initial(self._target_params, self._opt_state)
         self._online_params = self._follower.onto_masks(self._online_params, self._opt_state)
 
     @property
@@ -136,7 +91,7 @@ class SparseAcmeLearner:
         **kwargs: Any,
     ) -> None:
         updater = _seeded(updater, super().__init__, args, kwargs)
-        self._follower = _Follower(updater, target_policy)
+        self._follower = HostFollower(updater, target_policy)
         wrapped = remember_params(updater.wrap_optax(optimizer))
         super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
         _check_has(self, self, ("_state",))
@@ -144,14 +99,14 @@ class SparseAcmeLearner:
         state = self._state
         self._state = state._replace(
             params=self._follower.onto_masks(state.params, state.opt_state),
-            target_params=self._follower.start(state.target_params, state.opt_state),
+            target_params=self._follower.initial(state.target_params, state.opt_state),
         )
 
     @property
     def sparse_state(self) -> SparseState:
         """Masks, schedule count and random key, of the first device."""
         state = find_sparse_state(self._state.opt_state)
-        return jax.tree.map(lambda leaf: leaf[0], state) if _is_replicated(state) else state
+        return jax.tree.map(lambda leaf: leaf[0], state) if is_replicated(state) else state
 
     def restore(self, state: Any) -> None:
         """Goes on from what `save` gave, masks included.
@@ -259,7 +214,7 @@ def _check_same_kind(restored: PyTree, own: PyTree, who: str) -> None:
     remedy = f"Build {who} as the agent was built that wrote it; nothing has been changed."
     if not holds_sparse_state(restored):
         raise ValueError(f"the checkpoint holds no masks: it was written by a dense agent. {remedy}")
-    own = jax.tree.map(lambda leaf: leaf[0], own) if _is_replicated(own) else own
+    own = jax.tree.map(lambda leaf: leaf[0], own) if is_replicated(own) else own
     if differing := dict(_layout(restored).items() ^ _layout(own).items()):
         raise ValueError(f"the checkpoint is laid out differently, for example at {sorted(differing)[0]!r}. {remedy}")
     theirs, ours = (
@@ -285,10 +240,6 @@ def _check_has(agent: Any, owner: Any, names: tuple[str, ...]) -> None:
             f"{kind.__name__} has no {', '.join(missing)}, so it can't be made sparse here; wrap its optimizer with "
             "remember_params(updater.wrap_optax(optimizer)) yourself."
         )
-
-
-def _is_replicated(opt_state: PyTree) -> bool:
-    return np.ndim(find_sparse_state(opt_state).count) > 0
 
 
 def _layout(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import numpy as np
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.rl.haiku.convolution import Convolution, Init
 
-__all__ = ["RAINBOW_INIT", "XAVIER", "impala_torso", "minatar_torso", "mlp_torso", "nature_torso", "q_network"]
+__all__ = ["RAINBOW_INIT", "XAVIER", "Torso", "impala_torso", "minatar_torso", "mlp_torso", "nature_torso", "q_network"]
 
 Torso = Callable[[jax.Array], jax.Array]
 

@@ -3,7 +3,6 @@
 import dataclasses
 import fractions
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +82,7 @@ class FusedConfig:
             raise ValueError(
                 f"warm_up is {self.warm_up}; give a multiple of num_envs={self.num_envs}, such as {above}."
             )
-        replay = self._replay((), jnp.float32)
+        replay = self.replay_of((), jnp.float32)
         if self.warm_up + self.epsilon_decay >= (most := replay.counts_up_to * self.num_envs):
             raise ValueError(
                 f"warm_up and epsilon_decay are {self.warm_up} and {self.epsilon_decay}; steps are counted to {most}, "
@@ -121,7 +120,7 @@ class FusedConfig:
             )
         return iterations
 
-    def epsilon(self, vector_step: Any) -> jax.Array:
+    def epsilon(self, vector_step: jax.Array | int) -> jax.Array:
         """Probability of a random action at a step of the environments, float32[]."""
         # Floats, because an int32 holds neither the steps of all environments nor every length of the decay.
         since = (jnp.float32(vector_step) - float(self.warm_up // self.num_envs)) * self.num_envs
@@ -130,9 +129,10 @@ class FusedConfig:
 
     def replay(self, environment: JaxEnvironment) -> Replay:
         """The replay of one seed."""
-        return self._replay(tuple(environment.observation_shape), environment.observation_dtype)
+        return self.replay_of(tuple(environment.observation_shape), environment.observation_dtype)
 
-    def _replay(self, shape: tuple[int, ...], dtype: Any) -> Replay:
+    def replay_of(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Replay:
+        """The replay of one seed, for frames of a shape and dtype."""
         return Replay(
             capacity=self.capacity,
             num_envs=self.num_envs,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.rl.loops.checkpoints import CheckpointMismatchError, Checkpoints
 
 __all__ = ["Resumable", "SettingsMismatchError", "to_the_end"]
 

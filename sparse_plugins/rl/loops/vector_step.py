@@ -52,10 +52,11 @@ class VectorConfig(FusedConfig):
 
     def replay(self, environment: VectorEnvironment) -> Replay:  # type: ignore[override]
         """The replay of one seed."""
-        return self._replay(tuple(environment.frame_shape), environment.frame_dtype)
+        return self.replay_of(tuple(environment.frame_shape), environment.frame_dtype)
 
-    def _replay(self, shape: tuple[int, ...], dtype: Any) -> Replay:
-        return dataclasses.replace(super()._replay(shape, dtype), stack=self.stack)
+    def replay_of(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Replay:
+        """The replay of one seed, for frames of a shape and dtype; it builds the stacks."""
+        return dataclasses.replace(super().replay_of(shape, dtype), stack=self.stack)
 
 
 class Half(NamedTuple):
@@ -122,7 +123,13 @@ class VectorAgent:
         return RunState(learner, self.replay.init(), (half,) * self.config.num_halves, jnp.float32(0))
 
     def act(
-        self, state: RunState, which: int, frames: Any, rewards: Any, terminated: Any, first: Any
+        self,
+        state: RunState,
+        which: int,
+        frames: jax.Array,
+        rewards: jax.Array,
+        terminated: jax.Array,
+        first: jax.Array,
     ) -> tuple[RunState, jax.Array]:
         """Stores what the last actions of a half led to, and chooses its next ones.
 

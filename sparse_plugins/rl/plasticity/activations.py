@@ -6,12 +6,15 @@ residual blocks, dueling heads and quantile embeddings need no list.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.trees import PyTree, leaf_names
+
+if TYPE_CHECKING:  # loaded by whoever builds the network
+    from flax import linen as nn
 
 __all__ = ["hidden_activations", "layer_graph", "penultimate_features", "recyclable"]
 
@@ -21,7 +24,7 @@ Calls = list[tuple[str, list[jax.Array], jax.Array]]  # layer, arrays it reads, 
 
 
 def hidden_activations(
-    network_def: Any,
+    network_def: "nn.Module",
     variables: PyTree,
     states: jax.Array,
     *inputs: Any,
@@ -68,7 +71,7 @@ def hidden_activations(
 
 
 def penultimate_features(
-    network_def: Any, variables: PyTree, states: jax.Array, *inputs: Any, **options: Any
+    network_def: "nn.Module", variables: PyTree, states: jax.Array, *inputs: Any, **options: Any
 ) -> jax.Array:
     """What the output layer reads, for `srank`.
 
@@ -105,7 +108,7 @@ def penultimate_features(
 
 
 def layer_graph(
-    network_def: Any, variables: PyTree, state: jax.Array, *inputs: Any, **options: Any
+    network_def: "nn.Module", variables: PyTree, state: jax.Array, *inputs: Any, **options: Any
 ) -> dict[str, tuple[str, ...]]:
     """Which layers read the output of which, with nothing but other operations in between.
 
@@ -177,7 +180,7 @@ def recyclable(graph: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...
 
 
 def _record(
-    network_def: Any,
+    network_def: "nn.Module",
     variables: PyTree,
     state: jax.Array,
     *inputs: Any,

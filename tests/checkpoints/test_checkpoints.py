@@ -1,18 +1,25 @@
+"""Checkpoints: bit for bit, never overwritten, and what damage or the wrong run does."""
+
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import zipfile
+from pathlib import Path
 
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
-from sparse_plugins.rl.loops.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints
+from sparse_plugins.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints
 from tests.disks import WAYS, few_open_files, little_space
 
 TREE = {
@@ -26,6 +33,7 @@ TREE = {
     "host": np.arange(3, dtype=np.int64) << 40,
     "nothing": None,
 }
+DTYPES = ("float32", "bfloat16", "float16", "uint8", "int8", "uint32", "int32", "bool")
 
 
 def bits(leaf):
@@ -57,9 +65,46 @@ def test_everything_comes_back_as_it_was(tmp_path):
         assert file["2"].tolist() == TREE["frames"].tolist()
 
 
+@hypothesis.given(
+    dtype=st.sampled_from(DTYPES),
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    number=st.integers(-(2**70), 2**70),
+    seed=st.integers(0, 99),
+)
+@hypothesis.settings(max_examples=25)
+def test_every_type_of_leaf_comes_back_as_it_was(dtype, shape, number, seed, tmp_path_factory):
+    bits = np.random.default_rng(seed).integers(0, 256, (*shape, np.dtype(jnp.dtype(dtype)).itemsize), np.uint8)
+    array = (bits & 1 if dtype == "bool" else bits).view(jnp.dtype(dtype))[..., 0]
+    tree = {
+        "device": jnp.asarray(array),
+        "host": (array, number, True, 0.1 + seed, np.float64(1 / 3)),
+        "key": jax.random.key_data(jax.random.key(seed)),
+        "nothing": (None, optax.EmptyState()),
+    }
+    folder = tmp_path_factory.mktemp("leaves")
+    Checkpoints(folder).save(0, tree)
+    found = Checkpoints(folder).restore(jax.tree.map(lambda leaf: leaf, tree)).tree
+    assert found["host"][1:] == tree["host"][1:]
+    assert_same(*(jax.tree.map(np.asarray, there | {"host": there["host"][:1]}) for there in (found, tree)))
+    assert [*map(type, jax.tree.leaves(found))] == [*map(type, jax.tree.leaves(tree))]
+
+
+def test_weak_types_and_places_come_back_as_they_were(tmp_path):
+    mesh = jax.sharding.NamedSharding(jax.make_mesh((1,), ("rows",)), jax.sharding.PartitionSpec("rows"))
+    tree = {"rate": jnp.asarray(0.1), "count": jnp.int32(4), "rows": jax.device_put(jnp.ones((2, 3)), mesh)}
+    tree["keys"] = jax.device_put(jax.random.split(jax.random.key(1), 2), mesh)
+    Checkpoints(tmp_path).save(1, tree)
+    found = Checkpoints(tmp_path).restore(tree).tree
+    assert_same(found, tree)
+    for name, leaf in tree.items():
+        assert (found[name].sharding, found[name].committed) == (leaf.sharding, leaf.committed)
+    assert [found[name].weak_type for name in ("rate", "count")] == [True, False]
+
+
 def test_the_newest_are_kept_and_never_overwritten(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore(TREE) is None
+    assert not [*tmp_path.iterdir()], "asking makes nothing"
     for step in (0, 3, 10):
         checkpoints.save(step, {"step": jnp.int32(step)})
     assert checkpoints.steps() == [3, 10]
@@ -73,10 +118,10 @@ def test_the_newest_are_kept_and_never_overwritten(tmp_path):
 def test_a_half_written_one_is_none(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"a": jnp.ones(3)})
-    (tmp_path / "2.partial").write_bytes((tmp_path / "1.npz").read_bytes()[:100])
+    (tmp_path / "half.partial").write_bytes((tmp_path / "1.npz").read_bytes()[:100])
     assert checkpoints.restore({"a": jnp.zeros(3)}).step == 1
     checkpoints.save(2, {"a": jnp.ones(3)})
-    assert checkpoints.steps() == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.npz", "2.npz"]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +173,9 @@ def test_a_warning_says_what_is_lost(tmp_path):
         ({"c": jnp.ones(3)}, r"'c' is missing there and float32\[3\] here"),
         ({"a": jnp.ones((3, 1))}, r"'a' is float32\[3\] there and float32\[3, 1\] here"),
         ({"a": jnp.ones(3, jnp.int32)}, r"'a' is float32\[3\] there and int32\[3\] here"),
+        ({"a": jnp.ones(3, jnp.bfloat16)}, r"'a' is float32\[3\] there and bfloat16\[3\] here"),
+        ({"a": 1}, r"'a' is float32\[3\] there and Python int\[\] here"),
+        ({"a": jnp.ones(3), "masks": {"a": jnp.ones(3, jnp.uint8)}}, "of a dense run: it holds no masks"),
         ({}, r"'a' is float32\[3\] there and missing here"),
     ],
 )
@@ -140,8 +188,9 @@ def test_what_belongs_to_another_run_is_refused(tmp_path, other, message):
 
 
 def test_what_cannot_be_stored_is_said(tmp_path):
-    with pytest.raises(TypeError, match=r"'a/b' is 'text': make it one, or give it as extra"):
-        Checkpoints(tmp_path).save(1, {"a": {"b": "text"}})
+    for leaf in ("text", np.array(["text"]), np.array([{}], object)):
+        with pytest.raises(TypeError, match=r"'a/b' is .*: make it one, or give it as extra"):
+            Checkpoints(tmp_path).save(1, {"a": {"b": leaf}})
     with pytest.raises(TypeError, match="not JSON serializable"):
         Checkpoints(tmp_path).save(1, {}, extra=jnp.ones(2))
     with pytest.raises(ValueError, match="keep is 0"):
@@ -195,7 +244,7 @@ def test_reasons_outside_a_checkpoint_set_none_aside(error, tmp_path, monkeypatc
     for step in (1, 2):
         Checkpoints(tmp_path).save(step, TREE)
 
-    def fail(array):
+    def fail(*arguments):
         raise error
 
     with monkeypatch.context() as patch:
@@ -239,14 +288,13 @@ def reseal(path, manifest=None, **arrays):
     "change",
     [
         {"0": np.ones(1, np.float32)},
+        {"0": np.zeros(3, np.float32)},
         {"0": np.ones((1, 3), np.float32)},
         {"0": np.ones(3, np.float64)},
         {"0": np.array([{}] * 3, object)},
         {"1": np.zeros(4, np.uint32)},
-        {"manifest": {"keys": {"1": "rbg"}}},
-        {"manifest": {"keys": {"1": "unknown"}}},
-        {"manifest": {"keys": {}}},
-        {"manifest": {"keys": None}},
+        {"manifest": {"leaves": [["n", "Python int", [], "7"]]}},
+        {"manifest": {"leaves": [["a", "float32", [3], 7]]}},
         {"manifest": {"leaves": [[1, 2, 3]]}},
         {"manifest": {"leaves": [["a", "float32"]]}},
         {"manifest": {"leaves": 3}},
@@ -275,3 +323,29 @@ def test_a_small_file_takes_no_large_memory(tmp_path):
         assert Checkpoints(tmp_path).restore({"a": np.ones(3)}) is None
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
+
+
+def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
+    program = (
+        "import numpy as np, sys\n"
+        "from sparse_plugins.checkpoints import Checkpoints\n"
+        "checkpoints = Checkpoints(sys.argv[1])\n"
+        "found = checkpoints.restore({'w': np.zeros(10**6)})\n"
+        "start = found.step + 1 if found else 1\n"
+        "for number in range(start, 10**6):\n"
+        "    checkpoints.save(number, {'w': np.full(10**6, 1.0 * number)})\n"
+        "    number == start and print('saved', flush=True)\n"
+    )
+    reached = 0
+    for wait in (0.5, 0.05, 0.3):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+            assert process.stdout.readline() == b"saved\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(wait)
+            process.kill()
+        found = Checkpoints(tmp_path).restore({"w": np.zeros(10**6)})
+        assert (found.tree["w"] == found.step).all()
+        assert found.step > reached
+        reached = found.step

@@ -15,8 +15,13 @@ import numpy as np
 
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.storage.values import fields, listed
-from sparse_plugins.rl.dopamine.environment_fields import EPISODE_SUMS, field_values, set_field_values, state_fields
-from sparse_plugins.rl.dopamine.logged_atari import LoggedAtari
+from sparse_plugins.rl.dopamine.checkpoints.environment_fields import (
+    EPISODE_SUMS,
+    field_values,
+    set_field_values,
+    state_fields,
+)
+from sparse_plugins.rl.dopamine.checkpoints.logged_atari import LoggedAtari
 
 __all__ = ["restore_environment", "seed_environment", "take_snapshot"]
 

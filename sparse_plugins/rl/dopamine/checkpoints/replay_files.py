@@ -20,8 +20,8 @@ from dopamine.jax.replay_memory import accumulator, elements, replay_buffer, sam
 
 from sparse_plugins.core.storage.array_files import Blocks, DamagedFileError, StoredArray, open_values, write_values
 from sparse_plugins.core.storage.values import fields, listed, refuse, stored_array, whole
+from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state, set_random_state
 from sparse_plugins.rl.dopamine.episode_ends import WholeEpisodeAccumulator
-from sparse_plugins.rl.dopamine.random_states import random_state, set_random_state
 
 __all__ = ["Contents", "is_missing", "keep_in_checked_files", "replay_file", "write_replay"]
 

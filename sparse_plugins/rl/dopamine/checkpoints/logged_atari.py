@@ -12,7 +12,7 @@ import numpy as np
 
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.storage.values import fields, refuse, stored_array, whole
-from sparse_plugins.rl.dopamine.random_states import random_state, set_random_state
+from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state, set_random_state
 
 __all__ = ["LoggedAtari"]
 

@@ -14,7 +14,7 @@ from dopamine.discrete_domains import checkpointer
 
 from sparse_plugins.core.storage.array_files import DamagedFileError, open_values, write_values
 from sparse_plugins.core.storage.values import fields, whole
-from sparse_plugins.rl.dopamine.replay_files import replay_file
+from sparse_plugins.rl.dopamine.checkpoints.replay_files import replay_file
 
 __all__ = [
     "CheckpointError",
@@ -200,7 +200,7 @@ def check_settings(folder: str | Path, settings: str, plan: str, seeds: str = ""
         ...     check_settings(folder, "JaxDQNAgent.gamma = 0.9", "dense")
         Traceback (most recent call last):
         ...
-        sparse_plugins.rl.dopamine.run_folder.SettingsMismatchError: .../settings.gin is that of another run:
+        sparse_plugins...run_folder.SettingsMismatchError: .../settings.gin is that of another run:
         - JaxDQNAgent.gamma = 0.99
         + JaxDQNAgent.gamma = 0.9
         Give the run its old settings (-) again, or the new ones (+) another --base_dir.

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparse_plugins.core.storage.array_files import StoredArray
 from sparse_plugins.core.storage.values import fields, like_tree, listed, refuse, stored_array
-from sparse_plugins.rl.dopamine.random_states import random_state, set_random_state
+from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state, set_random_state
 
 __all__ = ["EPISODE_SUMS", "field_values", "fields_of_old", "set_field_values", "state_fields"]
 

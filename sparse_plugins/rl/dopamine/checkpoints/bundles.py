@@ -115,7 +115,7 @@ def observed(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     return stored_array(value, "biuf", (*axes, *shape), what, _MOST_ENVIRONMENTS)
 
 
-def action(value: Any, what: str) -> Any:
+def action(value: Any, what: str) -> int | np.ndarray:
     """An action, or those of several environments.
 
     Raises:

@@ -1,0 +1,14 @@
+"""What a checkpoint that is whole can't be used for, and what keeps one from being used."""
+
+__all__ = ["CheckpointAccessError", "CheckpointMismatchError"]
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint is whole, but belongs to another run than the one that asks for it."""
+
+
+class CheckpointAccessError(OSError):
+    """A checkpoint could not be written or read for a reason outside it: no space, no memory, no permission.
+
+    All checkpoints are still there; once the reason is gone, the run can go on.
+    """
