@@ -17,7 +17,17 @@ from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.selection.counts import check_fraction, keep_count
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Member", "Network", "channel_graph", "channel_masks", "followed", "labels"]
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "Member",
+    "Network",
+    "channel_graph",
+    "channel_masks",
+    "followed",
+    "labels",
+    "movable",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
