@@ -1,16 +1,21 @@
 """Dopamine and our loops side by side: both really run, and what they hand back makes the table."""
 
+import pickle
 import shutil
+import subprocess
+import sys
 
 import gin
 import pytest
 
 import sparse_plugins.rl.dopamine  # noqa: F401 - repairs Dopamine before it is imported
 from experiments.benchmarks import rl_collect
+from experiments.demos.rl_demo import task as rl_demo
 from experiments.harness.layout import Row
 from experiments.harness.tables import report
 from experiments.harness.tables.stored import Stored
 from experiments.versus_dopamine import dopamine_side, our_side
+from experiments.versus_dopamine import task as versus_dopamine
 from experiments.versus_dopamine.__main__ import main
 from experiments.versus_dopamine.layout import layout
 from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, REPAIRED, End
@@ -90,3 +95,13 @@ def test_a_study_trains_our_seeds_together_and_goes_on_with_what_is_missing(tmp_
     assert asked == [(DOPAMINE, "cartpole-small", [1], 2_000)]
     assert (tmp_path / "x" / "results.md").read_text() == text
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("task", [versus_dopamine, rl_demo])
+def test_other_processes_find_what_trains(task):
+    """What a module that is run as a command defines, they do not."""
+    (settings,) = (own for own in vars(task).values() if isinstance(own, type) and own.__module__ == task.__name__)
+    code = f"import pickle; print(pickle.loads({pickle.dumps(task.plan(settings(name='x')).train)!r}).func.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == task.__name__
+    assert not task.__name__.endswith("__main__")
