@@ -16,12 +16,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FRONT_ENDS = {f"sparse_plugins.{name}" for name in ("fed", "rl", "vision", "keras", "t5")}
-GROUND = {"sparse_plugins.missing", "sparse_plugins.on_demand"}
+GROUND = ("sparse_plugins.missing", "sparse_plugins.on_demand")
 SHARED = {"sparse_plugins.core", "sparse_plugins.wire", "sparse_plugins.checkpoints", *GROUND}  # by front ends
 # What each floor may import of this repository, longest prefix first; each may also import itself.
 FLOORS = {
     **{name: set() for name in GROUND},
-    "sparse_plugins.wire": GROUND,
+    "sparse_plugins.wire": {*GROUND},
     "sparse_plugins.core": {"sparse_plugins.wire", *GROUND},
     "sparse_plugins.checkpoints": {"sparse_plugins.core", "sparse_plugins.wire", *GROUND},
     **dict.fromkeys(FRONT_ENDS, SHARED),
