@@ -1,5 +1,8 @@
 """Sparsity as an optimizer: mask updaters for any optax transformation and any pytree."""
 
+import typing
+
+from sparse_plugins import on_demand
 from sparse_plugins.core import export as export
 from sparse_plugins.core.algorithms.alternating import ACDC
 from sparse_plugins.core.algorithms.at_init import GraspPruning, SnipPruning, hessian_gradient_product
@@ -15,9 +18,6 @@ from sparse_plugins.core.config import SparsityConfig, create_updater_from_confi
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
-from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, channel_graph, channel_masks
-from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
-from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.registry import all_algorithm_names, register_algorithm
 from sparse_plugins.core.schedules import (
@@ -30,6 +30,20 @@ from sparse_plugins.core.schedules import (
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Unstructured
 from sparse_plugins.core.summary import describe_plan, summarize_intersection, summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, check_state, find_sparse_state
+
+if typing.TYPE_CHECKING:
+    from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, channel_graph, channel_masks
+    from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
+    from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
+else:
+    _MODULES = {  # which load `jax.extend`
+        "graph": ("ChannelGraph", "ChannelGroup", "channel_graph", "channel_masks"),
+        "roles": ("LayerAxes", "Layers", "trace_layers"),
+        "shrink": ("Shrunk", "expand", "shrink"),
+    }
+    __getattr__, __dir__ = on_demand.loaders(
+        __name__, {name: f"{__name__}.layers.{module}" for module, names in _MODULES.items() for name in names}
+    )
 
 __all__ = [
     "ACDC",
