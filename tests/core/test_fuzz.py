@@ -21,6 +21,6 @@ def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"storage": True, "sparsity": 0.75, "optimizer": "guarded sgd", "structure": "unstructured"}
     case = dataclasses.replace(fuzz.draw(fuzz.ALGORITHMS.index("magnitude")), weights="normal", **settings)
     assert fuzz.check(case) == "checked"
-    monkeypatch.setattr(core.BaseUpdater, "_land", lambda self, updates, params, moved, masks: updates)
+    monkeypatch.setattr(core.BaseUpdater, "landed", lambda self, update, param, dense, mask: update)
     with pytest.raises(AssertionError, match="not 0 outside its mask"):
         fuzz.check(case)
