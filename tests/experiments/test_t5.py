@@ -245,7 +245,7 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
             updater = settings.updater(keywords, core.kernels_only)
             assert updater.prunes == (cell != "dense")
             if updater.prunes:
-                check_targets(updater, shapes, updater.target_sparsities(shapes))
+                check_targets(updater, shapes)
 
 
 @pytest.fixture(scope="module")

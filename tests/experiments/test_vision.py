@@ -186,7 +186,7 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
             updater = settings.updater(keywords, prunable)
             assert updater.prunes == (cell != "dense")
             if updater.prunes:
-                check_targets(updater, shapes, updater.target_sparsities(shapes))
+                check_targets(updater, shapes)
 
 
 def test_the_paper_presets_have_the_steps_at_which_masks_changed_there() -> None:
