@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from experiments.harness.tables.looks import PALETTE, legend, panels
+from experiments.harness.tables.colours_and_labels import PALETTE, legend, panels
 
 
 def save_plot(path: Path, speeds: Sequence[Any], sizes: Sequence[Any]) -> None:

@@ -6,9 +6,9 @@ from sparse_plugins import on_demand
 from sparse_plugins.core import export as export
 from sparse_plugins.core.algorithms.alternating import ACDC
 from sparse_plugins.core.algorithms.at_init import GraspPruning, SnipPruning, hessian_gradient_product
+from sparse_plugins.core.algorithms.fisher_and_wanda import FisherPruning, WandaPruning
 from sparse_plugins.core.algorithms.global_pruning import GlobalMagnitudePruning, GlobalSaliencyPruning
 from sparse_plugins.core.algorithms.gradual_regrowth import GradualRigL, GradualSET, GraNet
-from sparse_plugins.core.algorithms.informed import FisherPruning, WandaPruning
 from sparse_plugins.core.algorithms.per_module import PerModule
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, NoPruning, RandomPruning, SaliencyPruning
 from sparse_plugins.core.algorithms.regrowth import SET, RigL, SRigL, StaticRandomSparse
@@ -32,12 +32,12 @@ from sparse_plugins.core.summary import describe_plan, summarize_intersection, s
 from sparse_plugins.core.transform.state import SparseState, check_state, find_sparse_state
 
 if typing.TYPE_CHECKING:
-    from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, channel_graph, channel_masks
+    from sparse_plugins.core.layers.channel_groups import ChannelGraph, ChannelGroup, channel_graph, channel_masks
     from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
     from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
 else:
     _MODULES = {  # which load `jax.extend`
-        "graph": ("ChannelGraph", "ChannelGroup", "channel_graph", "channel_masks"),
+        "channel_groups": ("ChannelGraph", "ChannelGroup", "channel_graph", "channel_masks"),
         "roles": ("LayerAxes", "Layers", "trace_layers"),
         "shrink": ("Shrunk", "expand", "shrink"),
     }

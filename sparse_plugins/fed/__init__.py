@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.growth import GrowthProtocol
     from sparse_plugins.fed.ledger import Entry, Ledger, Total
     from sparse_plugins.fed.messages import Wire
-    from sparse_plugins.fed.robust import FedMedian, FedTrimmedAvg, Krum
+    from sparse_plugins.fed.robust_aggregation import FedMedian, FedTrimmedAvg, Krum
     from sparse_plugins.wire import (
         Binding,
         BindingError,
@@ -59,7 +59,7 @@ else:
         "fed.growth": ("GrowthProtocol",),
         "fed.ledger": ("Entry", "Ledger", "Total"),
         "fed.messages": ("Wire",),
-        "fed.robust": ("FedMedian", "FedTrimmedAvg", "Krum"),
+        "fed.robust_aggregation": ("FedMedian", "FedTrimmedAvg", "Krum"),
         "wire": (
             "Binding",
             "BindingError",

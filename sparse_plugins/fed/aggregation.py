@@ -12,7 +12,7 @@ import numpy as np
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, map_pruned
 from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.core.trees import common_dtype
-from sparse_plugins.fed.robust import Array, Krum, RobustRule, trimmed_mean
+from sparse_plugins.fed.robust_aggregation import Array, Krum, RobustRule, trimmed_mean
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["Aggregation", "Sums", "Updates", "in_dtypes_of", "reprune", "wide_zeros"]

@@ -3,8 +3,8 @@
 NumPy is all this needs. A client without JAX decodes and encodes the bytes that one with JAX does.
 """
 
-from sparse_plugins.wire.binding import Binding, BindingError
 from sparse_plugins.wire.markers import NOT_PRUNED
+from sparse_plugins.wire.message_binding import Binding, BindingError
 from sparse_plugins.wire.payload import Decoded, decode, encode, masks_digest, needed_base
 from sparse_plugins.wire.reader import CodecError
 from sparse_plugins.wire.seeded_masks import SeededMasks

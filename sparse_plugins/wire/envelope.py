@@ -13,7 +13,7 @@ import zlib
 from typing import Any
 
 from sparse_plugins.missing import explain_import_error
-from sparse_plugins.wire.binding import BINDING_SIZE, Binding, check_binding
+from sparse_plugins.wire.message_binding import BINDING_SIZE, Binding, check_binding
 from sparse_plugins.wire.reader import Buffer, CodecError
 from sparse_plugins.wire.value_codes import DTYPES
 

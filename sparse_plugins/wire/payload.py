@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparse_plugins.wire.binding import Binding, pack_binding
 from sparse_plugins.wire.envelope import Flags, Header, open_payload, read_header, seal
 from sparse_plugins.wire.markers import NOT_PRUNED, is_pruned
 from sparse_plugins.wire.mask_forms import (
@@ -27,6 +26,7 @@ from sparse_plugins.wire.mask_forms import (
     needs_base,
     needs_seed,
 )
+from sparse_plugins.wire.message_binding import Binding, pack_binding
 from sparse_plugins.wire.reader import Buffer, CodecError, Reader
 from sparse_plugins.wire.seeded_masks import SeededMasks
 from sparse_plugins.wire.trees import PyTree, aligned, named_leaves, with_leaves

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_plugins.core.export.files import load_sparse, save_sparse
+from sparse_plugins.core.export.file_format import load_sparse, save_sparse
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.storage.archives import Archive
 from sparse_plugins.core.storage.array_files import DamagedFileError, damage

@@ -250,7 +250,7 @@ def test_a_file_of_another_model_is_refused(saved: Path, like: dict, message: st
 
 
 def test_files_of_another_kind_or_version_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_plugins.core.export.files.VERSION", 2)
+    monkeypatch.setattr("sparse_plugins.core.export.file_format.VERSION", 2)
     with pytest.raises(ValueError, match="has format version 1; this release reads version 2"):
         export.load_sparse(saved, PAIR[0])
     monkeypatch.undo()

@@ -182,7 +182,7 @@ def test_figures_that_are_missing_are_drawn_later(
     for name in ("sparsity.png", "results.md"):
         (copy / name).unlink()
     with monkeypatch.context() as patch:
-        for name in ("figures", "looks", "mask_figures"):
+        for name in ("figures", "colours_and_labels", "mask_figures"):
             patch.delitem(sys.modules, f"experiments.harness.tables.{name}", raising=False)
         patch.setitem(sys.modules, "matplotlib.axes", None)
         assert main([f"--resume={copy}"]) == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sparse_plugins import core, fed
 from sparse_plugins.wire import envelope
-from sparse_plugins.wire.binding import BINDING_SIZE, pack_binding
+from sparse_plugins.wire.message_binding import BINDING_SIZE, pack_binding
 from tests.fed.test_averaging import averaging, growing, run
 from tests.fed.toy import clients_of_a_round, updater_of
 from tests.wire.cases import same_bits

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_CODEC = (".payload", ".binding", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
+_CODEC = (".payload", ".message_binding", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
 # By target the modules whose code guides the mutations.
 TARGETS = {
     "codec": [f"sparse_plugins.wire{module}" for module in _CODEC],
     "archives": [
         "sparse_plugins.core.storage.archives",
-        "sparse_plugins.core.export.files",
+        "sparse_plugins.core.export.file_format",
         "sparse_plugins.checkpoints.tree_file",
     ],
     "studies": [

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints
-from sparse_plugins.core.export.files import load_sparse, save_sparse
+from sparse_plugins.core.export.file_format import load_sparse, save_sparse
 from sparse_plugins.core.masks import NOT_PRUNED
 
 # The value of a dtype that JAX has switched off stays with NumPy, which is faster than a device.

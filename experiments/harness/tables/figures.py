@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from experiments.harness.cells import Cell
 from experiments.harness.layout import Curve, Row
 from experiments.harness.tables import percent
-from experiments.harness.tables.looks import POINTS, colours_of, legend, panels
+from experiments.harness.tables.colours_and_labels import POINTS, colours_of, legend, panels
 from experiments.harness.tables.mask_figures import churn_figure, layers_figure, measurements_figure
 from experiments.harness.tables.outcomes import Outcome
 from experiments.harness.tables.statistics import Array

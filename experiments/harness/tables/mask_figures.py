@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.harness.cells import Cell
 from experiments.harness.tables import percent
-from experiments.harness.tables.looks import legend, panels
+from experiments.harness.tables.colours_and_labels import legend, panels
 from experiments.harness.tables.outcomes import by_run
 from experiments.harness.tables.stored import Stored
 

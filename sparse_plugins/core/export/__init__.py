@@ -1,7 +1,7 @@
 """Real sparsity: parameters and masks as arrays and files that hold only what is kept, and back, bit for bit."""
 
-from sparse_plugins.core.export.files import load_sparse, save_sparse
-from sparse_plugins.core.export.formats import ByOutput
+from sparse_plugins.core.export.array_formats import ByOutput
+from sparse_plugins.core.export.file_format import load_sparse, save_sparse
 from sparse_plugins.core.export.matmul import matmul
 from sparse_plugins.core.export.nm_array import NByMArray
 from sparse_plugins.core.export.trees import masks_of, nbytes, to_bcoo, to_bcsr, to_dense, to_n_by_m

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparse_plugins.core.export.formats import ByOutput, with_data
+from sparse_plugins.core.export.array_formats import ByOutput, with_data
 from sparse_plugins.core.export.nm_array import NByMArray
 from sparse_plugins.core.trees import common_dtype
 
@@ -32,7 +32,7 @@ def matmul(inputs: Any, kernel: Any) -> jax.Array:
         ValueError: If the kernel has not two axes, or the shapes do not fit.
 
     Example:
-        >>> from sparse_plugins.core.export.formats import as_bcoo
+        >>> from sparse_plugins.core.export.array_formats import as_bcoo
         >>> kernel = as_bcoo(np.array([[0.0], [2.0]]), np.array([[False], [True]]))
         >>> matmul(jnp.array([7.0, 3.0]), kernel).tolist()
         [6.0]

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from sparse_plugins.core.distributions import FilterFn, not_dim_one, resolve
-from sparse_plugins.core.export.formats import (
+from sparse_plugins.core.export.array_formats import (
     ByOutput,
     as_bcoo,
     as_bcsr,

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
-from sparse_plugins.core.layers.channels import Joined, join
 from sparse_plugins.core.layers.factors import Axis, Factor, factors, root, unify
-from sparse_plugins.core.layers.flows import Flow
-from sparse_plugins.core.layers.walk import Value, walk
+from sparse_plugins.core.layers.jaxpr_walk import Value, walk
+from sparse_plugins.core.layers.joined_axes import Joined, join
+from sparse_plugins.core.layers.primitives import Flow
 from sparse_plugins.core.trees import PyTree, leaf_names
 
 __all__ = ["LayerAxes", "Layers", "Part", "Role", "trace_layers", "traced_program"]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.layers.channel_groups import ChannelGraph, ChannelGroup, Member, followed, labels, movable
 from sparse_plugins.core.layers.factors import Factor
-from sparse_plugins.core.layers.graph import ChannelGraph, ChannelGroup, Member, followed, labels, movable
-from sparse_plugins.core.layers.smaller import Sizes, run
+from sparse_plugins.core.layers.smaller_program import Sizes, run
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, store_masks, unpack_masks
 from sparse_plugins.core.transform.moments import owners
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state, map_sparse_states

@@ -26,7 +26,7 @@ from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
 from sparse_plugins.fed.mask_change import MaskChange, can_change_masks, with_fields
 from sparse_plugins.fed.messages import Channel, Exchange, Wire
 from sparse_plugins.fed.replies import as_many_as, exactly
-from sparse_plugins.fed.robust import Krum
+from sparse_plugins.fed.robust_aggregation import Krum
 from sparse_plugins.wire import SeededMasks
 from sparse_plugins.wire.trees import PyTree
 

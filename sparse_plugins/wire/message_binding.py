@@ -53,7 +53,7 @@ class Binding:
         7
         >>> fed.decode(payload, params, base=masks, binding=dataclasses.replace(answer, round=8))
         Traceback (most recent call last):
-        sparse_plugins.wire.binding.BindingError: it answers round 7, and round 8 is expected.
+        sparse_plugins.wire.message_binding.BindingError: it answers round 7, and round 8 is expected.
     """
 
     message: MessageType

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jax_core
 
-from sparse_plugins.core.layers.channels import Joined
 from sparse_plugins.core.layers.factors import Axis, Factor, factors, root
-from sparse_plugins.core.layers.walk import Step, Value, Walked, inner_jaxpr, walk
+from sparse_plugins.core.layers.jaxpr_walk import Step, Value, Walked, inner_jaxpr, walk
+from sparse_plugins.core.layers.joined_axes import Joined
 
 __all__ = ["Sizes", "run"]
 

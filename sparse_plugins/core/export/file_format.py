@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.export.formats import host_array, host_mask
+from sparse_plugins.core.export.array_formats import host_array, host_mask
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, pack
 from sparse_plugins.core.storage.archives import Archive
 from sparse_plugins.core.storage.array_files import DamagedFileError, damage

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from jax.extend import core as jax_core
 
 from sparse_plugins.core.layers.factors import Axis, Factor
-from sparse_plugins.core.layers.flows import Flow, flow_of
+from sparse_plugins.core.layers.primitives import Flow, flow_of
 
 __all__ = ["Reader", "Step", "Value", "Walked", "fresh", "inner_jaxpr", "walk"]
 

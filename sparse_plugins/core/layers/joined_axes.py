@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparse_plugins.core.layers.factors import Factor, factors, pin, unify
-from sparse_plugins.core.layers.flows import Flow
-from sparse_plugins.core.layers.walk import Value
+from sparse_plugins.core.layers.jaxpr_walk import Value
+from sparse_plugins.core.layers.primitives import Flow
 
 __all__ = ["Joined", "join"]
 
