@@ -198,7 +198,7 @@ def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Lay
     read = {variable for equation in program.jaxpr.eqns for variable in equation.invars if isinstance(variable, Var)}
     read |= {variable for variable in program.jaxpr.outvars if isinstance(variable, Var)}
     found = [
-        _layer(name, tuple(leaf.shape), value, roles, uses.notes, variable in read)
+        _layer(name, jnp.shape(leaf), value, roles, uses.notes, variable in read)
         for name, leaf, value, variable in zip(names, leaves, seen, program.jaxpr.invars, strict=False)
     ]
     return Layers(zip(names, _with_context(found, everywhere), strict=True))
