@@ -1,6 +1,6 @@
 """Checkpoints from which a run goes on as if it had never stopped, bit for bit; `fed` and `rl` share them."""
 
-from sparse_plugins.checkpoints.errors import CheckpointAccessError, CheckpointMismatchError
+from sparse_plugins.checkpoints.errors import CheckpointAccessError, CheckpointMismatchError, SettingsMismatchError
 from sparse_plugins.checkpoints.folder import Checkpoints, Saved
 
-__all__ = ["CheckpointAccessError", "CheckpointMismatchError", "Checkpoints", "Saved"]
+__all__ = ["CheckpointAccessError", "CheckpointMismatchError", "Checkpoints", "Saved", "SettingsMismatchError"]

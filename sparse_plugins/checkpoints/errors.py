@@ -1,10 +1,14 @@
 """What a checkpoint that is whole can't be used for, and what keeps one from being used."""
 
-__all__ = ["CheckpointAccessError", "CheckpointMismatchError"]
+__all__ = ["CheckpointAccessError", "CheckpointMismatchError", "SettingsMismatchError"]
 
 
 class CheckpointMismatchError(ValueError):
     """A checkpoint is whole, but belongs to another run than the one that asks for it."""
+
+
+class SettingsMismatchError(ValueError):
+    """The folder belongs to a run with other settings."""
 
 
 class CheckpointAccessError(OSError):

@@ -15,6 +15,7 @@ import pytest
 from dopamine.discrete_domains import run_experiment
 
 from sparse_plugins import core
+from sparse_plugins.checkpoints import SettingsMismatchError
 from sparse_plugins.core.storage.array_files import numbers, open_values
 from sparse_plugins.rl.dopamine.checkpoints import run_folder
 from tests.rl import resume_worker
@@ -115,7 +116,7 @@ def test_a_run_without_a_usable_checkpoint_stops_and_changes_nothing(whole: Path
 
 
 def test_another_configuration_in_the_same_folder_is_refused(whole: Path) -> None:
-    with pytest.raises(run_folder.SettingsMismatchError) as caught:
+    with pytest.raises(SettingsMismatchError) as caught:
         resume_worker.start(whole, "JaxDQNAgent.gamma = 0.9", "create_updater_from_config.sparsity = 0.5")
     message = str(caught.value)
     assert "\n+ JaxDQNAgent.gamma = 0.9\n" in message

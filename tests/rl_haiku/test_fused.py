@@ -12,12 +12,12 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints, SettingsMismatchError
 from sparse_plugins.rl import haiku
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import _Run, train
-from sparse_plugins.rl.loops.runs import SettingsMismatchError, to_the_end
+from sparse_plugins.rl.loops.runs import to_the_end
 from tests.rl_haiku.tiny import LIMIT, UPDATER, Corridor, learner
 
 CONFIG = FusedConfig(

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.checkpoints import SettingsMismatchError
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.rl import (
     Checkpoints,
@@ -27,7 +28,6 @@ from sparse_plugins.rl import (
     haiku,
     train_vector,
 )
-from sparse_plugins.rl.loops.runs import SettingsMismatchError
 from tests.rl_haiku import tiny
 
 LIMIT = 9

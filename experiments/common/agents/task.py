@@ -8,9 +8,8 @@ from experiments.common.agents.settings import AgentSettings
 from experiments.harness.cells import Cell, Run
 from experiments.harness.recorder import Recorder
 from experiments.harness.study import Plan
-from sparse_plugins.checkpoints import CheckpointMismatchError
+from sparse_plugins.checkpoints import CheckpointMismatchError, SettingsMismatchError
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
-from sparse_plugins.rl.loops.runs import SettingsMismatchError
 
 # Trains the cells of a batch together, from where it was, telling the environment steps that each run has reached.
 # Masks go to the recorders meanwhile, all rows at the end; False if it was told to stop.

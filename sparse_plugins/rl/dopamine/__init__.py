@@ -1,13 +1,14 @@
 """Sparse agents for Dopamine; importing this loads Dopamine, repaired, and with it TensorFlow."""
 
 # ruff: noqa: E402 - what stands below imports Dopamine
+from sparse_plugins.checkpoints import SettingsMismatchError
 from sparse_plugins.rl import compat
 
 compat.import_dopamine()
 
 from sparse_plugins.rl.dopamine.agents import AGENTS, create_sparse_agent
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
-from sparse_plugins.rl.dopamine.checkpoints.run_folder import CheckpointError, SettingsMismatchError
+from sparse_plugins.rl.dopamine.checkpoints.run_folder import CheckpointError
 from sparse_plugins.rl.dopamine.environments import (
     create_minatar_environment,
     frames_per_step,

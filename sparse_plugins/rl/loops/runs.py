@@ -9,17 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints
+from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints, SettingsMismatchError
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.core.trees import PyTree
 
-__all__ = ["Resumable", "SettingsMismatchError", "to_the_end"]
+__all__ = ["Resumable", "to_the_end"]
 
 _SETTINGS = "settings.json"
-
-
-class SettingsMismatchError(ValueError):
-    """The folder belongs to a run with other settings."""
 
 
 class Resumable(Protocol):

@@ -12,6 +12,7 @@ from typing import Any
 
 from dopamine.discrete_domains import checkpointer
 
+from sparse_plugins.checkpoints import SettingsMismatchError
 from sparse_plugins.core.storage.array_files import DamagedFileError, open_values, write_values
 from sparse_plugins.core.storage.values import fields, whole
 from sparse_plugins.rl.dopamine.checkpoints.replay_files import replay_file
@@ -19,7 +20,6 @@ from sparse_plugins.rl.dopamine.checkpoints.replay_files import replay_file
 __all__ = [
     "CheckpointError",
     "SealedCheckpointer",
-    "SettingsMismatchError",
     "check_settings",
     "hold_folder",
     "write_whole",
@@ -38,10 +38,6 @@ _HELD: dict[Path, int] = {}  # closing one would give the folder back
 
 class CheckpointError(RuntimeError):
     """There are checkpoints, and the run can't go on from any of them."""
-
-
-class SettingsMismatchError(ValueError):
-    """The folder belongs to a run with other settings."""
 
 
 class SealedCheckpointer(checkpointer.Checkpointer):
@@ -200,7 +196,7 @@ def check_settings(folder: str | Path, settings: str, plan: str, seeds: str = ""
         ...     check_settings(folder, "JaxDQNAgent.gamma = 0.9", "dense")
         Traceback (most recent call last):
         ...
-        sparse_plugins...run_folder.SettingsMismatchError: .../settings.gin is that of another run:
+        sparse_plugins.checkpoints.errors.SettingsMismatchError: .../settings.gin is that of another run:
         - JaxDQNAgent.gamma = 0.99
         + JaxDQNAgent.gamma = 0.9
         Give the run its old settings (-) again, or the new ones (+) another --base_dir.
