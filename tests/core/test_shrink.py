@@ -302,6 +302,29 @@ def test_running_statistics_shrink_along() -> None:
         core.shrink(graph, {**variables, "params": params}, masks)
 
 
+def test_statistics_of_training_come_back_smaller() -> None:
+    class Normalized(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = nn.BatchNorm(use_running_average=False, momentum=0.9)(nn.Dense(8)(x))
+            return nn.Dense(3)(nn.relu(x))
+
+    x = jax.random.normal(KEY, (16, 5))
+    variables = Normalized().init(KEY, x)
+    train = lambda variables, x: Normalized().apply(variables, x, mutable=["batch_stats"])  # noqa: E731
+    graph = core.channel_graph(train, variables, x)
+    masks = core.channel_masks(graph, variables, 0.5)
+    masks["batch_stats"] = jax.tree.map(lambda _: core.NOT_PRUNED, variables["batch_stats"])
+    small = core.shrink(graph, variables, masks)
+    outputs, statistics = train(core.apply_masks(variables, masks), x)
+    smaller_outputs, smaller = small.apply(small.params, x)
+    close(outputs, smaller_outputs)
+    (left,) = small.kept.values()
+    for name in ("mean", "var"):
+        of = lambda found, name=name: found["batch_stats"]["BatchNorm_0"][name]  # noqa: E731
+        close(of(statistics)[left], of(smaller))
+
+
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(networks())
 def test_random_networks_shrink_or_are_left_alone(network: Any) -> None:

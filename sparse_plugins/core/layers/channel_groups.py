@@ -102,22 +102,29 @@ class Network:
         operands: Values of its parameters and inputs.
         walked: What was seen of it.
         result_tree: Structure of what the function returns.
+        renewed: For each result the number of the parameter whose new value it is; None if it is none.
     """
 
     program: Any
     operands: list[Value]
     walked: Walked
     result_tree: Any
+    renewed: tuple[int | None, ...]
 
 
 def followed(apply: Callable[..., Any], params: PyTree, inputs: Sequence[PyTree]) -> Network:
     """Traces a function and joins its axes; what it takes and returns besides parameters is pinned."""
-    program, result_tree = traced_program(apply, params, inputs)
+    program, results = traced_program(apply, params, inputs)
+    renewed = _renewed(params, results)
     count = len(jax.tree.leaves(params))
     operands = [fresh(variable, place >= count) for place, variable in enumerate(program.jaxpr.invars)]
     joined = Joined()
     walked = walk(joined, program, operands)
-    for reason, values in (("an input", operands[count:]), ("an output", walked.results)):
+    outputs = [value for value, leaf in zip(walked.results, renewed, strict=True) if leaf is None]
+    for value, leaf in zip(walked.results, renewed, strict=True):
+        if leaf is not None:
+            joined.same(value, operands[leaf])
+    for reason, values in (("an input", operands[count:]), ("an output", outputs)):
         for value in values:
             for axis in value.axes:
                 pin(axis, reason)
@@ -125,7 +132,22 @@ def followed(apply: Callable[..., Any], params: PyTree, inputs: Sequence[PyTree]
         for axis in value.axes:
             _pin_what_repeats(axis)
     joined.settle()
-    return Network(program, operands, walked, result_tree)
+    return Network(program, operands, walked, jax.tree.structure(results), renewed)
+
+
+def _renewed(params: PyTree, results: PyTree) -> tuple[int | None, ...]:
+    """Which results are new values of parameters: running statistics come back under the path they went in by."""
+    shapes = {f"/{name}": (leaf, jnp.shape(p)) for leaf, (name, p) in enumerate(_named(params)) if name}
+    found: list[int | None] = []
+    for name, result in _named(results):
+        ends = [name[place:] for place, letter in enumerate(name) if letter == "/"]
+        leaf, shape = next((shapes[end] for end in ["/" + name, *ends] if end in shapes), (None, ()))
+        found.append(leaf if shape == result.shape else None)
+    return tuple(found)
+
+
+def _named(tree: PyTree) -> list[tuple[str, Any]]:
+    return list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def _pin_what_repeats(axis: Axis) -> None:
@@ -161,7 +183,8 @@ def labels(axis: Axis, target: Factor) -> np.ndarray:
 def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> ChannelGraph:
     """The groups of channels that can leave a network, for any function of parameters and inputs.
 
-    What the trace cannot follow keeps its channels, and is named.
+    What the trace cannot follow keeps its channels, and is named. An output under the path of a parameter is taken for
+    its new value, as batch norm's running statistics are in training, and shrinks along.
 
     Args:
         apply: (params, *inputs) -> outputs.

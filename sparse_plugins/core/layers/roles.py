@@ -204,8 +204,8 @@ def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Lay
     return Layers(zip(names, _with_context(found, everywhere), strict=True))
 
 
-def traced_program(apply: Callable[..., Any], params: PyTree, inputs: Sequence[Any]) -> tuple[Any, Any]:
-    """The closed jaxpr of a function of parameters and inputs, and the structure of what it returns.
+def traced_program(apply: Callable[..., Any], params: PyTree, inputs: Sequence[Any]) -> tuple[Any, PyTree]:
+    """The closed jaxpr of a function of parameters and inputs, and shapes and dtypes of what it returns.
 
     Raises:
         TypeError: If it cannot be called with these arguments.
@@ -218,7 +218,7 @@ def traced_program(apply: Callable[..., Any], params: PyTree, inputs: Sequence[A
             "(params, *inputs) -> outputs: one that takes keys or collections besides is wrapped, as in "
             "lambda params, x: model.apply({'params': params, **rest}, x, rngs={'dropout': key})."
         ) from error
-    return program, jax.tree.structure(shapes)
+    return program, shapes
 
 
 class _Mark(NamedTuple):

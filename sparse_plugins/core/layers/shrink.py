@@ -257,8 +257,10 @@ def _differences(graph: ChannelGraph, params: PyTree, kept: Mapping[str, np.ndar
     inputs = jax.tree.map(_example, graph.inputs)
     before = jax.tree.leaves(jax.jit(graph.apply)(params, *inputs))
     after = jax.tree.leaves(jax.jit(_applied(graph, kept))(_taker(graph, kept)(params), *inputs))
+    renewed, entries = followed(graph.apply, graph.params, inputs).renewed, _entries(graph, kept)
+    whole = [old if leaf is None else _taken(old, entries[leaf]) for old, leaf in zip(before, renewed, strict=True)]
     shares = [0.0]
-    for old, new in zip(before, after, strict=True):
+    for old, new in zip(whole, after, strict=True):
         if jnp.size(old) and jnp.issubdtype(old.dtype, jnp.inexact):
             wide = np.asarray(old, np.float64), np.asarray(new, np.float64)
             shares.append(float(np.max(np.abs(wide[0] - wide[1])) / (np.max(np.abs(wide[0])) or 1.0)))
