@@ -49,6 +49,9 @@ class InZeros(NamedTuple):
 IN_ZEROS = InZeros()
 
 
+_MARKERS = (NotPruned, type(None), optax.MaskedNode)  # what `is_pruned` tells from masks
+
+
 def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree, otherwise: Callable) -> PyTree:
     """Maps over parameters and masks.
 
@@ -68,7 +71,7 @@ def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree,
     leaves, treedef = jax.tree.flatten(params)
     columns = aligned_columns(params, [masks, *rest], ["masks", *["the other tree"] * len(rest)])
     mapped = [
-        function(param, mask, *others) if is_pruned(mask) else otherwise(param, *others)
+        otherwise(param, *others) if isinstance(mask, _MARKERS) else function(param, mask, *others)
         for param, mask, *others in zip(leaves, *columns, strict=True)
     ]
     return jax.tree.unflatten(treedef, mapped)

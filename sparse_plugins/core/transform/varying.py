@@ -3,6 +3,7 @@
 What is made of constants alone differs over none, and neither a loop nor a branch may mix it with what does.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,16 +33,20 @@ def varying_with(value: jax.Array, *others: Any) -> jax.Array:
         >>> jax.shard_map(add, mesh=mesh, in_specs=over_data, out_specs=over_data)(jnp.ones(2)).tolist()
         [1.0, 1.0]
     """
-    missing = frozenset().union(*map(_axes, others)) - _axes(value)
+    missing = _axes(others) - _axes([value])
     return lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
 
 
-def _axes(value: Any) -> frozenset:
-    return jax.typeof(value).manual_axis_type.varying
+def _axes(values: Sequence[Any]) -> frozenset:
+    """The axes of the mesh over which one of the values varies."""
+    found: frozenset = frozenset()
+    for value in values:
+        found |= jax.typeof(value).manual_axis_type.varying
+    return found
 
 
 def masks_varying_with(params: PyTree, masks: PyTree) -> PyTree:
     """Masks that vary as their parameters do; markers stay."""
-    if not frozenset().union(*map(_axes, jax.tree.leaves(params))):
+    if not _axes(jax.tree.leaves(params)):
         return masks
     return map_pruned(lambda p, m: varying_with(m, p), params, masks, otherwise=lambda p: NOT_PRUNED)
