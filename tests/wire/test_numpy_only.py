@@ -203,11 +203,12 @@ try:
     decode(down[:-1], params)
 except CodecError as error:
     made.append(str(error).encode())
+known = {*sys.stdlib_module_names, "numpy"}
 print(json.dumps({
     "digest": hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in made)).hexdigest(),
     "parts": len(made),
     "type": type(back.values["dense"]["w"]).__module__,
-    "foreign": sorted({name.partition(".")[0] for name in {*sys.modules} - before} - sys.stdlib_module_names - {"numpy"}),
+    "foreign": sorted({name.partition(".")[0] for name in {*sys.modules} - before} - known),
 }))
 """
 
