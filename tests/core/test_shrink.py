@@ -302,6 +302,33 @@ def test_running_statistics_shrink_along() -> None:
         core.shrink(graph, {**variables, "params": params}, masks)
 
 
+def test_a_derivative_of_its_own_is_kept() -> None:
+    """At 0 relu's is 0; of the maximum that it is made of it would be a half."""
+    params = {"a": jnp.ones((2, 4)), "bias": jnp.zeros(4), "b": jnp.ones((4, 1))}
+    apply = lambda params, x: jax.nn.relu(x @ params["a"] + params["bias"]) @ params["b"]  # noqa: E731
+    graph = core.channel_graph(apply, params, jnp.ones((1, 2)))
+    small = core.shrink(graph, params, core.channel_masks(graph, params, 0.5))
+    grads = jax.grad(lambda params: small.apply(params, jnp.zeros((3, 2))).sum())(small.params)
+    assert grads["bias"].tolist() == [0.0, 0.0]
+
+
+def test_half_precision_is_compared_as_it_rounds() -> None:
+    """Channels leave sums, which half precision rounds in another order; a kept bias is more than that."""
+    params = {"a": jax.random.normal(KEY, (64, 128)), "b": jax.random.normal(KEY, (128, 3)), "bias": jnp.ones(128)}
+    x = jax.random.normal(KEY, (8, 64), jnp.bfloat16)
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        return jnp.tanh(x @ half["a"] + half["bias"]) @ half["b"]
+
+    graph = core.channel_graph(apply, params, x)
+    masks = core.channel_masks(graph, params, 0.5)
+    small = core.shrink(graph, params, masks)
+    assert (small.params["a"].dtype, small.params["a"].shape) == (jnp.float32, (64, 64))
+    with pytest.raises(ValueError, match="outputs differ"):
+        core.shrink(graph, params, masks | {"bias": core.NOT_PRUNED})
+
+
 def test_statistics_of_training_come_back_smaller() -> None:
     class Normalized(nn.Module):
         @nn.compact
