@@ -187,7 +187,7 @@ def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Ch
     its new value, as batch norm's running statistics are in training, and shrinks along.
 
     Args:
-        apply: (params, *inputs) -> outputs.
+        apply: `(params, *inputs)` to outputs.
         params: Parameter tree; it is not computed with.
         *inputs: Trees of inputs.
 

@@ -158,7 +158,7 @@ def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Lay
     as `jax.ShapeDtypeStruct`.
 
     Args:
-        apply: (params, *inputs) -> outputs.
+        apply: `(params, *inputs)` to outputs.
         params: Parameter tree.
         *inputs: Trees of inputs of the shapes that the function takes.
 

@@ -28,7 +28,7 @@ class Shrunk:
         masks: Their masks; None where there were none.
         opt_state: The optimizer's state for them; None where there was none.
         also: Further trees laid out like the parameters.
-        apply: (params, *inputs) -> outputs, an ordinary function for inputs of any shape that the network takes.
+        apply: `(params, *inputs)` to outputs, an ordinary function for inputs of any shape that the network takes.
         kept: For each group the channels that are left, int[channels left].
         graph: The graph of the network as it was.
     """
