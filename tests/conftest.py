@@ -51,6 +51,7 @@ _TOGETHER = (
     "tests/integration/test_keras.py",
     "tests/fed/test_backends.py",
     "tests/t5/test_t5_sharding.py",
+    "tests/core/test_fuzz.py",
     *(
         f"tests/experiments/test_{name}.py"
         for name in ("atari", "fed_emnist", "minatar", "resume_study", "t5", "vision")
@@ -69,8 +70,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _is_of_dopamine(item))
 
 
-# Here most time goes into compiling, and what is checked is what happens around the programs. Left out are the core,
-# what it is put into, and whatever is claimed to have the bits of another program.
+# Here most time goes into compiling, and what is checked is what happens around the programs. Left out are the
+# steps of the core, what it is put into, and whatever is claimed to have the bits of another program.
 _QUICKLY_COMPILED = (
     "tests/rl_haiku/",
     "tests/rl/",
@@ -82,6 +83,10 @@ _QUICKLY_COMPILED = (
     *(
         f"tests/fed/test_{name}"
         for name in ("averaging", "backends", "checkpoints", "client_masks", "faults", "sparsified")
+    ),
+    *(
+        f"tests/core/test_{name}"
+        for name in ("broken", "dense_to", "export", "fisher", "fuzz", "layers", "ported", "shrink", "skip", "small_l")
     ),
 )
 

@@ -38,6 +38,7 @@ def half(params: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
+@pytest.mark.thorough
 @HALF_PRECISION
 @pytest.mark.parametrize(("row", "stored"), STORED)
 def test_the_strict_program_is_the_usual_one(row: str, stored: bool | str, dtype: Any) -> None:

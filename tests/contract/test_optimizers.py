@@ -43,6 +43,7 @@ def with_garbage_under_masks(state: core.SparseState) -> tuple[core.SparseState,
     return state._replace(inner_state=spoiled), sum(mask is not None for mask in under)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_stays_on_the_mask_and_restarts_moments(name: str) -> None:
     updater = make_updater("rigl")

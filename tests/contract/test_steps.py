@@ -87,6 +87,7 @@ def test_a_straight_through_view_is_the_best_of_the_dense_weights_as_they_are(ro
 STORED = [*((row, "zeros") for row in UPDATERS if row not in MIXTURES), *((row, False) for row in FAMILIES)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "stored"), STORED)
 def test_scan_and_any_storage_of_masks_give_the_same_run(row: str, stored: bool | str) -> None:
     _, states = trajectory(row)

@@ -8,6 +8,7 @@ from sparse_plugins import core
 from tests.core import fuzz_updaters as fuzz
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:a ranking across layers:UserWarning")
 @pytest.mark.parametrize("first", range(0, 105, 21))
 def test_random_runs_keep_what_the_core_promises(first: int) -> None:

@@ -65,6 +65,7 @@ def of_module(module: str, params: Any, state: core.SparseState) -> Any:
     return {name: tree[module] for name, tree in trees.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", MODELS, ids=" + ".join)
 def test_a_module_ends_with_the_bits_of_its_updater_alone(rows: tuple[str, ...]) -> None:
     updaters = {name: module_updater(row, name, i) for i, (name, row) in enumerate(zip(MODULES, rows, strict=False))}

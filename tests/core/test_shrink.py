@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 
 from sparse_plugins import core
 from tests.core.test_layers import networks
-from tests.quick import compile_quickly, quick_jit
+from tests.quick import quick_jit
 
 KEY = jax.random.key(0)
 
@@ -23,12 +23,6 @@ KEY = jax.random.key(0)
 def _as_users_write_it() -> Iterator[None]:
     with jax.numpy_rank_promotion("allow"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time here would go into XLA."""
-    compile_quickly(monkeypatch)
 
 
 def whole_masks(graph: core.ChannelGraph, params: Any, part: float = 0.5, seed: int = 0) -> Any:
@@ -352,6 +346,7 @@ def test_statistics_of_training_come_back_smaller() -> None:
         close(of(statistics)[left], of(smaller))
 
 
+@pytest.mark.thorough
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(networks())
 def test_random_networks_shrink_or_are_left_alone(network: Any) -> None:

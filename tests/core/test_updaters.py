@@ -254,6 +254,7 @@ def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit(cls: Any) -> None:
     np.testing.assert_array_equal(*finals)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cls", [core.MagnitudePruning, core.RigL, core.SET])
 def test_masks_of_large_leaves_are_made_in_the_same_memory(cls: Any) -> None:
     """What a compiled step needs beside its arguments is that of one leaf, not of all; and no mask changes by it."""

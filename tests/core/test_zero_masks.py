@@ -25,6 +25,7 @@ def updater(cls: Any, **more: Any) -> core.BaseUpdater:
 numbers = st.floats(width=16, allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("own", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("grad", ["float32", "bfloat16", "float16"])
 @given(st.lists(numbers, min_size=1, max_size=8), st.integers(-140, 0))
