@@ -19,6 +19,7 @@ from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, un
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
+from sparse_plugins.core.plans import Plan, plan
 from sparse_plugins.core.registry import all_algorithm_names, register_algorithm
 from sparse_plugins.core.schedules import (
     AlternatingSchedule,
@@ -27,6 +28,7 @@ from sparse_plugins.core.schedules import (
     PeriodicSchedule,
     PolynomialSchedule,
 )
+from sparse_plugins.core.sparse_optimizer import sparsify, updater_of
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Unstructured
 from sparse_plugins.core.summary import describe_plan, summarize_intersection, summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, check_state, find_sparse_state
@@ -76,6 +78,7 @@ __all__ = [
     "OneShotSchedule",
     "PerModule",
     "PeriodicSchedule",
+    "Plan",
     "PolynomialSchedule",
     "RandomPruning",
     "RigL",
@@ -106,12 +109,15 @@ __all__ = [
     "kernels_only",
     "not_dim_one",
     "pack_masks",
+    "plan",
     "register_algorithm",
     "rescale_to_fan_in",
     "shrink",
+    "sparsify",
     "summarize_intersection",
     "summarize_sparsity",
     "trace_layers",
     "uniform",
     "unpack_masks",
+    "updater_of",
 ]

@@ -134,6 +134,12 @@ class BaseUpdater(UpdaterHooks):
         """Whether the update of a step changes masks: bool for a host step, bool[] for a traced one."""
         return self.scheduler.is_mask_update_iter(step)
 
+    @classmethod
+    def needs_schedule(cls) -> bool:
+        """Whether masks change while it trains, at steps that only a schedule can give."""
+        makes_its_own = cls.masks_from_seed or cls.masks_follow_weights or type(cls.scheduler) is not NoUpdateSchedule
+        return cls.prunes and not makes_its_own
+
     def describe_schedule(self) -> str:
         """When masks change, in words; part of the plan printed before a run."""
         return self.scheduler.describe()

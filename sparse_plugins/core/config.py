@@ -13,7 +13,7 @@ from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure, Unstructured
 
-__all__ = ["SparsityConfig", "create_updater_from_config", "parse_structure"]
+__all__ = ["DISTRIBUTIONS", "SparsityConfig", "create_updater_from_config", "parse_structure"]
 
 DISTRIBUTIONS: Mapping[str, Callable] = {"uniform": uniform, "erk": erk}
 DROP_SCHEDULES: Mapping[str, Callable[..., drop_fractions.ConstantDrop]] = {

@@ -137,6 +137,12 @@ def known(what: str, name: Any, allowed: Iterable[str]) -> Any:
     """
     if name in (allowed := list(allowed)):
         return name
-    near = difflib.get_close_matches(str(name), allowed, n=1)
+    words = {_plain(word): word for word in allowed}
+    near = [words[word] for word in difflib.get_close_matches(_plain(str(name)), words, n=1)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{what} {name!r} is unknown; allowed are {', '.join(allowed)}.{hint}")
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: 'RigL' for 'rigl', 'static-sparse' for 'static_sparse'."""
+    return name.lower().replace("-", "_").replace(" ", "_")

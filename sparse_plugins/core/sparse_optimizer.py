@@ -1,0 +1,145 @@
+"""An optimizer made sparse in one call, and the way back from it to its updater."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import optax
+
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.updater_defaults import build_updater
+
+__all__ = ["sparsify", "updater_of"]
+
+
+def sparsify(
+    optimizer: optax.GradientTransformation,
+    algorithm: str | type[BaseUpdater] | BaseUpdater,
+    *,
+    sparsity: float | None = None,
+    total_steps: int | None = None,
+    distribution: Literal["erk", "uniform"] | Callable | None = None,
+    rules: Sequence[tuple[str, Any]] = (),
+    structure: Any = None,
+    layers: Any = None,
+    preset: Literal["jaxpruner"] | None = None,
+    **settings: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer whose parameters are sparse, with what papers use wherever nothing is said.
+
+    By family of algorithms: pruning goes along a cubic from 20 to 75 % of the run; SET, RigL and their kin replace
+    weights from the first step to 75 %, about a hundred times, a fraction of them that falls along a cosine; static
+    masks and pruning at initialisation have no schedule; straight-through estimation follows the weights all along.
+
+    Args:
+        optimizer: Any optax transformation; the result goes in its place, last in a chain.
+        algorithm: One of `all_algorithm_names()`, a class of updaters, or an updater, which then says everything.
+        sparsity: Fraction of zeros in [0, 1]; an n:m structure is one by itself.
+        total_steps: Calls of `update` in the whole run. Algorithms that change masks while they train need it.
+        distribution: How the sparsity is divided among layers: 'erk' (what None means), 'uniform', or a function like
+            them. Algorithms that rank all layers together take none.
+        rules: Layers that differ: pairs (regular expression for a whole path 'a/b/kernel', what), of which the first
+            that matches decides. What is None (dense), a sparsity, a structure such as '2:4', an algorithm, or a
+            mapping with some of 'sparsity', 'structure' and 'algorithm'.
+        structure: None for the algorithm's own, mostly single weights; or '2:4', '4x4', 'channel_-1', 'fan_in_-1', or
+            an instance such as `NByM(2, 4)`.
+        layers: What the axes of parameters are, from `trace_layers`; for updaters with such a field.
+        preset: 'jaxpruner' for the settings of its paper: uniform sparsity, and a drop fraction that falls from 0.1.
+        **settings: `drop_fraction` (at step 0), `update_start_step`, `update_end_step`, `update_freq`, `step_unit`,
+            `filter_fn`, and every field of the updater's class, such as `rng_seed` or `scheduler`.
+
+    Returns:
+        The transformation. `updater_of` gives its updater, `plan` says what it is going to do.
+
+    Raises:
+        TypeError: If `optimizer` is no optax transformation, or `algorithm` none of the three.
+        ValueError: For an unknown name, a value that is not allowed, or `total_steps` missing where it is needed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.adam(1e-3), "rigl", sparsity=0.75, distribution="uniform", total_steps=10_000)
+        >>> print(core.plan(tx, {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}))
+        RigL: masks change 101 times, every 75 optimizer steps from optimizer step 0 to 7500
+        layer  shape   target sparsity  kept
+        b      (4,)    dense            4 of 4
+        w      (4, 4)  0.75             4 of 16
+        prunable: 4 of 16 kept (sparsity 0.75)
+        random masks and scores: drawn from rng_seed=0, the same at every init; give rng_seed=key for others
+
+    Source: Lee et al., JaxPruner (2023); Evci et al., Rigging the Lottery (2020); Zhu and Gupta (2017).
+    """
+    updater = build_updater(
+        algorithm,
+        sparsity=sparsity,
+        total_steps=total_steps,
+        distribution=distribution,
+        rules=rules,
+        structure=structure,
+        layers=layers,
+        preset=preset,
+        **settings,
+    )
+    return updater.wrap_optax(optimizer)
+
+
+def updater_of(optimizer: Any) -> BaseUpdater:
+    """The updater behind a sparse optimizer, however deep it is in chains and wrappers.
+
+    Args:
+        optimizer: What `sparsify` or `wrap_optax` gave, or anything made of it: an optax transformation, a
+            `fedjax.Optimizer`, an object with such parts.
+
+    Returns:
+        The updater.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.adam(1e-3), "static_sparse", sparsity=0.9)
+        >>> type(core.updater_of(optax.chain(optax.clip_by_global_norm(1.0), tx))).__name__
+        'StaticRandomSparse'
+    """
+    found = {id(updater): updater for updater in _updaters(optimizer, set())}
+    if len(found) != 1:
+        raise ValueError(
+            f"{len(found) or 'no'} updaters in this {type(optimizer).__name__}: give what core.sparsify or "
+            "updater.wrap_optax returned, or something made of it alone."
+        )
+    return next(iter(found.values()))
+
+
+def _updaters(node: Any, seen: set[int]) -> Iterator[BaseUpdater]:
+    """All updaters that functions close over; what wraps an optimizer keeps it in a closure or as an attribute."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, BaseUpdater):
+        yield node
+        return
+    for part in _parts(node):
+        yield from _updaters(part, seen)
+
+
+def _parts(node: Any) -> Sequence[Any]:
+    if isinstance(node, (tuple, list)):
+        return node
+    if isinstance(node, Mapping):
+        return list(node.values())
+    if isinstance(node, functools.partial):
+        return (node.func, *node.args, *node.keywords.values())
+    if (bound := getattr(node, "__self__", None)) is not None:
+        return [bound]
+    if hasattr(node, "__closure__"):
+        return [*_contents(node.__closure__ or ()), *vars(node).values()]
+    is_optimizer = any(hasattr(node, name) for name in ("update", "apply", "tx", "optimizer"))
+    return list(vars(node).values()) if is_optimizer and hasattr(node, "__dict__") else ()
+
+
+def _contents(cells: Sequence[Any]) -> Iterator[Any]:
+    for cell in cells:
+        with contextlib.suppress(ValueError):  # a variable that is not assigned yet
+            yield cell.cell_contents

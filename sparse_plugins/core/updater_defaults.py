@@ -1,0 +1,294 @@
+"""From an algorithm, a sparsity and the length of a run to an updater: what papers use where nothing is said."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sparse_plugins.core import drop_fractions, schedules
+from sparse_plugins.core.algorithms.per_module import PerModule
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.config import DISTRIBUTIONS, parse_structure
+from sparse_plugins.core.layer_rules import LayerRule, read_layer_rules, sparsity_of_groups, without_earlier
+from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
+from sparse_plugins.core.run_length import check_length
+from sparse_plugins.core.selection.counts import check_fraction
+from sparse_plugins.core.structures import ByPath, NByM, Structure
+
+__all__ = ["PRESETS", "build_updater", "default_schedule"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"jaxpruner": {"distribution": "uniform", "drop_fraction": 0.1}}
+_SCHEDULE = ("update_start_step", "update_end_step", "update_freq")
+_WORDS = ("step_unit", "drop_fraction", "filter_fn", *_SCHEDULE)
+# Fields for which there is a word of its own.
+_SAID_OTHERWISE = {"sparsity_type": "structure", "sparsity_distribution_fn": "distribution"}
+
+
+def default_schedule(
+    updater_class: type[BaseUpdater],
+    total_steps: int | None,
+    step_unit: schedules.StepUnit = "optimizer step",
+    *,
+    length_word: str = "total_steps",
+    **given: int,
+) -> schedules.NoUpdateSchedule:
+    """When the masks of an algorithm change in a run of a known length, as its papers have it.
+
+    Pruning goes from 20 to 75 % of the run, in about a hundred changes along a cubic; what replaces weights does so
+    from the first step to 75 %, also in about a hundred changes, though no more than every tenth step, since such a
+    step may move no weight. AC/DC alternates ten times. Static masks, pruning at initialisation and straight-through
+    estimation have schedules of their own.
+
+    Args:
+        updater_class: The class of the algorithm.
+        total_steps: Length of the run in steps of the schedule; None if nobody knows.
+        step_unit: What a step is.
+        length_word: How the caller calls total_steps, for messages.
+        **given: `update_start_step`, `update_end_step` or `update_freq`, where they are to be others.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If the length is needed and missing.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> default_schedule(core.MagnitudePruning, 10_000).describe()
+        'masks change 101 times, every 55 optimizer steps from optimizer step 2000 to 7500'
+        >>> default_schedule(core.RigL, 10_000).describe()
+        'masks change 101 times, every 75 optimizer steps from optimizer step 0 to 7500'
+    """
+    if not given and not updater_class.needs_schedule():
+        return dataclasses.replace(updater_class.scheduler, step_unit=step_unit)
+    if total_steps is None and len(given) < len(_SCHEDULE):
+        raise ValueError(
+            f"{updater_class.__name__} changes masks while it trains, so it has to know how long that is: give "
+            f"{length_word}=..., the number of {step_unit}s of the run, or all of {', '.join(_SCHEDULE)}."
+        )
+    steps = total_steps if total_steps is None else schedules.whole_number(length_word, total_steps, 1)
+    replaces = updater_class.exchanges_weights
+    start = given.get("update_start_step", 0 if replaces or steps is None else steps // 5)
+    end = given.get("update_end_step", start if steps is None else max(steps * 3 // 4, start))
+    schedule_type = updater_class.schedule_type
+    changes = 10 if issubclass(schedule_type, schedules.AlternatingSchedule) else 100
+    shortest = min(10, max(end - start, 1)) if replaces else 1
+    freq = given.get("update_freq", max((end - start) // changes, shortest))
+    return schedule_type(freq, start, end, step_unit=step_unit)
+
+
+def build_updater(
+    algorithm: str | type[BaseUpdater] | BaseUpdater,
+    *,
+    sparsity: float | None = None,
+    total_steps: int | None = None,
+    distribution: str | Callable | None = None,
+    rules: Sequence[tuple[str, Any]] = (),
+    structure: Any = None,
+    layers: Any = None,
+    preset: str | None = None,
+    length_word: str = "total_steps",
+    step_unit: schedules.StepUnit = "optimizer step",
+    **settings: Any,
+) -> BaseUpdater:
+    """The updater that `core.sparsify` wraps an optimizer with; see there.
+
+    Args:
+        algorithm: As in `core.sparsify`.
+        sparsity: As in `core.sparsify`.
+        total_steps: As in `core.sparsify`.
+        distribution: As in `core.sparsify`.
+        rules: As in `core.sparsify`.
+        structure: As in `core.sparsify`.
+        layers: As in `core.sparsify`.
+        preset: As in `core.sparsify`.
+        length_word: How the caller calls total_steps, for messages.
+        step_unit: What a step of the schedule is.
+        **settings: As in `core.sparsify`.
+
+    Returns:
+        The updater; a `PerModule` if a rule names an algorithm.
+
+    Example:
+        >>> build_updater("static_sparse", sparsity=0.9, rules=[("head/.*", 0.5)]).sparsity_type
+        Unstructured()
+    """
+    words = {"sparsity": sparsity, "distribution": distribution, "structure": structure, "layers": layers}
+    updater = _built(
+        algorithm,
+        words,
+        rules=rules,
+        total_steps=total_steps,
+        preset=preset,
+        length_word=length_word,
+        step_unit=step_unit,
+        **settings,
+    )
+    if total_steps is not None:
+        check_length(updater, total_steps, length_word)
+    return updater
+
+
+def _built(
+    algorithm: Any,
+    words: Mapping[str, Any],
+    *,
+    rules: Sequence[tuple[str, Any]],
+    total_steps: int | None,
+    preset: str | None,
+    length_word: str,
+    step_unit: schedules.StepUnit,
+    **settings: Any,
+) -> BaseUpdater:
+    """The updater, not yet held against the length of the run."""
+    if isinstance(algorithm, BaseUpdater):
+        given = {**words, "preset": preset}
+        extra = [*(key for key, value in given.items() if value is not None), *settings]
+        if extra or rules:
+            raise ValueError(
+                f"algorithm is an updater, {type(algorithm).__name__}, which says all of itself: give "
+                f"{', '.join(extra) or 'rules'} to the updater, or the algorithm by its name."
+            )
+        return algorithm
+    chosen = PRESETS[known("preset", preset, PRESETS)] if preset is not None else {}
+    common = {**words, "distribution": words["distribution"] or chosen.get("distribution"), "step_unit": step_unit}
+    common |= {"total_steps": total_steps, "length_word": length_word}
+    base = _algorithm(algorithm)
+    _check_words(base, settings)
+    if "drop_fraction_fn" not in settings and "drop_fraction" in chosen:
+        common["drop_fraction"] = chosen["drop_fraction"]
+    read = read_layer_rules(rules)
+    named = without_earlier(read, lambda rule: rule.algorithm is not None)
+    rest = [rule for rule in read if rule.algorithm is None]
+    updater = _single(base, rest, **{**common, **settings})
+    if not named:
+        return updater
+    return PerModule([*((pattern, _of_rule(rule, common, settings)) for pattern, rule in named), (".*", updater)])
+
+
+def _algorithm(algorithm: Any) -> Algorithm:
+    if isinstance(algorithm, type) and issubclass(algorithm, BaseUpdater):
+        return Algorithm(algorithm)
+    if not isinstance(algorithm, str):
+        raise TypeError(
+            f"algorithm is {algorithm!r}; give a name such as 'rigl', a class such as core.RigL, or an updater."
+        )
+    return ALGORITHMS[known("algorithm", algorithm, ALGORITHMS)]
+
+
+def _check_words(algorithm: Algorithm, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that the algorithm does not know, that say one thing twice, or that would have no effect."""
+    updater_class, name = algorithm.updater_class, algorithm.updater_class.__name__
+    for key in settings:
+        if key in _SAID_OTHERWISE:
+            raise ValueError(f"{key} is called {_SAID_OTHERWISE[key]} here: give {_SAID_OTHERWISE[key]}=...")
+        known(f"setting of {name}", key, dict.fromkeys([*_WORDS, *algorithm.fields]))
+    timed = [key for key in settings if key in _SCHEDULE]
+    for same in (["drop_fraction", "drop_fraction_fn"], ["scheduler", *timed[:1]]):
+        if len(same) > 1 and set(same) <= set(settings):
+            raise ValueError(f"{' and '.join(same)} say the same; give one of them.")
+    if "drop_fraction" in settings and "drop_fraction_fn" not in algorithm.fields:
+        raise ValueError(f"{name} replaces no weights, so it has no drop fraction: leave drop_fraction out.")
+    if timed and updater_class.masks_from_seed:
+        raise ValueError(f"{name} never changes its masks: leave {', '.join(timed)} out.")
+
+
+def _of_rule(rule: LayerRule, common: Mapping[str, Any], settings: Mapping[str, Any]) -> BaseUpdater:
+    """The updater of the layers for which a rule names an algorithm; settings it does not know are those of others."""
+    said = {"sparsity": None if rule.sparsity == "default" else rule.sparsity, "structure": rule.structure}
+    said = {key: value for key, value in said.items() if value is not None}
+    if isinstance(rule.algorithm, BaseUpdater):
+        if said:
+            raise ValueError(f"rule {rule.pattern!r} gives {', '.join(said)} beside an updater, which says it itself.")
+        return rule.algorithm
+    algorithm = _algorithm(rule.algorithm)
+    understood = {key: value for key, value in settings.items() if key in (*_WORDS, *algorithm.fields)}
+    return _single(algorithm, [], **{**common, **understood, **said})
+
+
+def _single(
+    algorithm: Algorithm,
+    rules: Sequence[LayerRule],
+    *,
+    sparsity: float | None,
+    total_steps: int | None,
+    distribution: str | Callable | None,
+    structure: Any,
+    layers: Any,
+    length_word: str,
+    step_unit: schedules.StepUnit,
+    drop_fraction: float | None = None,
+    filter_fn: Callable | None = None,
+    scheduler: schedules.NoUpdateSchedule | None = None,
+    **settings: Any,
+) -> BaseUpdater:
+    """An updater of one algorithm."""
+    updater_class, name = algorithm.updater_class, algorithm.updater_class.__name__
+    given = {key: value for key in _SCHEDULE if (value := settings.pop(key, None)) is not None}
+    if not updater_class.prunes:
+        return updater_class(**{**algorithm.defaults, **settings})
+    kind = algorithm.default("sparsity_type") if structure is None else parse_structure(structure)
+    fields = dict(algorithm.defaults) | settings | {"sparsity_type": _structures(kind, rules)}
+    fields |= _sparsities(algorithm, kind, rules, sparsity, distribution, filter_fn)
+    if scheduler is None and ("scheduler" not in algorithm.defaults or given):
+        scheduler = default_schedule(updater_class, total_steps, step_unit, length_word=length_word, **given)
+    fields |= {"scheduler": scheduler} if scheduler is not None else {}
+    if "drop_fraction_fn" in algorithm.fields and "drop_fraction_fn" not in fields:
+        fields["drop_fraction_fn"] = _drop_fraction(updater_class, fields["scheduler"], drop_fraction)
+    if layers is not None:
+        if "layers" not in algorithm.fields:
+            raise ValueError(f"{name} does not know layers; leave it out.")
+        fields["layers"] = layers
+    return updater_class(**fields)
+
+
+def _structures(kind: Structure | ByPath, rules: Sequence[LayerRule]) -> Structure | ByPath:
+    """One structure, or one by path where a rule names another: then every rule does, so that the first one decides."""
+    if all(rule.structure is None for rule in rules):
+        return kind
+    if isinstance(kind, ByPath):
+        raise ValueError("structure is a ByPath and rules name structures too; say it with rules alone.")
+    return ByPath([(rule.pattern, kind if rule.structure is None else rule.structure) for rule in rules], kind)
+
+
+def _sparsities(
+    algorithm: Algorithm,
+    kind: Structure | ByPath,
+    rules: Sequence[LayerRule],
+    sparsity: float | None,
+    distribution: str | Callable | None,
+    filter_fn: Callable | None,
+) -> dict[str, Any]:
+    """Fields that say how sparse layers are."""
+    name = algorithm.updater_class.__name__
+    if callable(distribution) and not rules and filter_fn is None and sparsity is None:
+        return {"sparsity_distribution_fn": distribution}
+    if isinstance(kind, NByM):
+        sparsity, distribution = sparsity_of_groups(kind, sparsity, name), distribution or "uniform"
+    if sparsity is None:
+        raise ValueError(f"sparsity is missing; give the fraction of zeros, such as sparsity=0.9 for {name}.")
+    sparsity = check_fraction("sparsity", sparsity)
+    layers: dict[str, Any] = {"rules": [(rule.pattern, rule.sparsity) for rule in rules]} if rules else {}
+    layers |= {"filter_fn": filter_fn} if filter_fn is not None else {}
+    if "sparsity" in algorithm.fields:
+        if distribution is not None:
+            raise ValueError(f"{name} ranks all layers together, which leaves nothing to a distribution; leave it out.")
+        return {"sparsity": sparsity, **layers}
+    if callable(distribution):
+        return {"sparsity_distribution_fn": functools.partial(distribution, sparsity=sparsity, **layers)}
+    divide = DISTRIBUTIONS[known("distribution", distribution or "erk", DISTRIBUTIONS)]
+    return {"sparsity_distribution_fn": functools.partial(divide, sparsity=sparsity, **layers)}
+
+
+def _drop_fraction(
+    updater_class: type[BaseUpdater], scheduler: schedules.NoUpdateSchedule, first: float | None
+) -> Callable[[Any], Any]:
+    """From the first fraction, or the class's own, to 0 along a cosine; as it is without an end."""
+    default = inspect.getattr_static(updater_class, "drop_fraction_fn")
+    if first is None:
+        if not isinstance(default, drop_fractions.ConstantDrop):
+            return default
+        first = default.fraction
+    end = getattr(scheduler, "update_end_step", None)
+    return drop_fractions.CosineDrop(first, end_step=end) if end else drop_fractions.ConstantDrop(first)

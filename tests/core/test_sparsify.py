@@ -1,0 +1,208 @@
+"""An optimizer made sparse in one call: what it means where nothing is said."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sparse_plugins import core
+
+PARAMS = {"conv": {"w": jnp.ones((3, 3, 4, 8)), "b": jnp.ones(8)}, "head": {"w": jnp.ones((64, 16)), "b": jnp.ones(16)}}
+SHAPES = jax.eval_shape(lambda: PARAMS)
+ADAM = optax.adam(1e-3)
+
+
+def updater_for(algorithm, **words):
+    return core.updater_of(core.sparsify(ADAM, algorithm, **words))
+
+
+@pytest.mark.parametrize("name", core.all_algorithm_names())
+def test_every_algorithm_has_a_default_by_its_family(name: str) -> None:
+    updater = updater_for(name, sparsity=0.9, total_steps=1000)
+    schedule = updater.scheduler
+    if name in ("no_prune", "static_sparse", "magnitude_ste", "random_ste", "sr_ste", "soft_topk_ste"):
+        assert type(schedule) is core.NoUpdateSchedule
+    elif name in ("snip", "grasp"):
+        assert schedule == core.OneShotSchedule(0)
+    elif name == "acdc":
+        assert schedule == core.AlternatingSchedule(55, 200, 750)
+    elif name in ("set", "rigl", "srigl"):
+        assert schedule == core.PeriodicSchedule(10, 0, 750)
+    else:
+        start = 0 if name in ("gradual_set", "gradual_rigl", "granet") else 200
+        assert schedule == core.PolynomialSchedule(10 if start == 0 else 5, start, 750)
+    if hasattr(updater, "drop_fraction_fn"):
+        assert updater.drop_fraction_fn == core.CosineDrop(0.5 if name == "granet" else 0.3, end_step=750)
+
+
+def test_erk_is_the_default_and_a_ranking_across_layers_takes_no_distribution() -> None:
+    assert updater_for("static_sparse", sparsity=0.9).target_sparsities(SHAPES) == core.erk(SHAPES, 0.9)
+    uniform = updater_for("static_sparse", sparsity=0.9, distribution="uniform")
+    assert uniform.target_sparsities(SHAPES) == core.uniform(SHAPES, 0.9)
+    ours = updater_for("static_sparse", distribution=functools.partial(core.uniform, sparsity=0.3))
+    assert ours.target_sparsities(SHAPES) == core.uniform(SHAPES, 0.3)
+    with pytest.raises(ValueError, match="ranks all layers together"):
+        core.sparsify(ADAM, "global_magnitude", sparsity=0.9, total_steps=100, distribution="erk")
+
+
+@pytest.mark.parametrize("name", ["rigl", "set", "magnitude", "granet", "acdc", "global_saliency"])
+def test_an_algorithm_that_changes_masks_asks_how_long_the_run_is(name: str) -> None:
+    with pytest.raises(ValueError, match=r"give total_steps=\.\.\., the number of optimizer steps of the run"):
+        core.sparsify(ADAM, name, sparsity=0.9)
+    core.sparsify(ADAM, name, sparsity=0.9, update_start_step=5, update_end_step=20, update_freq=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"algorithm": "RigL", "sparsity": 0.9}, "Did you mean 'rigl'?"),
+        ({"algorithm": "static_sparse", "sparsity": 0.9, "distribution": "ERK"}, "Did you mean 'erk'?"),
+        ({"algorithm": "static_sparse"}, "sparsity is missing"),
+        ({"algorithm": "static_sparse", "sparsity": 90}, "sparsity"),
+        ({"algorithm": "static_sparse", "sparsity": 0.9, "rng_sed": 1}, "Did you mean 'rng_seed'?"),
+        ({"algorithm": "static_sparse", "sparsity": 0.9, "sparsity_type": "2:4"}, "is called structure here"),
+        ({"algorithm": "static_sparse", "sparsity": 0.8, "structure": "2:4"}, "which is sparsity 0.5"),
+        ({"algorithm": "static_sparse", "sparsity": 0.8, "preset": "jax_pruner"}, "Did you mean 'jaxpruner'?"),
+        ({"algorithm": "static_sparse", "sparsity": 0.8, "drop_fraction": 0.1}, "has no drop fraction"),
+        ({"algorithm": core.RigL(), "sparsity": 0.8}, "says all of itself: give sparsity to the updater"),
+        (
+            {"algorithm": "rigl", "sparsity": 0.8, "total_steps": 10, "update_start_step": 10},
+            "changes no mask in a run",
+        ),
+        (
+            {"algorithm": "rigl", "sparsity": 0.8, "drop_fraction": 0.1, "drop_fraction_fn": core.ConstantDrop(0.1)},
+            "say the same",
+        ),
+        (
+            {"algorithm": "rigl", "sparsity": 0.8, "scheduler": core.OneShotSchedule(3), "update_freq": 3},
+            "say the same",
+        ),
+        (
+            {"algorithm": "magnitude", "sparsity": 0.8, "scheduler": core.OneShotSchedule(50), "total_steps": 50},
+            "changes no mask in a run of 50 optimizer steps",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_when_the_optimizer_is_built(words: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        core.sparsify(ADAM, **words)
+
+
+def test_a_schedule_that_does_not_end_in_the_run_warns() -> None:
+    schedule = core.PolynomialSchedule(10, 0, 200)
+    with pytest.warns(UserWarning, match="reaches 88% of its target sparsity in a run of 100 optimizer steps"):
+        core.sparsify(ADAM, "magnitude", sparsity=0.9, total_steps=100, scheduler=schedule)
+    core.sparsify(ADAM, "rigl", sparsity=0.9, total_steps=100, scheduler=core.PeriodicSchedule(10, 0, 200))
+
+
+def test_an_algorithm_may_be_a_class_or_an_updater() -> None:
+    assert type(updater_for(core.RigL, sparsity=0.9, total_steps=100)) is core.RigL
+    updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9))
+    assert updater_for(updater) is updater
+    with pytest.raises(TypeError, match="give a name such as 'rigl'"):
+        core.sparsify(ADAM, 3, sparsity=0.9)
+
+
+def test_the_papers_preset_keeps_its_settings() -> None:
+    updater = updater_for("rigl", sparsity=0.9, total_steps=1000, preset="jaxpruner")
+    assert updater.target_sparsities(SHAPES) == core.uniform(SHAPES, 0.9)
+    assert updater.drop_fraction_fn == core.CosineDrop(0.1, end_step=750)
+
+
+def test_settings_reach_the_updater() -> None:
+    updater = updater_for("sr_ste", sparsity=0.5, decay=0.1, rng_seed=7, use_packed_masks=False)
+    assert (updater.decay, updater.rng_seed, updater.use_packed_masks) == (0.1, 7, False)
+    updater = updater_for("set", sparsity=0.5, total_steps=100, update_freq=20, drop_fraction=0.2, step_unit="round")
+    assert updater.scheduler == core.PeriodicSchedule(20, 0, 75, step_unit="round")
+    assert updater.drop_fraction_fn.fraction == 0.2
+
+
+def kept(updater) -> dict:
+    params = updater.pre_forward_update(PARAMS, updater.init_state(PARAMS))
+    return {name: int(np.count_nonzero(part["w"])) for name, part in params.items()}
+
+
+def test_rules_say_what_differs_by_layer() -> None:
+    plan = lambda *rules: updater_for("static_sparse", sparsity=0.9, distribution="uniform", rules=rules)  # noqa: E731
+    assert kept(plan(("conv/w", None))) == {"conv": 288, "head": 102}
+    assert kept(plan(("conv/w", 0.5))) == {"conv": 144, "head": 102}
+    assert kept(plan(("head/w", "2:4"))) == {"conv": 29, "head": 512}
+    both = plan(("conv/w", 0.25), (".*/w", "2:4"))
+    assert kept(both) == {"conv": 216, "head": 512}
+    assert both.structures(PARAMS) == [core.Unstructured()] * 3 + [core.NByM(2, 4)]
+    blocks = plan(("head/w", {"structure": "4x4", "sparsity": 0.5}))
+    assert kept(blocks) == {"conv": 29, "head": 512}
+    assert blocks.structures(PARAMS)[-1] == core.Block((4, 4))
+
+
+def test_a_rule_may_name_an_algorithm() -> None:
+    rules = [("conv/b", None), ("conv/.*", "set"), ("head/w", {"algorithm": core.SteMagnitudePruning, "sparsity": 0.5})]
+    updater = updater_for("rigl", sparsity=0.9, total_steps=100, rules=[*rules[:2]], rng_seed=3)
+    assert [(pattern, type(part)) for pattern, part in updater.parts] == [
+        (r"(?!(?:(?:conv/b))\Z)(?:conv/.*)", core.SET),
+        (".*", core.RigL),
+    ]
+    assert {part.rng_seed for _, part in updater.parts} == {3}
+    assert kept(updater)["conv"] == 29
+    updater = updater_for("rigl", sparsity=0.9, total_steps=100, rules=[rules[2]])
+    assert kept(updater)["head"] == 512
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (("w", "rigle"), "Did you mean 'rigl'?"),
+        (("w", {"sparsty": 0.5}), "Did you mean 'sparsity'?"),
+        (("w", {"structure": "2:4", "sparsity": 0.8}), "which is sparsity 0.5"),
+        (("w", {"structure": core.ByPath([])}), "write a rule for each"),
+        (("w", 3), "sparsity of rule 'w'"),
+        ("w", "is not a pair"),
+    ],
+)
+def test_a_wrong_rule_says_what_is_allowed(rule: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        core.sparsify(ADAM, "static_sparse", sparsity=0.9, rules=[rule])
+
+
+def test_the_updater_is_found_in_whatever_wraps_the_optimizer() -> None:
+    tx = core.sparsify(ADAM, "static_sparse", sparsity=0.9)
+    updater = core.updater_of(tx)
+    wrapped = [
+        optax.chain(optax.clip(1.0), tx),
+        optax.MultiSteps(tx, 2),
+        optax.MultiSteps(tx, 2).gradient_transformation(),
+        optax.masked(tx, True),
+        optax.partition({"a": tx, "b": optax.sgd(0.1)}, lambda params: params),
+        optax.apply_if_finite(tx, 3),
+    ]
+    assert all(core.updater_of(each) is updater for each in wrapped)
+    with pytest.raises(ValueError, match="no updaters in this"):
+        core.updater_of(ADAM)
+    other = core.sparsify(ADAM, "static_sparse", sparsity=0.9)
+    with pytest.raises(ValueError, match="2 updaters"):
+        core.updater_of(optax.partition({"a": tx, "b": other}, lambda params: params))
+
+
+def test_a_plan_knows_how_long_the_run_is() -> None:
+    tx = core.sparsify(ADAM, "magnitude", sparsity=0.9, total_steps=1000)
+    assert str(core.plan(tx, SHAPES, steps=1000)) == core.describe_plan(core.updater_of(tx), SHAPES)
+    with pytest.warns(UserWarning, match="changes no mask in a run of 50 optimizer steps"):
+        never = core.plan(tx, SHAPES, steps=50)
+    assert len(never.concerns) == 1
+    assert "WARNING: MagnitudePruning changes no mask" in repr(never)
+    with pytest.warns(UserWarning, match="reaches 84% of its target sparsity in a run of 451 optimizer steps"):
+        core.plan(core.updater_of(tx), SHAPES, steps=451)
+
+
+def test_a_run_of_defaults_ends_at_its_sparsity() -> None:
+    tx = core.sparsify(optax.sgd(0.1), "magnitude", sparsity=0.9, total_steps=8)
+    params, state = PARAMS, tx.init(PARAMS)
+    update = jax.jit(lambda params, state: tx.update(jax.tree.map(jnp.ones_like, params), state, params))
+    for _ in range(8):
+        updates, state = update(params, state)
+        params = optax.apply_updates(params, updates)
+    summary = core.summarize_sparsity(params, masks=state.masks)
+    assert int(summary["_nparams_nnz"]) == round(0.1 * (288 + 1024))
