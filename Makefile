@@ -107,7 +107,7 @@ fuzz-updaters: $(VENV)/.dev ## 2,000 random runs of all algorithms with odd numb
 
 fuzz: $(VENV)/.dev ## Coverage-guided fuzzing of what reads bytes, a minute each (Linux): ARGS="--seconds=600"
 	$(INSTALL) '.[fuzz]'
-	for target in codec archives studies configs; do $(IN_VENV) -m tests.fuzz $$target $(ARGS); done
+	for target in codec deltas archives studies configs; do $(IN_VENV) -m tests.fuzz $$target $(ARGS); done
 
 study: $(VENV)/.demo ## Nine algorithms at 80, 90 and 95 % on strokes, three seeds: 40 minutes; ARGS="--resume=..." goes on
 	$(IN_VENV) -m experiments.fed_emnist $(or $(ARGS),--dataset=strokes --sparsities 0.8 0.9 0.95 --jobs=2)

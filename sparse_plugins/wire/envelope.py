@@ -7,15 +7,13 @@ content, CRC32 of all before it (4). Version 1 knew no bindings, and is read.
 
 import dataclasses
 import enum
-import importlib
 import struct
 import zlib
-from typing import Any
 
-from sparse_plugins.missing import explain_import_error
 from sparse_plugins.wire.message_binding import BINDING_SIZE, Binding, check_binding
 from sparse_plugins.wire.reader import Buffer, CodecError
 from sparse_plugins.wire.value_codes import DTYPES
+from sparse_plugins.wire.zstd_frames import compressed, decompressed, decompressed_size
 
 __all__ = ["BOUND_OVERHEAD", "Flags", "Header", "open_payload", "read_header", "seal"]
 
@@ -23,7 +21,6 @@ MAGIC, VERSION = b"SpFd", 2
 _HEADER = struct.Struct("<4sBBBI8sIIQ")
 _CRC = struct.Struct("<I")
 BOUND_OVERHEAD = _HEADER.size + BINDING_SIZE + _CRC.size  # bytes of a bound payload around its content
-_SMALLEST_WINDOW_LOG = 10
 
 
 class Flags(enum.IntFlag):
@@ -81,7 +78,7 @@ def seal(header: Header, content: bytes) -> bytes:
         (46, True)
     """
     if Flags.ZSTD in header.flags:
-        content = _zstandard().ZstdCompressor().compress(content)
+        content = compressed(content)
     packed = _HEADER.pack(
         MAGIC,
         VERSION,
@@ -146,39 +143,7 @@ def open_payload(payload: Buffer, limit: int, binding: Binding | None = None) ->
     if binding is not None:
         check_binding(binding, header.binding, header.base_version, header.base_digest)
     content: Buffer = memoryview(payload).cast("B")[_HEADER.size + len(header.binding) : -_CRC.size]
-    size = _decompressed_size(content) if Flags.ZSTD in header.flags else len(content)
+    size = decompressed_size(content) if Flags.ZSTD in header.flags else len(content)
     if not 0 <= size <= limit:
         raise CodecError(f"the content has {size} bytes, but no message about this model needs more than {limit}.")
-    return header, _decompressed(content, size) if Flags.ZSTD in header.flags else content
-
-
-def _decompressed_size(content: Buffer) -> int:
-    zstandard = _zstandard_of_receiver()
-    try:
-        return zstandard.frame_content_size(content)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"the content is no zstd frame: {error}.") from error
-
-
-def _decompressed(content: Buffer, size: int) -> bytes:
-    zstandard = _zstandard_of_receiver()
-    # A frame may ask for a window far larger than its content.
-    window = 1 << max(size.bit_length(), _SMALLEST_WINDOW_LOG)
-    try:
-        return zstandard.ZstdDecompressor(max_window_size=window).decompress(content, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"the content can't be decompressed: {error}.") from error
-
-
-def _zstandard() -> Any:
-    try:
-        return importlib.import_module("zstandard")
-    except ImportError as error:
-        raise explain_import_error(error, "zstd=True", ("zstandard",), '"sparse-plugins[zstd]"') from error
-
-
-def _zstandard_of_receiver() -> Any:
-    try:
-        return _zstandard()
-    except ImportError as error:
-        raise CodecError(f"this payload is compressed: {error}") from error
+    return header, decompressed(content, size) if Flags.ZSTD in header.flags else content

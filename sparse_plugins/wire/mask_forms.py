@@ -3,48 +3,22 @@
 A form starts with one byte. Below 128 it is the tag of a position code: a bitmask or Rice-coded gaps.
 """
 
-import dataclasses
-import functools
-import math
 import zlib
 from typing import Any
 
 import numpy as np
 
+from sparse_plugins.wire.leaves import Leaf
 from sparse_plugins.wire.position_codes import decode_positions, encode_positions
 from sparse_plugins.wire.reader import CodecError, Reader, varint
-from sparse_plugins.wire.seeded_masks import Key, drawn_mask
+from sparse_plugins.wire.seeded_masks import drawn_mask
 
-__all__ = ["Leaf", "decode_mask", "digest_of_bits", "encode_mask", "needs_base", "needs_seed"]
+__all__ = ["decode_mask", "digest_of_bits", "encode_mask", "needs_base", "needs_seed"]
 
 Array = np.ndarray[Any, Any]
 
 _WHOLE, _DENSE, _SAME, _DIFFERENCE, _SEED = (bytes([128 + form]) for form in range(5))
 _NAMES = {_WHOLE: "whole", _DENSE: "dense", _SAME: "same", _DIFFERENCE: "difference", _SEED: "seed"}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Leaf:
-    """What sender and receiver both know about a leaf.
-
-    Attributes:
-        name: Path.
-        shape: Shape.
-        dtype: Dtype of its values.
-        base: bool[n], the mask that both sides hold; None if they don't.
-        key: The two words from which its random mask is drawn; None without a seed.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    base: Array | None = None
-    key: Key | None = None
-
-    @functools.cached_property
-    def size(self) -> int:
-        """Number of entries."""
-        return math.prod(self.shape)
 
 
 def encode_mask(mask: Array | None, leaf: Leaf) -> bytes:

@@ -8,18 +8,15 @@ receiver's own model or a `CodecError`, in time and memory proportional to that 
 """
 
 import dataclasses
-import hashlib
-import json
 import struct
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparse_plugins.wire.envelope import Flags, Header, open_payload, read_header, seal
+from sparse_plugins.wire.leaves import Leaf, described_leaves, fingerprint, on_host
 from sparse_plugins.wire.markers import NOT_PRUNED, is_pruned
 from sparse_plugins.wire.mask_forms import (
-    Leaf,
     decode_mask,
     digest_of_bits,
     encode_mask,
@@ -30,14 +27,13 @@ from sparse_plugins.wire.message_binding import Binding, pack_binding
 from sparse_plugins.wire.reader import Buffer, CodecError, Reader
 from sparse_plugins.wire.seeded_masks import SeededMasks
 from sparse_plugins.wire.trees import PyTree, aligned, named_leaves, with_leaves
-from sparse_plugins.wire.value_codes import DTYPES, decode_values, encode_values, is_number
+from sparse_plugins.wire.value_codes import DTYPES, decode_values, encode_values
 
 __all__ = ["Decoded", "decode", "encode", "masks_digest", "needed_base"]
 
 Array = np.ndarray[Any, Any]
 
 _SEED = struct.Struct("<III")
-_PART_OF_A_BYTE = ("int2", "int4", "uint2", "uint4", "float4_", "float6_")
 _SMALL_LEAF = 64  # bytes of a leaf that its size does not explain: form, counts, one scale
 
 
@@ -112,20 +108,20 @@ def encode(
         raise ValueError(f"base_version is {base_version}; give a number in [0, 2**32), such as the round's.")
     if binding is not None:
         base_version = _round_of(binding, base_version)
-    leaves = _equipped(_leaves(values), values, base, seed)
+    leaves = _equipped(described_leaves(values), values, base, seed)
     bits = [_host_mask(mask, leaf) for mask, leaf in zip(aligned(values, masks, "masks"), leaves, strict=True)]
     forms = [encode_mask(mask, leaf) for mask, leaf in zip(bits, leaves, strict=True)]
     of_base, of_seed = any(map(needs_base, forms)), seed is not None and any(map(needs_seed, forms))
     parts = [_SEED.pack(*seed.words, seed.step)] if seed is not None and of_seed else []
     for (_, value), mask, leaf, form in zip(named_leaves(values), bits, leaves, forms, strict=True):
-        array = _on_host(value, leaf.name).astype(leaf.dtype, copy=False).ravel()
+        array = on_host(value, leaf.name).astype(leaf.dtype, copy=False).ravel()
         parts += [form, encode_values(array if mask is None else array[mask], dtype, leaf.name, shuffled=zstd)]
     is_bound = binding is not None
     header = Header(
         flags=Flags(Flags.ZSTD * zstd | Flags.BASE * of_base | Flags.SEED * of_seed | Flags.BOUND * is_bound),
         dtype=dtype,
         base_version=base_version,
-        fingerprint=_fingerprint(leaves),
+        fingerprint=fingerprint(leaves),
         base_digest=_digest(leaves if of_base else None, binding),
         num_leaves=len(leaves),
         binding=pack_binding(binding) if binding is not None else b"",
@@ -160,7 +156,7 @@ def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None, binding
         >>> needed_base(payload), decode(payload, like=update, base=masks).forms
         (12, ('same',))
     """
-    leaves = _leaves(like)
+    leaves = described_leaves(like)
     header, content = open_payload(payload, sum(map(_most_bytes, leaves)) + _SEED.size, binding)
     _check_model(header, leaves)
     reader = Reader(content)
@@ -220,7 +216,7 @@ def masks_digest(masks: PyTree, like: PyTree) -> int:
         >>> masks_digest(mask, like) == masks_digest(mask != 0, like) != masks_digest(1 - mask, like)
         True
     """
-    return digest_of_bits([leaf.base for leaf in _equipped(_leaves(like), like, masks, None)])
+    return digest_of_bits([leaf.base for leaf in _equipped(described_leaves(like), like, masks, None)])
 
 
 def _round_of(binding: Binding, base_version: int) -> int:
@@ -241,10 +237,6 @@ def _digest(leaves: list[Leaf] | None, binding: Binding | None) -> int:
     return digest or 0
 
 
-def _leaves(tree: PyTree) -> list[Leaf]:
-    return [_described(node, name) for name, node in named_leaves(tree)]
-
-
 def _equipped(leaves: list[Leaf], tree: PyTree, base: PyTree | None, seed: SeededMasks | None) -> list[Leaf]:
     """The leaves of a tree with what their masks may refer to."""
     bases = [None] * len(leaves) if base is None else aligned(tree, base, "base")
@@ -253,28 +245,6 @@ def _equipped(leaves: list[Leaf], tree: PyTree, base: PyTree | None, seed: Seede
         dataclasses.replace(leaf, base=_host_mask(mask, leaf), key=key_of(leaf.name))
         for leaf, mask in zip(leaves, bases, strict=True)
     ]
-
-
-def _described(node: Any, name: str) -> Leaf:
-    if not (hasattr(node, "shape") and hasattr(node, "dtype")):
-        raise ValueError(
-            f"leaf {name!r} is a {type(node).__name__}; only arrays are sent, so wrap it or leave it out. If it is a "
-            "container that its library registers with JAX, import that library and JAX first."
-        )
-    dtype = node.dtype if isinstance(node.dtype, np.dtype) else None  # random keys of JAX have one of their own
-    if dtype is None or not is_number(dtype) or dtype.name.startswith(_PART_OF_A_BYTE):
-        raise ValueError(f"leaf {name!r} has dtype {node.dtype}; send whole bytes of numbers, or leave it out.")
-    leaf = Leaf(name, tuple(map(int, node.shape)), dtype.newbyteorder("="))
-    if leaf.size >= 1 << 31:
-        raise ValueError(f"leaf {name!r} has {leaf.size} entries; a message takes fewer than 2**31, so split it.")
-    return leaf
-
-
-def _on_host(value: Any, name: str) -> Array:
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(value, jax.core.Tracer):
-        raise ValueError(f"leaf {name!r} is traced, but a message has its values: encode outside jit, vmap and grad.")
-    return np.asarray(value)
 
 
 def _host_mask(mask: Any, leaf: Leaf) -> Array | None:
@@ -290,17 +260,12 @@ def _host_mask(mask: Any, leaf: Leaf) -> Array | None:
     return array.ravel() if array.dtype == np.bool_ else array.ravel() != 0
 
 
-def _fingerprint(leaves: list[Leaf]) -> bytes:
-    model = [(leaf.name, leaf.shape, leaf.dtype.name) for leaf in leaves]
-    return hashlib.blake2b(json.dumps(model).encode(), digest_size=8).digest()
-
-
 def _most_bytes(leaf: Leaf) -> int:
     return leaf.size * leaf.dtype.itemsize + leaf.size // 4 + _SMALL_LEAF
 
 
 def _check_model(header: Header, leaves: list[Leaf]) -> None:
-    if header.num_leaves != len(leaves) or header.fingerprint != _fingerprint(leaves):
+    if header.num_leaves != len(leaves) or header.fingerprint != fingerprint(leaves):
         raise CodecError(
             f"this payload is about another model: it has {header.num_leaves} leaves, `like` has {len(leaves)}, and "
             "all paths, shapes and dtypes have to agree."

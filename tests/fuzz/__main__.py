@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _CODEC = (".payload", ".message_binding", ".envelope", ".mask_forms", ".position_codes", ".value_codes", ".reader")
+_DELTAS = (".deltas", ".block_codes", ".step_codes", ".position_codes", ".rice_codes", ".rank_index", ".reader")
 # By target the modules whose code guides the mutations.
 TARGETS = {
     "codec": [f"sparse_plugins.wire{module}" for module in _CODEC],
+    "deltas": [f"sparse_plugins.wire{module}" for module in _DELTAS],
     "archives": [
         "sparse_plugins.core.storage.archives",
         "sparse_plugins.core.export.file_format",

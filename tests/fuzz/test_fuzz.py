@@ -23,9 +23,10 @@ FOUND = {
     ],
     "archives": [b"", b"PK\x05\x06" + bytes(18), b"PK\x05\x06" + b"\xff" * 18],
     "codec": [b""],
+    "deltas": [b""],
 }
 TOKENS = b'[]{}0123456789",-.enulltra\\\n'
-MUTATIONS = {"studies": 100, "configs": 200, "archives": 60, "codec": 40}
+MUTATIONS = {"studies": 100, "configs": 200, "archives": 60, "codec": 40, "deltas": 200}
 
 
 def mutated(corpus: list[bytes], choice: random.Random) -> bytes:

@@ -172,7 +172,7 @@ import numpy as np
 from collections import OrderedDict, namedtuple
 rng = np.random.default_rng(0)
 before = set(sys.modules)
-from sparse_plugins.wire import NOT_PRUNED, Binding, CodecError, SeededMasks, decode, encode, masks_digest
+from sparse_plugins.wire import NOT_PRUNED, Binding, CodecError, SeededMasks, apply, decode, delta, encode, masks_digest
 
 Layer = namedtuple("Layer", "kernel bias")
 leaf = lambda dtype, *shape: rng.normal(size=shape).astype(dtype)
@@ -199,6 +199,10 @@ for seed in (None, SeededMasks.of((1 << 40) + 7, 3)):
                 up = encode(got.masks, got.values, base=base, dtype=dtype, zstd=zstd)
                 back = decode(up, params, base=base)
                 made += [up, back.values["dense"]["w"].tobytes(), repr(back.forms).encode()]
+for base in (None, got.values):
+    for zstd in (False, True):
+        moved = delta(params, base, zstd=zstd, threads=2)
+        made += [moved, apply(moved, got.values)["dense"]["w"].tobytes()]
 try:
     decode(down[:-1], params)
 except CodecError as error:
@@ -223,4 +227,4 @@ def test_a_process_without_jax_makes_and_reads_the_same_bytes() -> None:
     assert without.pop("foreign") == ["ml_dtypes", "sparse_plugins", "zstandard"]
     assert with_jax.pop("foreign") == ["sparse_plugins"]
     assert without == with_jax
-    assert without["parts"] == 2 * (2 + 12 * 3) + 1
+    assert without["parts"] == 2 * (2 + 12 * 3) + 4 * 2 + 1

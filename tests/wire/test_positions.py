@@ -4,8 +4,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis.extra import numpy as arrays
 
-from sparse_plugins.wire.position_codes import COMPLEMENT, decode_positions, encode_positions, rice_parameter
+from sparse_plugins.wire.position_codes import COMPLEMENT, decode_positions, encode_positions
 from sparse_plugins.wire.reader import CodecError, Reader, varint
+from sparse_plugins.wire.rice_codes import rice_parameter
 
 
 def slow_bits(stream: bytes) -> list[int]:
