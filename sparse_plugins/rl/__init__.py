@@ -33,6 +33,10 @@ from sparse_plugins.rl.plasticity import links as links
 from sparse_plugins.rl.plasticity import redo as redo
 from sparse_plugins.rl.replay import Batch, Replay, Row
 from sparse_plugins.rl.target_network import TargetPolicy
+from sparse_plugins.rl.weight_sync.channels import SocketChannel
+from sparse_plugins.rl.weight_sync.folder import WeightFolder
+from sparse_plugins.rl.weight_sync.receiver import StaleWeightsError, WeightReceiver
+from sparse_plugins.rl.weight_sync.sender import Traffic, WeightSender
 
 jax_environments, vector_environments = gymnax_games, gymnasium_vector  # by what a loop needs, as in the design
 
@@ -56,13 +60,19 @@ __all__ = [
     "Replay",
     "Row",
     "Saved",
+    "SocketChannel",
     "SparseLearner",
+    "StaleWeightsError",
     "TargetPolicy",
+    "Traffic",
     "VectorConfig",
     "VectorEnvironment",
     "VectorRun",
     "VectorStep",
     "VectorTrainer",
+    "WeightFolder",
+    "WeightReceiver",
+    "WeightSender",
     "check_network",
     "evaluate_vector",
     "is_noise_scale",

@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 _MAGIC, _FORMAT = b"SpDl", 1
 _SNAPSHOT = 1
@@ -330,7 +331,7 @@ def _patterns(value: Any, leaf: Leaf) -> Array:
 
 
 def _leaf_digest(pattern: Array) -> bytes:
-    return hashlib.sha256(pattern.view(np.uint8)).digest()
+    return hashlib.sha256(pattern.view(np.uint8).data).digest()
 
 
 def _joined(model: bytes, digests: Iterable[bytes]) -> bytes:
