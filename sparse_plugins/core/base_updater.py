@@ -174,7 +174,7 @@ class BaseUpdater(UpdaterHooks):
             scores = map_pruned(behind, params, masks, scores, plans.structures, otherwise=lambda p, s, kind: s)
         at_step = functools.partial(self._sparsity, step=sparse_state.count)
         sparsities = plans.tree([at_step(leaf.target) if leaf.is_pruned else NOT_PRUNED for leaf in plans.leaves])
-        return self.storing(sparse_state, params, self.create_masks(scores, sparsities))
+        return sparse_state._replace(masks=self.create_masks(scores, sparsities))
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
         """Masks of the best scores.

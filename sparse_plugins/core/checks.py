@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_plugins.core.masks import check_stored, is_pruned
+from sparse_plugins.core.masks import MARKERS, check_stored, is_pruned
 from sparse_plugins.core.schedules import LAST_STEP, NoUpdateSchedule
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.selection.random_scores import key_words
@@ -177,7 +177,7 @@ def check_update(updater: UpdaterHooks, updates: PyTree | None, state: Any, para
     masks = aligned(params, state.masks, "masks")
     plans = updater.leaf_plans(params).leaves
     for plan, param, mask in zip(plans, jax.tree.leaves(params), masks, strict=True):
-        if plan.is_pruned != is_pruned(mask):
+        if plan.is_pruned == isinstance(mask, MARKERS):
             raise ValueError(
                 f"this updater {'prunes' if plan.is_pruned else 'does not prune'} {plan.name!r} but the state "
                 f"{'has a' if is_pruned(mask) else 'has no'} mask for it. Use the updater that made the state."

@@ -20,6 +20,7 @@ from sparse_plugins.wire.markers import NOT_PRUNED, NotPruned, is_pruned
 
 __all__ = [
     "IN_ZEROS",
+    "MARKERS",
     "NOT_PRUNED",
     "InZeros",
     "apply_mask",
@@ -49,7 +50,7 @@ class InZeros(NamedTuple):
 IN_ZEROS = InZeros()
 
 
-_MARKERS = (NotPruned, type(None), optax.MaskedNode)  # what `is_pruned` tells from masks
+MARKERS = (NotPruned, type(None), optax.MaskedNode)  # what `is_pruned` tells from masks
 
 
 def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree, otherwise: Callable) -> PyTree:
@@ -71,7 +72,7 @@ def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree,
     leaves, treedef = jax.tree.flatten(params)
     columns = aligned_columns(params, [masks, *rest], ["masks", *["the other tree"] * len(rest)])
     mapped = [
-        otherwise(param, *others) if isinstance(mask, _MARKERS) else function(param, mask, *others)
+        otherwise(param, *others) if isinstance(mask, MARKERS) else function(param, mask, *others)
         for param, mask, *others in zip(leaves, *columns, strict=True)
     ]
     return jax.tree.unflatten(treedef, mapped)
@@ -116,9 +117,9 @@ def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         >>> unpack(jnp.array([13], jnp.uint8), (4,)).tolist()
         [True, False, True, True]
     """
-    check_stored(stored, shape)
     if stored.shape == shape:
         return stored.astype(jnp.bool_)
+    check_stored(stored, shape)
     axis = _packed_axis(shape)
     octets = jnp.expand_dims(stored, axis + 1)
     # Wider than a byte, which costs nothing: jaxlib 0.10 cannot load eight bytes for all lanes on some AMD processors.

@@ -136,4 +136,4 @@ class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
 
         sources = self.grow_sources(params, sparse_state, grads)
         masks = map_pruned(in_turns(regenerated), params, pruned.masks, sources, otherwise=lambda *_: NOT_PRUNED)
-        return self.storing(sparse_state, params, masks)
+        return sparse_state._replace(masks=masks)

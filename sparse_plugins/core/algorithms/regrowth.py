@@ -148,7 +148,7 @@ class SET(ExchangeMixin, RandomStartMixin):
         plans = self.leaf_plans(params)
         beside = (plans.targets, self.grow_sources(params, sparse_state, grads), plans.structures)
         masks = map_pruned(in_turns(regrown), params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
-        return self.storing(sparse_state, params, masks)
+        return sparse_state._replace(masks=masks)
 
     def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
         """Units kept after the mask change, and those of them that were active before."""

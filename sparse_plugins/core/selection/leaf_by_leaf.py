@@ -34,16 +34,18 @@ def in_turns(make_mask: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         >>> [int(mask.sum()) for mask in jax.jit(masks)(jnp.ones(100_000), -jnp.ones(100_000))]
         [100000, 0]
     """
+    if not is_one_cpu():
+        return make_mask
     done: list[jax.Array] = []
 
     def make(*leaf: Any) -> jax.Array:
-        is_traced = lambda part: isinstance(part, jax.core.Tracer)  # noqa: E731
-        if not is_one_cpu() or max((part.size for part in filter(is_traced, leaf)), default=0) < _LARGE:
+        traced = [part for part in leaf if isinstance(part, jax.core.Tracer)]
+        if max(map(jnp.size, traced), default=0) < _LARGE:
             return make_mask(*leaf)
         if done:
             ready = done[-1] <= _PROBED  # always, but the compiler does not know
-            wait = lambda part: jnp.where(ready, part, jnp.zeros((), part.dtype)) if is_traced(part) else part  # noqa: E731
-            leaf = tuple(map(wait, leaf))
+            wait = lambda part: jnp.where(ready, part, jnp.zeros((), part.dtype))  # noqa: E731
+            leaf = tuple(wait(part) if isinstance(part, jax.core.Tracer) else part for part in leaf)
         mask = make_mask(*leaf)
         done.append(jnp.sum(mask.reshape(-1)[:_PROBED], dtype=jnp.int32))
         return mask

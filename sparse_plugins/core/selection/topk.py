@@ -7,6 +7,7 @@ sharded arrays without moving them.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -86,8 +87,8 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
         >>> [mask.tolist() for mask in exact_topk([jnp.array([3.0, 1.0]), jnp.array([3.0])], 1)]
         [[1, 0], [0]]
     """
-    scores = of_one_type([jnp.asarray(score) for score in scores])
-    total = sum(score.size for score in scores)
+    scores = of_one_type([*map(jnp.asarray, scores)])
+    total = sum(map(jnp.size, scores))
     if total == 0:
         return [jnp.zeros(score.shape, jnp.uint8) for score in scores]
     if total >= 1 << 31:
@@ -101,8 +102,7 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
 @jax.jit
 def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     """Jitted on its own so that an eager caller compiles the search once per set of shapes, not at every call."""
-    total = sum(score.size for score in scores)
-    starts = [sum(score.size for score in scores[:i]) for i in range(len(scores))]
+    *starts, total = itertools.accumulate(map(jnp.size, scores), initial=0)
     counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True) if score.size]
     wanted = varying_with(jnp.clip(k, 1, total), *scores)
     kth = find_kth(
@@ -129,6 +129,8 @@ def of_one_type(scores: Sequence[jax.Array]) -> list[jax.Array]:
     Raises:
         TypeError: If floats, integers and booleans are mixed.
     """
+    if len(scores) == 1:
+        return list(scores)
     dtypes = {score.dtype for score in scores}
     if len(dtypes) == 1:
         return list(scores)

@@ -58,7 +58,10 @@ class LeafPlans:
 
     def column(self, tree: PyTree, what: str) -> list[Any]:
         """The nodes of a tree laid out like the parameters; ValueError, which calls it `what`, if it is not."""
-        return aligned(self.tree(self.leaves), tree, what)
+        try:
+            return self.treedef.flatten_up_to(tree)
+        except (ValueError, TypeError, KeyError):
+            return aligned(self.tree(self.leaves), tree, what)  # slower; it tells what differs
 
     @property
     def targets(self) -> PyTree:

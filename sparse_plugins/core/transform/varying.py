@@ -33,7 +33,9 @@ def varying_with(value: jax.Array, *others: Any) -> jax.Array:
         >>> jax.shard_map(add, mesh=mesh, in_specs=over_data, out_specs=over_data)(jnp.ones(2)).tolist()
         [1.0, 1.0]
     """
-    missing = _axes(others) - _axes([value])
+    if not (axes := _axes(others)):
+        return value
+    missing = axes - _axes([value])
     return lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
 
 
