@@ -54,11 +54,6 @@ class AtariSettings(AgentSettings):
     )
     seeds: tuple[int, ...] = seeds_flag(3)
     steps: int = flag("environment steps that each seed is trained for, of 4 frames", int, default=STEPS)
-    drop_fraction: float = flag(
-        "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
-        float,
-        default=0.3,
-    )
     network: str = flag("the convolutional network", choices=("nature", "impala"), **_OF_PRESET)
     width: tuple[int, ...] = flag("factors on the channels of Impala; each is trained", int, nargs="+", **_OF_PRESET)
     envs: int = flag(f"copies of the game per seed, a multiple of {HALVES}", int, default=16)

@@ -11,7 +11,7 @@ PAPER = {
     "batch": (32, "transitions in a batch"),
     "warm_up": (20_000, "environment steps before the first optimizer step"),
     "epsilon_decay": (250_000, "environment steps in which exploration falls"),
-    "drop_fraction": (0.3, "as the first drop fraction of set and rigl"),
+    "drop_fraction": (0.1, "as the first drop fraction of set and rigl"),
     "distribution": ("erk", "for the sparsity over the layers"),
 }
 
@@ -41,6 +41,8 @@ def deviations(settings: Settings) -> list[str]:
     found = differences(settings, PAPER)
     if settings["steps"] < STEPS:
         found.append("Masks change in the same part of the shorter training.")
+    if {"set", "rigl"} & set(settings["algorithms"]):
+        found.append(agents.UNKNOWN_DROP)
     if settings["envs"] > 1:
         found.append(
             f"{settings['envs']} copies of the game, in two halves that take turns, are played at once instead of one."

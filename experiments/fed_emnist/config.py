@@ -146,11 +146,12 @@ class FederatedSettings(GridSettings):
         "round of the last mask change, counted from 0", int, default=None, shown="three quarters of the rounds"
     )
     update_every: int = _by_dataset("update_every", "rounds from one mask change to the next, 1 or more", int)
-    drop_fraction: float = flag(
-        "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
-        float,
-        default=0.3,
+    clients: str = flag(
+        "masked: train inside the mask; dense: train all weights from the sparse ones they get, as JaxPruner's",
+        choices=("masked", "dense"),
+        default="masked",
     )
+    rescale: bool = flag("scale initial weights of what starts sparse to the inputs that are kept", bool, default=False)
     wire: str = flag("widest number format of parameters and updates in messages", choices=DTYPES, default="float32")
     backend: str = flag(
         "jit: FedJAX's own, a call per batch; scan: a call per client", choices=("jit", "scan"), default="scan"
@@ -179,8 +180,13 @@ class FederatedSettings(GridSettings):
         for cell in self.cells():
             updater = self.updater(Run(cell, 0))
             growth.growth_protocol(updater, growth_of(cell))
+            name = cell.name.partition(":")[0]
+            if growth_of(cell) and self.clients == "dense":
+                raise ValueError(
+                    f"--clients=dense grows by what clients trained, so there is nothing more to say in {cell.name}:"
+                    f" write {name}."
+                )
             if growth_of(cell) and not updater.grows_by_gradient:
-                name = cell.name.partition(":")[0]
                 raise ValueError(
                     f"{name} grows no weights by gradients, so there is nothing to say in {cell.name}: write {name}."
                 )

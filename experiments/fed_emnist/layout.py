@@ -23,8 +23,10 @@ PAPER = {
     "update_every": (10, "rounds between two mask changes"),
     "distribution": ("uniform", "for the sparsity over the layers"),
     "structure": ("unstructured", "for a structure"),
+    "drop_fraction": (0.1, "as the first drop fraction of set and rigl"),
     "wire": ("float32", "for the values in messages"),
 }
+DENSE_CLIENTS = "Clients train inside the mask; the paper's train all weights, from the sparse ones that they get."
 NETWORKS = {"dense": "784-200-200 network", "conv": "convolutional network"}
 DISTRIBUTIONS = {"erk": "ERK", "uniform": "uniform"}
 
@@ -93,6 +95,8 @@ def about(settings: Settings) -> str:
         f"{NETWORKS[settings['model']]}, {settings['rounds']} rounds of {settings['clients_per_round']} writers,"
         f" {DISTRIBUTIONS[settings['distribution']]} sparsity, masks change from round {settings['update_start']} to"
         f" {settings['update_end']}."
+        + (" Clients train all weights from the sparse ones they get." if settings.get("clients") == "dense" else "")
+        + (" Initial weights are scaled to the inputs that are kept." if settings.get("rescale") else "")
     )
 
 
@@ -100,8 +104,10 @@ def deviations(settings: Settings) -> list[str]:
     """What is not as in the paper."""
     return [
         *differences(settings, PAPER),
-        "Clients see and train the sparse model only; the paper's trainer lets them train the dense weights behind"
-        " magnitude_ste and reports what was trained.",
+        *([DENSE_CLIENTS] if settings.get("clients", "masked") == "masked" else []),
+        "Weights of magnitude_ste are sparse for clients and tests, too; the paper's trainer hands out and tests the"
+        " dense ones behind them, so that its number is no sparse network's.",
+        "The mean update of a round that changes masks is applied; the paper's program leaves it out for set and rigl.",
     ]
 
 

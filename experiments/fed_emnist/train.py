@@ -1,6 +1,7 @@
 """Federated averaging with masks in its messages, evaluated on the parameters that the clients get."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import warnings
@@ -32,7 +33,6 @@ class Task(NamedTuple):
         client_optimizer: Trains the clients.
         train: `fedjax.FederatedData` of the clients.
         test_batches: All test images.
-        dense_bytes: Bytes of the dense parameters in float32.
     """
 
     model: Any
@@ -40,7 +40,6 @@ class Task(NamedTuple):
     client_optimizer: Any
     train: Any
     test_batches: list[Any]
-    dense_bytes: int
 
 
 class Evaluation(NamedTuple):
@@ -86,7 +85,6 @@ def prepare(config: FederatedSettings) -> Task:
         client_optimizer=fedjax.optimizers.sgd(config.client_learning_rate),
         train=train,
         test_batches=_batches(dataset for _, dataset in test.clients()),
-        dense_bytes=4 * sum(leaf.size for leaf in jax.tree.leaves(params)),
     )
 
 
@@ -97,25 +95,73 @@ def averaging(
     learning_rate: Any = config.server_learning_rate
     if config.server_schedule == "cosine":
         learning_rate = optax.cosine_decay_schedule(learning_rate, config.rounds)
+    server_optimizer = optax.adam(learning_rate, eps=config.server_epsilon)
+    batches = fedjax.ShuffleRepeatBatchHParams(batch_size=config.batch_size, num_epochs=config.local_epochs)
+    wire = fed.Wire(down=config.wire, up=config.wire)
     backend = fedjax.for_each_client_backend(ScanBackend()) if config.backend == "scan" else contextlib.nullcontext()
     with backend:
+        if config.clients == "dense":
+            return _dense_clients(task, server_optimizer, config.updater(run), batches, wire, ledger)
         return fed.sparse_federated_averaging(
             task.gradient,
             task.client_optimizer,
-            optax.adam(learning_rate, eps=config.server_epsilon),
+            server_optimizer,
             config.updater(run),
-            fedjax.ShuffleRepeatBatchHParams(batch_size=config.batch_size, num_epochs=config.local_epochs),
+            batches,
             growth=growth_of(run.cell),
             aggregation=aggregation,
-            wire=fed.Wire(down=config.wire, up=config.wire),
+            wire=wire,
             ledger=ledger,
             run=str(run),
         )
 
 
-def first_state(run: Run, task: Task, algorithm: Any) -> fed.SparseServerState:
+def _dense_clients(
+    task: Task,
+    server_optimizer: optax.GradientTransformation,
+    updater: core.BaseUpdater,
+    batches: fedjax.ShuffleRepeatBatchHParams,
+    wire: fed.Wire,
+    ledger: fed.Ledger,
+) -> Any:
+    """FedJAX's federated averaging under a sparse server: what clients train is dense, what they get is sparse.
+
+    Masks change by the mean delta, which reaches every weight. As in JaxPruner's study, but the server's delta is not
+    thrown away in rounds that change masks, and clients get sparse weights of straight-through algorithms, too.
+    """
+    passes = fed.Ledger()
+    with fedjax.for_each_client_backend(fed.MeteredBackend(passes, wire)):
+        averaging = fedjax.algorithms.fed_avg.federated_averaging(
+            task.gradient, task.client_optimizer, fed.sparse_server_optimizer(server_optimizer, updater), batches
+        )
+
+    def init(params: Any) -> fed.SparseServerState:
+        opt_state = averaging.init(params).opt_state
+        return fed.SparseServerState(fed.sparse_broadcast(updater, params, opt_state), opt_state, 0)
+
+    def apply(state: fed.SparseServerState, clients: Any) -> tuple[fed.SparseServerState, dict[Any, Any]]:
+        before = fedjax.algorithms.fed_avg.ServerState(state.params, state.opt_state)
+        after, diagnostics = averaging.apply(before, clients)
+        for entry in passes:
+            ledger.add(dataclasses.replace(entry, round=state.round))
+        passes.truncate(0)
+        norms = {client: float(found["delta_l2_norm"]) for client, found in diagnostics.items()}
+        statuses = {
+            client: {"status": DELIVERED if math.isfinite(norm) else f"its norm is {norm}"}
+            for client, norm in norms.items()
+        }
+        return fed.SparseServerState(after.params, after.opt_state, state.round + 1), statuses
+
+    return fedjax.FederatedAlgorithm(init, apply)
+
+
+def first_state(config: FederatedSettings, run: Run, task: Task, algorithm: Any) -> fed.SparseServerState:
     """Where a run starts."""
-    return algorithm.init(task.model.init(jax.random.PRNGKey(seed_for(run.seed, "model"))))
+    params = task.model.init(jax.random.PRNGKey(seed_for(run.seed, "model")))
+    state = algorithm.init(params)
+    if not config.rescale:
+        return state
+    return algorithm.init(core.rescale_to_fan_in(params, core.unpack_masks(params, state.opt_state.masks)))
 
 
 def train(

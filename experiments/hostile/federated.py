@@ -67,6 +67,7 @@ def config_of(settings: HostileSettings) -> FederatedSettings:
         "clients_per_round": settings.clients_per_round,
         "evaluate_every": max(settings.rounds // 2, 1),
         "update_every": max(settings.rounds // 40, 1),
+        "drop_fraction": 0.3,
         "backend": "jit",
     }
     return federated(settings, settings.algorithm, given)

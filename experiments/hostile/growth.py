@@ -32,7 +32,7 @@ def shares(settings: HostileSettings) -> dict[str, tuple[float, float]]:
     task, run = train.prepare(config), Run(next(config.cells()), config.seeds[0])
     with fedjax.for_each_client_backend(ScanBackend()):
         algorithm, probe = train.averaging(config, run, task, fed.Ledger()), mean_gradient(task.gradient)
-    state = train.first_state(run, task, algorithm)
+    state = train.first_state(config, run, task, algorithm)
     sampler = datasets.SeededClientSampler(task.train, config.clients_per_round, seed_for(run.seed, "clients"))
     for _ in range(config.update_start + 1):
         state, _ = algorithm.apply(state, sampler.sample())

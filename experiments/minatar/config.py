@@ -13,8 +13,8 @@ from sparse_plugins.rl.loops.config import FusedConfig
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 WARM_UP = 1_000
 # What may stand behind an algorithm and a colon, and behind which.
-FAN_IN, PUBLISHED = "fan_in", "published"
-VARIANTS = {FAN_IN: ("static_sparse", "set", "rigl", "srigl"), PUBLISHED: ("set", "rigl")}
+FAN_IN = "fan_in"
+FROM_THE_START = ("static_sparse", "set", "rigl", "srigl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,16 @@ class MinAtarSettings(AgentSettings):
 
     games: tuple[str, ...] = flag(f"of: {', '.join(GAMES)}", nargs="+", default=("Breakout",))
     algorithms: tuple[str, ...] = flag(
-        f"of: {', '.join(core.all_algorithm_names())}; behind {', '.join(VARIANTS[FAN_IN])} may stand :{FAN_IN}, so"
-        f" that initial weights are scaled to the inputs that are kept, and behind {' and '.join(VARIANTS[PUBLISHED])}"
-        f" :{PUBLISHED}, so that they exchange weights from the first step on as in JaxPruner's study",
+        f"of: {', '.join(core.all_algorithm_names())}; behind {', '.join(FROM_THE_START)} may stand :{FAN_IN}, so"
+        " that initial weights are scaled to the inputs that are kept",
         nargs="+",
         default=AgentSettings.algorithms,
+    )
+    exchange: str = flag(
+        "when set and rigl exchange weights: from the first optimizer step on, as in JaxPruner's program, or late,"
+        " while pruners prune",
+        choices=("first", "late"),
+        default="first",
     )
     curve_points: int = flag("stretches of training with a row of results each", int, default=50)
     checkpoint_every: int = flag("stretches from one checkpoint of a cell to the next", int, default=10)
@@ -47,19 +52,22 @@ class MinAtarSettings(AgentSettings):
         self.at_least(2 * WARM_UP, "steps")
 
     def sparsity_config(self, cell: Cell) -> dict[str, Any]:
-        """As of `AgentSettings`, or for a variant as JaxPruner's gin file says of SET and RigL on MsPacman.
+        """As of `AgentSettings`, but SET and RigL begin as JaxPruner's gin file has it, unless they are late.
 
         Raises:
             ValueError: the algorithm has no such variant.
         """
         algorithm, colon, variant = cell.name.partition(":")
-        if colon and algorithm not in VARIANTS.get(variant, ()):
-            allowed = "; ".join(f":{name} behind {', '.join(own)}" for name, own in VARIANTS.items())
-            raise ValueError(f"{cell.name!r} is no algorithm with a variant of it; allowed are {allowed}.")
+        if colon and (variant != FAN_IN or algorithm not in FROM_THE_START):
+            allowed = f":{FAN_IN} behind {', '.join(FROM_THE_START)}"
+            raise ValueError(f"{cell.name!r} is no algorithm with a variant of it; allowed is {allowed}.")
         config = super().sparsity_config(cell._replace(name=algorithm))
-        if variant == PUBLISHED:  # every 5,000 of 2.5 million optimizer steps, the last of them after four fifths
-            first = self.loop.clock.environment_step(1)
-            config |= {"update_start_step": first, "update_freq": max(self.steps // 500, 1), "drop_fraction": 0.3}
+        if algorithm in ("set", "rigl") and self.exchange == "first":
+            # Every 5,000 of 2.5 million optimizer steps, the last of them after four fifths.
+            config |= {
+                "update_start_step": self.loop.clock.environment_step(1),
+                "update_freq": max(self.steps // 500, 1),
+            }
         return config
 
     @property

@@ -9,9 +9,13 @@ from experiments.harness.tables.published import MSPACMAN
 PAPER = {
     "steps": (10_000_000, "environment steps"),
     "distribution": ("erk", "for the sparsity over the layers"),
-    "drop_fraction": (0.3, "as the first drop fraction of set and rigl"),
+    "drop_fraction": (0.1, "as the first drop fraction of set and rigl"),
 }
-LATE = "set and rigl exchange weights while pruners prune; published from the first step on, as in `:published` cells."
+LATE = "set and rigl exchange weights while pruners prune; in JaxPruner's program from the first step on."
+COMMENTED = (
+    "Cells `:published` exchange weights from the first step on, three tenths of them at first, as comments of"
+    " JaxPruner's gin file say."
+)
 
 
 def layout(record: Record) -> Layout:
@@ -21,6 +25,8 @@ def layout(record: Record) -> Layout:
         record: What its `config.json` holds.
     """
     settings = record["settings"]
+    is_late = settings.get("exchange", "late") == "late"  # as in studies of older versions
+    exchanging = {name.partition(":")[0] for name in settings["algorithms"]} & {"set", "rigl"}
     return agents.layout(
         record,
         "DQN on MinAtar: return and sparsity",
@@ -32,7 +38,9 @@ def layout(record: Record) -> Layout:
             " only what they are relative to dense training can be set beside the paper's.",
             "MinAtar's network of one convolution instead of Nature's.",
             *differences(settings, PAPER),
-            *([LATE] if {"set", "rigl"} & set(settings["algorithms"]) else []),
+            *([LATE] if {"set", "rigl"} & set(settings["algorithms"]) and is_late else []),
+            *([COMMENTED] if any(name.endswith(":published") for name in settings["algorithms"]) else []),
+            *([agents.UNKNOWN_DROP] if exchanging else []),
             "The target network gets new masks when the online network does, not with the next copy.",
         ],
     )

@@ -27,7 +27,7 @@ def layout(record: Record) -> Layout:
     deviations = [
         "Published losses are those of T5's word pieces, ours those of bytes: they are not on one scale.",
         *differences(record["settings"], PAPER),
-        "Gradients are clipped by their norm.",
+        "Gradients are clipped by their norm; in the paper's program each entry is, at 1.",
     ]
     published = T5_BASE if record["study"] == "algorithms" else None
     return variants.layout(record, SCORE, questions=STUDIES, published=published, deviations=deviations)

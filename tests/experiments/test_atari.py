@@ -244,9 +244,9 @@ def test_the_presets_are_the_published_settings() -> None:
     assert (pruner.update_start_step, pruner.update_end_step, pruner.update_freq) == (500_000, 2_000_000, 1_000)
     rigl = paper.updater(Cell("MsPacman", "rigl", 0.98))
     assert (rigl.scheduler.update_start_step, rigl.scheduler.update_freq) == (1, 5_000)
-    assert float(rigl.drop_fraction_fn(0)) == pytest.approx(0.3)
+    assert float(rigl.drop_fraction_fn(0)) == pytest.approx(0.1)
     assert paper.mask_changes == (2_020_000, 8_020_000)
-    assert len(deviations(dataclasses.asdict(paper))) == 3
+    assert len(deviations(dataclasses.asdict(paper))) == 4
     pruned = settings("--preset=pruned", "--games", "ALE/Pong-v5", "ms_pacman")
     assert [str(cell) for cell in pruned.cells()][:4] == [
         "dense on Pong",

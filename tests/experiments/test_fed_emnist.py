@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def folder_of(study: Path, row: Row) -> Path:
 def evaluations_of(config: FederatedSettings, run: Run) -> list[train.Evaluation]:
     task = train.prepare(config)
     algorithm = train.averaging(config, run, task, fed.Ledger())
-    steps = train.train(config, run, task, algorithm, train.first_state(run, task, algorithm))
+    steps = train.train(config, run, task, algorithm, train.first_state(config, run, task, algorithm))
     return [step.evaluation for step in steps if step.evaluation is not None]
 
 
@@ -169,8 +170,9 @@ def test_one_seed_repeats_exactly_and_two_differ(folder: Path, tmp_path: Path) -
     assert len({seed_for(seed, use) for seed in (0, 1) for use in ("model", "updater")}) == 4
 
 
-def test_dense_training_is_fedjaxs_own() -> None:
-    config = parse([*QUICK, "--algorithms", "no_prune"])
+@pytest.mark.parametrize("clients", ["masked", "dense"])
+def test_dense_training_is_fedjaxs_own(clients: str) -> None:
+    config = parse([*QUICK, "--algorithms", "no_prune", "--clients", clients])
     run = Run(Cell("", "no_prune", 0.0), seed=5)
     task = train.prepare(config)
     ours = evaluations_of(config, run)[-1]
@@ -197,6 +199,38 @@ def test_the_model_that_clients_get_is_sparse(algorithm: str, at_first: float) -
     evaluations = evaluations_of(config, Run(Cell("", algorithm, 0.8), 0))
     assert evaluations[0].measured_sparsity == pytest.approx(at_first, abs=1e-4)
     assert evaluations[-1].measured_sparsity == pytest.approx(0.8, abs=1e-5)
+
+
+def test_clients_that_train_densely_get_sparse_weights_and_send_dense_ones() -> None:
+    flags = ["--update-start=1", "--update-every=1", "--algorithms", "rigl", "--clients=dense"]
+    config, run = parse([*QUICK, *flags]), Run(Cell("", "rigl", 0.8), 0)
+    task, ledger = train.prepare(config), fed.Ledger()
+    states = []
+    for _ in range(2):  # the second goes on where the first was stopped, as after --resume
+        algorithm = train.averaging(config, run, task, ledger)
+        first = train.first_state(config, run, task, algorithm) if not states else states[-1]
+        steps = train.train(config, run, task, algorithm, first)
+        states += [step.state for step in itertools.islice(steps, 2)]
+    masks = [core.unpack_masks(state.params, state.opt_state.masks) for state in (states[1], states[3])]
+    assert not np.array_equal(masks[0]["linear"]["w"], masks[1]["linear"]["w"]), "masks move by the mean delta"
+    weights = [np.asarray(states[-1].params[name]["w"]) for name in ("linear", "linear_1", "linear_2")]
+    assert sum(map(np.count_nonzero, weights)) == sum(int(mask[name]["w"].sum()) for mask in masks[1:] for name in mask)
+    assert [entry.round for entry in ledger] == [0, 0, 1, 1, 2, 2]
+    dense = 4 * sum(leaf.size for leaf in jax.tree.leaves(states[0].params))
+    assert ledger.total().down < 0.25 * 6 * dense
+    assert 2 * ledger.total().down < ledger.total().up < 1.01 * 6 * dense, "only dead weights have no gradient"
+
+
+def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:
+    run, states = Run(Cell("", "static_sparse", 0.8), 0), []
+    for flags in ([], ["--rescale"]):
+        config = parse([*QUICK, "--algorithms", "static_sparse", *flags])
+        task = train.prepare(config)
+        states.append(train.first_state(config, run, task, train.averaging(config, run, task, fed.Ledger())))
+    for name in ("linear", "linear_1"):
+        plain, scaled = (np.asarray(state.params[name]["w"]) for state in states)
+        inputs = np.maximum((plain != 0).sum(axis=0), 1)
+        np.testing.assert_allclose(scaled, plain * np.sqrt(len(plain) / inputs), rtol=1e-5)
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
@@ -283,6 +317,7 @@ def test_defaults_are_the_datasets_own() -> None:
         (["--wire", "float8"], "choose from"),
         (["--algorithms", "rigl:most"], "growth is 'most'; choose one of random, topk, delta, dense."),
         (["--algorithms", "set:topk"], "set grows no weights by gradients"),
+        (["--algorithms", "rigl:topk", "--clients=dense"], "--clients=dense grows by what clients trained"),
         (["--sparsity", "0.5"], "unrecognized arguments"),
     ],
 )

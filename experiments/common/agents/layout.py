@@ -15,7 +15,10 @@ NOTES = (
     " 2,000 bootstrap samples, in which the seeds of each game are redrawn among themselves (Agarwal et al., 2021)."
     " Zeros is the fraction of zeros in the weight matrices of the network that acts, at the end."
 )
-
+UNKNOWN_DROP = (
+    "What set and rigl of the published table exchanged at first is not known: 0.1 is the default of JaxPruner's"
+    " program; a line of its gin file says 0.3, but it is commented out, and misspelt."
+)
 
 CELL = {"game": "group", "algorithm": "name", "sparsity": "sparsity", "width": "width"}
 # Of the episodes that ended since the row before, while exploring; at the end zeros in the weight matrices of the
