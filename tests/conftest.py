@@ -75,6 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 _QUICKLY_COMPILED = (
     "tests/rl_haiku/",
     "tests/rl/",
+    "tests/examples/",
     "tests/experiments/",
     "tests/fuzz/",
     "tests/test_docs.py",
