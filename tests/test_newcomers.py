@@ -1,0 +1,123 @@
+"""What a newcomer writes and has to know for common wishes, in the long form and with `core.sparsify`.
+
+Lines are those that carry code. Concepts are the names and keywords of this package in them, and in gin the bindings.
+Both forms are run, and have to make the same plan.
+"""
+
+import ast
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+from sparse_plugins import core, fed, rl, vision
+from sparse_plugins.rl import haiku
+
+PARAMS = {"body": {"kernel": jnp.ones((64, 32))}, "head": {"kernel": jnp.ones((32, 16)), "bias": jnp.ones(16)}}
+MODULES = {"core": core, "fed": fed, "rl": rl, "haiku": haiku, "vision": vision}
+RIGL = """
+updater = core.RigL(
+    sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9),
+    scheduler=core.PeriodicSchedule(update_freq=75, update_start_step=0, update_end_step=7_500),
+    drop_fraction_fn=core.CosineDrop(0.3, end_step=7_500),
+)
+"""
+MAGNITUDE = """
+updater = core.MagnitudePruning(
+    sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.8),
+    scheduler=core.PolynomialSchedule(update_freq=55, update_start_step=2_000, update_end_step=7_500),
+)
+"""
+
+
+class Wish(NamedTuple):
+    """Both forms, each of which makes `sparse`, and how many lines and concepts they take."""
+
+    before: str
+    after: str
+    lines: tuple[int, int]
+    concepts: tuple[int, int]
+
+
+WISHES = {
+    "RigL at 90% in an optax loop": Wish(
+        RIGL + "sparse = updater.wrap_optax(optax.adam(1e-3))",
+        'sparse = core.sparsify(optax.adam(1e-3), "rigl", sparsity=0.9, total_steps=10_000)',
+        lines=(5, 1),
+        concepts=(13, 3),
+    ),
+    "magnitude pruning with Flax NNX": Wish(
+        MAGNITUDE + "sparse = vision.Optimizer(model, optax.adam(1e-3), updater, wrt=nnx.Param).tx",
+        'tx = core.sparsify(optax.adam(1e-3), "magnitude", sparsity=0.8, total_steps=10_000)\n'
+        "sparse = nnx.Optimizer(model, tx, wrt=nnx.Param).tx",
+        lines=(4, 2),
+        concepts=(11, 3),
+    ),
+    "a sparse DQN with Haiku": Wish(
+        RIGL + "sparse = agent(updater=updater).updater",
+        'tx = core.sparsify(optax.adam(1e-3), "rigl", sparsity=0.9, total_steps=10_000)\n'
+        "sparse = agent(updater=core.updater_of(tx)).updater",
+        lines=(5, 2),
+        concepts=(13, 5),
+    ),
+    "FedJAX's federated averaging with a RigL server": Wish(
+        RIGL.replace("7_500)", '7_500, step_unit="round")', 1)
+        + "server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), sparse := updater)",
+        'tx = core.sparsify(optax.adam(0.01), "rigl", sparsity=0.9, total_steps=10_000, step_unit="round")\n'
+        "server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), sparse := core.updater_of(tx))",
+        lines=(5, 2),
+        concepts=(14, 6),
+    ),
+    "2:4 in one layer and ERK elsewhere": Wish(
+        MAGNITUDE.replace("0.8)", '0.8, rules=[("body/.*", 0.5)])').replace(
+            "7_500),\n",
+            '7_500),\n    sparsity_type=core.ByPath([("body/.*", core.NByM(2, 4))], core.Unstructured()),\n',
+        )
+        + "sparse = updater.wrap_optax(optax.adam(1e-3))",
+        'rules = [("body/.*", "2:4")]\n'
+        'sparse = core.sparsify(optax.adam(1e-3), "magnitude", sparsity=0.8, total_steps=10_000, rules=rules)',
+        lines=(5, 2),
+        concepts=(15, 4),
+    ),
+}
+
+
+def lines(code: str) -> int:
+    return sum(bool(line.strip(" )")) for line in code.splitlines())
+
+
+def concepts(code: str) -> set[str]:
+    """Names of this package in some code, and the keywords that it is called with."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {*MODULES, "updater"}:
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and not ast.unparse(node.func).startswith(("optax", "nnx")):
+            found |= {keyword.arg for keyword in node.keywords if keyword.arg}
+    return found
+
+
+def made(code: str) -> Any:
+    """What a script calls `sparse`."""
+    model = nnx.Sequential(nnx.Linear(64, 32, rngs=nnx.Rngs(0)))
+    torso = haiku.mlp_torso((16,))
+    agent = functools.partial(haiku.SparseDQN, num_actions=2, torso=torso, optimizer=optax.adam(1e-3))
+    given = {"functools": functools, "optax": optax, "nnx": nnx, "model": model, "agent": agent}
+    names: dict[str, Any] = {**MODULES, **given}
+    exec(code, names)
+    return names["sparse"]
+
+
+@pytest.mark.parametrize("name", WISHES)
+def test_the_one_call_makes_the_same_plan_with_less(name: str) -> None:
+    wish = WISHES[name]
+    before, after = (str(core.plan(made(code), PARAMS)) for code in (wish.before, wish.after))
+    assert after == before
+    assert "dense" in after  # the bias, so that layers are listed
+    assert (lines(wish.before), lines(wish.after)) == wish.lines
+    assert (len(concepts(wish.before)), len(concepts(wish.after))) == wish.concepts
+    assert wish.lines[1] <= 2
+    assert wish.concepts[1] <= wish.concepts[0] / 2
