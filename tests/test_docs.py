@@ -46,7 +46,14 @@ def test_code_of_the_pages_runs(place: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_readme_has_code_for_optax_fedjax_and_dopamine() -> None:
     joined = "\n".join(code for place, code in BLOCKS.items() if place.startswith(README.name))
-    assert all(name in joined for name in ("wrap_optax", "sparse_server_optimizer", "create_sparse_agent"))
+    assert all(name in joined for name in ("core.sparsify", "sparse_server_optimizer", "create_sparse_agent"))
+
+
+def test_the_first_screen_of_the_readme_says_what_to_install_and_what_to_type() -> None:
+    lines = README.read_text().splitlines()
+    first = "\n".join(lines[:30])
+    assert all(text in first for text in ("pip install", "make demo", "core.sparsify(", "![Left"))
+    assert len(lines) <= 140
 
 
 @pytest.mark.parametrize(
