@@ -25,6 +25,7 @@ Key = tuple[int, int]
 _WORD = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+_IN_CACHE = 1 << 16  # entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +159,41 @@ def drawn_mask(key: Key, size: int, count: int) -> Array:
     """
     if count in (0, size):
         return np.full(size, count > 0)
-    scores = np.arange(size, dtype=np.uint32)
+    low, high = _around_threshold(size, count)
+    mask = np.empty(size, bool)
+    above, places, undecided = 0, [], []
+    for start in range(0, size, _IN_CACHE):
+        scores = _scores(key, start, min(size, start + _IN_CACHE))
+        at_least = np.greater_equal(scores, low, out=mask[start : start + _IN_CACHE])
+        between = np.flatnonzero(at_least & (scores < high))
+        above += int(np.count_nonzero(at_least)) - between.size
+        places.append(between + start)
+        undecided.append(scores[between])
+    left, ranked = count - above, np.concatenate(undecided)
+    if not 0 <= left <= ranked.size:
+        scores = _scores(key, 0, size)
+        return scores >= np.partition(scores, size - count)[size - count]
+    if left < ranked.size:
+        worst = np.argpartition(ranked, ranked.size - left - 1)[: ranked.size - left]
+        mask[np.concatenate(places)[worst]] = False
+    return mask
+
+
+def _around_threshold(size: int, count: int) -> tuple[np.uint32, np.uint32]:
+    """Scores between which the least one kept lies, all but surely: hashes are as good as uniform."""
+    spread = 8 * math.sqrt(count * (1 - count / size)) + 8
+    low, high = (int((1 - (count + share) / size) * 2**32) for share in (spread, -spread))
+    return np.uint32(max(low, 0)), np.uint32(min(high, _WORD))
+
+
+def _scores(key: Key, start: int, stop: int) -> Array:
+    """uint32 scores of entries from `start` to `stop`."""
+    scores = np.arange(start, stop, dtype=np.uint32)
     scores += np.uint32(key[0])
     _mix(scores)
     scores ^= np.uint32(key[1])
     _mix(scores)
-    return scores >= np.partition(scores, size - count)[size - count]
+    return scores
 
 
 def _mix(numbers: Array) -> None:
