@@ -346,6 +346,54 @@ def test_statistics_of_training_come_back_smaller() -> None:
         close(of(statistics)[left], of(smaller))
 
 
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3))(x)), (2, 2), (2, 2))
+        x = nn.Dropout(0.5, deterministic=False)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(nn.Dropout(0.3, deterministic=False)(nn.relu(nn.Dense(10)(x))))
+
+
+def test_dropout_draws_for_what_is_left_what_it_drew_for_it_among_all() -> None:
+    model, x = Dropped(), jax.random.normal(KEY, (4, 8, 8, 2))
+    params = model.init({"params": KEY, "dropout": KEY}, x)
+    train = lambda params, x, key: model.apply(params, x, rngs={"dropout": key})  # noqa: E731
+    graph = core.channel_graph(train, params, x, KEY)
+    assert [group.size for group in graph.groups.values()] == [6, 10]
+    small = core.shrink(graph, params, core.channel_masks(graph, params, 0.5))
+    other = jax.random.key(8)
+    close(train(core.expand(small, small.params), x, other), small.apply(small.params, x, other))
+    assert not np.allclose(small.apply(small.params, x, KEY), small.apply(small.params, x, other))
+
+
+def test_a_gradient_shrinks_as_the_function_does() -> None:
+    """Whoever has nothing but a function that returns gradients, as in FedJAX, shrinks that."""
+
+    def loss(params: Any, images: jax.Array, rows: jax.Array, key: jax.Array) -> jax.Array:
+        logits = Dropped().apply(params["images"], images, rngs={"dropout": key})
+        return jnp.sum(jnp.tanh(params["table"][rows]) @ params["head"] * logits)
+
+    images, rows = jax.random.normal(KEY, (4, 8, 8, 2)), jnp.array([1, 0, 4, 4])
+    params = {
+        "images": Dropped().init({"params": KEY, "dropout": KEY}, images),
+        "table": jax.random.normal(KEY, (5, 8)),
+        "head": jax.random.normal(KEY, (8, 3)),
+    }
+    gradient = jax.grad(loss)
+    graph = core.channel_graph(gradient, params, images, rows, KEY)
+    assert sorted(group.size for group in graph.groups.values()) == [3, 6, 8, 10], str(graph)
+    masks = [np.ones(leaf.shape, np.uint8) for leaf in jax.tree.leaves(params)]
+    for group in graph.groups.values():
+        for member in group.members if group.size > 3 else ():  # the classes of the loss are a group, too
+            np.moveaxis(masks[member.leaf], member.axis, 0)[member.labels >= group.size // 2] = 0
+    small = core.shrink(graph, params, jax.tree.unflatten(jax.tree.structure(params), masks))
+    assert sorted(map(len, small.kept.values())) == [3, 4, 5]
+    dense = quick_jit(gradient)(core.expand(small, small.params), images, rows, KEY)
+    kept = core.expand(small, jax.tree.map(jnp.ones_like, small.params))
+    smaller = quick_jit(small.apply)(small.params, images, rows, KEY)
+    close(jax.tree.map(jnp.multiply, dense, kept), core.expand(small, smaller))
+
+
 @pytest.mark.thorough
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(networks())

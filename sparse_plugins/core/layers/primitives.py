@@ -259,6 +259,19 @@ def _window(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
     return Flow(symbols.sizes, first, (result,) * len(results), mixed=mixed)
 
 
+def _window_back(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
+    """The derivative of a pooling by the largest: what came out of a window goes to where it came from."""
+    symbols = _Symbols()
+    whole = symbols.axes(results[0])
+    sizes = equation.params["window_dimensions"]
+    pooled = tuple(
+        axis if size == 1 else (symbols.new(length),)
+        for axis, size, length in zip(whole, sizes, operands[0], strict=True)
+    )
+    slides = [symbol for size, *axes in zip(sizes, whole, pooled, strict=True) if size != 1 for (symbol,) in axes]
+    return Flow(symbols.sizes, (pooled, whole), (whole,), mixed=dict.fromkeys(slides, "positions of a pooling window"))
+
+
 def _partly(
     symbols: _Symbols, whole: Shape, part: Shape, reason: str
 ) -> tuple[Axes, Axes, dict[int, str], list[tuple[int, int]]]:
@@ -391,6 +404,43 @@ def _top_k(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
     return Flow(symbols.sizes, (whole,), (some,) * len(results), mixed=mixed)
 
 
+def _scatter(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow | None:
+    """What a gather's derivative is: rows are added to a table, or written into it."""
+    symbols, numbers = _Symbols(), equation.params["dimension_numbers"]
+    table, indices, updates = operands
+    rows, places = symbols.axes(table), symbols.axes(indices[:-1])
+    along = dict(zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True))
+    rows = tuple(places[along[axis]] if axis in along else its for axis, its in enumerate(rows))
+    inside = [axis for axis in range(len(table)) if axis not in {*numbers.inserted_window_dims, *along}]
+    mixed: dict[int, str] = {}
+    parts, windows = [], []
+    for axis, place in zip(inside, numbers.update_window_dims, strict=True):
+        its = rows[axis]
+        if updates[place] != table[axis]:
+            few = symbols.new(updates[place])
+            parts.append((few, its[0]))
+            mixed[few], its = "an update of a part", (few,)
+        windows.append(its)
+    chosen = [rows[axis][0] for axis in numbers.scatter_dims_to_operand_dims]
+    mixed |= dict.fromkeys(chosen, "rows that are looked up")
+    rest, window = iter(places), iter(windows)
+    given = tuple(next(window) if axis in numbers.update_window_dims else next(rest) for axis in range(len(updates)))
+    spoken = (*places, (symbols.new(indices[-1]),)) if indices else ()
+    return Flow(symbols.sizes, (rows, spoken, given), (rows,), mixed=mixed, parts=tuple(parts))
+
+
+def _drawn(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
+    """Random numbers, of each key as many."""
+    symbols = _Symbols()
+    keys, numbers = symbols.axes(operands[0]), symbols.axes(results[0][len(operands[0]) :])
+    return Flow(symbols.sizes, (keys,), ((*keys, *numbers),))
+
+
+def _same_width(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow | None:
+    """Bits read as another dtype, entry by entry if it is as wide."""
+    return _elementwise(equation, operands, results) if operands == results else None
+
+
 def _made(reason: str) -> Callable[[Any, list[Shape], list[Shape]], Flow]:
     """A rule for primitives that make an array from nothing but its shape."""
 
@@ -424,6 +474,10 @@ _RULES: dict[str, Callable[[Any, list[Shape], list[Shape]], Flow | None]] = {
     "split": _split,
     "gather": _gather,
     "top_k": _top_k,
+    **dict.fromkeys(("scatter", "scatter-add"), _scatter),
+    "select_and_scatter_add": _window_back,
+    "random_bits": _drawn,
+    "bitcast_convert_type": _same_width,
     "iota": _made("positions that are counted"),
     "optimization_barrier": _each_as_it_is,
 }

@@ -240,7 +240,7 @@ def _applied(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[..
 
 
 def _sizes(graph: ChannelGraph, kept: Mapping[str, np.ndarray], operands: Sequence[Any]) -> Sizes:
-    left: dict[Factor, int] = {}
+    left: dict[Factor, np.ndarray] = {}
     for name, channels in kept.items():
         first = graph.groups[name].members[0]
         axis = operands[first.leaf].axes[first.axis]
@@ -249,7 +249,7 @@ def _sizes(graph: ChannelGraph, kept: Mapping[str, np.ndarray], operands: Sequen
             raise ValueError(
                 f"with inputs of these shapes the channels of {name!r} cannot leave: make a graph of these inputs."
             )
-        left[match[0]] = len(channels)
+        left[match[0]] = channels
     return Sizes(left)
 
 

@@ -1,11 +1,13 @@
 """Runs a program on parameters that have lost channels: the same equations, with the shapes that are left."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
 
@@ -20,16 +22,32 @@ class Sizes:
     """How long axes are once channels are gone.
 
     Args:
-        kept: How many entries of a factor are left, where some are gone.
+        kept: Which entries of a factor are left, int[left] in order, where some are gone.
     """
 
-    def __init__(self, kept: Mapping[Factor, int]) -> None:
+    def __init__(self, kept: Mapping[Factor, np.ndarray]) -> None:
         self._kept = kept
 
     def length(self, axis: Axis) -> int:
-        """Entries that an axis has left."""
-        kept = {root(factor): left for factor, left in self._kept.items()}  # rules of derivatives join more later
+        """How many entries an axis has left."""
+        kept = self._by_root()
         return math.prod(self._left(factor, kept) for factor in factors(axis))
+
+    def entries(self, axis: Axis) -> np.ndarray:
+        """int[length]: which entries an axis has left."""
+        kept, found = self._by_root(), np.zeros(1, int)
+        for factor in factors(axis):
+            if factor in kept:
+                its = kept[factor]
+            elif factor.segments:
+                starts = itertools.accumulate((_full_length(segment) for segment in factor.segments), initial=0)
+                its = np.concatenate(
+                    [start + self.entries(part) for start, part in zip(starts, factor.segments, strict=False)]
+                )
+            else:
+                its = np.arange(factor.size)
+            found = (found[:, None] * factor.size + its).ravel()
+        return found
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape that a value has left."""
@@ -44,14 +62,21 @@ class Sizes:
         (whole,) = factors(axis)
         return [self.length(segment) for segment in whole.segments]
 
-    def _left(self, factor: Factor, kept: Mapping[Factor, int]) -> int:
+    def _by_root(self) -> dict[Factor, np.ndarray]:
+        return {root(factor): left for factor, left in self._kept.items()}  # rules of derivatives join more later
+
+    def _left(self, factor: Factor, kept: Mapping[Factor, np.ndarray]) -> int:
         if factor in kept:
-            return kept[factor]
+            return len(kept[factor])
         return sum(map(self.length, factor.segments)) if factor.segments else factor.size
 
 
+def _full_length(axis: Axis) -> int:
+    return math.prod(factor.size for factor in factors(axis))
+
+
 def _full_shape(value: Value) -> tuple[int, ...]:
-    return tuple(math.prod(factor.size for factor in factors(axis)) for axis in value.axes)
+    return tuple(map(_full_length, value.axes))
 
 
 def run(sizes: Sizes, program: Any, walked: Walked, operands: Sequence[Any]) -> list[Any]:
@@ -84,16 +109,12 @@ def run(sizes: Sizes, program: Any, walked: Walked, operands: Sequence[Any]) -> 
     return [value(variable) for variable in program.jaxpr.outvars]
 
 
-def _shorter(sizes: Sizes, constant: Any, value: Value) -> Any:
-    """A constant where channels are gone; rules of derivatives hold zeros of the shape they were traced with."""
-    if not sizes.is_smaller(value):
-        return constant
-    if (constant != constant.ravel()[0]).any():
-        raise ValueError(
-            f"a constant of shape {constant.shape} is written into a rule for derivatives, and channels are gone from "
-            "it: keep the groups that run through it."
-        )
-    return jnp.full(sizes.shape(value), constant.ravel()[0], constant.dtype)
+def _shorter(sizes: Sizes, array: Any, value: Value) -> Any:
+    """What is left of an array that was made for all channels."""
+    for place, axis in enumerate(value.axes):
+        if len(its := sizes.entries(axis)) < array.shape[place]:
+            array = jnp.take(array, its, axis=place)
+    return array
 
 
 def _step(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> list[Any]:
@@ -105,6 +126,11 @@ def _step(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> list[
             f"channels that {name} has cannot leave, for its own derivative is written for all of them: keep the "
             "groups that run through it."
         )
+    if name == "random_bits":  # the numbers that these channels had among all
+        return [
+            _shorter(sizes, *pair)
+            for pair in zip(_bound(equation, equation.params, operands), step.results, strict=True)
+        ]
     if name in _LOOPS:
         return list(_LOOPS[name](sizes, equation, step, operands))
     if step.inside:
