@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.fedjax import datasets as datasets
     from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend
     from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend
+    from sparse_plugins.fed.fedjax.client_widths import ClientWidths
     from sparse_plugins.fed.fedjax.compat import import_fedjax
     from sparse_plugins.fed.fedjax.mask_in_params import sparse_broadcast
     from sparse_plugins.fed.fedjax.metered import MeteredBackend
@@ -49,6 +50,7 @@ else:
         "fed.faults": ("Faults",),
         "fed.fedjax.backends.distributed": ("DistributedBackend",),
         "fed.fedjax.backends.in_one_call": ("ScanBackend", "ShardedBackend", "VmapBackend"),
+        "fed.fedjax.client_widths": ("ClientWidths",),
         "fed.fedjax.compat": ("import_fedjax",),
         "fed.fedjax.mask_in_params": ("sparse_broadcast",),
         "fed.fedjax.metered": ("MeteredBackend",),
@@ -86,6 +88,7 @@ __all__ = [
     "CheckpointAccessError",
     "CheckpointMismatchError",
     "Checkpoints",
+    "ClientWidths",
     "CodecError",
     "Decoded",
     "DistributedBackend",

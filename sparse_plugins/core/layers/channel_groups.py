@@ -27,6 +27,7 @@ __all__ = [
     "followed",
     "labels",
     "movable",
+    "squares_of_channels",
 ]
 
 
@@ -260,7 +261,7 @@ def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTre
     masks: dict[int, np.ndarray] = {}
     for group in graph.groups.values():
         makers = [member for member in group.members if member.makes]
-        strength = np.sum([_squares(group, member, leaves[member.leaf]) for member in makers], axis=0)
+        strength = np.sum([squares_of_channels(group, member, leaves[member.leaf]) for member in makers], axis=0)
         order = np.argsort(-strength, kind="stable")
         gone = order[max(1, keep_count(group.size, sparsity)) :]
         for member in makers:
@@ -270,7 +271,7 @@ def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTre
     return jax.tree.unflatten(jax.tree.structure(params), made)
 
 
-def _squares(group: ChannelGroup, member: Member, leaf: np.ndarray) -> np.ndarray:
+def squares_of_channels(group: ChannelGroup, member: Member, leaf: np.ndarray) -> np.ndarray:
     """float64[channels]: the sum of squares of all entries of each channel."""
     along = np.sum(leaf.astype(np.float64) ** 2, axis=tuple(axis for axis in range(leaf.ndim) if axis != member.axis))
     inside = member.labels >= 0

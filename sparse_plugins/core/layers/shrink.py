@@ -1,6 +1,7 @@
 """Networks without the channels that masks have pruned: smaller parameters, and a function that computes with them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from sparse_plugins.core.transform.moments import owners
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state, map_sparse_states
 from sparse_plugins.core.trees import PyTree, aligned
 
-__all__ = ["Shrunk", "expand", "shrink"]
+__all__ = ["Shrunk", "expand", "narrowed", "put_back", "shrink", "taken"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def shrink(
     tolerance = _rounding(graph) if tolerance is None else tolerance
     if not differences <= tolerance:
         raise ValueError(_not_the_same(graph, masked, kept, differences, tolerance))
-    take = _taker(graph, kept)
+    take = functools.partial(taken, graph, kept)
     small = take(masked)
     small_masks = _taken_masks(graph, kept, params, unpacked)
     return Shrunk(
@@ -99,7 +100,7 @@ def shrink(
         small_masks,
         None if opt_state is None else _smaller_state(graph, kept, opt_state, params, small, small_masks),
         tuple(map(take, also)),
-        _applied(graph, kept),
+        narrowed(graph, kept),
         kept,
         graph,
     )
@@ -125,11 +126,35 @@ def expand(shrunk: Shrunk, params: PyTree) -> PyTree:
         >>> core.expand(small, small.params)["b"].tolist()
         [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    leaves, treedef = jax.tree.flatten(params)
-    places = _entries(shrunk.graph, shrunk.kept)
+    return put_back(shrunk.graph, shrunk.kept, params)
+
+
+def taken(graph: ChannelGraph, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
+    """What is left of a tree laid out like the parameters.
+
+    Args:
+        graph: The network's groups.
+        kept: For each group that loses channels those that are left, int[channels left].
+        tree: The tree, of the full shapes.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+        >>> apply = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]
+        >>> graph = core.channel_graph(apply, params, jnp.ones((1, 3)))
+        >>> jax.tree.map(jnp.shape, taken(graph, {"a": np.array([0, 2])}, params))
+        {'a': (3, 2), 'b': (2, 2)}
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, list(map(_taken, leaves, _entries(graph, kept))))
+
+
+def put_back(graph: ChannelGraph, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
+    """A tree of what is left in the full shapes, 0 where channels are gone; see `taken`."""
+    leaves, treedef = jax.tree.flatten(tree)
     full = [
         jnp.zeros(like.shape, leaf.dtype).at[jnp.ix_(*its)].set(leaf) if its else leaf
-        for leaf, like, its in zip(leaves, jax.tree.leaves(shrunk.graph.params), places, strict=True)
+        for leaf, like, its in zip(leaves, jax.tree.leaves(graph.params), _entries(graph, kept), strict=True)
     ]
     return jax.tree.unflatten(treedef, full)
 
@@ -203,16 +228,6 @@ def _taken(leaf: Any, entries: list[np.ndarray] | None) -> Any:
     return leaf
 
 
-def _taker(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[[PyTree], PyTree]:
-    entries = _entries(graph, kept)
-
-    def take(tree: PyTree) -> PyTree:
-        leaves, treedef = jax.tree.flatten(tree)
-        return jax.tree.unflatten(treedef, list(map(_taken, leaves, entries)))
-
-    return take
-
-
 def _taken_masks(graph: ChannelGraph, kept: Mapping[str, np.ndarray], params: PyTree, masks: PyTree) -> PyTree:
     rest = iter(_entries(graph, kept))
     taken = [
@@ -222,8 +237,8 @@ def _taken_masks(graph: ChannelGraph, kept: Mapping[str, np.ndarray], params: Py
     return jax.tree.unflatten(jax.tree.structure(params), taken)
 
 
-def _applied(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[..., Any]:
-    """The function that computes with what is left."""
+def narrowed(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[..., Any]:
+    """The function of the graph for parameters that have lost channels; see `taken`."""
     networks: dict[Any, tuple[Any, Sizes]] = {}
 
     def apply(params: PyTree, *inputs: Any) -> Any:
@@ -257,7 +272,7 @@ def _differences(graph: ChannelGraph, params: PyTree, kept: Mapping[str, np.ndar
     """How far outputs differ once channels are gone, as a share of the largest."""
     inputs = jax.tree.map(_example, graph.inputs)
     before = jax.tree.leaves(jax.jit(graph.apply)(params, *inputs))
-    after = jax.tree.leaves(jax.jit(_applied(graph, kept))(_taker(graph, kept)(params), *inputs))
+    after = jax.tree.leaves(jax.jit(narrowed(graph, kept))(taken(graph, kept, params), *inputs))
     renewed, entries = followed(graph.apply, graph.params, inputs).renewed, _entries(graph, kept)
     whole = [old if leaf is None else _taken(old, entries[leaf]) for old, leaf in zip(before, renewed, strict=True)]
     shares = [0.0]

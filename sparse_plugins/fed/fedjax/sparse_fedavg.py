@@ -19,6 +19,7 @@ from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates, reprune
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
+from sparse_plugins.fed.fedjax.client_widths import ClientWidths, NarrowTraining
 from sparse_plugins.fed.fedjax.mask_in_params import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.fedjax.optimizers import optax_transformation
 from sparse_plugins.fed.growth import GrowthProtocol, Signals, growth_protocol
@@ -60,8 +61,9 @@ def sparse_federated_averaging(
     client_batch_hparams: fedjax.ShuffleRepeatBatchHParams,
     *,
     growth: str | GrowthProtocol | None = None,
-    aggregation: Aggregation = Aggregation(),
+    aggregation: Aggregation | None = None,
     personal_masks: bool = False,
+    client_widths: ClientWidths | None = None,
     max_norm: float | None = None,
     wire: Wire = Wire(),
     faults: Faults = Faults(),
@@ -96,10 +98,14 @@ def sparse_federated_averaging(
         growth: 'random', 'topk', 'delta' or 'dense', or a `fed.GrowthProtocol` of your own; None is 'topk' for updaters
             that grow by gradients, 'dense' if their masks have a structure. Other updaters make no use of it, and
             personal masks take none.
-        aggregation: How updates become one. The default is a mean, which one hostile client can turn anywhere.
+        aggregation: How updates become one. The default is a mean, which one hostile client can turn anywhere; with
+            `client_widths` a mean over those that hold a weight.
         personal_masks: In rounds that change masks, every client changes its own by the updater's rule before it
             trains; the weights that enough clients hold compete by magnitude for the server's next mask. For updaters
             that exchange weights and keep their number, as SET and RigL do, with unstructured masks.
+        client_widths: Clients that get, train and send back a narrower network (`fed.ClientWidths`): the same
+            `grad_fn` with fewer channels. Not for updaters that grow by gradients, of which narrow clients have some
+            only.
         max_norm: Refuse updates with a larger l2 norm; None takes any. It is not applied to growth signals, which are
             gradients and have another scale.
         wire: Number formats and compression.
@@ -160,10 +166,17 @@ def sparse_federated_averaging(
             f"growth is {growth!r} and personal_masks=True, but clients with masks of their own grow by their own "
             "gradients and are asked for none; drop one of the two."
         )
+    if aggregation is None:
+        aggregation = Aggregation() if client_widths is None else Aggregation("voters")
     if personal_masks and isinstance(aggregation.rule, Krum) and aggregation.rule.num_to_keep < aggregation.min_votes:
         raise ValueError(
             f"min_votes is {aggregation.min_votes}, but {aggregation.rule} keeps fewer updates of a round, so no "
             "weight of personal masks would be elected. Let min_votes be num_to_keep at most."
+        )
+    if client_widths is not None and (personal_masks or (updater.grows_by_gradient and updater.prunes)):
+        raise ValueError(
+            "client_widths are not supported with personal masks and with updaters that grow by gradients, such as "
+            f"{type(updater).__name__}; use core.SET, core.StaticRandomSparse, a pruning updater, or core.NoPruning."
         )
     updater = with_fields(updater, skip_gradients=False)
     transformation = updater.wrap_optax(optax_transformation(server_optimizer), refresh_in_graph=False)
@@ -177,6 +190,7 @@ def sparse_federated_averaging(
         growth=growth_protocol(updater, growth),
         aggregation=aggregation,
         has_personal_masks=personal_masks,
+        narrow=None if client_widths is None else NarrowTraining(client_widths, grad_fn, client_optimizer),
         channel=Channel(wire, faults, max_norm, run),
         ledger=Ledger() if ledger is None else ledger,
     )
@@ -196,6 +210,7 @@ class _Averaging:
     growth: GrowthProtocol
     aggregation: Aggregation
     has_personal_masks: bool
+    narrow: NarrowTraining | None
     channel: Channel
     ledger: Ledger
 
@@ -209,12 +224,37 @@ class _Averaging:
     ) -> tuple[SparseServerState, dict[Hashable, dict[str, Any]]]:
         """One round."""
         masks = core.unpack_masks(state.params, state.opt_state.masks)
-        names = [client for client, _, _ in clients]
-        self.aggregation.check_drawn(len(names))
-        exchange = self.channel.broadcast(state.round, names, state.params, masks, seed=self._seed(state))
-        present = self._present(exchange, clients)
+        self.aggregation.check_drawn(len(clients))
         is_due = bool(self.updater.is_refresh_due(state.opt_state.count))
         votes = is_due and self.has_personal_masks
+        if self.narrow is not None:
+            exchanges, updates = self._gathered_by_width(self.narrow, state, masks, clients)
+            signal = None
+        else:
+            exchange, updates, signal = self._gathered(state, masks, clients, is_due, votes)
+            exchanges = [exchange]
+        entries = [entry for exchange in exchanges for entry in exchange.entries()]
+        diagnostics = {client: told for exchange in exchanges for client, told in exchange.diagnostics().items()}
+        for entry in entries:
+            self.ledger.add(entry)
+        if updates.clients < self.aggregation.min_clients:
+            _warn_of_idle_round(entries, updates.clients, self.aggregation.min_clients)
+            return dataclasses.replace(state, round=state.round + 1), diagnostics
+        mean = updates.aggregate(self.aggregation)
+        lost = [reason for exchange in exchanges for reason in exchange.lost_growth()]
+        if is_due and not votes and not self._can_change_masks(state, lost, mean, signal):
+            after = self._step(state, updates, mean, is_due=False, signal=None)
+            opt_state = after.opt_state._replace(count=state.opt_state.count)
+            return dataclasses.replace(after, opt_state=opt_state), diagnostics
+        return self._step(state, updates, mean, is_due, signal), diagnostics
+
+    def _gathered(
+        self, state: SparseServerState, masks: PyTree, clients: Sequence[Client], is_due: bool, votes: bool
+    ) -> tuple[Exchange, Sums | Updates, PyTree]:
+        """The messages of a round, what they say, and what weights are grown by."""
+        names = [client for client, _, _ in clients]
+        exchange = self.channel.broadcast(state.round, names, state.params, masks, seed=self._seed(state))
+        present = self._present(exchange, clients)
         signals = None
         if is_due and not votes and self.updater.grows_by_gradient:
             change = MaskChange(self.updater, state.opt_state, exchange.params, exchange.masks)
@@ -235,17 +275,29 @@ class _Averaging:
                     signals.add_update(message.values)
         is_idle = updates.clients < self.aggregation.min_clients
         signal = None if signals is None or is_idle else self._growth_signal(signals, exchange, used)
-        for entry in exchange.entries():
-            self.ledger.add(entry)
-        if is_idle:
-            _warn_of_idle_round(exchange.entries(), updates.clients, self.aggregation.min_clients)
-            return dataclasses.replace(state, round=state.round + 1), exchange.diagnostics()
-        mean = updates.aggregate(self.aggregation)
-        if is_due and not votes and not self._can_change_masks(state, exchange, mean, signal):
-            after = self._step(state, updates, mean, is_due=False, signal=None)
-            opt_state = after.opt_state._replace(count=state.opt_state.count)
-            return dataclasses.replace(after, opt_state=opt_state), exchange.diagnostics()
-        return self._step(state, updates, mean, is_due, signal), exchange.diagnostics()
+        return exchange, updates, signal
+
+    def _gathered_by_width(
+        self, narrow: NarrowTraining, state: SparseServerState, masks: PyTree, clients: Sequence[Client]
+    ) -> tuple[list[Exchange], Sums | Updates]:
+        """The same where clients train networks of several widths: a broadcast for each."""
+        whole = lambda p: jnp.ones(p.shape, jnp.uint8)  # noqa: E731
+        held = map_pruned(lambda p, mask: mask, state.params, masks, otherwise=whole)
+        updates, exchanges = self.aggregation.gather(state.params, held, is_personal=True), []
+        for cohort in narrow.cohorts(state.round, state.params, masks, clients, self._batches):
+            names, seed = [client for client, _, _ in cohort.clients], self._seed(state)
+            is_whole = cohort.masks is masks
+            exchange = self.channel.broadcast(
+                state.round, names, cohort.params, cohort.masks, seed=seed if is_whole else None
+            )
+            present = self._present(exchange, cohort.clients)
+            shared = {"params": cohort.inside(exchange.params), "masks": cohort.inside(exchange.masks)}
+            for place, output in cohort.train(shared, self._inputs(present)):
+                message = exchange.receive(place, cohort.outside(output["delta"]))
+                if message is not None:
+                    updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
+            exchanges.append(exchange)
+        return exchanges, updates
 
     def _seed(self, state: SparseServerState) -> SeededMasks | None:
         if not self.updater.masks_from_seed:
@@ -293,11 +345,10 @@ class _Averaging:
                 own = self.refresh(own, exchange.params, grads)
             yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
 
-    def _can_change_masks(self, state: SparseServerState, exchange: Exchange, mean: PyTree, signal: PyTree) -> bool:
+    def _can_change_masks(self, state: SparseServerState, lost: list[str], mean: PyTree, signal: PyTree) -> bool:
         """Whether the round has what a mask change goes by; warns if not."""
-        reasons = exchange.lost_growth()
-        if reasons:
-            _warn_of_lost_growth(state.round, reasons)
+        if lost:
+            _warn_of_lost_growth(state.round, lost)
             return False
         ranked_by = mean if signal is None else signal
         if can_change_masks(self.updater, state.opt_state, state.params, ranked_by, delta=mean):
