@@ -95,6 +95,7 @@ bench: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated r
 	$(IN_VENV) -m experiments.benchmarks.large
 	$(IN_VENV) -m experiments.benchmarks.export
 	$(IN_VENV) -m experiments.benchmarks.codec
+	$(IN_VENV) -m experiments.benchmarks.weight_sync
 	$(IN_VENV) -m experiments.benchmarks.fed_round
 	$(IN_VENV) -m experiments.benchmarks.fed_memory
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import optax
 
-from experiments.benchmarks.fed_round import clients_of_emnist
+from experiments.benchmarks.fed_round import random_clients
 from experiments.benchmarks.timing import interleave, table
 from sparse_plugins import core, fed
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="images of the mean client")
     options = parser.parse_args()
     model = fedjax.models.emnist.create_conv_model(only_digits=False)
-    clients = clients_of_emnist(options.clients, options.images)
+    clients = random_clients(options.clients, options.images)
     widths = {"whole": 1.0, "whole again": 1.0, "half of the channels": 0.5, "a quarter": 0.25}
     made = {name: contestant(model, clients, width) for name, width in widths.items()}
     timings = interleave({name: run for name, (run, _) in made.items()}, "whole", options.rounds)

@@ -28,8 +28,8 @@ MODELS = {"conv": fedjax.models.emnist.create_conv_model, "dense": fedjax.models
 ADAM = optax.adam(10**-2.5, eps=1e-4)
 
 
-def clients_of_emnist(count: int, images: int) -> list[tuple[int, Any, jax.Array]]:
-    """Clients with random images, from half to one and a half times `images` each."""
+def random_clients(count: int, images: int) -> list[tuple[int, Any, jax.Array]]:
+    """Clients with random images, from half to one and a half times as many as the mean has."""
     clients = []
     for number, size in enumerate(np.linspace(images / 2, images * 3 / 2, count).round().astype(int)):
         rng = np.random.default_rng(number)
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--group-size", type=int, default=5, help="clients that the vmap backend runs at once")
     options = parser.parse_args()
-    clients = clients_of_emnist(options.clients, options.images)
+    clients = random_clients(options.clients, options.images)
     dense = fedjax.optimizers.create_optimizer_from_optax(ADAM)
     sides = {
         "FedJAX": (dense, "jit"),

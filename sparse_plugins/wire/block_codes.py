@@ -55,8 +55,10 @@ def encode_blocks(new: Array, base: Array | None, is_signed: bool, zstd: bool) -
     codes = []
     for start in range(0, new.size, _BLOCK):
         block = new[start : start + _BLOCK]
-        old = np.zeros_like(block) if base is None else base[start : start + _BLOCK]
-        codes.append(_encode_block(block, old, is_signed, zstd))
+        if base is None:
+            codes.append(_encode_snapshot(block, is_signed, zstd))
+        else:
+            codes.append(_encode_block(block, base[start : start + _BLOCK], is_signed, zstd))
     return b"".join(codes)
 
 
@@ -104,9 +106,21 @@ def _encode_block(new: Array, old: Array, is_signed: bool, zstd: bool) -> bytes:
         codes.append(_CHANGES + _encode_changes(places, new, old, is_signed, zstd))
     if is_sparse and 2 * len(codes[0]) <= new.nbytes:
         return codes[0]
-    codes.append(_ALL + encode_planes(steps(new, old, is_signed), zstd))
-    codes.append(_WHOLE + encode_planes(steps(new, np.zeros_like(new), is_signed), zstd))
+    codes += [_ALL + encode_planes(steps(new, old, is_signed), zstd), _encode_whole(new, is_signed, zstd)]
     return min(codes, key=len)
+
+
+def _encode_snapshot(new: Array, is_signed: bool, zstd: bool) -> bytes:
+    """What is not zero, or all where that is most."""
+    places, nothing = np.flatnonzero(new), np.zeros_like(new)
+    if 2 * places.size > new.size:
+        return _encode_whole(new, is_signed, zstd)
+    changes = _CHANGES + _encode_changes(places, new, nothing, is_signed, zstd)
+    return min(changes, _encode_whole(new, is_signed, zstd), key=len)
+
+
+def _encode_whole(new: Array, is_signed: bool, zstd: bool) -> bytes:
+    return _WHOLE + encode_planes(steps(new, np.zeros_like(new), is_signed), zstd)
 
 
 def _decode_block(reader: Reader, old: Array, new: Array, is_signed: bool) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -12,6 +13,8 @@ from matplotlib.image import imread
 from experiments.benchmarks import export, large, masks, step, timing, trace_walk
 from experiments.benchmarks.models import resnet50_shapes
 from experiments.benchmarks.timing import Timing
+from experiments.benchmarks.weight_sync import __main__ as weight_sync
+from experiments.benchmarks.weight_sync import ways
 
 TINY = ["--shapes", "32x16", "16x16", "--batches", "1", "4", "--sparsities", "0.5", "0.9", "--rounds=3"]
 
@@ -121,3 +124,29 @@ def test_one_update_can_be_followed_on_foot(capsys: pytest.CaptureFixture) -> No
     walks = {name: (int(calls), int(changes)) for name, calls, changes in map(str.split, rows)}
     most = {"magnitude": (330, 230), "rigl": (505, 260)}
     assert [name for name in most if any(a > b for a, b in zip(walks[name], most[name], strict=True))] == []
+
+
+def test_all_ways_to_send_weights_bring_the_same_bits_and_the_bound_is_the_entropy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    base = {"w": np.arange(1000, dtype=np.float16)}
+    new = {"w": base["w"].copy()}
+    new["w"].view(np.uint16)[::10] += np.tile([1, 2], 50).astype(np.uint16)
+    positions = -1000 * (0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
+    assert ways.entropy_bound(new, base) == pytest.approx((positions + 100) / 8)
+    assert ways.changed_share(new, base) == 0.1
+    costs = ways.measured([base, new, base], rounds=1)
+    assert costs["full copy"].share == 1.0
+    assert costs["int32 positions, values"].share == pytest.approx(0.3)
+    assert costs["16-bit gaps, values"].share == pytest.approx(0.2)
+    broken = ways.Way(lambda new, base: b"", lambda sent, base: ways.bits(base))
+    monkeypatch.setattr(ways, "ways", lambda digest: {"broken": broken})
+    with pytest.raises(AssertionError):
+        ways.measured([base, new], rounds=1)
+    monkeypatch.undo()
+    run_once = "--width 16 --layers 1 --shown 1 --warm-up 0 --steps 1 --rounds 1 --learning-rates 1e-6 1e-3"
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        run(weight_sync.main, f"--parts transformer {run_once}", monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.count("bfloat16, learning rate") == 2
+    assert printed.count("| wire.delta  ") == 2
