@@ -55,10 +55,10 @@ def top_k_mask(scores: jax.Array, k: jax.Array, sparsity: float) -> jax.Array:
 
 def argsort_groups(scores: jax.Array, structure: NByM) -> jax.Array:
     """N:M by ranks in groups of m, from two sorts; the axis must divide."""
-    last = jnp.moveaxis(scores, structure.axis, -1)
+    last = jnp.moveaxis(scores, structure.place, -1)
     groups = last.reshape(*last.shape[:-1], -1, structure.m)
     ranks = jnp.argsort(jnp.argsort(-groups, axis=-1), axis=-1)
-    return jnp.moveaxis((ranks < structure.n).astype(jnp.uint8).reshape(last.shape), -1, structure.axis)
+    return jnp.moveaxis((ranks < structure.n).astype(jnp.uint8).reshape(last.shape), -1, structure.place)
 
 
 def argsort_blocks(scores: jax.Array, structure: Block, k: jax.Array) -> jax.Array:

@@ -18,6 +18,8 @@ from sparse_plugins.core.config import SparsityConfig, create_updater_from_confi
 from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, uniform
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
+from sparse_plugins.core.layers.axes import LayerAxes, Layers
+from sparse_plugins.core.layers.describe import Axes, describe_layers
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.plans import Plan, plan
 from sparse_plugins.core.registry import all_algorithm_names, register_algorithm
@@ -35,12 +37,12 @@ from sparse_plugins.core.transform.state import SparseState, check_state, find_s
 
 if typing.TYPE_CHECKING:
     from sparse_plugins.core.layers.channel_groups import ChannelGraph, ChannelGroup, channel_graph, channel_masks
-    from sparse_plugins.core.layers.roles import LayerAxes, Layers, trace_layers
+    from sparse_plugins.core.layers.roles import trace_layers
     from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
 else:
     _MODULES = {  # which load `jax.extend`
         "channel_groups": ("ChannelGraph", "ChannelGroup", "channel_graph", "channel_masks"),
-        "roles": ("LayerAxes", "Layers", "trace_layers"),
+        "roles": ("trace_layers",),
         "shrink": ("Shrunk", "expand", "shrink"),
     }
     __getattr__, __dir__ = on_demand.loaders(
@@ -52,6 +54,7 @@ __all__ = [
     "NOT_PRUNED",
     "SET",
     "AlternatingSchedule",
+    "Axes",
     "BaseUpdater",
     "Block",
     "ByPath",
@@ -101,6 +104,7 @@ __all__ = [
     "channel_masks",
     "check_state",
     "create_updater_from_config",
+    "describe_layers",
     "describe_plan",
     "erk",
     "expand",

@@ -13,6 +13,7 @@ import optax
 
 from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update, has_own_rule
 from sparse_plugins.core.distributions import uniform
+from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
     apply_masks,
@@ -23,10 +24,10 @@ from sparse_plugins.core.masks import (
     unpack_masks,
 )
 from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
-from sparse_plugins.core.selection.counts import as_number, check_fraction
+from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.random_scores import joined_seed, key_words
-from sparse_plugins.core.selection.structured_topk import StructureTopK, create_mask, rank_active_first
+from sparse_plugins.core.selection.structured_topk import StructureTopK
 from sparse_plugins.core.structures import ByPath, Structure, Unstructured
 from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.implicit_masks import masks_of_step
@@ -65,6 +66,9 @@ class BaseUpdater(UpdaterHooks):
             masks to change inside `update`, and parameters that nothing else sets to 0.
         topk_fn: Own rule (scores of one layer, sparsity) -> uint8 mask; None for the structure's, which the field then
             holds, so that an algorithm can call it.
+        layers: What the axes of parameters are, from `core.trace_layers` or `core.describe_layers`: every layer of a
+            stack is then ranked by itself, biases and scales stay dense whatever their axes, and structures lie along
+            all inputs or outputs. None takes each array for one layer.
 
     Raises:
         TypeError: If a field has the wrong type.
@@ -92,13 +96,16 @@ class BaseUpdater(UpdaterHooks):
     rng_seed: int | jax.Array = 0
     use_packed_masks: bool | Literal["zeros"] = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
+    layers: Layers | None = dataclasses.field(default=None, kw_only=True, repr=False)
 
     # The schedule that start, end and period in a configuration mean.
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self.topk_fn = self.topk_fn if has_own_rule(self) else StructureTopK(self.sparsity_type)
+        self.topk_fn = (
+            self.topk_fn if has_own_rule(self) else StructureTopK(self.sparsity_type, self.layers is not None)
+        )
 
     # What an algorithm may override.
 
@@ -169,9 +176,9 @@ class BaseUpdater(UpdaterHooks):
         plans = self.leaf_plans(params)
         if self.prunes_for_good and not has_own_rule(self):
             # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
-            behind = lambda p, m, s, kind: rank_active_first(s, unpack(m, p.shape), kind)  # noqa: E731
-            masks = sparse_state.masks
-            scores = map_pruned(behind, params, masks, scores, plans.structures, otherwise=lambda p, s, kind: s)
+            behind = lambda p, m, s, leaf: leaf.rule.rank_active_first(s, unpack(m, p.shape))  # noqa: E731
+            beside = (sparse_state.masks, scores, plans.tree(plans.leaves))
+            scores = map_pruned(behind, params, *beside, otherwise=lambda p, s, leaf: s)
         at_step = functools.partial(self._sparsity, step=sparse_state.count)
         sparsities = plans.tree([at_step(leaf.target) if leaf.is_pruned else NOT_PRUNED for leaf in plans.leaves])
         return sparse_state._replace(masks=self.create_masks(scores, sparsities))
@@ -181,37 +188,40 @@ class BaseUpdater(UpdaterHooks):
 
         Args:
             scores: Tree of real arrays.
-            sparsities: Tree of fractions; `NOT_PRUNED` (or None) where a leaf stays dense.
+            sparsities: Tree of fractions, or tuples of one per layer of a stack; `NOT_PRUNED` (or None) where a leaf
+                stays dense.
 
         Returns:
             Tree of uint8 masks of the scores' shapes, `NOT_PRUNED` where a leaf stays dense.
         """
+        rules = jax.tree.unflatten(jax.tree.structure(scores), self.mask_rules(scores))
+        best = in_turns(lambda score, sparsity, rule: rule.create_mask(score, sparsity))
         if has_own_rule(self):
-            own = lambda score, sparsity: self.topk_fn(score, as_number(sparsity))  # type: ignore[misc]  # noqa: E731
-            return map_pruned(own, scores, sparsities, otherwise=lambda s: NOT_PRUNED)
-        best = in_turns(lambda score, sparsity, kind: create_mask(score, kind, sparsity))
-        structures = jax.tree.unflatten(jax.tree.structure(scores), self.structures(scores))
-        return map_pruned(best, scores, sparsities, structures, otherwise=lambda s, kind: NOT_PRUNED)
+            best = lambda score, sparsity, rule: rule.own_mask(self.topk_fn, score, sparsity)  # noqa: E731
+        return map_pruned(best, scores, sparsities, rules, otherwise=lambda s, rule: NOT_PRUNED)
 
     # What users call.
 
     def target_sparsities(self, params: PyTree) -> PyTree:
         """Target sparsity of every leaf as a Python float, `NOT_PRUNED` where it stays dense.
 
+        A tuple of them where layers of a stack differ, as by the rounding of ERK.
+
         Raises:
-            ValueError: If there is no distribution or it gives a number outside [0, 1].
+            ValueError: If there is no distribution, it gives a number outside [0, 1], or `layers` do not know a leaf.
         """
         if self.sparsity_distribution_fn is None:
             raise ValueError(
                 f"{type(self).__name__} has no sparsity_distribution_fn; give one, e.g. partial(erk, sparsity=0.8)."
             )
-        targets = aligned(params, self.sparsity_distribution_fn(params), "target sparsities")
-        names = leaf_names(params)
-        checked = [
-            check_fraction(f"target sparsity of {name!r}", target) if is_pruned(target) else NOT_PRUNED
-            for name, target in zip(names, targets, strict=True)
-        ]
+        targets = aligned(params, self.sparsity_distribution_fn(self.layer_shapes(params)), "target sparsities")
+        columns = zip(leaf_names(params), targets, strict=True)
+        checked = [_checked_target(*column) if is_pruned(column[1]) else NOT_PRUNED for column in columns]
         return jax.tree.unflatten(jax.tree.structure(params), checked)
+
+    def layer_shapes(self, params: PyTree) -> PyTree:
+        """What distributions and filters see: one layer of every stack if layers are known, else the parameters."""
+        return params if self.layers is None else self.layers.shapes(params)
 
     def seeded(self, key: jax.Array) -> Self:
         """The updater of one run among several: its random masks are drawn from the run's key and `rng_seed` together.
@@ -262,7 +272,7 @@ class BaseUpdater(UpdaterHooks):
         targets = self.leaf_plans(params).targets
         if self.prunes:
             check_targets(self, params)
-        record = map_pruned(lambda p, t: jnp.float32(t), params, targets, otherwise=lambda p: NOT_PRUNED)
+        record = map_pruned(lambda p, t: jnp.asarray(t, jnp.float32), params, targets, otherwise=lambda p: NOT_PRUNED)
         state = SparseState((), (), record, jnp.zeros((), jnp.int32), key_words(self.rng_seed))
         first = lambda params: self.storing(state, params, self.get_initial_masks(params, targets)).masks  # noqa: E731
         return state._replace(masks=(jax.jit(first) if _is_large(params) else first)(params))
@@ -395,10 +405,20 @@ class BaseUpdater(UpdaterHooks):
         """Target sparsities; those of the updater where None are given."""
         return self.target_sparsities(params) if target_sparsities is None else target_sparsities
 
-    def _sparsity(self, target: float, step: Any) -> Any:
-        """The sparsity of a layer at a step, exact where the schedule allows."""
+    def _sparsity(self, target: Any, step: Any) -> Any:
+        """The sparsity of a layer at a step, exact where the schedule allows; of each layer if their targets differ."""
+        if isinstance(target, tuple):
+            made = {one: self._sparsity(one, step) for one in dict.fromkeys(target)}
+            return tuple(made[one] for one in target)
         at_step = functools.partial(self.scheduler.get_sparsity_at_step, target)
         return at_refresh(at_step, self.scheduler, step)
+
+
+def _checked_target(name: str, target: Any) -> Any:
+    """A number in [0, 1], or a tuple of some."""
+    if isinstance(target, tuple):
+        return tuple(_checked_target(name, one) for one in target)
+    return check_fraction(f"target sparsity of {name!r}", target)
 
 
 def _is_large(params: PyTree) -> bool:

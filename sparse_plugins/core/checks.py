@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import MARKERS, check_stored, is_pruned
 from sparse_plugins.core.schedules import LAST_STEP, NoUpdateSchedule
 from sparse_plugins.core.selection.counts import check_fraction
@@ -62,6 +63,11 @@ def check_fields(updater: UpdaterHooks) -> None:
         value = getattr(updater, name)
         if value is not None and not callable(value):
             raise TypeError(f"{name} is {value!r}; give a function, e.g. partial(erk, sparsity=0.8).")
+    if updater.layers is not None and not isinstance(updater.layers, Layers):
+        raise TypeError(
+            f"layers is a {type(updater.layers).__name__}; give what core.trace_layers(apply, params, *inputs) or "
+            "core.describe_layers(...) returns."
+        )
     if "sparsity" in (keywords := getattr(updater.sparsity_distribution_fn, "keywords", {})):
         check_fraction("sparsity", keywords["sparsity"])
     key_words(updater.rng_seed)
@@ -153,7 +159,7 @@ def check_targets(updater: UpdaterHooks, params: PyTree) -> None:
         if plan.is_pruned:
             _check_placement(plan.name, leaf)
             if not has_own_rule(updater):
-                plan.structure.check(tuple(leaf.shape), f"parameter {plan.name!r}")
+                plan.rule.check()
 
 
 def check_update(updater: UpdaterHooks, updates: PyTree | None, state: Any, params: PyTree | None) -> None:

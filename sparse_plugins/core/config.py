@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sparse_plugins.core import drop_fractions, schedules
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
+from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.path_rules import read_rule
 from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
 from sparse_plugins.core.selection.counts import check_fraction
@@ -34,8 +35,8 @@ class SparsityConfig:
         sparsity: Fraction of zeros in [0, 1]; with an 'n:m' structure it defaults to 1 - n / m.
         dist_type: 'uniform' or 'erk'; not read by the global algorithms.
         sparsity_type: None for the algorithm's own; a structure or its name: 'unstructured', 'nm_2,4' or '2:4',
-            'block_4,4' or '4x4', `'channel_-1'`, `'fan_in_-1'`; or pairs (regular expression for a path, one of these)
-            for a structure per layer.
+            'block_4,4' or '4x4', 'channel', 'heads', 'fan_in', or with an axis `'channel_-1'`, `'fan_in_-1'`; or pairs
+            (regular expression for a path, one of these) for a structure per layer.
         update_start_step: First step at which masks change; None for no changes.
         update_end_step: Last step at which they do; equal to the start for a one-shot change.
         update_freq: Steps between changes.
@@ -53,6 +54,7 @@ class SparsityConfig:
         topk_fn: See `BaseUpdater`.
         use_normalization: See `GlobalMagnitudePruning`.
         normalization_eps: See `GlobalMagnitudePruning`.
+        layers: What the axes of parameters are; see `BaseUpdater`.
     """
 
     algorithm: str
@@ -76,6 +78,7 @@ class SparsityConfig:
     topk_fn: Callable[[Any, Any], Any] | None = None
     use_normalization: bool | None = None
     normalization_eps: float | None = None
+    layers: Layers | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:
@@ -125,7 +128,7 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
 _LAYERS = ("filter_fn", "custom_sparsity_map", "rules")
 _AS_GIVEN = (
     *("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients", "topk_fn"),
-    *("use_normalization", "normalization_eps"),
+    *("use_normalization", "normalization_eps", "layers"),
 )
 
 
@@ -147,8 +150,9 @@ def parse_structure(structure: Any) -> Structure | ByPath:
     """A structure from its short name, or structures by path.
 
     Args:
-        structure: A structure or `ByPath`; 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel_-1',
-            'fan_in_-1'; or a sequence of pairs (regular expression, one of these).
+        structure: A structure or `ByPath`; 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel', 'heads',
+            'fan_in', or 'channel_-1', 'fan_in_-1' with an axis; or a sequence of pairs (regular expression, one of
+            these).
 
     Returns:
         The structure.
@@ -158,7 +162,7 @@ def parse_structure(structure: Any) -> Structure | ByPath:
 
     Example:
         >>> parse_structure("2:4"), parse_structure([("head/.*", "4x4")]).rules
-        (NByM(n=2, m=4, axis=-2), (('head/.*', Block(block_shape=(4, 4), use_avg_pooling=True)),))
+        (NByM(n=2, m=4, axis=None), (('head/.*', Block(block_shape=(4, 4), use_avg_pooling=True)),))
     """
     if isinstance(structure, Structure | ByPath):
         return structure
@@ -168,13 +172,21 @@ def parse_structure(structure: Any) -> Structure | ByPath:
     return _one_structure(structure)
 
 
+_BY_NAME: Mapping[str, Structure] = {
+    "unstructured": Unstructured(),
+    "channel": Channel(),
+    "heads": Channel(whole_heads=True),
+    "fan_in": ConstantFanIn(),
+}
+
+
 def _one_structure(structure: str | Structure) -> Structure:
     if isinstance(structure, Structure):
         return structure
     name, _, numbers = str(structure).rpartition("_")
     try:
-        if structure == "unstructured":
-            return Unstructured()
+        if structure in _BY_NAME:
+            return _BY_NAME[structure]
         if name == "channel":
             return Channel(int(numbers))
         if name == "fan_in":
@@ -189,7 +201,7 @@ def _one_structure(structure: str | Structure) -> Structure:
             raise
     raise ValueError(
         f"sparsity_type {structure!r} is unknown; allowed are a structure such as NByM(2, 4), or 'unstructured', "
-        "'nm_2,4' ('2:4'), 'block_4,4' ('4x4'), 'channel_-1', 'fan_in_-1'."
+        "'nm_2,4' ('2:4'), 'block_4,4' ('4x4'), 'channel', 'heads', 'fan_in', 'channel_-1', 'fan_in_-1'."
     )
 
 

@@ -1,8 +1,10 @@
 """How sparse each layer is: parameters in, one target sparsity per leaf out.
 
-Only names, shapes and dtypes are read, so a distribution gives the same plan inside and outside jit.
+Only names, shapes and dtypes are read, so a distribution gives the same plan inside and outside jit. An updater that
+knows layers gives a `LayerShape` in place of each parameter: one layer of a stack, a bias with one axis.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +93,9 @@ def erk(
 ) -> PyTree:
     """Erdos-Renyi-Kernel: density in proportion to (sum of axes) / (product of axes), so small layers stay denser.
 
+    Where an updater knows layers, every layer of a stack counts by itself, and its axes are its window, inputs and
+    outputs.
+
     A layer that would exceed density 1 is kept dense and its share goes to the others, until the layers together
     keep exactly `round((1 - sparsity) * entries)` entries, each at least one. Layers with a fixed sparsity of their own
     are outside this budget, as in the paper.
@@ -103,7 +108,8 @@ def erk(
         rules: As in `uniform`.
 
     Returns:
-        Tree of Python floats with the structure of `params`; `NOT_PRUNED` where a leaf stays dense.
+        Tree of Python floats with the structure of `params`; `NOT_PRUNED` where a leaf stays dense, and a tuple of
+        floats where layers of a stack differ by rounding.
 
     Raises:
         ValueError: For a sparsity outside [0, 1], a rule that matches no leaf, or a budget of fewer entries than
@@ -121,10 +127,20 @@ def erk(
     leaves, treedef = jax.tree.flatten(params)
     plan = resolve(params, filter_fn, custom_sparsity_map, rules)
     shared = [i for i, target in enumerate(plan) if target == SHARED and math.prod(leaves[i].shape)]
-    kept = _erk_counts([tuple(leaves[i].shape) for i in shared], sparsity)
-    for i, count in zip(shared, kept, strict=True):
-        plan[i] = 1.0 - count / math.prod(leaves[i].shape)
+    layers = _one_by_one(shared, [getattr(leaves[i], "layers", 1) for i in shared])
+    kept = _erk_counts([tuple(leaves[i].shape) for i in layers], sparsity)
+    own: dict[int, list[float]] = {}
+    for i, count in zip(layers, kept, strict=True):
+        own.setdefault(i, []).append(1.0 - count / math.prod(leaves[i].shape))
+    for i, targets in own.items():
+        plan[i] = targets[0] if len(set(targets)) == 1 else tuple(targets)
     return jax.tree.unflatten(treedef, [sparsity if target == SHARED else target for target in plan])
+
+
+def _one_by_one(leaves: Sequence[int], layers: Sequence[int]) -> list[int]:
+    """Every leaf once for each of its layers; stacks side by side in turns, as the blocks of an unrolled model."""
+    stacks = itertools.groupby(zip(leaves, layers, strict=True), key=lambda pair: pair[1])
+    return [leaf for count, stack in stacks for leaf in [leaf for leaf, _ in stack] * count]
 
 
 def _erk_counts(shapes: list[tuple[int, ...]], sparsity: float) -> list[int]:

@@ -21,6 +21,11 @@ def _integer(name: str, value: object, lowest: int | None = None) -> None:
         raise ValueError(f"{name} is {value}; the smallest allowed value is {lowest}.")
 
 
+def _axis(name: str, value: object) -> None:
+    if value is not None:
+        _integer(name, value)
+
+
 def _axis_of(shape: tuple[int, ...], axis: int, owner: object, where: str) -> int:
     if not -len(shape) <= axis < len(shape):
         raise ValueError(
@@ -57,8 +62,9 @@ class NByM:
     Attributes:
         n: Entries kept in a group, at least 1 and at most `m`.
         m: Group length, at least 1.
-        axis: Axis along which the groups lie. The default is the reduction axis of Flax and Haiku kernels
-            (`[in, out]`, `[height, width, in, out]`), which is what sparse matrix units accept.
+        axis: Axis of the array along which the groups lie. None, the default, is along the inputs, which is what sparse
+            matrix units accept: all of them where an updater's `layers` tell; else the last axis but one, as in kernels
+            of Flax and Haiku (`[in, out]`, `[height, width, in, out]`).
 
     Raises:
         ValueError: If n > m or either is below 1.
@@ -72,33 +78,40 @@ class NByM:
 
     n: int
     m: int
-    axis: int = -2
+    axis: int | None = None
 
     def __post_init__(self) -> None:
         _integer("NByM.n", self.n, 1)
         _integer("NByM.m", self.m, 1)
-        _integer("NByM.axis", self.axis)
+        _axis("NByM.axis", self.axis)
         if self.n > self.m:
             raise ValueError(f"NByM keeps n={self.n} of m={self.m}; n must not exceed m. Did you swap them?")
 
+    @property
+    def place(self) -> int:
+        """The axis, in an array that nobody described."""
+        return -2 if self.axis is None else self.axis
+
     def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
         """Raises ValueError if `shape` lacks the axis."""
-        _axis_of(shape, self.axis, self, where)
+        _axis_of(shape, self.place, self, where)
 
     def units(self, shape: tuple[int, ...]) -> int:
         """Number of groups in an array of `shape`."""
-        length = shape[self.axis]
+        length = shape[self.place]
         return math.prod(shape) // length * -(-length // self.m) if length else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Rectangular blocks over the last axes are kept or pruned as one.
+    """Rectangular blocks over inputs and outputs are kept or pruned as one.
 
-    The last block of an axis may be smaller when the length does not divide. Leading axes count as more blocks.
+    The last block of an axis may be smaller when the length does not divide. Leading axes, such as the window of a
+    convolution, count as more blocks.
 
     Attributes:
-        block_shape: Block length along each of the last `len(block_shape)` axes.
+        block_shape: Block length along (inputs, outputs), or outputs alone, where an updater's `layers` tell these;
+            else, and where it has more entries, along each of the last `len(block_shape)` axes.
         use_avg_pooling: True scores a block by the mean of its entries, False by their maximum.
 
     Raises:
@@ -141,25 +154,37 @@ class Channel:
     """Whole slices along one axis are kept or pruned, ranked by the sum of their scores.
 
     Attributes:
-        axis: Axis whose slices are the channels; -1 is the output axis of Flax and Haiku kernels.
+        axis: Axis of the array whose slices are the channels. None, the default, is the outputs: all of them where an
+            updater's `layers` tell; else the last axis, as in kernels of Flax and Haiku.
+        whole_heads: Where the outputs are those of attention heads, and `layers` tell so, a head is a channel.
 
     Example:
         >>> Channel().units((3, 3, 16, 32))
         32
     """
 
-    axis: int = -1
+    axis: int | None = None
+    whole_heads: bool = False
 
     def __post_init__(self) -> None:
-        _integer("Channel.axis", self.axis)
+        _axis("Channel.axis", self.axis)
+        if not isinstance(self.whole_heads, bool):
+            raise TypeError(f"Channel.whole_heads is {self.whole_heads!r}; give True or False.")
+        if self.whole_heads and self.axis is not None:
+            raise ValueError(f"Channel got axis={self.axis} and whole_heads=True, which goes by roles; give one.")
+
+    @property
+    def place(self) -> int:
+        """The axis, in an array that nobody described."""
+        return -1 if self.axis is None else self.axis
 
     def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
         """Raises ValueError if `shape` lacks the axis."""
-        _axis_of(shape, self.axis, self, where)
+        _axis_of(shape, self.place, self, where)
 
     def units(self, shape: tuple[int, ...]) -> int:
         """Number of channels in an array of `shape`."""
-        return shape[self.axis]
+        return shape[self.place]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +192,8 @@ class ConstantFanIn:
     """Every output keeps the same number of its incoming weights.
 
     Attributes:
-        axis: Axis of the outputs; each slice along it is ranked on its own. -1 suits Flax and Haiku kernels.
+        axis: Axis of the array along which the outputs lie; each slice along it is ranked on its own. None, the
+            default, as of `Channel`.
 
     Example:
         >>> ConstantFanIn().units((3, 3, 16, 32))
@@ -176,18 +202,23 @@ class ConstantFanIn:
     Source: Lasby et al., Dynamic Sparse Training with Structured Sparsity (2024).
     """
 
-    axis: int = -1
+    axis: int | None = None
 
     def __post_init__(self) -> None:
-        _integer("ConstantFanIn.axis", self.axis)
+        _axis("ConstantFanIn.axis", self.axis)
+
+    @property
+    def place(self) -> int:
+        """The axis, in an array that nobody described."""
+        return -1 if self.axis is None else self.axis
 
     def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
         """Raises ValueError if `shape` lacks the axis."""
-        _axis_of(shape, self.axis, self, where)
+        _axis_of(shape, self.place, self, where)
 
     def units(self, shape: tuple[int, ...]) -> int:
         """Number of outputs of an array of `shape`."""
-        return shape[self.axis]
+        return shape[self.place]
 
 
 Structure = Unstructured | NByM | Block | Channel | ConstantFanIn
@@ -208,7 +239,7 @@ class ByPath:
     Example:
         >>> kinds = ByPath([("head/.*", Channel()), (".*/conv/.*", NByM(2, 4))])
         >>> structure_per_leaf(kinds, ["body/conv/kernel", "body/dense/kernel", "head/kernel"])
-        [NByM(n=2, m=4, axis=-2), Unstructured(), Channel(axis=-1)]
+        [NByM(n=2, m=4, axis=None), Unstructured(), Channel(axis=None, whole_heads=False)]
     """
 
     rules: Sequence[tuple[str, Structure]]
@@ -236,8 +267,8 @@ def structure_per_leaf(sparsity_type: Structure | ByPath, names: Sequence[str]) 
         ValueError: If a rule matches no leaf.
 
     Example:
-        >>> structure_per_leaf(Channel(), ["a", "b"])
-        [Channel(axis=-1), Channel(axis=-1)]
+        >>> structure_per_leaf(Unstructured(), ["a", "b"])
+        [Unstructured(), Unstructured()]
     """
     if not isinstance(sparsity_type, ByPath):
         return [sparsity_type] * len(names)

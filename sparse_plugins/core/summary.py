@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.checks import check_leaves
+from sparse_plugins.core.layers.axes import Layers, LayerView
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
 from sparse_plugins.core.selection.counts import keep_count
 from sparse_plugins.core.selection.structured_topk import kept_units
@@ -21,17 +22,22 @@ _MOST = (1 << 31) - 1  # that an int32 can count
 
 
 def summarize_sparsity(
-    params: PyTree, only_total_sparsity: bool = False, *, masks: PyTree | None = None
+    params: PyTree,
+    only_total_sparsity: bool = False,
+    *,
+    masks: PyTree | None = None,
+    layers: Layers | None = None,
 ) -> dict[str, jax.Array]:
     """Fraction of zeros, per leaf and in total.
 
-    Totals count the leaves that can be pruned: those with a mask if masks are given, else those with two or more
-    axes. Biases that happen to be zero do not make a dense model look sparse.
+    Totals count the leaves that can be pruned: those with a mask if masks are given, else those whose layers have two
+    or more axes. Biases that happen to be zero do not make a dense model look sparse.
 
     Args:
         params: Parameters in use (`updater.pre_forward_update(params, state)`), or a tree of unpacked masks.
         only_total_sparsity: Leave out the single leaves.
         masks: Mask tree, packed or not, that says which leaves count.
+        layers: What axes are; the layers of a stack are then listed one by one, as 'blocks/kernel/0'.
 
     Returns:
         float32[] by path, and '_total_sparsity', '_nparams' (entries that can be pruned), '_nparams_nnz' (of these
@@ -48,17 +54,23 @@ def summarize_sparsity(
     check_leaves(params, "parameter")
     leaves = jax.tree.leaves(params)
     _refuse_packed(params)
+    names = leaf_names(params)
+    views = [LayerView.of_one(leaf.shape) for leaf in leaves]
+    if layers is not None:
+        views = [axes.as_matrices for axes in layers.of(params)]
     counted = (
-        [leaf.ndim > 1 for leaf in leaves]
+        [len(view.shape) > 1 for view in views]
         if masks is None
         else [is_pruned(mask) for mask in aligned(params, masks, "masks")]
     )
     nonzero = [_in_parts(jnp.count_nonzero, leaf, _MOST) for leaf in leaves]
     summary = {}
     if not only_total_sparsity:
-        for name, leaf, count in zip(leaf_names(params), leaves, nonzero, strict=True):
-            size = leaf.size if leaf.size <= _MOST else float(leaf.size)  # as the count is
-            summary[name] = (size - count).astype(jnp.float32) / float(max(leaf.size, 1))
+        for name, leaf, count, view in zip(names, leaves, nonzero, views, strict=True):
+            for of_layer, layer in view.named(name, leaf):
+                own = count if view.layers is None else _in_parts(jnp.count_nonzero, layer, _MOST)
+                size = layer.size if layer.size <= _MOST else float(layer.size)  # as the count is
+                summary[of_layer] = (size - own).astype(jnp.float32) / float(max(layer.size, 1))
     total = sum(leaf.size for leaf, is_counted in zip(leaves, counted, strict=True) if is_counted)
     kept = sum((count.astype(jnp.float32) for count, is_in in zip(nonzero, counted, strict=True) if is_in), 0.0)
     summary["_total_sparsity"] = jnp.float32(1.0 - kept / float(max(total, 1))) if total else jnp.float32(0.0)
@@ -134,10 +146,10 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
         params: Parameter tree; shapes will do. Values are read where weights alone decide in a ranking across layers.
 
     Returns:
-        Text: the steps at which masks change, in the schedule's unit, and per layer its shape, target sparsity and
-        number of entries kept, which one ranking across layers leaves open for each of them. Layers that such a ranking
-        would empty, of the weights as they are, are named; or it says that this is not known before the scores are.
-        Then what random masks are drawn from, if any are.
+        Text: the steps at which masks change, in the schedule's unit, and per layer, each of a stack by itself, its
+        shape, how its axes are read, its target sparsity and number of entries kept, which one ranking across layers
+        leaves open for each of them. Layers that such a ranking would empty, of the weights as they are, are named; or
+        it says that this is not known before the scores are. Then what random masks are drawn from, if any are.
 
     Example:
         >>> import functools
@@ -147,57 +159,60 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
         ...     scheduler=core.OneShotSchedule(target_step=10, step_unit="round"))
         >>> print(describe_plan(updater, {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}))
         MagnitudePruning: masks change once, at round 10
-        layer  shape   target sparsity  kept
-        b      (4,)    dense            4 of 4
-        w      (4, 4)  0.75             4 of 16
+        layer  shape   read as    target sparsity  kept
+        b      (4,)               dense            4 of 4
+        w      (4, 4)  one layer  0.75             4 of 16
         prunable: 4 of 16 kept (sparsity 0.75)
     """
     check_leaves(params, "parameter", shapes_suffice=True)
-    leaves = jax.tree.leaves(params)
-    plans = updater.leaf_plans(params).leaves
-    targets, rankings = [plan.target for plan in plans], [plan.ranking for plan in plans]
-    rows = [("layer", "shape", "target sparsity", "kept")]
+    rows = [("layer", "shape", "read as", "target sparsity", "kept")]
     kept_in_all = size_in_all = 0
     common: dict[int, tuple[int, float]] = {}  # of rankings across layers: entries so far, and target
-    for leaf, plan in zip(leaves, plans, strict=True):
-        name, target, kind, ranking = plan.name, plan.target, plan.structure, plan.ranking
-        size = math.prod(leaf.shape)
-        if is_pruned(target) and ranking:
-            common[ranking] = (common.get(ranking, (0, target))[0] + size, target)
-            rows.append((name, str(tuple(leaf.shape)), f"{target:.4g} in all", f"some of {size}"))
-        elif is_pruned(target):
-            kept = _planned_entries(kind, tuple(leaf.shape), target)
-            # Blocks at an edge may be smaller, and which ones will be kept is not known yet.
-            uneven = isinstance(kind, Block) and size % kind.units(tuple(leaf.shape))
-            about = "about " if uneven else ""
-            kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
-            rows.append((name, str(tuple(leaf.shape)), f"{target:.4g}", f"{about}{kept} of {size}"))
-        else:
-            rows.append((name, str(tuple(leaf.shape)), "dense", f"{size} of {size}"))
+    for plan in updater.leaf_plans(params).leaves:
+        layers = plan.rule.layers
+        targets = plan.target if plan.differs else [plan.target] * (layers.layers or 1)
+        for name, target in zip(layers.names(plan.name), targets, strict=False):
+            size = math.prod(layers.shape)
+            first = (name, str(layers.shape), plan.rule.reading if plan.is_pruned or plan.rule.axes else "")
+            if not plan.is_pruned:
+                rows.append((*first, "dense", f"{size} of {size}"))
+            elif plan.ranking:
+                common[plan.ranking] = (common.get(plan.ranking, (0, target))[0] + size, target)
+                rows.append((*first, f"{target:.4g} in all", f"some of {size}"))
+            else:
+                kept, about = _planned_entries(plan.rule.of_layer, plan.rule.layer_shape, target)
+                kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
+                rows.append((*first, f"{target:.4g}", f"{about}{kept} of {size}"))
     for size, target in common.values():
         kept_in_all, size_in_all = kept_in_all + int(keep_count(size, target)), size_in_all + size
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     sparsity = 1 - kept_in_all / size_in_all if size_in_all else 0.0
     total = f"prunable: {kept_in_all} of {size_in_all} kept (sparsity {sparsity:.4g})"
-    shared = [bool(ranking) and is_pruned(t) and t < 1 for ranking, t in zip(rankings, targets, strict=True)]
-    emptied = _emptied_lines(updater, params, shared)
     seed = [line] if (line := updater.describe_seed()) else []
+    emptied = _emptied_lines(updater, params)
     return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total, *emptied, *seed])
 
 
-def _emptied_lines(updater: BaseUpdater, params: PyTree, shared: list[bool]) -> list[str]:
+def _emptied_lines(updater: BaseUpdater, params: PyTree) -> list[str]:
     """Which of the layers that share a ranking, and are not asked to be empty, it is going to empty."""
+    plans = updater.leaf_plans(params).leaves
+    shared = [bool(plan.ranking) and plan.is_pruned and plan.target < 1 for plan in plans]
     if not any(shared):
         return []
     has_values = lambda leaf: not isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.Tracer))  # noqa: E731
     masks: list[Any] = [NOT_PRUNED] * len(shared)
     if all(map(has_values, jax.tree.leaves(params))):
         masks = aligned(params, updater.foreseen_masks(params), "masks")
-    columns = zip(leaf_names(params), masks, shared, strict=True)
-    candidates = [(name, mask) for name, mask, is_shared in columns if is_shared]
-    unknown = [name for name, mask in candidates if not is_pruned(mask)]
-    emptied = [name for name, mask in candidates if is_pruned(mask) and mask.size and not mask.any()]
+    candidates = [(plan, mask) for plan, mask, is_shared in zip(plans, masks, shared, strict=True) if is_shared]
+    unknown = [name for plan, mask in candidates if not is_pruned(mask) for name in plan.rule.layers.names(plan.name)]
+    emptied = [
+        name
+        for plan, mask in candidates
+        if is_pruned(mask)
+        for name, layer in plan.rule.layers.named(plan.name, mask)
+        if layer.size and not layer.any()
+    ]
     lines = []
     if emptied:
         lines.append(f"emptied, if ranked together as the weights are now: {', '.join(emptied)}")
@@ -206,12 +221,14 @@ def _emptied_lines(updater: BaseUpdater, params: PyTree, shared: list[bool]) -> 
     return lines
 
 
-def _planned_entries(structure: Structure, shape: tuple[int, ...], target: float) -> int:
-    kept = int(kept_units(structure, shape, target))
+def _planned_entries(structure: Structure, shape: tuple[int, ...], target: float) -> tuple[int, str]:
+    """Entries kept, and whether that is about so many: blocks at an edge may be smaller, and may be kept or not."""
+    kept, size = int(kept_units(structure, shape, target)), math.prod(shape)
     if isinstance(structure, NByM):
-        length = shape[structure.axis]
+        length = shape[structure.place]
         of_axis = length // structure.m * kept + min(length % structure.m, kept)
-        return math.prod(shape) // max(length, 1) * of_axis
+        return size // max(length, 1) * of_axis, ""
     if isinstance(structure, ConstantFanIn):
-        return kept * structure.units(shape)
-    return round(kept * math.prod(shape) / max(structure.units(shape), 1))
+        return kept * structure.units(shape), ""
+    units = max(structure.units(shape), 1)
+    return round(kept * size / units), "about " if isinstance(structure, Block) and size % units else ""

@@ -59,7 +59,7 @@ def test_only_finite_scores_grow_and_counts_stay(structure: Any, seed: int, drop
     assert np.isfinite(grow[(new != 0) & ~mask]).all()
     slow = functools.partial(reference.drop_and_grow, survivors=survivors)
     if isinstance(structure, core.NByM):
-        expected = reference.n_by_m_drop_and_grow(mask, drop, grow, survivors, structure.m, structure.axis)
+        expected = reference.n_by_m_drop_and_grow(mask, drop, grow, survivors, structure.m, structure.place)
     elif isinstance(structure, core.ConstantFanIn):
         expected = np.stack([slow(*rows) for rows in zip(mask, drop, grow, strict=True)])
     else:

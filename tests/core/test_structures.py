@@ -37,13 +37,13 @@ def slow_mask(scores: np.ndarray, structure: Structure, sparsity: float) -> np.n
     kept = reference.keep_count(structure.units(scores.shape), sparsity)
     if isinstance(structure, NByM):
         kept = max(reference.keep_count(structure.m, sparsity), structure.n)
-        return reference.n_by_m(scores, kept, structure.m, structure.axis)
+        return reference.n_by_m(scores, kept, structure.m, structure.place)
     if isinstance(structure, Block):
         return reference.block(scores, structure.block_shape, kept, structure.use_avg_pooling)
     if isinstance(structure, Channel):
-        return reference.channel(scores, structure.axis, kept)
+        return reference.channel(scores, structure.place, kept)
     if isinstance(structure, ConstantFanIn):
-        return reference.constant_fan_in(scores, structure.axis, sparsity)
+        return reference.constant_fan_in(scores, structure.place, sparsity)
     return reference.top_k(scores, kept)
 
 
@@ -96,7 +96,7 @@ def test_units(structure: Structure, shape: tuple, units: int) -> None:
 
 
 def test_nm_lies_along_the_reduction_axis_and_its_ties_go_to_the_lower_index() -> None:
-    assert NByM(2, 4).axis == -2
+    assert NByM(2, 4).place == -2
     assert mask_of(jnp.ones((8, 2)), NByM(2, 4), 0.5).tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]] * 2
 
 
@@ -188,7 +188,7 @@ def test_regrown_masks_equal_the_slow_ones(structure: Structure, drop_fraction: 
     survivors = survivor_count(kept, drop_fraction)
     new = np.asarray(regrown(mask != 0, drop, grow, structure, kept, survivors))
     if isinstance(structure, NByM):
-        slow = reference.n_by_m_drop_and_grow(mask, drop, grow, survivors, structure.m, structure.axis)
+        slow = reference.n_by_m_drop_and_grow(mask, drop, grow, survivors, structure.m, structure.place)
     elif isinstance(structure, ConstantFanIn):
         slow = np.stack(
             [reference.drop_and_grow(*one, survivors) for one in zip(mask.T, drop.T, grow.T, strict=True)]
@@ -280,7 +280,7 @@ def test_group_counts_of_nm_and_subsets(seed: int, shape: tuple, a: float, b: fl
         (lambda: Block(()), TypeError, r"block_shape is \(\); give ints such as \(4, 4\)"),
         (lambda: Block(4), TypeError, r"block_shape is 4; give ints"),
         (lambda: Block((0, 4)), ValueError, "entry is 0; the smallest allowed value is 1"),
-        (lambda: Channel(None), TypeError, "Channel.axis is None; give an int"),
+        (lambda: Channel("in"), TypeError, "Channel.axis is 'in'; give an int"),
         (lambda: ConstantFanIn("out"), TypeError, "ConstantFanIn.axis is 'out'; give an int"),
         (
             lambda: ByPath([("a", "2:4")]),

@@ -86,8 +86,8 @@ def test_plan_of_one_ranking_across_layers_leaves_their_counts_open() -> None:
     lines = core.describe_plan(together, params).splitlines()
     kept = sum(int(mask.sum()) for mask in together.instant_sparsify(params)[1].values())
     assert [" ".join(line.split()) for line in lines[2:]] == [
-        *(f"{name} (1, 5) 0.5 in all some of 5" for name in "abc"),
-        "own (2, 5) 0.8 2 of 10",
+        *(f"{name} (1, 5) one layer 0.5 in all some of 5" for name in "abc"),
+        "own (2, 5) one layer 0.8 2 of 10",
         f"prunable: {kept} of 25 kept (sparsity {1 - kept / 25:.4g})",
     ]
     half, fifth = (core.GlobalMagnitudePruning(sparsity=sparsity) for sparsity in (0.5, 0.2))

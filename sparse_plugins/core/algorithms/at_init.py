@@ -79,8 +79,8 @@ class GraspPruning(GlobalPruningMixin):
             )
         aligned(params, hessian_gradient, "hessian_gradient")
         scores = jax.tree.map(lambda p, hg: p.astype(jnp.float32) * hg.astype(jnp.float32), params, hessian_gradient)
-        scores = finite_or_magnitude(params, scores, self.rankings(params))
-        return jax.tree.map(self.normalized, scores) if self.use_normalization else scores
+        scores = finite_or_magnitude(params, scores, self.rankings(params), self.layer_views(params))
+        return self.normalized_layers(scores) if self.use_normalization else scores
 
 
 def hessian_gradient_product(loss: Callable[[PyTree], jax.Array], params: PyTree) -> tuple[PyTree, PyTree]:

@@ -10,7 +10,8 @@ import optax
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.exact_sums import exact_sum
 from sparse_plugins.core.selection.finite_scores import finite_or_magnitude
-from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
+from sparse_plugins.core.selection.mask_rule import MaskRule
+from sparse_plugins.core.structures import ByPath, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned
 
@@ -64,7 +65,7 @@ class FisherPruning(BaseUpdater):
         nu = aligned(params, _second_moment(sparse_state.inner_state), "second moments")
         leaves, treedef = jax.tree.flatten(params)
         costs = treedef.unflatten([cost(*pair) for pair in zip(leaves, nu, strict=True)])
-        return finite_or_magnitude(params, costs, self.rankings(params))
+        return finite_or_magnitude(params, costs, self.rankings(params), self.layer_views(params))
 
     def check_inner_state(self, inner_state: PyTree) -> None:
         """Refuses an optimizer without a second moment, and a mask change before there is any."""
@@ -91,10 +92,12 @@ class WandaPruning(BaseUpdater):
     """Keeps the weights that matter most for what their layer is fed; every output keeps as many.
 
     The inputs of the layers come as the extra argument `activations`: a tree of the parameters' structure that has,
-    for each pruned kernel, its inputs [..., in] or their norms [in]; None for other leaves.
+    for each pruned kernel, its inputs [..., in] or their norms [in]; None for other leaves. Where `layers` are known,
+    several axes of inputs may stand for [in], and those of a stack come as [layers, ..., in].
 
     Attributes:
-        input_axis: Axis of a kernel along which its inputs lie; -2 for Flax and Haiku, 1 for Equinox.
+        input_axis: Axis of a kernel along which its inputs lie. None, the default, is all inputs where `layers` tell;
+            else the last axis but one, as in Flax and Haiku; 1 for Equinox.
 
     Example:
         >>> import functools
@@ -108,7 +111,7 @@ class WandaPruning(BaseUpdater):
     """
 
     sparsity_type: Structure | ByPath = ConstantFanIn()
-    input_axis: int = -2
+    input_axis: int | None = None
 
     def calculate_scores(
         self,
@@ -128,18 +131,35 @@ class WandaPruning(BaseUpdater):
         plans = self.leaf_plans(params)
         columns = zip(plans.leaves, jax.tree.leaves(params), inputs, strict=True)
         scores = plans.tree(
-            [self._score(plan.name, leaf, own) if plan.is_pruned else leaf for plan, leaf, own in columns]
+            [self._score(plan.rule, leaf, own) if plan.is_pruned else leaf for plan, leaf, own in columns]
         )
-        return finite_or_magnitude(params, scores, self.rankings(params))
+        return finite_or_magnitude(params, scores, self.rankings(params), self.layer_views(params))
 
-    def _score(self, name: str, param: jax.Array, inputs: Any) -> jax.Array:
-        wanted = param.shape[self.input_axis]
-        if not hasattr(inputs, "shape") or inputs.shape[-1:] != (wanted,):
-            raise ValueError(
-                f"WandaPruning got {getattr(inputs, 'shape', inputs)!r} as activations of {name!r}, whose shape is "
-                f"{param.shape}: pass activations= with its inputs [..., {wanted}] or their norms [{wanted}]."
-            )
-        wide = inputs.astype(jnp.float32)
-        norm = jnp.sqrt(exact_sum(jnp.square(wide), tuple(range(wide.ndim - 1))))
-        axis = self.input_axis % param.ndim
-        return jnp.abs(param.astype(jnp.float32)) * jnp.expand_dims(norm, [a for a in range(param.ndim) if a != axis])
+    def _score(self, rule: MaskRule, param: jax.Array, inputs: Any) -> jax.Array:
+        along = MaskRule(NByM(1, 1, self.input_axis), rule.shape, rule.axes, rule.name)
+        view, axis = along.view, along.of_layer.place
+        norms = _norms(along, inputs)
+
+        def of_layer(layer: jax.Array, norm: jax.Array) -> jax.Array:
+            others = [place for place in range(layer.ndim) if place != axis % layer.ndim]
+            return jnp.abs(layer.astype(jnp.float32)) * jnp.expand_dims(norm, others)
+
+        return view.mapped(of_layer, param, beside=[norms])
+
+
+def _norms(along: MaskRule, inputs: Any) -> jax.Array:
+    """float32[in], or [layers, in] of a stack: the Euclidean norm of each input."""
+    view = along.view
+    wanted, stack = view.shape[along.of_layer.place], () if view.layers is None else (view.layers,)
+    shape = getattr(inputs, "shape", ())
+    parts = [] if along.axes is None else [p.size for p in along.axes.parts if p.role in ("inputs", "rows")]
+    if len(shape) >= len(stack) + len(parts) > len(stack) and list(shape[len(shape) - len(parts) :]) == parts:
+        shape = (*shape[: len(shape) - len(parts)], wanted)
+    if shape[: len(stack)] != stack or shape[len(stack) :][-1:] != (wanted,):
+        lead = "".join(f"{length}, " for length in stack)
+        raise ValueError(
+            f"WandaPruning got {getattr(inputs, 'shape', inputs)!r} as activations of {along.name!r}, whose shape is "
+            f"{along.shape}: pass activations= with its inputs [{lead}..., {wanted}] or their norms [{lead}{wanted}]."
+        )
+    wide = inputs.reshape(shape).astype(jnp.float32)
+    return jnp.sqrt(exact_sum(jnp.square(wide), tuple(range(len(stack), wide.ndim - 1))))

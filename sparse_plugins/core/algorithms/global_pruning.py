@@ -17,7 +17,7 @@ from sparse_plugins.core.selection.topk import exact_topk, of_one_type
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.transform.state import SparseState, warn_of_emptied
 from sparse_plugins.core.transform.walk import once
-from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, common_dtype
 
 __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]
 
@@ -79,7 +79,7 @@ class GlobalPruningMixin(BaseUpdater):
         """The scores of the per-layer algorithm, normalised, of one dtype where they share a ranking."""
         scores = super().calculate_scores(params, sparse_state, grads, **kwargs)
         if self.use_normalization:
-            scores = jax.tree.map(self.normalized, scores)
+            scores = self.normalized_layers(scores)
         leaves, treedef = jax.tree.flatten(scores)
         common = self._common(params)
         for i, leaf in zip(common, of_one_type([leaves[i] for i in common]), strict=True):
@@ -110,8 +110,8 @@ class GlobalPruningMixin(BaseUpdater):
             for i, mask in zip(common, exact_topk([leaves[i] for i in common], kept), strict=True):
                 masks[i] = mask
             if not isinstance(kept, jax.core.Tracer) and int(kept):
-                names = leaf_names(scores)
-                warn_of_emptied([names[i] for i in common], [masks[i] for i in common])
+                rules = self.mask_rules(scores)
+                warn_of_emptied([pair for i in common for pair in rules[i].layers.named(rules[i].name, masks[i])])
         return jax.tree.unflatten(treedef, masks)
 
     def _common(self, params: PyTree) -> list[int]:
@@ -119,7 +119,7 @@ class GlobalPruningMixin(BaseUpdater):
         return [i for i, target in enumerate(self._resolved(params)) if target == SHARED]
 
     def _resolved(self, params: PyTree) -> list[Any]:
-        decide = lambda: resolve(params, self.filter_fn, self.custom_sparsity_map, self.rules)  # noqa: E731
+        decide = lambda: resolve(self.layer_shapes(params), self.filter_fn, self.custom_sparsity_map, self.rules)  # noqa: E731
         return once(self, "resolved rules", params, decide)
 
     def rankings(self, params: PyTree) -> PyTree:
@@ -135,6 +135,12 @@ class GlobalPruningMixin(BaseUpdater):
             return ranked(params)
         except ValueError:  # so says calculate_scores where it needs gradients or more
             return super().foreseen_masks(params)
+
+    def normalized_layers(self, scores: PyTree) -> PyTree:
+        """Scores, each layer's divided by their norm."""
+        leaves, treedef = jax.tree.flatten(scores)
+        columns = zip(self.layer_views(scores), leaves, strict=True)
+        return treedef.unflatten([view.mapped(self.normalized, leaf) for view, leaf in columns])
 
     def normalized(self, score: jax.Array) -> jax.Array:
         """One broken entry must not cost its layer the ranking: the norm is that of the finite entries."""

@@ -22,6 +22,7 @@ from sparse_plugins.core.selection.counts import check_fraction, survivor_count
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.structured_topk import kept_units, regrow_mask
 from sparse_plugins.core.structures import Structure, Unstructured
+from sparse_plugins.core.transform.hooks import LeafPlan
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
@@ -129,11 +130,15 @@ class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
         pruned = super().update_state(sparse_state, params, grads, **kwargs)
         drop_fraction = at_refresh(self.drop_fraction_fn, self.scheduler, sparse_state.count)
 
-        def regenerated(param: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
-            active, grow = unpack(mask, param.shape), self.grow_score(param, source)
+        def of_layer(active: jax.Array, drop: jax.Array, grow: jax.Array) -> jax.Array:
             kept = jnp.sum(active, dtype=jnp.int32)
-            return regrow_mask(active, jnp.abs(param), grow, Unstructured(), kept, survivor_count(kept, drop_fraction))
+            return regrow_mask(active, drop, grow, Unstructured(), kept, survivor_count(kept, drop_fraction))
 
-        sources = self.grow_sources(params, sparse_state, grads)
-        masks = map_pruned(in_turns(regenerated), params, pruned.masks, sources, otherwise=lambda *_: NOT_PRUNED)
+        def regenerated(param: jax.Array, mask: jax.Array, source: jax.Array, leaf: LeafPlan) -> jax.Array:
+            active, grow = unpack(mask, param.shape), self.grow_score(param, source)
+            return leaf.rule.layers.mapped(of_layer, active, jnp.abs(param), grow)
+
+        plans = self.leaf_plans(params)
+        beside = (self.grow_sources(params, sparse_state, grads), plans.tree(plans.leaves))
+        masks = map_pruned(in_turns(regenerated), params, pruned.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
         return sparse_state._replace(masks=masks)

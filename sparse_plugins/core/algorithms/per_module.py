@@ -42,6 +42,7 @@ class PerModule(BaseUpdater):
     Attributes:
         updaters: Pairs (regular expression for a whole path 'a/b/kernel', updater). The first match wins; leaves that
             no rule matches stay dense.
+        layers: What the axes of parameters are, for all updaters; None leaves each what it knows.
         rng_seed: None leaves each updater its seed; an int or JAX key replaces them all. `seeded` joins a key to each.
 
     Raises:
@@ -81,8 +82,8 @@ class PerModule(BaseUpdater):
     def __post_init__(self) -> None:
         rules = tuple(read_rule(rule, "updater", "('actor/.*', RigL(...))") for rule in self.updaters)
         _check(rules)
-        if self.rng_seed is not None:
-            rules = tuple((pattern, dataclasses.replace(one, rng_seed=self.rng_seed)) for pattern, one in rules)
+        common = {name: value for name in ("rng_seed", "layers") if (value := getattr(self, name)) is not None}
+        rules = tuple((pattern, dataclasses.replace(one, **common)) for pattern, one in rules) if common else rules
         self.updaters = rules
         self.scheduler = NoUpdateSchedule(step_unit=_step_units(rules)[0])
         self.sparsity_type = ByPath([rule for pattern, one in rules for rule in _structure_rules(pattern, one)])

@@ -117,7 +117,9 @@ class SaliencyPruning(BaseUpdater):
             wide = common_dtype(param.dtype, jnp.float32)  # in float16 products of gradients vanish or overflow
             return jnp.abs(param.astype(wide) * grad.astype(wide))
 
-        return finite_or_magnitude(params, jax.tree.map(saliency, params, grads), self.rankings(params))
+        return finite_or_magnitude(
+            params, jax.tree.map(saliency, params, grads), self.rankings(params), self.layer_views(params)
+        )
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,9 +15,11 @@ from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
 from sparse_plugins.core.selection.counts import survivor_count
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
+from sparse_plugins.core.selection.mask_rule import by_layer
 from sparse_plugins.core.selection.random_scores import leaf_keys, random_score
-from sparse_plugins.core.selection.structured_topk import kept_units, regrow_mask
+from sparse_plugins.core.selection.structured_topk import kept_units
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
+from sparse_plugins.core.transform.hooks import LeafPlan
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
@@ -140,13 +142,15 @@ class SET(ExchangeMixin, RandomStartMixin):
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Drops the smallest active weights and grows as many others."""
 
-        def regrown(param: jax.Array, mask: jax.Array, target: float, source: jax.Array, kind: Structure) -> jax.Array:
-            kept, survivors = self.kept_and_survivors(kind, param.shape, target, sparse_state.count)
+        def regrown(param: jax.Array, mask: jax.Array, source: jax.Array, leaf: LeafPlan) -> jax.Array:
+            unit = leaf.rule.of_layer, leaf.rule.layer_shape
+            counts = lambda target: self.kept_and_survivors(*unit, target, sparse_state.count)  # noqa: E731
             grow = self.grow_score(param, source)
-            return regrow_mask(unpack(mask, param.shape), jnp.abs(param), grow, kind, kept, survivors)
+            active = unpack(mask, param.shape)
+            return leaf.rule.regrow_mask(active, jnp.abs(param), grow, *by_layer(counts, leaf.target))
 
         plans = self.leaf_plans(params)
-        beside = (plans.targets, self.grow_sources(params, sparse_state, grads), plans.structures)
+        beside = (self.grow_sources(params, sparse_state, grads), plans.tree(plans.leaves))
         masks = map_pruned(in_turns(regrown), params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
         return sparse_state._replace(masks=masks)
 

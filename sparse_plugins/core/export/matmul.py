@@ -53,7 +53,7 @@ def _product(rows: jax.Array, kernel: Any, dtype: np.dtype) -> jax.Array:
 
     wide = common_dtype(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
     if isinstance(kernel, NByMArray):
-        if len(rows) * kernel.structure.n * 8 > kernel.structure.m or kernel.structure.axis % 2:
+        if len(rows) * kernel.structure.n * 8 > kernel.structure.m or kernel.structure.place % 2:
             return rows @ kernel.expand()
         return _gathered(rows.astype(wide), kernel)
     if isinstance(kernel, ByOutput):

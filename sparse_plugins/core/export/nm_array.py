@@ -56,7 +56,7 @@ class NByMArray:
             >>> as_n_by_m(kernel, kernel != 0, NByM(2, 4), "w").expand().ravel().tolist()
             [0.0, 5.0, 7.0]
         """
-        axis, m = self.structure.axis % len(self.shape), self.structure.m
+        axis, m = self.structure.place % len(self.shape), self.structure.m
         lead, groups, tail = self.shape[:axis], self.values.shape[axis], self.shape[axis + 1 :]
         place = jnp.arange(m, dtype=jnp.uint8).reshape(*[1] * (axis + 1), m, *[1] * len(tail))
         grouped = jnp.zeros((*lead, groups, m, *tail), self.dtype)
@@ -100,7 +100,7 @@ def as_n_by_m(param: np.ndarray, mask: np.ndarray, structure: NByM, name: str) -
         [0, 4]
     """
     structure.check(param.shape, f"leaf {name!r}")
-    n, m, axis = structure.n, structure.m, structure.axis % param.ndim
+    n, m, axis = structure.n, structure.m, structure.place % param.ndim
     if m > MAX_GROUP:
         raise ValueError(f"{structure} has groups of {m}; NByMArray takes up to {MAX_GROUP}. Use to_bcoo or to_bcsr.")
     groups = -(-param.shape[axis] // m)

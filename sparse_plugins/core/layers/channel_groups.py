@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.layers.factors import Axis, Factor, factors, pin, reasons, root
 from sparse_plugins.core.layers.jaxpr_walk import Value, Walked, fresh, walk
 from sparse_plugins.core.layers.joined_axes import Joined
-from sparse_plugins.core.layers.roles import Layers, trace_layers, traced_program
+from sparse_plugins.core.layers.roles import trace_layers, traced_program
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.selection.counts import check_fraction, keep_count
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names

@@ -4,151 +4,20 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Var
 
+from sparse_plugins.core.layers.axes import LayerAxes, Layers, Part
 from sparse_plugins.core.layers.factors import Axis, Factor, factors, root, unify
 from sparse_plugins.core.layers.jaxpr_walk import Value, walk
 from sparse_plugins.core.layers.joined_axes import Joined, join
 from sparse_plugins.core.layers.primitives import Flow
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["LayerAxes", "Layers", "Part", "Role", "trace_layers", "traced_program"]
-
-Role = Literal["stack", "inputs", "outputs", "space", "rows", "elementwise"]
-
-
-class Part(NamedTuple):
-    """An axis of a parameter, or a factor of one.
-
-    Attributes:
-        size: Entries.
-        role: What it is: 'stack' (every entry is a layer of its own), 'inputs' (summed over), 'outputs', 'space' (the
-            window of a convolution), 'rows' (looked up by index), 'elementwise' (a bias or a scale), or None where the
-            program does not tell.
-        is_heads: Whether it runs over attention heads.
-    """
-
-    size: int
-    role: Role | None
-    is_heads: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerAxes:
-    """How one parameter is used.
-
-    Attributes:
-        path: Its name, such as 'encoder/attention/query/kernel'.
-        shape: Its shape.
-        axes: For each axis its parts, major to minor; most axes have one.
-        tied: The axes of further uses that differ from the first, such as an embedding that is also the last layer.
-        note: Why the program does not tell more; empty if it does.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    axes: tuple[tuple[Part, ...], ...]
-    tied: tuple[tuple[tuple[Part, ...], ...], ...] = ()
-    note: str = ""
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """All parts, major to minor."""
-        return tuple(part for axis in self.axes for part in axis)
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it maps inputs or rows to outputs; biases, scales and what is not followed do not."""
-        return any(part.role in ("inputs", "outputs", "rows") for part in self.parts)
-
-    def size(self, *roles: Role) -> int:
-        """Product of the sizes of all parts of some roles."""
-        return math.prod(part.size for part in self.parts if part.role in roles)
-
-    def to_matrices(self, array: jax.Array) -> jax.Array:
-        """The parameter as a stack of matrices.
-
-        Args:
-            array: Anything of the parameter's shape.
-
-        Returns:
-            Array[stack, inputs, outputs], space and rows counted with the inputs.
-
-        Raises:
-            ValueError: If the parameter is no layer, or the array has another shape.
-
-        Example:
-            >>> from sparse_plugins import core
-            >>> params = {"kernel": jnp.ones((8, 2, 3))}
-            >>> apply = lambda params, x: jnp.einsum("bi,ihd->bhd", x, params["kernel"])
-            >>> layers = core.trace_layers(apply, params, jnp.ones((4, 8)))
-            >>> layers["kernel"].to_matrices(params["kernel"]).shape
-            (1, 8, 6)
-        """
-        self._check(array.shape, self.shape)
-        order, sizes = self._order()
-        parts = jnp.reshape(array, [part.size for part in self.parts])
-        return jnp.reshape(jnp.transpose(parts, order), sizes)
-
-    def from_matrices(self, matrices: jax.Array) -> jax.Array:
-        """The array of which `to_matrices` makes these matrices."""
-        order, sizes = self._order()
-        self._check(matrices.shape, sizes)
-        moved = jnp.reshape(matrices, [self.parts[place].size for place in order])
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return jnp.reshape(jnp.transpose(moved, back), self.shape)
-
-    def _order(self) -> tuple[list[int], tuple[int, int, int]]:
-        if not self.is_layer:
-            raise ValueError(f"{self.path!r} is no layer, but {self}: it has no matrices.")
-        places = {
-            role: [i for i, part in enumerate(self.parts) if part.role in roles] for role, roles in _MATRIX.items()
-        }
-        rest = [i for i, part in enumerate(self.parts) if not any(i in its for its in places.values())]
-        order = [*places["stack"], *places["inputs"], *places["outputs"], *rest]
-        sizes = (self.size("stack"), self.size(*_MATRIX["inputs"]), self.size("outputs"))
-        return order, sizes
-
-    def _check(self, shape: Sequence[int], expected: Sequence[int]) -> None:
-        if tuple(shape) != tuple(expected):
-            raise ValueError(f"{self.path!r}: an array of shape {tuple(shape)}, where {tuple(expected)} is expected.")
-
-    def __str__(self) -> str:
-        words = []
-        for axis in self.axes:
-            named = [
-                f"{part.role or ('unknown' if part.size > 1 else 'single')} {part.size}{' heads' * part.is_heads}"
-                for part in axis
-            ]
-            words.append(named[0] if len(named) == 1 else f"({' × '.join(named)})")
-        tied = " (tied)" if self.tied else ""
-        return f"{', '.join(words) or 'scalar'}{tied}{f': {self.note}' if self.note else ''}"
-
-
-def _word(part: Part) -> str:
-    return part.role or ("single" if part.size == 1 else "unknown")
-
-
-_MATRIX: dict[str, tuple[Role, ...]] = {
-    "stack": ("stack",),
-    "inputs": ("space", "inputs", "rows"),
-    "outputs": ("outputs",),
-}
-
-
-class Layers(dict[str, LayerAxes]):
-    """The axes of every parameter, by path; `print` shows them as a table."""
-
-    def __str__(self) -> str:
-        width = max([len(path) for path in self], default=0)
-        shapes = [str(layer.shape) for layer in self.values()]
-        wide = max(map(len, shapes), default=0)
-        rows = zip(self.items(), shapes, strict=True)
-        return "\n".join(f"{path:{width}}  {shape:{wide}}  {layer}" for (path, layer), shape in rows)
+__all__ = ["trace_layers", "traced_program"]
 
 
 def trace_layers(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Layers:

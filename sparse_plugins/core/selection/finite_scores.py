@@ -1,16 +1,20 @@
 """What a ranking goes by when its scores are broken: gradients that overflowed or are NaN say nothing about weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sparse_plugins.core.layers.axes import LayerView
 from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = ["finite_or_magnitude"]
 
 
-def finite_or_magnitude(params: PyTree, scores: PyTree, rankings: PyTree) -> PyTree:
+def finite_or_magnitude(
+    params: PyTree, scores: PyTree, rankings: PyTree, layers: Sequence[LayerView] | None = None
+) -> PyTree:
     """Scores, but |w| for all weights of a ranking in which some score is not finite.
 
     A mask change must neither prune by index, as where all scores are NaN, nor take an overflow for a large or a small
@@ -21,6 +25,7 @@ def finite_or_magnitude(params: PyTree, scores: PyTree, rankings: PyTree) -> PyT
         params: Parameter tree.
         scores: Real arrays of their shapes, such as weight times gradient.
         rankings: By leaf 0 if its weights are ranked among themselves, else a number that its ranking's leaves share.
+        layers: How every leaf is seen as layers, each ranked by itself; None takes each for one.
 
     Returns:
         Tree of scores of the same dtypes.
@@ -32,17 +37,30 @@ def finite_or_magnitude(params: PyTree, scores: PyTree, rankings: PyTree) -> PyT
         [4.0, 2.0, 0.0]
     """
     leaves, treedef = jax.tree.flatten(params)
-    columns = list(zip(leaves, aligned(params, scores, "scores"), aligned(params, rankings, "rankings"), strict=True))
-    scored = [jnp.where(param == 0, jnp.zeros((), score.dtype), score) for param, score, _ in columns]
-    broken = [
-        jnp.any(~jnp.isfinite(score) & jnp.isfinite(param))
-        for (param, _, _), score in zip(columns, scored, strict=True)
-    ]
+    beside = aligned(params, scores, "scores"), aligned(params, rankings, "rankings")
+    columns = list(zip(leaves, *beside, layers or map(LayerView.of_one, map(jnp.shape, leaves)), strict=True))
     shared: dict[Any, jax.Array] = {}
-    for (_, _, ranking), is_broken in zip(columns, broken, strict=True):
-        shared[ranking] = shared.get(ranking, jnp.bool_(False)) | is_broken
+    for param, score, ranking, _ in columns:
+        if ranking:
+            shared[ranking] = shared.get(ranking, jnp.bool_(False)) | _is_broken(param, score)
     usable = [
-        jnp.where(shared[ranking] if ranking else is_broken, jnp.abs(param).astype(score.dtype), score)
-        for (param, _, ranking), score, is_broken in zip(columns, scored, broken, strict=True)
+        _magnitude_where(shared[ranking], param, score) if ranking else view.mapped(_usable, param, score)
+        for param, score, ranking, view in columns
     ]
     return jax.tree.unflatten(treedef, usable)
+
+
+def _is_broken(param: jax.Array, score: jax.Array) -> jax.Array:
+    return jnp.any(~jnp.isfinite(_scored(param, score)) & jnp.isfinite(param))
+
+
+def _scored(param: jax.Array, score: jax.Array) -> jax.Array:
+    return jnp.where(param == 0, jnp.zeros((), score.dtype), score)
+
+
+def _usable(param: jax.Array, score: jax.Array) -> jax.Array:
+    return _magnitude_where(_is_broken(param, score), param, score)
+
+
+def _magnitude_where(is_broken: jax.Array, param: jax.Array, score: jax.Array) -> jax.Array:
+    return jnp.where(is_broken, jnp.abs(param).astype(score.dtype), _scored(param, score))

@@ -21,6 +21,7 @@ __all__ = [
     "StructureTopK",
     "competitors",
     "create_mask",
+    "keep_best",
     "kept_units",
     "rank_active_first",
     "regrow_mask",
@@ -33,6 +34,7 @@ class StructureTopK:
 
     Attributes:
         structure: The updater's `sparsity_type`.
+        knows_layers: Whether the updater has `layers`, which go by path.
 
     Example:
         >>> from sparse_plugins.core.structures import Unstructured
@@ -41,17 +43,19 @@ class StructureTopK:
     """
 
     structure: Structure | ByPath
+    knows_layers: bool = False
 
     def __call__(self, scores: jax.Array, sparsity: Fraction) -> jax.Array:
         """The uint8 mask of one array.
 
         Raises:
-            TypeError: If the structure depends on the path, which an array does not have.
+            TypeError: If the structure or its axes depend on the path, which an array does not have.
         """
-        if isinstance(self.structure, ByPath):
+        if isinstance(self.structure, ByPath) or self.knows_layers:
+            chooser = "layers" if self.knows_layers else f"sparsity_type {self.structure}"
             raise TypeError(
-                f"topk_fn gets scores without a path, by which sparsity_type {self.structure} chooses: call "
-                "create_masks(scores, sparsities) on whole trees, or give one structure."
+                f"topk_fn gets scores without a path, by which {chooser} choose what competes: call "
+                "create_masks(scores, sparsities) on whole trees, or give one structure and no layers."
             )
         return create_mask(scores, self.structure, sparsity)
 
@@ -77,8 +81,12 @@ def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> 
         [[0, 1], [1, 0]]
     """
     structure.check(scores.shape, "scores")
-    best = _best_units(_pool(scores, structure), structure, kept_units(structure, scores.shape, sparsity))
-    return _spread(best, structure, scores.shape)
+    return keep_best(scores, structure, kept_units(structure, scores.shape, sparsity))
+
+
+def keep_best(scores: jax.Array, structure: Structure, kept: Count) -> jax.Array:
+    """The mask that keeps as many units of every ranking as said; see `create_mask`."""
+    return _spread(_best_units(_pool(scores, structure), structure, kept), structure, scores.shape)
 
 
 def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction) -> Count:
@@ -107,7 +115,7 @@ def competitors(structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]
         ((4, 2), (3, 0))
     """
     if isinstance(structure, ConstantFanIn):
-        return math.prod(shape) // max(shape[structure.axis], 1), 0
+        return math.prod(shape) // max(shape[structure.place], 1), 0
     return (structure.m, structure.n) if isinstance(structure, NByM) else (structure.units(shape), 0)
 
 
@@ -203,15 +211,15 @@ def _best_units(units: jax.Array, structure: Structure, kept: Count) -> jax.Arra
         return _best_of_groups(units, structure, kept)
     if isinstance(structure, ConstantFanIn) and units.size:
         best = lambda ranked, k: exact_topk([ranked], k)[0]  # noqa: E731
-        axes = (structure.axis, 0 if jnp.ndim(kept) else None)
-        return jax.vmap(best, in_axes=axes, out_axes=structure.axis)(units, kept)
+        axes = (structure.place, 0 if jnp.ndim(kept) else None)
+        return jax.vmap(best, in_axes=axes, out_axes=structure.place)(units, kept)
     return exact_topk([units], kept)[0]
 
 
 def _per_ranking(units: jax.Array, structure: Structure) -> jax.Array:
     """int32[], how many units are True; of each ranking where there are several: [outputs] or [..., groups, 1, ...]."""
     if isinstance(structure, NByM):
-        axis = structure.axis % units.ndim
+        axis = structure.place % units.ndim
         return jnp.sum(_groups(units, structure), axis=axis + 1, keepdims=True, dtype=jnp.int32)
     axes = _other_axes(structure, units.ndim) if isinstance(structure, ConstantFanIn) and units.size else None
     return jnp.sum(units, axis=axes, dtype=jnp.int32)
@@ -219,14 +227,14 @@ def _per_ranking(units: jax.Array, structure: Structure) -> jax.Array:
 
 def _groups(units: jax.Array, structure: NByM) -> jax.Array:
     """Entries with an axis for each group's: [..., groups, m, ...]. A short last group is filled with 0 at its end."""
-    m, axis = structure.m, structure.axis % units.ndim
+    m, axis = structure.m, structure.place % units.ndim
     whole = jnp.pad(units, [(0, -length % m if a == axis else 0) for a, length in enumerate(units.shape)])
     return whole.reshape(*units.shape[:axis], whole.shape[axis] // m, m, *units.shape[axis + 1 :])
 
 
 def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Array:
     """An entry stays if fewer than `kept` of its group beat it: m comparisons, no sort."""
-    m, axis = structure.m, structure.axis % scores.ndim
+    m, axis = structure.m, structure.place % scores.ndim
     groups = _groups(order_keys(scores), structure)  # what fills a short group has the lowest key and beats nothing
     place = lax.broadcasted_iota(jnp.int32, groups.shape, axis + 1)
     beaten_by = jnp.zeros(groups.shape, jnp.uint8 if m < 256 else jnp.int32)
@@ -271,7 +279,7 @@ def _spread(units: jax.Array, structure: Structure, shape: tuple[int, ...]) -> j
 
 
 def _other_axes(structure: Channel | ConstantFanIn, ndim: int) -> tuple[int, ...]:
-    return tuple(axis for axis in range(ndim) if axis != structure.axis % ndim)
+    return tuple(axis for axis in range(ndim) if axis != structure.place % ndim)
 
 
 def _block_grid(structure: Block, shape: tuple[int, ...]) -> tuple[tuple[list[int], list[int]], tuple[int, ...]]:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from sparse_plugins.core.layers.axes import Layers, LayerView
 from sparse_plugins.core.masks import NOT_PRUNED, apply_mask, is_pruned, store_masks, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
+from sparse_plugins.core.selection.mask_rule import MaskRule
 from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.transform.varying import masks_varying_with
@@ -25,9 +27,10 @@ class LeafPlan:
 
     Attributes:
         name: Its path.
-        target: Its target sparsity; `NOT_PRUNED` if it stays dense. Where it is neither that nor 0, a mask acts.
+        target: Its target sparsity, or a tuple with one per layer of a stack where these differ; `NOT_PRUNED` if it
+            stays dense. Where it is neither that nor 0, a mask acts.
         is_pruned: Whether it has a mask.
-        structure: The structure of its mask.
+        rule: How its mask is made: the structure, and the layers that it holds.
         ranking: 0 if its entries are ranked among themselves, else a number that all leaves of a ranking share.
         updater: Who looks after it: under `PerModule` the updater of its rule.
     """
@@ -35,9 +38,20 @@ class LeafPlan:
     name: str
     target: Any
     is_pruned: bool
-    structure: Structure
+    rule: MaskRule
     ranking: int
     updater: "UpdaterHooks"
+
+    @property
+    def differs(self) -> bool:
+        """Whether layers of a stack have targets of their own."""
+        return self.is_pruned and isinstance(self.target, tuple)
+
+    def inner_gradient(self, grad: jax.Array, latent: jax.Array, mask: jax.Array) -> jax.Array:
+        """The gradient that the inner optimizer gets, of each layer of a stack by itself."""
+        if self.rule.layers.layers is None:
+            return self.updater.inner_gradient(grad, latent, mask)
+        return self.rule.layers.mapped(self.updater.inner_gradient, grad, latent, unpack(mask, latent.shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +81,6 @@ class LeafPlans:
     def targets(self) -> PyTree:
         """Tree of target sparsities."""
         return self.tree([leaf.target for leaf in self.leaves])
-
-    @property
-    def structures(self) -> PyTree:
-        """Tree of structures."""
-        return self.tree([leaf.structure for leaf in self.leaves])
 
     @property
     def rankings(self) -> PyTree:
@@ -122,6 +131,7 @@ class UpdaterHooks(abc.ABC):
     rng_seed: Any
     use_packed_masks: bool | Literal["zeros"]
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None
+    layers: Layers | None
 
     prunes: ClassVar[bool] = True
     starts_dense: ClassVar[bool] = True
@@ -139,7 +149,10 @@ class UpdaterHooks(abc.ABC):
 
     @abc.abstractmethod
     def target_sparsities(self, params: PyTree) -> PyTree:
-        """Target sparsity of every leaf as a Python float, `NOT_PRUNED` where it stays dense."""
+        """Target sparsity of every leaf as a Python float, `NOT_PRUNED` where it stays dense.
+
+        A tuple of them where layers of a stack differ.
+        """
 
     @abc.abstractmethod
     def init_state(self, params: PyTree) -> SparseState:
@@ -171,14 +184,22 @@ class UpdaterHooks(abc.ABC):
         """What `leaf_plans` gives, made anew."""
         targets = aligned(params, self.target_sparsities(params), "target sparsities")
         names, rankings = leaf_names(params), jax.tree.leaves(self.rankings(params))
-        columns = zip(names, targets, map(is_pruned, targets), self.structures(params), rankings, strict=True)
+        columns = zip(names, targets, map(is_pruned, targets), self.mask_rules(params), rankings, strict=True)
         return LeafPlans([LeafPlan(*column, self) for column in columns], jax.tree.structure(params))
 
-    def structures(self, tree: PyTree) -> list[Structure]:
-        """The structure of every leaf of a tree laid out like the parameters, such as their scores."""
-        if not isinstance(self.sparsity_type, ByPath):
-            return [self.sparsity_type] * len(jax.tree.leaves(tree))
-        return once(self, "structures", tree, lambda: structure_per_leaf(self.sparsity_type, leaf_names(tree)))
+    def mask_rules(self, tree: PyTree) -> list[MaskRule]:
+        """How the mask of every leaf is made, of a tree laid out like the parameters, such as their scores."""
+        return once(self, "mask rules", tree, lambda: self._made_rules(tree))
+
+    def _made_rules(self, tree: PyTree) -> list[MaskRule]:
+        names, leaves = leaf_names(tree), jax.tree.leaves(tree)
+        axes = [None] * len(leaves) if self.layers is None else self.layers.of(tree)
+        columns = zip(structure_per_leaf(self.sparsity_type, names), leaves, axes, names, strict=True)
+        return [MaskRule(structure, tuple(leaf.shape), known, name) for structure, leaf, known, name in columns]
+
+    def layer_views(self, params: PyTree) -> list[LayerView]:
+        """How every leaf is seen as layers."""
+        return [rule.layers for rule in self.mask_rules(params)]
 
     def rankings(self, params: PyTree) -> PyTree:
         """By leaf 0 if its entries are ranked among themselves, else a number that all leaves of a ranking share."""
@@ -231,7 +252,7 @@ class UpdaterHooks(abc.ABC):
         return param
 
     def inner_gradient(self, grad: jax.Array, latent: jax.Array, mask: jax.Array) -> jax.Array:
-        """The gradient the inner optimizer gets."""
+        """The gradient the inner optimizer gets; of a stack the hook sees layer by layer."""
         return apply_mask(grad, mask) if self.is_sparse_gradients else grad
 
     def dense_weight(self, update: jax.Array, latent: jax.Array) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import InZeros, check_stored, is_pruned, kept
 from sparse_plugins.core.trees import PyTree, aligned, exportable, leaf_names
 
@@ -32,7 +33,8 @@ class SparseState(NamedTuple):
             empty marker if the parameter's zeros are its mask; `NOT_PRUNED` for parameters that stay dense. Read them
             with `unpack_masks`.
         inner_state: State of the wrapped optimizer.
-        target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with.
+        target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with; float32[layers] where the
+            layers of a stack end with different ones.
         count: int32[], calls of `update` so far; the schedule's step. At 2**31 - 1 it stays, as the counts of optax do,
             and masks change no more but where they follow every step.
         rng: uint32[2], the key all random scores of this run derive from; under `PerModule` a tuple of one per rule.
@@ -101,7 +103,7 @@ def map_sparse_states(function: Callable[[SparseState], SparseState], opt_state:
     return jax.tree.map(apply, opt_state, is_leaf=_is_sparse_state)
 
 
-def check_state(params: PyTree, opt_state: PyTree) -> None:
+def check_state(params: PyTree, opt_state: PyTree, layers: Layers | None = None) -> None:
     """Checks the invariants of a concrete sparse state, for example after a restore.
 
     It warns about layers that keep nothing and were not asked to be empty: a ranking across layers may prune one whole.
@@ -109,6 +111,7 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
     Args:
         params: The parameters it belongs to.
         opt_state: Optimizer state that holds it.
+        layers: The updater's, if it has some: the layers of a stack are looked at one by one.
 
     Raises:
         ValueError: At the first parameter whose mask, target or dense weights do not fit.
@@ -132,24 +135,28 @@ def check_state(params: PyTree, opt_state: PyTree) -> None:
     columns = list(zip(leaf_names(params), jax.tree.leaves(params), masks, targets, strict=True))
     # Before the first step the zeros of parameters are no masks yet.
     unread = lambda mask: isinstance(mask, InZeros) and int(state.count) == 0  # noqa: E731
-    used = [(name, kept(p, m)) for name, p, m, target in columns if is_pruned(m) and target < 1 and not unread(m)]
-    warn_of_emptied([name for name, _ in used], [mask for _, mask in used])
+    views = [None] * len(columns) if layers is None else [axes.as_stored for axes in layers.of(params)]
+    used = []
+    for (name, param, mask, target), view in zip(columns, views, strict=True):
+        if is_pruned(mask) and not unread(mask) and bool((jnp.asarray(target) < 1).all()):
+            seen = kept(param, mask)
+            used += [(name, seen)] if view is None else view.named(name, seen)
+    warn_of_emptied(used)
 
 
-def warn_of_emptied(names: Sequence[str], masks: Sequence[jax.Array]) -> None:
+def warn_of_emptied(layers: Sequence[tuple[str, jax.Array]]) -> None:
     """Warns about layers whose masks keep nothing; of masks that are being traced nothing is known.
 
     Args:
-        names: Paths of layers that are not asked to be empty.
-        masks: Their masks, not packed.
+        layers: Paths of layers that are not asked to be empty, and their masks, not packed.
 
     Example:
-        >>> warn_of_emptied(["w"], [jnp.array([0, 1], jnp.uint8)])
+        >>> warn_of_emptied([("w", jnp.array([0, 1], jnp.uint8))])
     """
-    if any(isinstance(mask, jax.core.Tracer) for mask in masks):
+    if any(isinstance(mask, jax.core.Tracer) for _, mask in layers):
         return
-    used = jax.device_get([jnp.any(mask) for mask in masks])
-    emptied = [name for name, mask, is_used in zip(names, masks, used, strict=True) if mask.size and not is_used]
+    used = jax.device_get([jnp.any(mask) for _, mask in layers])
+    emptied = [name for (name, mask), is_used in zip(layers, used, strict=True) if mask.size and not is_used]
     if emptied:
         warnings.warn(
             f"a ranking across layers pruned all weights of {', '.join(map(repr, emptied))}, which cuts the network in "

@@ -170,7 +170,7 @@ def _restarted(plans: LeafPlans, masks: Sequence[Any]) -> list[Any]:
 
 def _inner_gradients(plans: LeafPlans, grads: Sequence[Any], latent: Sequence[Any], masks: Sequence[Any]) -> list[Any]:
     columns = zip(plans.leaves, grads, latent, masks, strict=True)
-    return [leaf.updater.inner_gradient(g, p, mask) if leaf.target else g for leaf, g, p, mask in columns]
+    return [leaf.inner_gradient(g, p, mask) if leaf.target else g for leaf, g, p, mask in columns]
 
 
 def _held(plans: LeafPlans, updates: Sequence[Any], step: Any) -> list[Any]:

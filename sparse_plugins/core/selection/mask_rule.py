@@ -1,0 +1,205 @@
+"""How the mask of one parameter is made: the structure of its masks, and the layers that it holds.
+
+A stack is ranked layer by layer in one program, mapped over its layers; a layer whose inputs and outputs are known is
+seen as [*window, inputs, outputs], whatever its axes are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_plugins.core.layers.axes import LayerAxes, LayerView
+from sparse_plugins.core.selection.counts import Count, as_number
+from sparse_plugins.core.selection.structured_topk import keep_best, kept_units, rank_active_first, regrow_mask
+from sparse_plugins.core.structures import Block, Channel, NByM, Structure, Unstructured
+
+__all__ = ["MaskRule", "by_layer"]
+
+_LONGEST_WINDOW = 16
+
+
+def by_layer(function: Callable[[Any], Any], target: Any) -> Any:
+    """What a function makes of a target; where layers of a stack have targets of their own, of each.
+
+    Args:
+        function: From a target to a number, or a tuple of numbers.
+        target: One target, or a tuple with one per layer.
+
+    Returns:
+        What the function returns, with arrays [layers] in place of numbers if there are several targets.
+
+    Example:
+        >>> by_layer(lambda target: 10 - target, 4), by_layer(lambda target: 10 - target, (4, 2)).tolist()
+        (6, [6, 8])
+    """
+    if not isinstance(target, tuple):
+        return function(target)
+    made = {key: function(one) for key, one in {id(one): one for one in target}.items()}
+    return jax.tree.map(_stacked, *[made[id(one)] for one in target])
+
+
+def _stacked(*numbers: Any) -> Any:
+    if all(isinstance(one, int) for one in numbers):
+        return np.array(numbers)
+    return jnp.stack([*map(jnp.asarray, numbers)])
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskRule:
+    """How the mask of one parameter is made, from scores of its shape.
+
+    Attributes:
+        structure: The structure of its masks.
+        shape: Its shape.
+        axes: What its axes are; None if nobody told. It is one layer then, and a structure without an axis of its own
+            reads [inputs, outputs] and [height, width, inputs, outputs], the window no longer than 16.
+        name: Its path, for messages.
+
+    Example:
+        >>> scores = jnp.array([[[4.0], [3.0]], [[2.0], [1.0]]])
+        >>> as_one = MaskRule(Unstructured(), (2, 2, 1))
+        >>> as_one.create_mask(scores, 0.5).ravel().tolist()
+        [1, 1, 0, 0]
+        >>> from sparse_plugins.core.layers.describe import Axes
+        >>> stacked = dataclasses.replace(as_one, axes=Axes(stack=0, inputs=1, outputs=2).of("w", (2, 2, 1)))
+        >>> stacked.create_mask(scores, 0.5).ravel().tolist()
+        [1, 0, 1, 0]
+    """
+
+    structure: Structure
+    shape: tuple[int, ...]
+    axes: LayerAxes | None = None
+    name: str = ""
+
+    @functools.cached_property
+    def layers(self) -> LayerView:
+        """The parameter as layers, with the axes that it has."""
+        return LayerView.of_one(self.shape) if self.axes is None else self.axes.as_stored
+
+    @property
+    def of_layer(self) -> Structure:
+        """The structure of one layer, whose axes `layer_shape` tells."""
+        return self._placed[0]
+
+    @property
+    def view(self) -> LayerView:
+        """The parameter as layers, with the axes that the structure sees."""
+        return self._placed[1]
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """Shape of one layer as the structure sees it."""
+        return self._placed[1].shape
+
+    @functools.cached_property
+    def _placed(self) -> tuple[Structure, LayerView]:
+        structure, axes = self.structure, self.axes
+        if isinstance(structure, Unstructured):
+            return structure, self.layers
+        if isinstance(structure, Block):
+            names_axes = len(structure.block_shape) > 2
+        elif names_axes := structure.axis is not None:
+            structure = dataclasses.replace(structure, axis=self._within_layer(structure.axis))
+        if names_axes:
+            return structure, self.layers
+        by_heads = isinstance(structure, Channel) and structure.whole_heads
+        if axes is not None and axes.is_known:
+            return _on_matrix(structure), axes.by_heads if by_heads else axes.as_matrices
+        if by_heads or not self._is_familiar():
+            raise ValueError(self._unknown_axes())
+        return _on_matrix(structure), self.layers
+
+    def _is_familiar(self) -> bool:
+        """Whether it has the axes of a layer of Flax or Haiku, as far as a shape can tell."""
+        shape = self.layers.shape
+        return len(shape) <= 2 or (len(shape) == 4 and max(shape[:2]) <= _LONGEST_WINDOW)
+
+    def _within_layer(self, axis: int) -> int:
+        """The number that an axis of the parameter has in one of its layers."""
+        if self.axes is None or not -len(self.shape) <= axis < len(self.shape):
+            return axis
+        axis %= len(self.shape)
+        is_stack = [all(part.role == "stack" for part in parts) for parts in self.axes.axes]
+        if is_stack[axis]:
+            raise ValueError(
+                f"{self.structure} runs along axis {axis} of {self.name!r}, which stacks layers ({self.axes}): leave "
+                "the axis out, and it runs along inputs or outputs of each layer."
+            )
+        return axis - sum(is_stack[:axis])
+
+    def _unknown_axes(self) -> str:
+        note = f" ({self.axes.note})" if self.axes is not None and self.axes.note else ""
+        return (
+            f"{self.structure} needs to know which axes of {self.name!r} of shape {self.shape} are inputs and outputs, "
+            f"and which stack layers{note}: give the updater layers=core.trace_layers(apply, params, *inputs) or "
+            f"layers=core.describe_layers(params, [({self.name!r}, core.Axes(...))]), name the axis in the structure "
+            f"(a block with a length for each axis), or leave that parameter dense with rules=[({self.name!r}, None)]."
+        )
+
+    @property
+    def reading(self) -> str:
+        """How the axes of one of its layers are read, in words."""
+        if self.axes is not None:
+            return str(self.axes.of_layer)
+        if isinstance(self.structure, Unstructured) or len(self.shape) < 2:
+            return "one layer"
+        if isinstance(self.structure, Block) or self.structure.axis is None:
+            return ", ".join(["window"] * (len(self.shape) - 2) + ["inputs", "outputs"])
+        return f"one layer, axis {self.structure.axis}"
+
+    def check(self) -> None:
+        """Raises ValueError if the structure does not fit the shape."""
+        self.of_layer.check(self.layer_shape, f"parameter {self.name!r}")
+
+    def kept_units(self, sparsity: Any) -> Count:
+        """How many units of each ranking a sparsity keeps; int32[layers] where it is a tuple of one per layer."""
+        return by_layer(lambda one: kept_units(self.of_layer, self.layer_shape, one), sparsity)
+
+    def create_mask(self, scores: jax.Array, sparsity: Any) -> jax.Array:
+        """The mask that keeps the best-scored units of every layer.
+
+        Args:
+            scores: Real array of the parameter's shape.
+            sparsity: Fraction of zeros, or a tuple of one per layer.
+
+        Returns:
+            uint8 mask of the same shape.
+
+        Raises:
+            ValueError: If the structure does not fit the shape, or its axes are not known.
+        """
+        structure, view = self._placed
+        structure.check(view.shape, f"parameter {self.name!r}")
+        best = lambda scores, kept: keep_best(scores, structure, kept)  # noqa: E731
+        return view.mapped(best, scores, beside=[self.kept_units(sparsity)])
+
+    def own_mask(self, rule: Callable[[jax.Array, Any], jax.Array], scores: jax.Array, sparsity: Any) -> jax.Array:
+        """The mask that a rule of the user's makes of the scores and the sparsity of every layer."""
+        return self.layers.mapped(rule, scores, beside=[by_layer(as_number, sparsity)])
+
+    def regrow_mask(
+        self, mask: jax.Array, drop_scores: jax.Array, grow_scores: jax.Array, kept: Count, survivors: Count
+    ) -> jax.Array:
+        """`structured_topk.regrow_mask` in every layer; counts may be arrays [layers]."""
+        structure, view = self._placed
+        regrown = lambda mask, drop, grow, *counts: regrow_mask(mask, drop, grow, structure, *counts)  # noqa: E731
+        return view.mapped(regrown, mask, drop_scores, grow_scores, beside=[kept, survivors])
+
+    def rank_active_first(self, scores: jax.Array, active: jax.Array) -> jax.Array:
+        """`structured_topk.rank_active_first` in every layer."""
+        structure, view = self._placed
+        return view.mapped(lambda scores, active: rank_active_first(scores, active, structure), scores, active)
+
+
+def _on_matrix(structure: Structure) -> Structure:
+    """A structure of [..., inputs, outputs]."""
+    if isinstance(structure, (Block, Unstructured)):
+        return structure
+    if isinstance(structure, NByM):
+        return dataclasses.replace(structure, axis=-2)
+    return dataclasses.replace(structure, axis=-1, **({"whole_heads": False} if isinstance(structure, Channel) else {}))
