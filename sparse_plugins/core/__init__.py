@@ -19,7 +19,8 @@ from sparse_plugins.core.distributions import erk, kernels_only, not_dim_one, un
 from sparse_plugins.core.drop_fractions import ConstantDrop, CosineDrop, LinearDrop
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.layers.axes import LayerAxes, Layers
-from sparse_plugins.core.layers.describe import Axes, describe_layers
+from sparse_plugins.core.layers.describe import describe_layers
+from sparse_plugins.core.layers.described_axes import Axes
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.plans import Plan, plan
 from sparse_plugins.core.registry import all_algorithm_names, register_algorithm

@@ -78,6 +78,25 @@ def mistakes_are_named() -> None:
     expect(ValueError, r"none of \['0', '1'.*a list of arrays a dict", lambda: tx.init(model.get_weights()))
 
 
+def layers_are_told_by_their_classes_as_by_the_trace() -> None:
+    import keras
+
+    inputs = keras.Input((4,), dtype="int32")
+    hidden = keras.layers.Embedding(10, 16)(inputs)
+    hidden = keras.layers.MultiHeadAttention(2, 3)(hidden, hidden)
+    hidden = keras.layers.Reshape((2, 2, 16))(keras.layers.LayerNormalization()(hidden))
+    hidden = keras.layers.Conv2DTranspose(3, 2)(hidden)
+    hidden = keras.layers.DepthwiseConv2D(2, depth_multiplier=2)(keras.layers.Conv2D(4, 2, padding="same")(hidden))
+    model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    told = core.describe_layers(model)
+
+    def apply(params: Any, x: Any) -> Any:
+        return model.stateless_call([params[v.path] for v in model.trainable_variables], [], x)[0]
+
+    traced = core.trace_layers(apply, values(model.trainable_variables), np.zeros((1, 4), np.int32))
+    assert {path: str(axes) for path, axes in told.items()} == {path: str(axes) for path, axes in traced.items()}
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     **{name: functools.partial(check, keras_()) for name, check in CONTRACTS.items()},
     **{
@@ -86,6 +105,7 @@ CHECKS: dict[str, Callable[[], None]] = {
             the_code_of_the_page_runs_without_tensorflow,
             the_example_of_the_docstring_runs,
             mistakes_are_named,
+            layers_are_told_by_their_classes_as_by_the_trace,
             *OF_THE_OPTIMIZER,
         )
     },

@@ -291,19 +291,25 @@ class Layers(dict[str, LayerAxes]):
         """
         found = []
         for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
-            if name not in self:
+            axes = self._known_as(name)
+            if axes is None:
                 raise ValueError(
                     f"the layers do not know parameter {name!r}; they know {', '.join(map(repr, self)) or 'none'}. "
                     "Trace or describe the tree that the optimizer gets, as in core.trace_layers(lambda params, x: "
                     "model.apply({'params': params}, x), params, x)."
                 )
-            if tuple(leaf.shape) != self[name].shape:
+            if tuple(leaf.shape) != axes.shape:
                 raise ValueError(
-                    f"parameter {name!r} has shape {tuple(leaf.shape)}, and the layers say {self[name].shape}: trace "
+                    f"parameter {name!r} has shape {tuple(leaf.shape)}, and the layers say {axes.shape}: trace "
                     "or describe them anew."
                 )
-            found.append(self[name])
+            found.append(axes)
         return found
+
+    def _known_as(self, name: str) -> LayerAxes | None:
+        """Boxes and Variables of Flax are 'kernel/value' where their arrays are 'kernel'."""
+        paths = (name, f"{name}/value", name.removesuffix("/value"))
+        return next((self[path] for path in paths if path in self), None)
 
     def shapes(self, params: PyTree) -> PyTree:
         """A tree of `LayerShape` in place of parameters; raises as `of`."""

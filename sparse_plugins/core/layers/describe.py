@@ -1,139 +1,91 @@
-"""Layers told by hand: rules on paths."""
+"""Layers told by hand: rules on paths, and names that frameworks give to axes."""
 
-import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.layers.axes import LayerAxes, Layers, Part, Role
+from sparse_plugins.core.layers.axes import LayerAxes, Layers, Part
+from sparse_plugins.core.layers.axis_names import (
+    axes_of_names,
+    is_keras_layer,
+    keras_axes,
+    names_in_boxes,
+    names_in_tree,
+)
+from sparse_plugins.core.layers.described_axes import Axes
 from sparse_plugins.core.path_rules import first_match, read_rule
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["Axes", "describe_layers"]
-
-_ROLES: tuple[Role, ...] = ("stack", "inputs", "outputs", "space", "rows", "elementwise")
+__all__ = ["describe_layers"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """What the axes of a parameter are, by number; each field takes one number or several.
-
-    Attributes:
-        stack: Every entry is a layer of its own, as `nn.scan` and `vmap` stack them.
-        inputs: Summed over.
-        outputs: Kept.
-        space: The window of a convolution.
-        rows: Looked up by index, as in an embedding.
-        elementwise: Those of a bias or a scale.
-        heads: Which of the inputs or outputs run over attention heads.
-
-    Raises:
-        TypeError: If a field holds something else than ints.
-        ValueError: If an axis is named twice, heads are no inputs or outputs, or a bias has these.
-
-    Example:
-        >>> print(Axes(stack=0, inputs=1, outputs=(2, 3), heads=2).of("query/kernel", (12, 64, 4, 16)))
-        stack 12, inputs 64, outputs 4 heads, outputs 16
-    """
-
-    stack: int | Sequence[int] = ()
-    inputs: int | Sequence[int] = ()
-    outputs: int | Sequence[int] = ()
-    space: int | Sequence[int] = ()
-    rows: int | Sequence[int] = ()
-    elementwise: int | Sequence[int] = ()
-    heads: int | Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            given = getattr(self, field.name)
-            numbers = (given,) if isinstance(given, int) else given
-            if (
-                isinstance(given, bool)
-                or not isinstance(numbers, (tuple, list))
-                or not all(isinstance(number, int) for number in numbers)
-            ):
-                raise TypeError(f"Axes.{field.name} is {given!r}; give the number of an axis, or several as a tuple.")
-            object.__setattr__(self, field.name, tuple(numbers))
-        if self.elementwise and (self.inputs or self.outputs or self.rows or self.space):
-            raise ValueError(
-                f"{self} is a bias or a scale and a layer at once: give elementwise, or inputs and outputs."
-            )
-
-    def of(self, path: str, shape: tuple[int, ...]) -> LayerAxes:
-        """The axes of a parameter.
-
-        Args:
-            path: Its path.
-            shape: Its shape.
-
-        Raises:
-            ValueError: If the axes are not those of the shape: one that it lacks, that is named twice, or that is
-                longer than 1 and not named.
-        """
-        roles: dict[int, Role] = {}
-        for role in _ROLES:
-            for number in getattr(self, role):
-                axis = self._numbered(number, path, shape)
-                if axis in roles:
-                    raise ValueError(f"{self} names axis {number} of {path!r} twice, as {roles[axis]} and {role}.")
-                roles[axis] = role
-        heads = {self._numbered(number, path, shape) for number in self.heads}
-        if not heads <= {axis for axis, role in roles.items() if role in ("inputs", "outputs")}:
-            raise ValueError(f"heads of {self} are no inputs or outputs of {path!r}; name the axis there as well.")
-        if unnamed := [axis for axis, length in enumerate(shape) if length != 1 and axis not in roles]:
-            raise ValueError(
-                f"{self} does not say what axis {unnamed[0]} of {path!r}, whose shape is {shape}, is: name all axes."
-            )
-        parts = [(Part(length, roles.get(axis), axis in heads),) for axis, length in enumerate(shape)]
-        return LayerAxes(path, shape, tuple(parts))
-
-    def _numbered(self, number: int, path: str, shape: tuple[int, ...]) -> int:
-        if not -len(shape) <= number < len(shape):
-            raise ValueError(f"{self} names axis {number}, which {path!r} of shape {shape} does not have.")
-        return number % len(shape)
-
-    def __str__(self) -> str:
-        given = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        words = [f"{name}={axes[0] if len(axes) == 1 else axes}" for name, axes in given if axes]
-        return f"Axes({', '.join(words)})"
-
-
-def describe_layers(params: PyTree, rules: Sequence[tuple[str, Axes]] = ()) -> Layers:
+def describe_layers(
+    params: PyTree, rules: Sequence[tuple[str, Axes]] = (), *, axis_names: PyTree | None = None
+) -> Layers:
     """What every axis of every parameter is, told by hand; `core.trace_layers` reads the same from the computation.
 
+    Rules come first. Then names: of the boxes that Flax's `with_logical_partitioning` and NNX's metadata put parameters
+    into, of `axis_names` as T5X and MaxText have them ('layers', 'embed', 'heads', 'kv', 'mlp', 'vocab', ...), or the
+    layer classes of a Keras model. Names of a mesh, such as 'model', tell nothing.
+
     Args:
-        params: Parameter tree; shapes will do.
-        rules: Pairs (regular expression for a whole path 'a/b/kernel', `Axes`); the first match wins.
+        params: Parameter tree, boxed or not; shapes will do. Or a Keras model.
+        rules: Pairs (regular expression for a whole path 'a/b/kernel', `core.Axes`); the first match wins.
+        axis_names: A tree like the parameters, with a tuple or a `PartitionSpec` of names for each: of T5X
+            `flax.linen.partitioning.get_axis_names(variables["params_axes"])`.
 
     Returns:
-        A mapping from each parameter's path to its `LayerAxes`. What no rule describes is one layer, with axes that are
-        not known.
+        A mapping from each parameter's path to its `LayerAxes`. What neither a rule nor a name describes has axes that
+        are not known.
 
     Raises:
         TypeError: If a rule has no `Axes`.
-        ValueError: If a rule matches nothing, or its axes are not those of the shape.
+        ValueError: If a rule matches nothing, axes or names are not those of the shape, or the names are laid out
+            otherwise than the parameters.
 
     Example:
+        >>> from sparse_plugins import core
         >>> params = {"blocks": {"kernel": jnp.ones((6, 4, 4)), "bias": jnp.ones((6, 4))}}
-        >>> print(describe_layers(params, [
-        ...     (".*/kernel", Axes(stack=0, inputs=1, outputs=2)), (".*/bias", Axes(stack=0, elementwise=1))]))
+        >>> kernel, bias = core.Axes(stack=0, inputs=1, outputs=2), core.Axes(stack=0, elementwise=1)
+        >>> layers = core.describe_layers(params, [(".*/kernel", kernel), (".*/bias", bias)])
+        >>> print(layers)
         blocks/bias    (6, 4)     stack 6, elementwise 4
         blocks/kernel  (6, 4, 4)  stack 6, inputs 4, outputs 4
+        >>> names = {"blocks": {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}}
+        >>> core.describe_layers(params, axis_names=names) == layers
+        True
     """
     read = [read_rule(rule, "Axes", "('blocks/.*/kernel', core.Axes(stack=0, inputs=1, outputs=2))") for rule in rules]
     for pattern, axes in read:
         if not isinstance(axes, Axes):
             raise TypeError(f"the axes of {pattern!r} are {axes!r}; give core.Axes(inputs=0, outputs=1) or the like.")
-    names, shapes = leaf_names(params), [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
-    chosen = first_match([pattern for pattern, _ in read], names)
-    columns = zip(names, shapes, chosen, strict=True)
+    told = _told_by_keras(params) if is_keras_layer(params) else _told_by_names(params, axis_names)
+    chosen = first_match([pattern for pattern, _ in read], [name for name, _, _ in told])
     return Layers(
-        (name, _undescribed(name, shape) if rule is None else read[rule][1].of(name, shape))
-        for name, shape, rule in columns
+        (name, _described(name, shape, axes if rule is None else read[rule][1]))
+        for (name, shape, axes), rule in zip(told, chosen, strict=True)
     )
 
 
-def _undescribed(name: str, shape: tuple[int, ...]) -> LayerAxes:
+def _told_by_keras(model: Any) -> list[tuple[str, tuple[int, ...], Axes | None]]:
+    return [(path, shape, axes) for path, (shape, axes) in keras_axes(model).items()]
+
+
+def _told_by_names(params: PyTree, axis_names: PyTree | None) -> list[tuple[str, tuple[int, ...], Axes | None]]:
+    paths, leaves = leaf_names(params), jax.tree.leaves(params)
+    names = names_in_boxes(params) if axis_names is None else names_in_tree(params, axis_names)
+    told = []
+    for path, leaf, its in zip(paths, leaves, names, strict=True):
+        axes = None if its is None else axes_of_names(its)
+        if axes is not None and len(its) != jnp.ndim(leaf):
+            raise ValueError(f"the axes of {path!r} are named {its}, and its shape is {jnp.shape(leaf)}.")
+        told.append((path, tuple(jnp.shape(leaf)), axes))
+    return told
+
+
+def _described(name: str, shape: tuple[int, ...], axes: Axes | None) -> LayerAxes:
+    if axes is not None:
+        return axes.of(name, shape)
     return LayerAxes(name, shape, tuple((Part(length, None),) for length in shape), note="not described")

@@ -65,7 +65,7 @@ class MaskRule:
         >>> as_one = MaskRule(Unstructured(), (2, 2, 1))
         >>> as_one.create_mask(scores, 0.5).ravel().tolist()
         [1, 1, 0, 0]
-        >>> from sparse_plugins.core.layers.describe import Axes
+        >>> from sparse_plugins.core.layers.described_axes import Axes
         >>> stacked = dataclasses.replace(as_one, axes=Axes(stack=0, inputs=1, outputs=2).of("w", (2, 2, 1)))
         >>> stacked.create_mask(scores, 0.5).ravel().tolist()
         [1, 0, 1, 0]
