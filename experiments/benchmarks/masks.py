@@ -1,4 +1,4 @@
-"""What new masks cost: counting against sorting, for single arrays, structures and a ResNet-50-sized tree.
+"""What new masks cost: counting against sorting, for single arrays, structures, stacks and a ResNet-50-sized tree.
 
     python -m experiments.benchmarks.masks --quick
     python -m experiments.benchmarks.masks --jaxpruner ../jaxpruner
@@ -19,13 +19,16 @@ from jax import lax
 
 from experiments.benchmarks import jaxpruner
 from experiments.benchmarks.models import random_tree, resnet50_shapes
-from experiments.benchmarks.timing import compare
+from experiments.benchmarks.timing import compare, interleave, table
+from sparse_plugins import core
 from sparse_plugins.core.selection.counts import keep_count
+from sparse_plugins.core.selection.mask_rule import MaskRule
 from sparse_plugins.core.selection.structured_topk import create_mask
 from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.core.structures import Block, NByM
 
 TARGET = 0.9
+LAYERS = 32  # of a stack
 
 
 def best_of_one(scores: jax.Array, k: jax.Array) -> jax.Array:
@@ -97,6 +100,21 @@ def trees(width: int, rounds: int) -> None:
     compare(f"{title}, global", together, (scores, total), rounds)
 
 
+def stacks(size: int, rounds: int) -> None:
+    """A table for a stack of layers, each ranked by itself, against one array of its size."""
+    side = math.isqrt(size // LAYERS)
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal((LAYERS, side, side), np.float32))
+    layers = core.Axes(stack=0, inputs=1, outputs=2).of("kernel", scores.shape)
+    sides = {}
+    for name, axes in (("one array", None), ("a stack", layers)):
+        mask = jax.jit(
+            functools.partial(MaskRule(core.Unstructured(), scores.shape, axes).create_mask, sparsity=TARGET)
+        )
+        sides[name] = functools.partial(mask, scores)
+    timings = interleave(sides, "one array", rounds)
+    print(f"### {LAYERS} layers, {scores.shape} float32, sparsity {TARGET}\n\n{table(timings, {})}\n", flush=True)
+
+
 def structures(size: int, rounds: int) -> None:
     """Tables for 2:4 and 4x4 blocks."""
     draw = np.random.default_rng(0).standard_normal
@@ -138,6 +156,7 @@ def main() -> None:
     single_arrays(size, rounds)
     trees(width, rounds)
     structures(size, rounds)
+    stacks(size, rounds)
 
 
 if __name__ == "__main__":
