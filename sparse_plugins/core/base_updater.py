@@ -245,6 +245,18 @@ class BaseUpdater(UpdaterHooks):
         seeded.rng_seed = joined_seed(self.rng_seed, key)
         return seeded
 
+    def knowing(self, layers: Layers) -> Self:
+        """The updater with `layers`, if it has none yet; front ends that have the model at hand ask this.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> params = {"blocks": jnp.ones((2, 4, 4))}
+            >>> layers = core.describe_layers(params, [("blocks", core.Axes(stack=0, inputs=1, outputs=2))])
+            >>> print(core.create_updater_from_config(algorithm="rigl", sparsity=0.5).knowing(layers).layers)
+            blocks  (2, 4, 4)  stack 2, inputs 4, outputs 4
+        """
+        return self if self.layers is not None else dataclasses.replace(self, layers=layers)
+
     @property
     def parts(self) -> Sequence[tuple[str, "BaseUpdater"]]:
         """The updaters this one is made of, each with the pattern of its paths; none for most."""

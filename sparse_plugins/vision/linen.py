@@ -1,6 +1,6 @@
 """Flax Linen: a train state whose parameters are sparse from step 0 on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import flax.core
@@ -11,6 +11,8 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from sparse_plugins.core.base_updater import BaseUpdater, check_updater
+from sparse_plugins.core.layers.describe import describe_layers
+from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.transform.state import map_sparse_states
 from sparse_plugins.core.trees import PyTree
 
@@ -47,9 +49,13 @@ class TrainState(train_state.TrainState):
         params: PyTree,
         tx: optax.GradientTransformation,
         updater: BaseUpdater,
+        inputs: Sequence[Any] = (),
         **fields: Any,
     ) -> Self:
         """A state at step 0.
+
+        Which axes stack layers, and which are inputs and outputs, is read from `inputs` if they are given, else from
+        the logical names of boxed parameters, unless the updater knows its `layers` already.
 
         Args:
             apply_fn: Usually `model.apply`.
@@ -57,6 +63,9 @@ class TrainState(train_state.TrainState):
                 'params' is trained by the optimizer and made sparse.
             tx: The dense optimizer.
             updater: Which weights to keep, how many and when.
+            inputs: What `apply_fn` takes after the variables, or shapes of it. The function is traced once, with the
+                parameters under 'params'; one that takes keys or other collections is traced by hand:
+                `core.trace_layers` gives `layers` for the updater.
             **fields: Further fields of a subclass.
 
         Returns:
@@ -67,9 +76,16 @@ class TrainState(train_state.TrainState):
             ValueError: If the updater finds nothing to prune.
         """
         check_updater(updater)
+        trained = params["params"] if _is_float8(params) else params
+        if inputs:
+            rest = {} if trained is params else {name: params[name] for name in params if name != "params"}
+            called = lambda trained, *inputs: apply_fn({**rest, "params": nn.unbox(trained)}, *inputs)  # noqa: E731
+            updater = updater.knowing(trace_layers(called, trained, *inputs))
+        elif any(map(_is_box, jax.tree.leaves(trained, is_leaf=_is_box))):
+            updater = updater.knowing(describe_layers(trained))
         state = super().create(apply_fn=apply_fn, params=params, tx=updater.wrap_optax(tx), **fields)
         on_masks = lambda trained: updater.pre_forward_update(trained, state.opt_state)  # noqa: E731
-        if not isinstance(params, jax.Array) and OVERWRITE_WITH_GRADIENT in params:
+        if trained is not params:
             return state.replace(params=flax.core.copy(params, {"params": on_masks(params["params"])}))
         return state.replace(params=on_masks(params))
 
@@ -90,6 +106,14 @@ class TrainState(train_state.TrainState):
         update = lambda updates, state, params: self.tx.update(updates, state, params, **extra_args)  # noqa: E731
         informed = self.replace(tx=optax.GradientTransformation(self.tx.init, update))
         return super(TrainState, informed).apply_gradients(grads=grads, **fields).replace(tx=self.tx)
+
+
+def _is_box(node: Any) -> bool:
+    return isinstance(node, nn.meta.AxisMetadata)
+
+
+def _is_float8(params: PyTree) -> bool:
+    return not isinstance(params, jax.Array) and OVERWRITE_WITH_GRADIENT in params
 
 
 def get_partition_spec(state: PyTree) -> PyTree:

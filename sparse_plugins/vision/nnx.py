@@ -1,5 +1,6 @@
 """Flax NNX: optimizers that make a model sparse in place and keep it so."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -7,6 +8,8 @@ import optax
 from flax import nnx
 
 from sparse_plugins.core.base_updater import BaseUpdater, check_updater
+from sparse_plugins.core.layers.describe import describe_layers
+from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["ModelAndOptimizer", "Optimizer"]
@@ -48,15 +51,20 @@ class Optimizer(nnx.Optimizer[M]):
         updater: BaseUpdater,
         *,
         wrt: Any = nnx.Param,
+        inputs: Sequence[Any] = (),
         **options: Any,
     ) -> None:
         """Makes the parameters of a model sparse, and an optimizer for them.
+
+        Which axes stack layers, and which are inputs and outputs, is read from `inputs` if they are given, else from
+        the sharding metadata of the Variables, unless the updater knows its `layers` already.
 
         Args:
             model: The model; what `wrt` selects in it is changed in place.
             tx: The dense optimizer.
             updater: Which weights to keep, how many and when.
             wrt: Filter for the Variables to train, as for `flax.nnx.grad`.
+            inputs: What the model is called with, or shapes of it; it is traced once.
             **options: What else NNX's own optimizer takes.
 
         Raises:
@@ -69,6 +77,12 @@ class Optimizer(nnx.Optimizer[M]):
             raise ValueError(
                 f"wrt={wrt} selects no Variable of this {type(model).__name__}, so there is nothing to train."
             )
+        if inputs:
+            graph, trained, rest = nnx.split(model, wrt, ...)
+            called = lambda trained, *inputs: nnx.merge(graph, trained, rest)(*inputs)  # noqa: E731
+            updater = updater.knowing(trace_layers(called, trained, *inputs))
+        elif any("out_sharding" in variable.get_metadata() for variable in _variables(params)):
+            updater = updater.knowing(describe_layers(params))
         sparse = updater.wrap_optax(tx)
 
         def init(variables: nnx.State) -> PyTree:
@@ -92,6 +106,10 @@ class ModelAndOptimizer(Optimizer[M], nnx.ModelAndOptimizer[M]):
         >>> int(jnp.count_nonzero(both.model.kernel[...]))
         8
     """
+
+
+def _variables(params: nnx.State) -> list[nnx.Variable]:
+    return jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def _in_variables(variables: nnx.State, opt_state: PyTree) -> PyTree:

@@ -122,7 +122,7 @@ def test_one_update_can_be_followed_on_foot(capsys: pytest.CaptureFixture) -> No
     trace_walk.main(["--algorithms", "magnitude", "rigl"])
     _, *rows = capsys.readouterr().out.splitlines()
     walks = {name: (int(calls), int(changes)) for name, calls, changes in map(str.split, rows)}
-    most = {"magnitude": (330, 230), "rigl": (505, 260)}
+    most = {"magnitude": (365, 260), "rigl": (540, 296)}
     assert [name for name in most if any(a > b for a, b in zip(walks[name], most[name], strict=True))] == []
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.algorithms.pruning import NoPruning
 from sparse_plugins.core.algorithms.tree_partition import Parts, check_keys
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.path_rules import read_rule
 from sparse_plugins.core.schedules import NoUpdateSchedule, StepUnit
@@ -88,6 +89,10 @@ class PerModule(BaseUpdater):
         self.scheduler = NoUpdateSchedule(step_unit=_step_units(rules)[0])
         self.sparsity_type = ByPath([rule for pattern, one in rules for rule in _structure_rules(pattern, one)])
         self.use_packed_masks = next(iter(_storage(rules).values()), True)
+
+    def knowing(self, layers: Layers) -> Self:
+        """Each updater with `layers`, if it has none yet."""
+        return dataclasses.replace(self, updaters=[(pattern, one.knowing(layers)) for pattern, one in self.updaters])
 
     @property
     def parts(self) -> Sequence[tuple[str, BaseUpdater]]:

@@ -68,6 +68,10 @@ class LayerView:
     def _moves(self) -> bool:
         return self.order != tuple(range(len(self.order)))
 
+    @functools.cached_property
+    def _is_plain(self) -> bool:
+        return self.layers is None and not self._moves and self.shape == self.whole
+
     def split(self, array: jax.Array) -> jax.Array:
         """Array[layers, *shape] of an array of the parameter's shape; [*shape] if it is one layer."""
         if not self._moves:
@@ -93,7 +97,7 @@ class LayerView:
         Returns:
             Array of the parameter's shape.
         """
-        if self.layers is None and not self._moves and self.shape == self.whole:
+        if self._is_plain:
             return function(*arrays, *beside)
         split = [self.split(array) for array in arrays]
         if self.layers is None:

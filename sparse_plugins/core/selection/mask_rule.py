@@ -156,10 +156,6 @@ class MaskRule:
         """Raises ValueError if the structure does not fit the shape."""
         self.of_layer.check(self.layer_shape, f"parameter {self.name!r}")
 
-    def kept_units(self, sparsity: Any) -> Count:
-        """How many units of each ranking a sparsity keeps; int32[layers] where it is a tuple of one per layer."""
-        return by_layer(lambda one: kept_units(self.of_layer, self.layer_shape, one), sparsity)
-
     def create_mask(self, scores: jax.Array, sparsity: Any) -> jax.Array:
         """The mask that keeps the best-scored units of every layer.
 
@@ -175,8 +171,8 @@ class MaskRule:
         """
         structure, view = self._placed
         structure.check(view.shape, f"parameter {self.name!r}")
-        best = lambda scores, kept: keep_best(scores, structure, kept)  # noqa: E731
-        return view.mapped(best, scores, beside=[self.kept_units(sparsity)])
+        kept = by_layer(functools.partial(kept_units, structure, view.shape), sparsity)
+        return view.mapped(functools.partial(keep_best, structure), scores, beside=[kept])
 
     def own_mask(self, rule: Callable[[jax.Array, Any], jax.Array], scores: jax.Array, sparsity: Any) -> jax.Array:
         """The mask that a rule of the user's makes of the scores and the sparsity of every layer."""
@@ -193,7 +189,7 @@ class MaskRule:
     def rank_active_first(self, scores: jax.Array, active: jax.Array) -> jax.Array:
         """`structured_topk.rank_active_first` in every layer."""
         structure, view = self._placed
-        return view.mapped(lambda scores, active: rank_active_first(scores, active, structure), scores, active)
+        return view.mapped(functools.partial(rank_active_first, structure=structure), scores, active)
 
 
 def _on_matrix(structure: Structure) -> Structure:

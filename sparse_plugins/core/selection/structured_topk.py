@@ -81,10 +81,10 @@ def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> 
         [[0, 1], [1, 0]]
     """
     structure.check(scores.shape, "scores")
-    return keep_best(scores, structure, kept_units(structure, scores.shape, sparsity))
+    return keep_best(structure, scores, kept_units(structure, scores.shape, sparsity))
 
 
-def keep_best(scores: jax.Array, structure: Structure, kept: Count) -> jax.Array:
+def keep_best(structure: Structure, scores: jax.Array, kept: Count) -> jax.Array:
     """The mask that keeps as many units of every ranking as said; see `create_mask`."""
     return _spread(_best_units(_pool(scores, structure), structure, kept), structure, scores.shape)
 

@@ -183,9 +183,10 @@ class UpdaterHooks(abc.ABC):
     def make_leaf_plans(self, params: PyTree) -> LeafPlans:
         """What `leaf_plans` gives, made anew."""
         targets = aligned(params, self.target_sparsities(params), "target sparsities")
-        names, rankings = leaf_names(params), jax.tree.leaves(self.rankings(params))
-        columns = zip(names, targets, map(is_pruned, targets), self.mask_rules(params), rankings, strict=True)
-        return LeafPlans([LeafPlan(*column, self) for column in columns], jax.tree.structure(params))
+        rules, rankings = self.mask_rules(params), jax.tree.leaves(self.rankings(params))
+        columns = zip(targets, map(is_pruned, targets), rules, rankings, strict=True)
+        leaves = [LeafPlan(rule.name, target, prunes, rule, rank, self) for target, prunes, rule, rank in columns]
+        return LeafPlans(leaves, jax.tree.structure(params))
 
     def mask_rules(self, tree: PyTree) -> list[MaskRule]:
         """How the mask of every leaf is made, of a tree laid out like the parameters, such as their scores."""
