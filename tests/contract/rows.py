@@ -35,6 +35,10 @@ MIXTURES: dict[str, dict[str, str]] = {
     "mixture of static_sparse and no_prune": {"w": "static_sparse", ".*": "no_prune"},
     "mixture of 2:4 and nothing": {"head": "rigl 2:4"},
 }
+SHAPES = {"w": jnp.ones((8, 6)), "head": jnp.ones((6, 4)), "b": jnp.ones(6)}
+BIAS = ("b", core.Axes(elementwise=0))
+ROWS_AS_LAYERS = core.describe_layers(SHAPES, [BIAS, (".*", core.Axes(stack=0, inputs=1))])
+COLUMNS_AS_HEADS = core.describe_layers(SHAPES, [BIAS, (".*", core.Axes(inputs=0, outputs=1, heads=1))])
 UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "no_prune": ({}, (48, 24)),
     **dict.fromkeys(("magnitude", "random", "saliency"), ({}, (12, 6))),
@@ -49,6 +53,8 @@ UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "set 2x2": ({"sparsity_type": "2x2"}, (12, 8)),
     "magnitude channel": ({"sparsity_type": "channel_-1"}, (16, 6)),
     "rigl channel": ({"sparsity_type": "channel_-1"}, (16, 6)),
+    "rigl stacked": ({"layers": ROWS_AS_LAYERS}, (16, 6)),
+    "magnitude heads": ({"layers": COLUMNS_AS_HEADS, "sparsity_type": "heads"}, (16, 6)),
     "magnitude erk": ({"dist_type": "erk"}, (18,)),
     "gradual_set 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
     "gradual_rigl 2x2": ({"sparsity_type": "2x2"}, (12, 8)),
