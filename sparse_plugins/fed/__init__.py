@@ -21,16 +21,17 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend
     from sparse_plugins.fed.fedjax.client_widths import ClientWidths
     from sparse_plugins.fed.fedjax.compat import import_fedjax
-    from sparse_plugins.fed.fedjax.mask_in_params import sparse_broadcast
     from sparse_plugins.fed.fedjax.metered import MeteredBackend
     from sparse_plugins.fed.fedjax.optimizers import sparse_client_optimizer, sparse_server_optimizer
     from sparse_plugins.fed.fedjax.quantizers import survivors_only
-    from sparse_plugins.fed.fedjax.sparse_fedavg import SparseServerState, sparse_federated_averaging
+    from sparse_plugins.fed.fedjax.sparse_fedavg import sparse_federated_averaging
     from sparse_plugins.fed.fedjax.sparsify import SparsifiedState, sparsify
     from sparse_plugins.fed.growth import GrowthProtocol
     from sparse_plugins.fed.ledger import Entry, Ledger, Total
+    from sparse_plugins.fed.mask_in_params import sparse_broadcast
     from sparse_plugins.fed.messages import Wire
     from sparse_plugins.fed.robust_aggregation import FedMedian, FedTrimmedAvg, Krum
+    from sparse_plugins.fed.server import SparseServerState
     from sparse_plugins.wire import (
         Binding,
         BindingError,
@@ -52,16 +53,17 @@ else:
         "fed.fedjax.backends.in_one_call": ("ScanBackend", "ShardedBackend", "VmapBackend"),
         "fed.fedjax.client_widths": ("ClientWidths",),
         "fed.fedjax.compat": ("import_fedjax",),
-        "fed.fedjax.mask_in_params": ("sparse_broadcast",),
+        "fed.mask_in_params": ("sparse_broadcast",),
         "fed.fedjax.metered": ("MeteredBackend",),
         "fed.fedjax.optimizers": ("sparse_client_optimizer", "sparse_server_optimizer"),
         "fed.fedjax.quantizers": ("survivors_only",),
-        "fed.fedjax.sparse_fedavg": ("SparseServerState", "sparse_federated_averaging"),
+        "fed.fedjax.sparse_fedavg": ("sparse_federated_averaging",),
         "fed.fedjax.sparsify": ("SparsifiedState", "sparsify"),
         "fed.growth": ("GrowthProtocol",),
         "fed.ledger": ("Entry", "Ledger", "Total"),
         "fed.messages": ("Wire",),
         "fed.robust_aggregation": ("FedMedian", "FedTrimmedAvg", "Krum"),
+        "fed.server": ("SparseServerState",),
         "wire": (
             "Binding",
             "BindingError",
@@ -77,7 +79,10 @@ else:
     __getattr__, __dir__ = on_demand.loaders(
         __name__,
         {name: f"sparse_plugins.{module}" for module, names in _MODULES.items() for name in names},
-        {"datasets": "sparse_plugins.fed.fedjax.datasets", "strokes": "sparse_plugins.fed.strokes"},
+        {
+            "datasets": "sparse_plugins.fed.fedjax.datasets",
+            "strokes": "sparse_plugins.fed.strokes",
+        },
     )
 
 __all__ = [

@@ -12,10 +12,11 @@ from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.ledger import DELIVERED, Entry
 from sparse_plugins.fed.replies import Check, exactly
 from sparse_plugins.wire import Binding, CodecError, Decoded, SeededMasks, decode, encode, masks_digest
+from sparse_plugins.wire.reader import Buffer
 from sparse_plugins.wire.trees import PyTree
 from sparse_plugins.wire.value_codes import DTYPES
 
-__all__ = ["Channel", "Exchange", "Message", "Wire", "name_of"]
+__all__ = ["Channel", "Exchange", "Message", "Reply", "Wire", "name_of", "read_reply"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,58 @@ class Message(NamedTuple):
 
     values: PyTree
     masks: PyTree
+
+
+class Reply(NamedTuple):
+    """What became of a client's bytes.
+
+    Attributes:
+        message: What they say; None if they are refused.
+        status: 'ok', or why they are refused.
+        norm: l2 norm of the values; None if they were not decoded.
+    """
+
+    message: Message | None
+    status: str
+    norm: float | None = None
+
+
+def read_reply(
+    payload: Buffer, like: PyTree, base: PyTree | None, binding: Binding, asked: Check, max_norm: float | None = None
+) -> Reply:
+    """Reads what a client sent, and refuses by name what was not asked for; it never raises.
+
+    Args:
+        payload: Bytes of anyone.
+        like: The model: arrays or `jax.ShapeDtypeStruct` leaves.
+        base: Masks that both sides hold, on which it may be coded.
+        binding: What it has to belong to, found out before anything is decoded.
+        asked: Which masks it may have (`fed.replies`).
+        max_norm: l2 norm above which it is refused; None refuses none.
+
+    Returns:
+        The message, or the reason.
+
+    Example:
+        >>> import numpy as np
+        >>> params, masks = {"w": np.array([3.0, 0.0])}, {"w": np.array([1, 0], np.uint8)}
+        >>> payload = encode(masks, params, base=masks, binding=Binding("update", "", 4, "anna"))
+        >>> read_reply(payload, params, masks, Binding("update", "", 5, "anna"), exactly(masks)).status
+        'refused: it answers round 4, and round 5 is expected.'
+    """
+    try:
+        decoded = decode(payload, like, base=base, binding=binding)
+    except CodecError as error:
+        return Reply(None, f"refused: {error}")
+    layer = asked(like, decoded.masks)
+    if layer is not None:
+        return Reply(None, f"refused: the mask of layer {layer!r} is not what was asked for")
+    is_finite, norm = map(float, _finite_and_norm(decoded.values))
+    if not is_finite:
+        return Reply(None, "refused: NaN or infinite values", norm)
+    if max_norm is not None and norm > max_norm:
+        return Reply(None, f"refused: its norm of {norm:.6g} is above {max_norm:.6g}", norm)
+    return Reply(Message(decoded.values, decoded.masks), DELIVERED, norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,21 +266,10 @@ class Exchange:
         arrived = self._channel.faults.deliver(self._round, self._clients[place], payload)
         if arrived is None:
             return None, "too late"
-        try:
-            decoded = decode(arrived, like, base=base, binding=binding)
-        except CodecError as error:
-            return None, f"refused: {error}"
-        layer = asked(like, decoded.masks)
-        if layer is not None:
-            return None, f"refused: the mask of layer {layer!r} is not what was asked for"
-        is_finite, norm = map(float, _finite_and_norm(decoded.values))
+        reply = read_reply(arrived, like, base, binding, asked, max_norm if kind == "up" else None)
         if kind == "up":
-            self._norms[place] = norm
-        if not is_finite:
-            return None, "refused: NaN or infinite values"
-        if kind == "up" and max_norm is not None and norm > max_norm:
-            return None, f"refused: its norm of {norm:.6g} is above {max_norm:.6g}"
-        return Message(decoded.values, decoded.masks), DELIVERED
+            self._norms[place] = reply.norm
+        return reply.message, reply.status
 
     def entries(self) -> list[Entry]:
         """What each client cost."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_plugins import core, fed
-from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks, mark_in_use
+from sparse_plugins.fed.mask_in_params import broadcast_masks, mark_in_use
 from tests.fed.toy import ALGORITHMS, CLIENT, MODEL, ROUNDS, SPARSE_CLIENT, clients_of_a_round, updater_of
 
 fedjax = fed.import_fedjax()

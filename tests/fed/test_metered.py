@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from sparse_plugins import fed
-from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks
+from sparse_plugins.fed.mask_in_params import broadcast_masks
 from tests.fed.test_averaging import averaging
 from tests.fed.toy import (
     ALGORITHMS,

@@ -16,8 +16,8 @@ import optax
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.trees import exportable
-from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks, mark_in_use
 from sparse_plugins.fed.mask_change import can_change_masks, with_fields
+from sparse_plugins.fed.mask_in_params import broadcast_masks, mark_in_use
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["ClientOptimizerState", "optax_transformation", "sparse_client_optimizer", "sparse_server_optimizer"]

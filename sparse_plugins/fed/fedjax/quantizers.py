@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.fed.fedjax.mask_in_params import broadcast_masks
+from sparse_plugins.fed.mask_in_params import broadcast_masks
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["SparseAggregatorState", "survivors_only"]

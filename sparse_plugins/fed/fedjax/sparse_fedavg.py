@@ -1,8 +1,6 @@
 """Federated averaging with masks as first-class citizens: broadcast, kept by clients, and paid for byte by byte."""
 
-import collections
 import dataclasses
-import warnings
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,43 +12,24 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
-from sparse_plugins.core.masks import map_pruned, unpack
-from sparse_plugins.core.trees import leaf_names
-from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates, reprune
+from sparse_plugins.core.masks import map_pruned
+from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
 from sparse_plugins.fed.fedjax.client_widths import ClientWidths, NarrowTraining
-from sparse_plugins.fed.fedjax.mask_in_params import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.fedjax.optimizers import optax_transformation
-from sparse_plugins.fed.growth import GrowthProtocol, Signals, growth_protocol
-from sparse_plugins.fed.ledger import DELIVERED, Entry, Ledger
-from sparse_plugins.fed.mask_change import MaskChange, can_change_masks, with_fields
+from sparse_plugins.fed.growth import GrowthProtocol, Signals
+from sparse_plugins.fed.ledger import Ledger
+from sparse_plugins.fed.mask_change import can_change_masks
 from sparse_plugins.fed.messages import Channel, Exchange, Wire
 from sparse_plugins.fed.replies import as_many_as, exactly
 from sparse_plugins.fed.robust_aggregation import Krum
-from sparse_plugins.wire import SeededMasks
+from sparse_plugins.fed.server import Server, SparseServerState, sparse_server, warn_of_idle_round
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["SparseServerState", "sparse_federated_averaging"]
+__all__ = ["sparse_federated_averaging"]
 
 Client = tuple[Hashable, fedjax.ClientDataset, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SparseServerState:
-    """State of `sparse_federated_averaging`.
-
-    Attributes:
-        params: The forward view: what is broadcast, evaluated and exported. 0 outside the masks and not 0 inside.
-        opt_state: `core.SparseState` of the server's optimizer; its count are rounds that had a valid client, without
-            those that put a mask change off.
-        round: Rounds so far, int.
-    """
-
-    params: PyTree
-    opt_state: core.SparseState
-    round: int
 
 
 def sparse_federated_averaging(
@@ -178,91 +157,68 @@ def sparse_federated_averaging(
             "client_widths are not supported with personal masks and with updaters that grow by gradients, such as "
             f"{type(updater).__name__}; use core.SET, core.StaticRandomSparse, a pruning updater, or core.NoPruning."
         )
-    updater = with_fields(updater, skip_gradients=False)
-    transformation = updater.wrap_optax(optax_transformation(server_optimizer), refresh_in_graph=False)
     averaging = _Averaging(
-        updater=updater,
-        optimizer=fedjax.optimizers.create_optimizer_from_optax(transformation),
-        refresh=jax.jit(updater.refresh),
+        server=sparse_server(updater, optax_transformation(server_optimizer), growth, personal_masks),
         train=masked_training(grad_fn, client_optimizer),
         probe=mean_gradient(grad_fn),
         batch_hparams=client_batch_hparams,
-        growth=growth_protocol(updater, growth),
         aggregation=aggregation,
-        has_personal_masks=personal_masks,
         narrow=None if client_widths is None else NarrowTraining(client_widths, grad_fn, client_optimizer),
         channel=Channel(wire, faults, max_norm, run),
         ledger=Ledger() if ledger is None else ledger,
     )
-    return fedjax.FederatedAlgorithm(averaging.init, averaging.apply)
+    return fedjax.FederatedAlgorithm(averaging.server.init, averaging.apply)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Averaging:
     """The parts of the algorithm, and how a round puts them together."""
 
-    updater: core.BaseUpdater
-    optimizer: fedjax.Optimizer
-    refresh: Callable[..., core.SparseState]
+    server: Server
     train: Callable[..., Any]
     probe: Callable[..., Any]
     batch_hparams: fedjax.ShuffleRepeatBatchHParams
-    growth: GrowthProtocol
     aggregation: Aggregation
-    has_personal_masks: bool
     narrow: NarrowTraining | None
     channel: Channel
     ledger: Ledger
-
-    def init(self, params: PyTree) -> SparseServerState:
-        """The first state; its parameters are on the first masks."""
-        opt_state = self.optimizer.init(params)
-        return SparseServerState(sparse_broadcast(self.updater, params, opt_state), opt_state, 0)
 
     def apply(
         self, state: SparseServerState, clients: Sequence[Client]
     ) -> tuple[SparseServerState, dict[Hashable, dict[str, Any]]]:
         """One round."""
-        masks = core.unpack_masks(state.params, state.opt_state.masks)
         self.aggregation.check_drawn(len(clients))
-        is_due = bool(self.updater.is_refresh_due(state.opt_state.count))
-        votes = is_due and self.has_personal_masks
-        if self.narrow is not None:
+        masks = self.server.masks(state)
+        if self.narrow is None:
+            exchange, updates, signal = self._gathered(state, masks, clients)
+            exchanges = [exchange]
+        else:
             exchanges, updates = self._gathered_by_width(self.narrow, state, masks, clients)
             signal = None
-        else:
-            exchange, updates, signal = self._gathered(state, masks, clients, is_due, votes)
-            exchanges = [exchange]
         entries = [entry for exchange in exchanges for entry in exchange.entries()]
         diagnostics = {client: told for exchange in exchanges for client, told in exchange.diagnostics().items()}
         for entry in entries:
             self.ledger.add(entry)
         if updates.clients < self.aggregation.min_clients:
-            _warn_of_idle_round(entries, updates.clients, self.aggregation.min_clients)
+            warn_of_idle_round(entries, updates.clients, self.aggregation.min_clients)
             return dataclasses.replace(state, round=state.round + 1), diagnostics
         mean = updates.aggregate(self.aggregation)
         lost = [reason for exchange in exchanges for reason in exchange.lost_growth()]
-        if is_due and not votes and not self._can_change_masks(state, lost, mean, signal):
-            after = self._step(state, updates, mean, is_due=False, signal=None)
-            opt_state = after.opt_state._replace(count=state.opt_state.count)
-            return dataclasses.replace(after, opt_state=opt_state), diagnostics
-        return self._step(state, updates, mean, is_due, signal), diagnostics
+        return self.server.advance(state, mean, signal, lost, updates, self.aggregation), diagnostics
 
     def _gathered(
-        self, state: SparseServerState, masks: PyTree, clients: Sequence[Client], is_due: bool, votes: bool
+        self, state: SparseServerState, masks: PyTree, clients: Sequence[Client]
     ) -> tuple[Exchange, Sums | Updates, PyTree]:
         """The messages of a round, what they say, and what weights are grown by."""
-        names = [client for client, _, _ in clients]
-        exchange = self.channel.broadcast(state.round, names, state.params, masks, seed=self._seed(state))
+        server, names = self.server, [client for client, _, _ in clients]
+        exchange = self.channel.broadcast(state.round, names, state.params, masks, seed=server.seed(state))
         present = self._present(exchange, clients)
-        signals = None
-        if is_due and not votes and self.updater.grows_by_gradient:
-            change = MaskChange(self.updater, state.opt_state, exchange.params, exchange.masks)
-            signals = Signals(self.growth, change)
+        votes = server.has_personal_masks and server.is_due(state)
+        signals = server.signals(server.mask_change(state, exchange.params, exchange.masks))
         updates = self.aggregation.gather(state.params, masks, votes)
         used: dict[int, Client] = {}
         inputs = self._inputs_with_masks(state, exchange, present) if votes else self._inputs(present)
-        masks_of_training = self.growth.training_masks(exchange.masks) if signals is not None else exchange.masks
+        masks_of_training = server.growth.training_masks(exchange.masks) if signals is not None else exchange.masks
         are_others = masks_of_training is not exchange.masks
         asked = as_many_as(exchange.masks) if votes else exactly(masks_of_training)
         for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
@@ -274,8 +230,7 @@ class _Averaging:
                 if signals is not None:
                     signals.add_update(message.values)
         is_idle = updates.clients < self.aggregation.min_clients
-        signal = None if signals is None or is_idle else self._growth_signal(signals, exchange, used)
-        return exchange, updates, signal
+        return exchange, updates, None if signals is None or is_idle else self._growth_signal(signals, exchange, used)
 
     def _gathered_by_width(
         self, narrow: NarrowTraining, state: SparseServerState, masks: PyTree, clients: Sequence[Client]
@@ -285,11 +240,9 @@ class _Averaging:
         held = map_pruned(lambda p, mask: mask, state.params, masks, otherwise=whole)
         updates, exchanges = self.aggregation.gather(state.params, held, is_personal=True), []
         for cohort in narrow.cohorts(state.round, state.params, masks, clients, self._batches):
-            names, seed = [client for client, _, _ in cohort.clients], self._seed(state)
-            is_whole = cohort.masks is masks
-            exchange = self.channel.broadcast(
-                state.round, names, cohort.params, cohort.masks, seed=seed if is_whole else None
-            )
+            names = [client for client, _, _ in cohort.clients]
+            seed = self.server.seed(state) if cohort.masks is masks else None
+            exchange = self.channel.broadcast(state.round, names, cohort.params, cohort.masks, seed=seed)
             present = self._present(exchange, cohort.clients)
             shared = {"params": cohort.inside(exchange.params), "masks": cohort.inside(exchange.masks)}
             for place, output in cohort.train(shared, self._inputs(present)):
@@ -298,12 +251,6 @@ class _Averaging:
                     updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
             exchanges.append(exchange)
         return exchanges, updates
-
-    def _seed(self, state: SparseServerState) -> SeededMasks | None:
-        if not self.updater.masks_from_seed:
-            return None
-        first, second = state.opt_state.rng.tolist()
-        return SeededMasks((first, second))
 
     def _present(self, exchange: Exchange, clients: Sequence[Client]) -> dict[int, Client]:
         """The clients that take part, by their place; those without examples have nothing to say."""
@@ -333,104 +280,15 @@ class _Averaging:
         self, state: SparseServerState, exchange: Exchange, present: dict[int, Client]
     ) -> Iterator[tuple[int, Any, Any]]:
         """Clients whose masks follow their own gradients, or their own draws."""
+        updater = self.server.updater
         gradients: Iterable[tuple[int, Any]] = ((place, None) for place in present)
-        if self.updater.grows_by_gradient:
+        if updater.grows_by_gradient:
             gradients = self.probe(exchange.params, self._inputs(present))
         for place, grads in gradients:
             client, data, rng = present[place]
             key = jax.random.wrap_key_data(state.opt_state.rng, impl="threefry2x32")
             words = jax.random.key_data(jax.random.fold_in(key, zlib.crc32(repr(client).encode())))
             own = state.opt_state._replace(rng=words)
-            if grads is None or can_change_masks(self.updater, own, exchange.params, grads, delta=grads):
-                own = self.refresh(own, exchange.params, grads)
+            if grads is None or can_change_masks(updater, own, exchange.params, grads, delta=grads):
+                own = self.server.refresh(own, exchange.params, grads)
             yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
-
-    def _can_change_masks(self, state: SparseServerState, lost: list[str], mean: PyTree, signal: PyTree) -> bool:
-        """Whether the round has what a mask change goes by; warns if not."""
-        if lost:
-            _warn_of_lost_growth(state.round, lost)
-            return False
-        ranked_by = mean if signal is None else signal
-        if can_change_masks(self.updater, state.opt_state, state.params, ranked_by, delta=mean):
-            return True
-        _warn_of_nothing_learned(state.round)
-        return False
-
-    def _step(
-        self, state: SparseServerState, updates: Sums | Updates, mean: PyTree, is_due: bool, signal: PyTree
-    ) -> SparseServerState:
-        opt_state = state.opt_state
-        if is_due and self.has_personal_masks:
-            opt_state, params = self._elect(state, updates, mean)
-        else:
-            if is_due:
-                opt_state = self.refresh(opt_state, state.params, mean if signal is None else signal)
-            opt_state, params = self.optimizer.apply(mean, opt_state, state.params)
-        params = mark_in_use(params, opt_state.masks)
-        _check_density(params, opt_state.masks)
-        return SparseServerState(params, opt_state, state.round + 1)
-
-    def _elect(
-        self, state: SparseServerState, updates: Sums | Updates, mean: PyTree
-    ) -> tuple[core.SparseState, PyTree]:
-        """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
-        masks = core.unpack_masks(state.params, state.opt_state.masks)
-        elected = updates.elected(self.aggregation)
-        union = self.updater.with_masks(state.opt_state, state.params, jax.tree.map(jnp.bitwise_or, masks, elected))
-        opt_state, params = self.optimizer.apply(mean, union, state.params)
-        opt_state = self.updater.with_masks(opt_state, params, reprune(params, masks, elected))
-        return opt_state, self.updater.pre_forward_update(params, opt_state)
-
-
-def _counted(reasons: Iterable[str]) -> str:
-    return "; ".join(f"{count} {reason}" for reason, count in collections.Counter(reasons).most_common())
-
-
-def _warn_of_lost_growth(number: int, reasons: list[str]) -> None:
-    warnings.warn(
-        f"round {number}: masks are to change, but none of {len(reasons)} growth signals can be used "
-        f"({_counted(reasons)}); updates are applied, and the mask change is put off to the next round.",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-
-
-def _warn_of_nothing_learned(number: int) -> None:
-    warnings.warn(
-        f"round {number}: masks are to change by gradients, but all gradients are 0, as is the mean update; the mask "
-        "change is put off to the next round.",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-
-
-def _warn_of_idle_round(entries: list[Entry], valid: int, wanted: int) -> None:
-    told = _counted(entry.status for entry in entries if entry.status != DELIVERED)
-    warnings.warn(
-        f"round {entries[0].round if entries else '?'}: {valid} valid updates of {len(entries)} clients, {wanted} are "
-        f"needed; the model stays as it was ({told or 'no clients'}).",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-def _check_density(params: PyTree, masks: PyTree) -> None:
-    """Raises if the parameters in use are other than the masks say."""
-    for name, (kept, used) in zip(leaf_names(params), _kept_and_used(params, masks), strict=True):
-        if kept != used:
-            raise RuntimeError(
-                f"layer {name!r} has {used} parameters in use after aggregation, its mask keeps {kept}: the server's "
-                "optimizer or a rule of aggregation left the masks."
-            )
-
-
-@jax.jit
-def _counts_of(params: PyTree, masks: PyTree) -> tuple[list[Any], list[Any]]:
-    in_masks = map_pruned(lambda p, m: jnp.sum(unpack(m, p.shape)), params, masks, otherwise=lambda p: p.size)
-    in_use = map_pruned(lambda p, m: jnp.sum(p != 0), params, masks, otherwise=lambda p: p.size)
-    return jax.tree.leaves(in_masks), jax.tree.leaves(in_use)
-
-
-def _kept_and_used(params: PyTree, masks: PyTree) -> list[tuple[int, int]]:
-    kept, used = _counts_of(params, masks)
-    return [(int(k), int(u)) for k, u in zip(kept, used, strict=True)]

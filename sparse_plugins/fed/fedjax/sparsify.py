@@ -11,8 +11,8 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.transform.state import find_sparse_state
-from sparse_plugins.fed.fedjax.mask_in_params import mark_in_use, sparse_broadcast
 from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer
+from sparse_plugins.fed.mask_in_params import mark_in_use, sparse_broadcast
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["SparsifiedState", "sparsify"]
