@@ -12,6 +12,7 @@ from sparse_plugins import on_demand
 
 if typing.TYPE_CHECKING:
     from sparse_plugins.checkpoints import CheckpointAccessError, CheckpointMismatchError
+    from sparse_plugins.fed import flower as flower
     from sparse_plugins.fed import strokes as strokes
     from sparse_plugins.fed.aggregation import Aggregation
     from sparse_plugins.fed.checkpoints import Checkpoint, Checkpoints
@@ -81,6 +82,7 @@ else:
         {name: f"sparse_plugins.{module}" for module, names in _MODULES.items() for name in names},
         {
             "datasets": "sparse_plugins.fed.fedjax.datasets",
+            "flower": "sparse_plugins.fed.flower",
             "strokes": "sparse_plugins.fed.strokes",
         },
     )

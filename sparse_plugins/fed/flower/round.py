@@ -1,0 +1,288 @@
+"""One round: what each node was sent, what became of its reply, and what the strategy inside is given."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from sparse_plugins.fed.aggregation import Aggregation, Sums
+from sparse_plugins.fed.flower.broadcast import Broadcast, Held
+from sparse_plugins.fed.flower.grid import OrderedGrid
+from sparse_plugins.fed.flower.inner import Inner
+from sparse_plugins.fed.flower.records import (
+    GROW,
+    ORDERS,
+    SETTLED,
+    Layout,
+    arrays_in,
+    packed_masks,
+    payload_in,
+    payload_record,
+)
+from sparse_plugins.fed.ledger import DELIVERED, Entry
+from sparse_plugins.fed.mask_change import MaskChange
+from sparse_plugins.fed.messages import Message as Update
+from sparse_plugins.fed.messages import read_reply
+from sparse_plugins.fed.replies import exactly
+from sparse_plugins.fed.server import Server
+from sparse_plugins.wire import Binding
+from sparse_plugins.wire.trees import PyTree
+
+__all__ = ["Round", "Settings"]
+
+_MOST_EXAMPLES = 1 << 53
+_NO_MOD = "let the client's app have mods=[fed.flower.sparse_mod]"
+_HINTS = {
+    "Unsupported serialization type": _NO_MOD,
+    "No query function registered with name 'grow'": (
+        "give the client's app a function @app.query('grow') that returns gradients, or use core.SET or growth='delta'"
+    ),
+}
+
+
+class Settings(Protocol):
+    """What a round needs to know of the strategy."""
+
+    inner: Inner
+    server: Server
+    max_norm: float | None
+
+    @property
+    def layout(self) -> Layout:
+        """Names, shapes and dtypes of the model's arrays."""
+
+    @property
+    def held(self) -> Held:
+        """Which masks nodes hold."""
+
+    def orders(self, task: str, broadcast: Broadcast, **others: Any) -> ConfigRecord:
+        """What stands beside a payload."""
+
+
+class Round:
+    """The messages of one round of training or evaluation.
+
+    Args:
+        settings: The strategy.
+        broadcast: What is sent.
+        change: The mask change about which nodes are asked; None if there is none.
+        grid: Sends and receives.
+        config: What the user sends beside the model.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        broadcast: Broadcast,
+        change: MaskChange | None,
+        grid: OrderedGrid,
+        config: ConfigRecord,
+    ) -> None:
+        self._settings, self._broadcast, self._change, self._grid = settings, broadcast, change, grid
+        self._config, self._signals = config, settings.server.signals(change)
+        self._sent: dict[int, Message] = {}
+        self._bytes: dict[int, dict[str, int]] = {}
+        self._status: dict[int, str] = {}
+        self._growth_status: dict[int, str] = {}
+        self._sums = Sums(broadcast.params)
+        self._replies: list[Message] = []
+        self._metrics: list[MetricRecord] = []
+        self.used: list[int] = []
+
+    def order(self, message: Message, task: str = "train") -> Message:
+        """The message of the strategy inside, with a payload in place of its arrays."""
+        node = message.metadata.dst_node_id
+        payload = self._broadcast.payload(self._settings.held.masks(node))
+        self._bytes[node] = {"down": len(payload), "up": 0, "growth": 0}
+        if task == "train" and self._trains_densely:
+            task = "train densely"
+        keep = self._signals is not None and self._signals.asked is not None
+        arrays_key = self._settings.inner.base.arrayrecord_key
+        others = {name: record for name, record in message.content.items() if name != arrays_key}
+        orders = self._settings.orders(task, self._broadcast, keep=keep)
+        message.content = RecordDict({**others, arrays_key: payload_record(payload), ORDERS: orders})
+        self._sent[node] = message
+        return message
+
+    def order_whole(self, node: int) -> Message | None:
+        """The message once more for a node that holds no masks, with all of them; None if it was sent nothing."""
+        before = self._sent.pop(node, None)
+        if before is None:
+            return None
+        self._settings.held.forget(node)
+        payload = self._broadcast.payload()
+        self._bytes[node]["down"] += len(payload)
+        content = RecordDict({**before.content, self._settings.inner.base.arrayrecord_key: payload_record(payload)})
+        return Message(content, node, before.metadata.message_type)
+
+    @property
+    def _trains_densely(self) -> bool:
+        return self._signals is not None and self._masks_of_training is not self._broadcast.received.masks
+
+    @property
+    def _masks_of_training(self) -> PyTree:
+        masks = self._broadcast.received.masks
+        return masks if self._signals is None else self._settings.server.growth.training_masks(masks)
+
+    def take(self, replies: Iterable[Message]) -> None:
+        """Takes in the replies to an order to train, one at a time."""
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if node in self._bytes and node not in self._status:  # else nobody asked, or it said so before
+                self._status[node] = self._taken(node, reply)
+
+    def _taken(self, node: int, reply: Message) -> str:
+        payload, refusal = self._payload(reply)
+        if payload is None:
+            return refusal
+        self._bytes[node]["up"] = len(payload)
+        metrics, refusal = self._checked_metrics(reply.content)
+        if metrics is None:
+            return refusal
+        held, like = self._broadcast.received.masks, self._broadcast.received.values
+        asked, limit = exactly(self._masks_of_training), self._settings.max_norm
+        message, status, _ = read_reply(payload, like, held, self._binding("update", node), asked, limit)
+        if message is None:
+            return status
+        weight = float(metrics[self._settings.inner.base.weighted_by_key])  # type: ignore[arg-type]
+        if weight == 0:
+            return "nothing to send: no examples"
+        self._add(message, weight, metrics, reply)
+        self.used.append(node)
+        self._settings.held.add(node, self._broadcast)
+        return DELIVERED
+
+    def _add(self, message: Update, weight: float, metrics: MetricRecord, reply: Message) -> None:
+        self._metrics.append(metrics)
+        if self._signals is not None:
+            self._signals.add_update(message.values)
+        if self._settings.inner.takes_the_mean:
+            self._sums.add(message.values, weight)
+            self._replies = [reply]
+            return
+        (name, _) = arrays_in(reply.content) or ("", None)
+        reply.content[name] = self._moved_by(message.values)
+        self._replies.append(reply)
+
+    def _moved_by(self, update: PyTree) -> ArrayRecord:
+        """The server's model after an update, as an ordinary record."""
+        moved = {name: value - np.asarray(update[name]) for name, value in self._broadcast.params.items()}
+        return self._settings.layout.record(moved)
+
+    def _binding(self, what: Any, node: int) -> Binding:
+        return Binding(what, self._broadcast.run, self._broadcast.round, str(node), self._broadcast.digest)
+
+    def _payload(self, reply: Message) -> tuple[bytes | None, str]:
+        if reply.has_error():
+            reason = str(reply.error.reason)
+            hints = [hint for sign, hint in _HINTS.items() if sign in reason]
+            return None, "; ".join([f"failed: {reason}", *hints])
+        found = arrays_in(reply.content)
+        payload = None if found is None else payload_in(found[1])
+        return payload, "" if payload is not None else f"refused: it holds no payload; {_NO_MOD}"
+
+    def _checked_metrics(self, content: RecordDict) -> tuple[MetricRecord | None, str]:
+        """The metrics of a reply, with a weight among them that the strategy inside can use."""
+        records, key = list(content.metric_records.values()), self._settings.inner.base.weighted_by_key
+        weight = records[0].get(key) if len(records) == 1 else None
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            return (
+                None,
+                f"refused: it has no metric {key!r}, by which replies are weighed; return a number so called",
+            )
+        if not (math.isfinite(weight) and 0 <= weight < _MOST_EXAMPLES):
+            return None, f"refused: its metric {key!r} is {weight}, and a number from 0 to 2**53 is expected"
+        if self._metrics and set(self._metrics[0]) != set(records[0]):
+            return None, f"refused: its metrics are {sorted(records[0])}, those of others {sorted(self._metrics[0])}"
+        return records[0], ""
+
+    def growth_signal(self) -> PyTree | None:
+        """What to grow by, if masks change; asks the nodes whose update was used."""
+        if self._signals is None or self._change is None or not self.used:
+            return None
+        asked = self._signals.asked
+        if asked is not None:
+            self._growth_status = dict.fromkeys(self.used, "no reply in time")
+            like = self._broadcast.received.values
+            messages = [self._question(node) for node in self.used]
+            for reply in self._grid.send_and_receive(messages, timeout=self._grid.timeout):
+                node = reply.metadata.src_node_id
+                payload, status = self._payload(reply)
+                if payload is not None:
+                    self._bytes[node]["growth"] = len(payload)
+                    message, status, _ = read_reply(payload, like, None, self._binding("growth", node), asked)
+                    if message is not None:
+                        self._signals.add_gradients(message.values)
+                self._growth_status[node] = status
+        return self._signals.total()
+
+    def _question(self, node: int) -> Message:
+        """What a node is asked about growth; it has kept the broadcast."""
+        settings, change = self._settings, self._change
+        assert change is not None
+        others = {}
+        if settings.server.growth.name == "topk":
+            others["counts"] = [count if isinstance(count, int) else -1 for count in self._in_order(change.counts)]
+        records: dict[str, Any] = {
+            settings.inner.base.configrecord_key: self._config,
+            ORDERS: settings.orders("grow", self._broadcast, **others),
+        }
+        if change.settled is not change.masks:
+            records[SETTLED] = packed_masks(change.settled)
+        self._sent[node] = Message(RecordDict(records), node, GROW)
+        return self._sent[node]
+
+    def _in_order(self, tree: dict[str, Any]) -> list[Any]:
+        return [tree[name] for name in self._settings.layout.sent]
+
+    def lost_growth(self) -> list[str]:
+        """What became of the growth signals, if nodes were asked for some and none can be used."""
+        return [] if DELIVERED in self._growth_status.values() else list(self._growth_status.values())
+
+    def aggregate(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """What the strategy inside makes of the round."""
+        inner, number = self._settings.inner, self._broadcast.round + 1
+        if not inner.takes_the_mean:
+            return inner.strategy.aggregate_train(number, self._replies)
+        mean = self._sums.aggregate(Aggregation())
+        if not all(np.isfinite(leaf).all() for leaf in mean.values()):
+            self._status.update(dict.fromkeys(self.used, "refused: together the updates of this round overflow"))
+            self.used = []
+            return None, None
+        base = inner.base
+        contents = [RecordDict({"metrics": metrics}) for metrics in self._metrics]
+        metrics = base.train_metrics_aggr_fn(contents, base.weighted_by_key)
+        (reply,) = self._replies
+        reply.content = RecordDict({base.arrayrecord_key: self._moved_by(mean), "metrics": self._metrics[-1]})
+        with inner.with_metrics(metrics):
+            return inner.strategy.aggregate_train(number, [reply])
+
+    def note_evaluation(self, reply: Message) -> bool:
+        """Takes note of a reply to an order to evaluate; whether it can be used."""
+        node = reply.metadata.src_node_id
+        if node not in self._bytes or node in self._status:
+            return False
+        metrics, refusal = (
+            (None, self._payload(reply)[1]) if reply.has_error() else self._checked_metrics(reply.content)
+        )
+        self._status[node] = refusal or DELIVERED
+        if metrics is None:
+            return False
+        self._metrics.append(metrics)
+        self._settings.held.add(node, self._broadcast)
+        return True
+
+    def entries(self) -> list[Entry]:
+        """What each node cost."""
+        return [
+            Entry(
+                self._broadcast.round,
+                str(node),
+                **sent,
+                status=self._status.get(node, "no reply in time"),
+                growth_status=self._growth_status.get(node, ""),
+            )
+            for node, sent in self._bytes.items()
+        ]
