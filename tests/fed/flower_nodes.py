@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from sparse_plugins import core
 from sparse_plugins.fed import flower
 from tests.fed import toy
+from tests.fed.flower_linear import NAMES, linear_app, linear_model
 
 
 class LocalGrid(Grid):
@@ -149,69 +150,10 @@ def toy_grid(nodes: Iterable[int] = (11, 12, 13, 14), **options: object) -> Loca
     return LocalGrid(dict.fromkeys(nodes, app), **options)
 
 
-# Below, a task that needs NumPy only: least squares of eight features on eight targets.
-
-NAMES = ("w", "b", "steps")
-
-
-def linear_model() -> ArrayRecord:
-    rng = np.random.default_rng(0)
-    arrays = (rng.normal(size=(8, 8)).astype(np.float32), np.zeros(8, np.float32), np.zeros((), np.int64))
-    return ArrayRecord(dict(zip(NAMES, map(Array, arrays), strict=True)))
-
-
-def linear_app(mods: Iterable = (flower.sparse_mod,), names: Iterable[str] = NAMES) -> ClientApp:
-    app = ClientApp(mods=list(mods))
-    names = list(names)
-
-    def gradients(message: Message, context: Context) -> tuple[list, list]:
-        rng = np.random.default_rng(context.node_config["partition-id"])
-        x, y = rng.normal(size=(2, 20, 8)).astype(np.float32)
-        w, b, steps = arrays = [message.content["arrays"][name].numpy() for name in names]
-        error = x @ w + b - y
-        return arrays, [x.T @ error / 20, error.mean(axis=0), np.zeros_like(steps)]
-
-    def reply(message: Message, arrays: list, context: Context, **metrics: float) -> Message:
-        record = ArrayRecord({name: Array(np.asarray(x)) for name, x in zip(names, arrays, strict=True)})
-        count = {"num-examples": 20 + context.node_config["partition-id"]}
-        content = {"arrays": record, "metrics": MetricRecord({**count, **metrics})}
-        return Message(RecordDict(content), reply_to=message)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        (w, b, steps), (grad, other, _) = gradients(message, context)
-        trained = [w - np.float32(0.1) * grad, b - np.float32(0.1) * other, steps + 1]
-        return reply(message, trained, context, loss=float(np.square(other).mean()))
-
-    @app.query("grow")
-    def grow(message: Message, context: Context) -> Message:
-        return reply(message, gradients(message, context)[1], context)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        (w, _, _), _ = gradients(message, context)
-        metrics = MetricRecord({"num-examples": 20, "used": int(np.count_nonzero(w))})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    return app
-
-
 def linear_grid(
     nodes: Iterable[int] = (11, 12, 13, 14), mods: Iterable = (flower.sparse_mod,), names: Iterable[str] = NAMES
 ) -> LocalGrid:
     return LocalGrid(dict.fromkeys(nodes, linear_app(mods, names)))
-
-
-def updater(algorithm: str, sparsity: float = 0.75) -> core.BaseUpdater:
-    """Changes masks in rounds 1 and 2, counted from 0."""
-    return core.create_updater_from_config(
-        algorithm=algorithm,
-        sparsity=sparsity,
-        dist_type="uniform",
-        update_freq=1,
-        update_start_step=1,
-        update_end_step=3,
-    )
 
 
 def sparse_run(updater: core.BaseUpdater, strategy: object = None, rounds: int = 3, grid: Grid = None, **options):

@@ -12,18 +12,17 @@ from sparse_plugins import core, fed
 from sparse_plugins.fed.flower import SparseStrategy
 from sparse_plugins.wire.envelope import read_header
 from tests.fed import toy
+from tests.fed.flower_linear import linear_app, linear_model
 from tests.fed.flower_nodes import (
     LocalGrid,
     as_arrays,
     first_model,
     flat,
-    linear_app,
     linear_grid,
-    linear_model,
     sparse_run,
     toy_grid,
-    updater,
 )
+from tests.fed.flower_updater import updater
 
 NODES = (11, 12, 13, 14)
 ROUNDS = 3

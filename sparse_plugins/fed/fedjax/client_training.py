@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins import core
-from sparse_plugins.fed.aggregation import in_dtypes_of, wide_zeros
+from sparse_plugins.fed.aggregation import wide_zeros
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["GradFn", "masked_training", "mean_gradient"]
@@ -70,6 +70,7 @@ def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
 
     def client_final(params: PyTree, state: Any) -> Any:
         examples = jnp.maximum(state["examples"], 1)
-        return in_dtypes_of(params, jax.tree.map(lambda s: s / examples.astype(s.dtype), state["sum"]))
+        # Also where a parameter is an integer: a message has the model's dtypes.
+        return jax.tree.map(lambda p, s: (s / examples.astype(s.dtype)).astype(p.dtype), params, state["sum"])
 
     return fedjax.for_each_client(client_init, client_step, client_final)

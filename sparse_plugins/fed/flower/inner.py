@@ -105,9 +105,18 @@ class Inner:
 
     def moments(self, layout: Layout) -> dict[str, dict[str, Any]]:
         """Its arrays beside the model, such as those of FedAdam; zeros before the first round."""
-        zeros = {name: np.zeros(spec.shape, np.float32) for name, spec in layout.sent.items()}
-        present = [name for name in _MOMENTS if hasattr(self.base, name)]
-        return {name: self._named(getattr(self.base, name), layout) or dict(zeros) for name in present}
+        present = {name: self._named(getattr(self.base, name), layout) for name in _MOMENTS if hasattr(self.base, name)}
+        return {
+            name: {key: self._moment(arrays.get(key), key, layout) for key in layout.sent}
+            for name, arrays in present.items()
+        }
+
+    @staticmethod
+    def _moment(array: Any, name: str, layout: Layout) -> Any:
+        """In one dtype, which for integers is that of NumPy's averages of them."""
+        dtype, shape = layout.dtypes[name], layout.sent[name].shape
+        dtype = dtype if np.issubdtype(dtype, np.inexact) else np.dtype(np.float64)
+        return np.zeros(shape, dtype) if array is None else np.asarray(array, dtype)
 
     def set_moments(self, moments: dict[str, dict[str, Any]], layout: Layout) -> None:
         """Gives it what `moments` returned."""

@@ -34,12 +34,8 @@ __all__ = ["Round", "Settings"]
 
 _MOST_EXAMPLES = 1 << 53
 _NO_MOD = "let the client's app have mods=[fed.flower.sparse_mod]"
-_HINTS = {
-    "Unsupported serialization type": _NO_MOD,
-    "No query function registered with name 'grow'": (
-        "give the client's app a function @app.query('grow') that returns gradients, or use core.SET or growth='delta'"
-    ),
-}
+_NO_GRADIENTS = "No query function registered with name 'grow'"
+_GIVE_GRADIENTS = "let it have a function @app.query('grow') that returns gradients, or use core.SET or growth='delta'"
 
 
 class Settings(Protocol):
@@ -176,12 +172,16 @@ class Round:
 
     def _payload(self, reply: Message) -> tuple[bytes | None, str]:
         if reply.has_error():
-            reason = str(reply.error.reason)
-            hints = [hint for sign, hint in _HINTS.items() if sign in reason]
-            return None, "; ".join([f"failed: {reason}", *hints])
+            return None, f"failed: {reply.error.reason}{self._hint(reply)}"
         found = arrays_in(reply.content)
         payload = None if found is None else payload_in(found[1])
         return payload, "" if payload is not None else f"refused: it holds no payload; {_NO_MOD}"
+
+    def _hint(self, reply: Message) -> str:
+        if _NO_GRADIENTS in str(reply.error.reason):
+            return f"; {_GIVE_GRADIENTS}"
+        has_answered = self._settings.held.masks(reply.metadata.src_node_id) is not None
+        return "" if has_answered else f"; if it has no sparse_mod, {_NO_MOD}"
 
     def _checked_metrics(self, content: RecordDict) -> tuple[MetricRecord | None, str]:
         """The metrics of a reply, with a weight among them that the strategy inside can use."""
