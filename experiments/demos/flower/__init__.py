@@ -1,0 +1,1 @@
+"""Digits on a Flower federation of real processes, dense and sparse."""
