@@ -11,7 +11,7 @@ IN_VENV := $(VENV)/bin/python
 LOCK ?= requirements.lock
 INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check $(LOCK:%=--constraint %) --editable
 CHECKED := sparse_plugins experiments tests docs examples release
-EXTRAS := core fed dopamine haiku atari gymnax vision keras t5 zstd all
+EXTRAS := core fed flower dopamine haiku atari gymnax vision keras t5 zstd all
 # Groups stay in one process: the tests of Dopamine share its compiled steps.
 # Keras's example is run by tests/integration/test_keras.py: in these processes Dopamine has brought Keras on TensorFlow.
 PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --ignore=sparse_plugins/keras

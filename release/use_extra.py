@@ -49,6 +49,16 @@ def use_fed() -> None:
         fed.Checkpoints(folder).save(1, PARAMS)
 
 
+def use_flower() -> None:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp.strategy import FedAvg
+
+    from sparse_plugins.fed import flower
+
+    flower.SparseStrategy(FedAvg(), updater())
+    ClientApp(mods=[flower.sparse_mod])
+
+
 def use_dopamine() -> None:
     from sparse_plugins.rl import dopamine as sparse  # isort: split
     from dopamine.discrete_domains import gym_lib

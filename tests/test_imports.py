@@ -99,17 +99,27 @@ def test_no_module_reads_pickles_but_the_converter_of_old_runs() -> None:
     assert allowed == []
 
 
-def test_only_the_rim_of_fed_knows_fedjax() -> None:
-    rim = "sparse_plugins.fed.fedjax"
+@pytest.mark.parametrize(
+    ("rim", "libraries"),
+    [("sparse_plugins.fed.fedjax", {"fedjax", "haiku"}), ("sparse_plugins.fed.flower", {"flwr"})],
+)
+def test_only_a_rim_of_fed_knows_its_framework(rim: str, libraries: set[str]) -> None:
     paths = {name: path for name, path in FILES.items() if floor_of(name) == "sparse_plugins.fed"}
     inside = {name: set(imported(path, with_types=False)) for name, path in paths.items() if not name.startswith(rim)}
     assert len(inside) > 8
-    knows = lambda target: target.split(".")[0] in {"fedjax", "haiku"} or target.startswith(rim)  # noqa: E731
+    knows = lambda target: target.split(".")[0] in libraries or target.startswith(rim)  # noqa: E731
     assert {name: list(filter(knows, targets)) for name, targets in inside.items() if any(map(knows, targets))} == {}
 
 
 @pytest.mark.parametrize(
-    "name", ["sparse_plugins", "sparse_plugins.core", "sparse_plugins.fed", "sparse_plugins.fed.strokes"]
+    "name",
+    [
+        "sparse_plugins",
+        "sparse_plugins.core",
+        "sparse_plugins.fed",
+        "sparse_plugins.fed.flower",
+        "sparse_plugins.fed.strokes",
+    ],
 )
 def test_names_on_demand_are_those_that_the_type_checker_sees(name: str) -> None:
     (block,) = (node for node in ast.parse(FILES[name].read_text()).body if isinstance(node, ast.If))
@@ -241,7 +251,7 @@ def test_the_top_level_has_the_parts_as_attributes() -> None:
 
 PUBLIC = [
     f"sparse_plugins.{name}"
-    for name in ("core", "wire", "fed", "rl", "rl.haiku", "rl.dopamine", "keras", "t5", "vision")
+    for name in ("core", "wire", "fed", "fed.flower", "rl", "rl.haiku", "rl.dopamine", "keras", "t5", "vision")
 ]
 
 

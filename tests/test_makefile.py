@@ -23,6 +23,7 @@ EXTRAS_OF = {
     "core": [],
     "wire": ["zstd"],
     "fed": ["fed"],
+    "fed/flower": ["flower"],
     "rl": ["dopamine", "gymnax", "haiku"],
     "rl/environments/atari": ["atari"],
     "rl/dopamine": ["dopamine"],
