@@ -13,10 +13,9 @@ import numpy as np
 from experiments.atari.config import AtariSettings
 from experiments.atari.train import agent, train_batch
 from experiments.common.agents import task
-from experiments.harness.cells import DENSE, Cell
+from experiments.common.agents.dqn import agent_plan
+from experiments.harness.cells import Cell
 from experiments.harness.study import Plan
-from sparse_plugins import core
-from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments.atari.protocols import machado
 from sparse_plugins.rl.loops.vector_step import VectorAgent
 from sparse_plugins.rl.replay import Replay
@@ -72,18 +71,10 @@ def described(config: AtariSettings) -> str:
         f"Memory on the device: {each / GB:.2f} GB a run, {replay(config).bytes() / GB:.2f} of it replay; together"
         f" {most * each / GB:.1f} GB of {config.memory_gb} GB. A checkpoint is as large, and two are kept.",
     ]
-    sparse = [cell for cell in cells if cell.name != DENSE]
-    if sparse:
-        learner, clock = agent(config, sparse[0]), dataclasses.replace(config.loop.clock, frames_per_step=4)
-        updater = learner.updater.seeded(jax.random.key(0))  # as those of its runs are
-        lines += [f"Plan of {sparse[0]}:", core.describe_plan(updater, _parameters(config, sparse[0]))]
-        lines += [clock.describe(learner.updater)]
+    seen = jax.ShapeDtypeStruct(replay(config).observation_shape, np.uint8)
+    clock = dataclasses.replace(config.loop.clock, frames_per_step=4)
+    lines.append(agent_plan(cells, functools.partial(agent, config), lambda cell: seen, clock))
     return "\n".join(lines)
-
-
-def _parameters(config: AtariSettings, cell: Cell) -> PyTree:
-    observation = jax.ShapeDtypeStruct((1, *replay(config).observation_shape), np.uint8)
-    return jax.eval_shape(agent(config, cell).init, jax.random.key(0), observation).params
 
 
 def about(config: AtariSettings) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from experiments.atari.config import PERIOD, TARGET_STEPS, AtariSettings
+from experiments.common.agents.dqn import dqn
 from experiments.common.agents.layout import NUMBERS
-from experiments.common.agents.watched import WatchedVector, layers_to, zeros
+from experiments.common.agents.watched import Watched, ends
 from experiments.harness.cells import Cell
 from experiments.harness.layout import Row
 from experiments.harness.recorder import Recorder
@@ -20,7 +20,6 @@ from sparse_plugins.rl.haiku import SparseDQN, impala_torso, nature_torso
 from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer
 from sparse_plugins.rl.loops.vector_evaluation import evaluate
 from sparse_plugins.rl.loops.vector_runs import train
-from sparse_plugins.rl.loops.vector_step import RunState
 
 EPSILON = 0.001  # in the evaluation, as in Dopamine
 
@@ -50,14 +49,8 @@ def agent(config: AtariSettings, cell: Cell) -> SparseDQN:
     """DQN with the numbers of `sparse_plugins/rl/dopamine/configs/mspacman_dqn.gin` and `impala_dqn.gin`."""
     as_matmuls = {"yes": True, "no": False, "auto": jax.default_backend() == "cpu" and len(config.seeds) > 1}
     torso = nature_torso if config.network == "nature" else functools.partial(impala_torso, cell.width)
-    return SparseDQN(
-        num_actions=num_actions(cell.group),
-        torso=torso(as_matmuls=as_matmuls[config.as_matmuls]),
-        loss="mse",
-        optimizer=optax.adam(6.25e-5, eps=1.5e-4),
-        updater=config.updater(cell),
-        target_period=TARGET_STEPS // PERIOD,
-    )
+    network = torso(as_matmuls=as_matmuls[config.as_matmuls])
+    return dqn(num_actions(cell.group), network, 6.25e-5, 1.5e-4, config.updater(cell), TARGET_STEPS // PERIOD)
 
 
 def groups(config: AtariSettings, batch: Sequence[Cell]) -> list[Group]:
@@ -82,7 +75,7 @@ def train_batch(
             reach(step)
             broken.look(step, {str(cell): state.loss for cell, state in zip(batch, trainer.states, strict=True)})
 
-        watched: Any = WatchedVector(trainer, layers_to(recorders))
+        watched: Any = Watched(trainer, recorders)
         run = train(
             watched,
             config.steps,
@@ -99,7 +92,7 @@ def train_batch(
         )
         own = iter(recorders)
         for cell, state in zip(batch, trainer.states, strict=True):
-            for place, end in enumerate(_ends(state, scores[str(cell)])):
+            for place, end in enumerate(ends(state.learner, scores[str(cell)])):
                 recorder = next(own)
                 played = [one for one in run.episodes if (one.group, one.seed) == (str(cell), recorder.run.seed)]
                 rows = rows_of(recorder, played, per_stretch, trainer.environment_steps, end)
@@ -150,13 +143,6 @@ class Broken:
         before = [row for row in rows if row.step < step]
         lost = dict.fromkeys(NUMBERS)
         return [*before, Row(**{**vars(rows[0]), **lost, "step": step, "failure": f"the loss is {loss}"})]
-
-
-def _ends(state: RunState, scores: np.ndarray) -> Iterator[dict[str, Any]]:
-    """What the last row of each seed says beside its stretch."""
-    online, target = zeros(state.learner.params), zeros(state.learner.target_params)
-    for i, own in enumerate(scores):
-        yield {"final_return": float(own.mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
 
 
 def rows_of(

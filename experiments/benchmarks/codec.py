@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmarks.timing import interleave, table
+from experiments.harness.tables import markdown_table
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
 from sparse_plugins.wire import SeededMasks, decode, encode
 from sparse_plugins.wire.value_codes import DTYPES, PER_SCALE
@@ -88,23 +89,17 @@ def sizes(values: Tree, sparsities: Sequence[float], rng: np.random.Generator) -
     """A table of bytes by sparsity and dtype."""
     dense = 4 * sum(value.size for value in values.values())
     zstds = (False, True) if find_spec("zstandard") else (False,)
-    rows = [
-        "| sparsity | dtype | zstd | bytes | / bound | / dense float32 | forms |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for sparsity in sparsities:
         masks = random_masks(rng, sparsity)
         for dtype in DTYPES:
             for zstd in zstds:
                 message = Message(masks, values, {"dtype": dtype, "zstd": zstd})
                 payload = message.encode()
+                ratios = [f"{len(payload) / other:.4f}" for other in (bound(masks, dtype), dense)]
                 forms = ", ".join(message.decode(payload).forms)
-                ratio = len(payload) / bound(masks, dtype)
-                rows.append(
-                    f"| {sparsity:g} | {dtype} | {zstd} | {len(payload):,} | {ratio:.4f} | {len(payload) / dense:.4f} "
-                    f"| {forms} |"
-                )
-    return "\n".join(rows)
+                rows.append((f"{sparsity:g}", dtype, str(zstd), f"{len(payload):,}", *ratios, forms))
+    return markdown_table(("sparsity", "dtype", "zstd", "bytes", "/ bound", "/ dense float32", "forms"), rows)
 
 
 def messages(values: Tree, sparsity: float, rng: np.random.Generator) -> dict[str, Message]:

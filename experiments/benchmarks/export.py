@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.benchmarks.export_plot import save_plot
 from experiments.benchmarks.timing import Timing, interleave
+from experiments.harness.tables import markdown_table
 from sparse_plugins.core import export
 from sparse_plugins.core.selection.structured_topk import create_mask
 from sparse_plugins.core.structures import NByM, Unstructured
@@ -132,27 +133,23 @@ def measure(
 
 def report(speeds: Sequence[Speed], sizes: Sequence[Size]) -> str:
     """What was measured as Markdown: times, then sizes, both as ratios; what beats dense is bold."""
-    cells = lambda values: " | ".join(f"**{v:.3g}**" if wins else f"{v:.3g}" for v, wins in values)  # noqa: E731
-    lines = [
-        f"Time of a product / dense product ({jax.default_backend()}, jax {jax.__version__}, float32)\n",
-        f"| kernel | batch | sparsity | dense, ms | {' | '.join(FORMS)} |",
-        "|---" * (4 + len(FORMS)) + "|",
-    ]
-    for shape, batch, sparsity, times in speeds:
-        own = cells((times[name].ratio, times[name].high < 1) for name in FORMS)
-        lines.append(
-            f"| {shape[0]} x {shape[1]} | {batch} | {sparsity:g} | {times['dense'].milliseconds:.3f} | {own} |"
-        )
-    lines += [
-        "\nBytes / bytes of the dense kernel, in memory and of its file\n",
-        f"| kernel | sparsity | N:M is | {' | '.join((*FORMS, *FILES))} |",
-        "|---" * (3 + len(FORMS) + len(FILES)) + "|",
-    ]
-    for shape, sparsity, ratios in sizes:
-        own = cells((ratios[name], ratios[name] < 1) for name in (*FORMS, *FILES))
+    cell = lambda value, wins: f"**{value:.3g}**" if wins else f"{value:.3g}"  # noqa: E731
+    times, bytes_ = [], []
+    for (inputs, outputs), batch, sparsity, own in speeds:
+        front = (f"{inputs} x {outputs}", str(batch), f"{sparsity:g}", f"{own['dense'].milliseconds:.3f}")
+        times.append((*front, *(cell(own[name].ratio, own[name].high < 1) for name in FORMS)))
+    for (inputs, outputs), sparsity, ratios in sizes:
         pattern = n_by_m(sparsity)
-        lines.append(f"| {shape[0]} x {shape[1]} | {sparsity:g} | {pattern.n}:{pattern.m} | {own} |")
-    return "\n".join(lines)
+        kernel = (f"{inputs} x {outputs}", f"{sparsity:g}", f"{pattern.n}:{pattern.m}")
+        bytes_.append((*kernel, *(cell(ratios[name], ratios[name] < 1) for name in (*FORMS, *FILES))))
+    return "\n\n".join(
+        [
+            f"Time of a product / dense product ({jax.default_backend()}, jax {jax.__version__}, float32)",
+            markdown_table(("kernel", "batch", "sparsity", "dense, ms", *FORMS), times),
+            "Bytes / bytes of the dense kernel, in memory and of its file",
+            markdown_table(("kernel", "sparsity", "N:M is", *FORMS, *FILES), bytes_),
+        ]
+    )
 
 
 def _shape(text: str) -> Shape:

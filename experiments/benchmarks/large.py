@@ -18,6 +18,7 @@ import jax
 import optax
 
 from experiments.benchmarks.models import random_tree
+from experiments.harness.tables import markdown_table
 from sparse_plugins import core
 
 _LAYER = (3000, 4000)
@@ -46,8 +47,7 @@ def main() -> None:
     params = random_tree({f"layer{i:02}": {"kernel": _LAYER} for i in range(layers)}, 0, 0.05)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{size / 1e6:.0f} million parameters, {4 * size / 1e6:.0f} MB; one bit each is {size / 8e6:.0f} MB\n")
-    print("| | init | first mask change, compiled | later ones | in the program |")
-    print("|---|---|---|---|---|")
+    rows = []
     for algorithm in options.algorithms:
         settings = {"update_freq": 10, "update_start_step": 1, "update_end_step": 1001}
         updater = core.create_updater_from_config(algorithm=algorithm, sparsity=0.9, **settings)
@@ -62,7 +62,8 @@ def main() -> None:
 
         columns = [first, _measured(change)[1], _measured(change)[1]]
         temporary = getattr(compiled[0].memory_analysis(), "temp_size_in_bytes", 0) / 1e6
-        print(f"| {algorithm} | {' | '.join(columns)} | {temporary:.0f} MB |", flush=True)
+        rows.append((algorithm, *columns, f"{temporary:.0f} MB"))
+    print(markdown_table(("", "init", "first mask change, compiled", "later ones", "in the program"), rows))
 
 
 if __name__ == "__main__":

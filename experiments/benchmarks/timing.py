@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from experiments.harness.tables import markdown_table
+
 
 class Timing(NamedTuple):
     """Time of one contestant.
@@ -63,10 +65,11 @@ def _against(times: list[float], base: list[float]) -> Timing:
 
 def table(timings: Mapping[str, Timing], notes: Mapping[str, str]) -> str:
     """A Markdown table of timings, one row a contestant."""
-    rows = ["| | ratio | quartiles | ms | |", "|---|---|---|---|---|"]
-    for name, (milliseconds, ratio, low, high) in timings.items():
-        rows.append(f"| {name} | {ratio:.3f} | {low:.3f}-{high:.3f} | {milliseconds:.1f} | {notes.get(name, '')} |")
-    return "\n".join(rows)
+    rows = [
+        (name, f"{own.ratio:.3f}", f"{own.low:.3f}-{own.high:.3f}", f"{own.milliseconds:.1f}", notes.get(name, ""))
+        for name, own in timings.items()
+    ]
+    return markdown_table(("", "ratio", "quartiles", "ms", ""), rows)
 
 
 def compare(title: str, sides: Mapping[str, Callable], arguments: tuple, rounds: int) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import sparse_plugins
+from experiments.harness.tables import markdown_table
 from sparse_plugins import core
 
 ALGORITHMS = ("magnitude", "rigl", "magnitude_ste")
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, help="names known to the core")
     options = parser.parse_args(arguments)
-    print(f"{'one traced update':20} {'calls':>6} {'changes of file':>16}")
+    rows = []
     for algorithm in options.algorithms:
         updater = core.create_updater_from_config(
             algorithm=algorithm,
@@ -70,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             update_start_step=1,
             update_end_step=5,
         )
-        calls, changes = traced_calls(updater)
-        print(f"{algorithm:20} {calls:6} {changes:16}")
+        rows.append((algorithm, *map(str, traced_calls(updater))))
+    print(markdown_table(("one traced update", "calls", "changes of file"), rows))
 
 
 if __name__ == "__main__":

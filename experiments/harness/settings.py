@@ -32,6 +32,12 @@ def seeds_flag(number: int) -> Any:
     return flag(SEEDS, int, nargs="+", default=tuple(range(number)))
 
 
+def drop_fraction_flag() -> Any:
+    """The field of how much set and rigl exchange."""
+    text = "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine"
+    return flag(text, float, default=0.1)
+
+
 def flag_name(field: str) -> str:
     """The command line's name of a field."""
     return "--" + field.replace("_", "-")
@@ -100,11 +106,7 @@ class GridSettings(Settings):
         default=(0.5, 0.8, 0.9, 0.95, 0.98),
     )
     distribution: str = flag("of the sparsity over the layers", choices=("erk", "uniform"), default="erk")
-    drop_fraction: float = flag(
-        "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
-        float,
-        default=0.1,
-    )
+    drop_fraction: float = drop_fraction_flag()
 
     def __post_init__(self) -> None:
         super().__post_init__()

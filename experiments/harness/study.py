@@ -1,16 +1,30 @@
 """What a study is: a row of the registry, and what its task makes of settings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.harness.cells import Cell, Run
 from experiments.harness.layout import Layout, Record
 from experiments.harness.recorder import Recorder
 from experiments.harness.settings import Settings
+from sparse_plugins import core
 
 # Trains runs together, handing their rows over; False if it was told to stop, so that they will go on later.
 Train = Callable[[Sequence[Recorder]], bool]
 Variants = dict[str, Mapping[str, Any]]  # by the name of a cell what sets it apart, such as keywords of its updater
+
+
+def first_plan(cells: Iterable[Cell], updater_and_shapes: Callable[[Cell], tuple[core.BaseUpdater, Any]]) -> str:
+    """How sparse every layer of the first sparse cell gets; nothing if all are dense.
+
+    Args:
+        cells: Of the study.
+        updater_and_shapes: From a cell to its updater and the shapes of its parameters.
+    """
+    for cell in cells:
+        if not cell.is_dense:
+            return f"Plan of {cell}:\n{core.describe_plan(*updater_and_shapes(cell))}"
+    return ""
 
 
 class Question(NamedTuple):
@@ -19,16 +33,20 @@ class Question(NamedTuple):
     Attributes:
         title: Of the report.
         prediction: What was expected before it was run.
-        cells: From settings and the parameters' shapes to the lines of the table.
+        cells: Lines of the table, or a function from settings and the parameters' shapes to them.
         presets: Defaults of settings by the preset's name; the first is the default one.
         probe: What else is measured of a trained model; None for nothing.
     """
 
     title: str
     prediction: str
-    cells: Callable[[Any, Any], Variants]
+    cells: Variants | Callable[[Any, Any], Variants]
     presets: Mapping[str, Mapping[str, Any]]
     probe: Callable[..., Any] | None = None
+
+    def variants(self, settings: Any, shapes: Any = None) -> Variants:
+        """Lines of the table, for these settings and shapes."""
+        return self.cells(settings, shapes) if callable(self.cells) else self.cells
 
 
 class Study(NamedTuple):

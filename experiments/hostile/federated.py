@@ -79,7 +79,7 @@ def task(settings: HostileSettings, question: Question) -> Plan:
     Raises:
         ValueError: a setting does not fit the federated study.
     """
-    config, cells = config_of(settings), settings.chosen(question.cells(settings, None))
+    config, cells = config_of(settings), settings.chosen(question.variants(settings))
 
     def prepare(name: str) -> Callable[[Recorder], None]:
         defence, count = defence_of(settings, cells[name]["defence"]), cells[name]["count"]

@@ -1,7 +1,5 @@
 """Which attacks meet which defences, and what was expected."""
 
-from typing import Any
-
 from experiments.harness import variants
 from experiments.harness.layout import Layout, Measure, Record, last
 from experiments.harness.study import Question, Variants
@@ -10,7 +8,7 @@ ATTACKS = ("signs", "labels")
 DEFENCES = ("mean", "clipped mean", "median", "trimmed mean", "Krum", "multi-Krum")
 
 
-def cells(settings: Any, shapes: Any) -> Variants:
+def cells() -> Variants:
     """Every defence without an attack, and against one and two hostile clients of either kind."""
     found: Variants = {}
     for defence in DEFENCES:
@@ -30,7 +28,7 @@ STUDIES = {
         " alone two; the clipped mean loses up to 3 points, median, trimmed mean and multi-Krum up to 3 with one and 6"
         " with two, Krum nothing. Turned labels, sent tenfold: the mean falls below 10 %, the others lose as little as"
         " against turned signs.",
-        cells,
+        cells(),
         {"short": {}, "long": {"rounds": 200}},
     ),
 }

@@ -66,7 +66,7 @@ class MinAtarSettings(AgentSettings):
             # Every 5,000 of 2.5 million optimizer steps, the last of them after four fifths.
             config |= {
                 "update_start_step": self.loop.clock.environment_step(1),
-                "update_freq": max(self.steps // 500, 1),
+                "update_freq": max(self.steps // 500, 2 * self.loop.num_envs),
             }
         return config
 

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.common.agents import task
-from experiments.common.agents.watched import WatchedFused, layers_to, zeros
-from experiments.harness.cells import DENSE, Cell
+from experiments.common.agents.dqn import agent_plan, dqn
+from experiments.common.agents.watched import Watched, ends
+from experiments.harness.cells import Cell
 from experiments.harness.layout import Row
 from experiments.harness.recorder import Recorder
 from experiments.harness.study import Plan
@@ -49,16 +49,10 @@ class FanInDQN(SparseDQN):
 
 def agent(config: MinAtarSettings, cell: Cell) -> SparseDQN:
     """DQN with MinAtar's network and the numbers of `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`."""
-    clock = config.loop.clock
+    clock, game = config.loop.clock, environment(cell.group)
     kind = FanInDQN if cell.name.endswith(f":{FAN_IN}") else SparseDQN
-    return kind(
-        num_actions=environment(cell.group).num_actions,
-        torso=minatar_torso(),
-        loss="mse",
-        optimizer=optax.adam(2.5e-4, eps=3.125e-4),
-        updater=clock.in_optimizer_steps(config.updater(cell)),
-        target_period=math.ceil(1_000 / clock.period),
-    )
+    updater = clock.in_optimizer_steps(config.updater(cell))
+    return dqn(game.num_actions, minatar_torso(), 2.5e-4, 3.125e-4, updater, math.ceil(1_000 / clock.period), kind)
 
 
 def plan(config: MinAtarSettings) -> Plan:
@@ -70,16 +64,10 @@ def plan(config: MinAtarSettings) -> Plan:
 def described(config: MinAtarSettings) -> str:
     """How many cells there are, and when and how sparse the first sparse one gets."""
     cells = list(config.cells())
-    text = f"{len(cells)} cells of {len(config.seeds)} seeds, {config.steps:,} environment steps each."
-    sparse = [cell for cell in cells if cell.name != DENSE]
-    if sparse:
-        learner = agent(config, sparse[0])
-        shape, dtype = environment(sparse[0].group).observation_shape, environment(sparse[0].group).observation_dtype
-        params = jax.eval_shape(learner.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), dtype)).params
-        seeded = learner.updater.seeded(jax.random.key(0))  # as those of its runs are
-        text += f" Plan of {sparse[0]}:\n{core.describe_plan(seeded, params)}"
-        text += f"\n{config.loop.clock.describe(learner.updater)}"
-    return text
+    games = {game: environment(game) for game in config.games}
+    seen = {name: jax.ShapeDtypeStruct(game.observation_shape, game.observation_dtype) for name, game in games.items()}
+    plan = agent_plan(cells, functools.partial(agent, config), lambda cell: seen[cell.group], config.loop.clock)
+    return f"{len(cells)} cells of {len(config.seeds)} seeds, {config.steps:,} environment steps each. {plan}"
 
 
 def train_cell(
@@ -94,7 +82,7 @@ def train_cell(
     trainer = FusedTrainer(environment(cell.group), agent(config, cell), config.loop)
     keys = jax.vmap(jax.random.key)(np.asarray(config.seeds, np.uint32))
     iterations = config.loop.iterations(config.steps)
-    watched: Any = WatchedFused(trainer, layers_to(recorders))
+    watched: Any = Watched(trainer, recorders)
     run = train(
         watched,
         keys,
@@ -108,9 +96,7 @@ def train_cell(
     if not run.is_finished:
         return False
     returns = trainer.evaluate(run.state, config.evaluation_episodes, jax.random.key(0), EPSILON)
-    online, target = (zeros(params) for params in run.state.learner[:2])
-    for i, recorder in enumerate(recorders):
-        end = {"final_return": float(returns[i].mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
+    for i, (recorder, end) in enumerate(zip(recorders, ends(run.state.learner, returns), strict=True)):
         recorder.rewrite(rows_of(recorder, run.curve, i, end))
     return True
 

@@ -111,7 +111,7 @@ def of_steps(settings: StructureSettings, cells: Variants) -> Plan:
 
 def task(settings: StructureSettings, question: Question) -> Plan:
     """The plan of either study."""
-    cells = settings.chosen(question.cells(settings, None))
+    cells = settings.chosen(question.variants(settings))
     return (of_rounds if question is STUDIES["structures"].questions["federated"] else of_steps)(settings, cells)
 
 

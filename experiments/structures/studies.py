@@ -10,13 +10,13 @@ STUDIES = {
         "Structures at one half in federated averaging",
         "unstructured and 2:4 level with dense, 4x4 blocks behind them, channels last; bytes about half of dense, and"
         " the fewer the larger the units, because masks of blocks and channels cost next to nothing.",
-        lambda settings, shapes: structure_cells(()),
+        structure_cells(()),
         {"short": {}, "long": {"rounds": 1000}},
     ),
     "rl": Question(
         "Structures at one half in a DQN on CartPole",
         "no difference between any of them and dense: the network has room to spare.",
-        lambda settings, shapes: structure_cells(()),
+        structure_cells(()),
         {"short": {"seeds": tuple(range(10))}},
     ),
 }

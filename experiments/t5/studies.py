@@ -4,11 +4,11 @@ Presets: `short` takes minutes on two cores; `long` is the same data, larger and
 JaxPruner's settings (Lee et al., 2023) on C4, but bytes for tokens and gradients clipped by their norm.
 """
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from experiments.common.supervised.probes import memory
-from experiments.common.supervised.studies import DENSE_CELL, algorithm_cells, storage_cells, structure_cells
+from experiments.common.supervised.studies import DENSE_CELL, algorithm_cells, presets, storage_cells, structure_cells
 from experiments.harness.study import Question, Variants
 from experiments.t5.budgets import PARTS, favouring
 
@@ -23,9 +23,7 @@ _BASE = {
 }
 
 
-def _presets(**common: Any) -> dict[str, dict[str, Any]]:
-    presets: dict[str, Mapping[str, Any]] = {"short": _TINY, "long": {**_TINY, **_LONG}, "paper": _BASE}
-    return {name: {**preset, **common} for name, preset in presets.items()}
+_presets = functools.partial(presets, _TINY, _LONG, _BASE)
 
 
 def _budget_cells(settings: Any, shapes: Any) -> Variants:
@@ -41,7 +39,7 @@ STUDIES = {
         "as published for T5 base at 80 % (JaxPruner, loss: dense 2.58, magnitude_ste 2.71, magnitude 2.95, rigl 3.12,"
         " set 3.13, static 3.17, random 3.29): dense first, then magnitude_ste, magnitude, and rigl, set and static"
         " together.",
-        lambda settings, shapes: algorithm_cells(("magnitude_ste", "magnitude", "rigl", "set", "static_sparse")),
+        algorithm_cells(("magnitude_ste", "magnitude", "rigl", "set", "static_sparse")),
         _presets(distribution="erk"),
     ),
     "budgets": Question(
@@ -54,14 +52,14 @@ STUDIES = {
     "structures": Question(
         "Structures at one half on T5",
         "unstructured and 2:4 level with dense, 4x4 blocks behind them, channels last.",
-        lambda settings, shapes: structure_cells([(OUTPUT, None)]),
+        structure_cells([(OUTPUT, None)]),
         _presets(sparsity=0.5),
     ),
     "memory": Question(
         "Bytes of masks while training T5, and of what is exported",
         "masks take 1/4 of their parameters' bytes as uint8, 1/32 packed and nothing as zeros; files hold the kernels'"
         " density plus 1/32 of their dense bytes; BCOO of matrices takes three times what it keeps.",
-        lambda settings, shapes: storage_cells(),
+        storage_cells(),
         _presets(steps=100, evaluations=1),
         memory,
     ),

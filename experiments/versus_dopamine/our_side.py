@@ -1,6 +1,5 @@
 """The same agents in `rl.FusedTrainer`, all seeds at once, with settings of the gin files that Dopamine reads."""
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +8,14 @@ import jax
 import numpy as np
 import optax
 
+from experiments.common.agents.cartpole import torso
+from experiments.common.agents.dqn import dqn
 from experiments.versus_dopamine.outcomes import TASKS, End
 from sparse_plugins import core
-from sparse_plugins.rl import haiku
 from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
+from sparse_plugins.rl.haiku import minatar_torso
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedTrainer
-
-_POLE = {"low": (-2.4, -5.0, -math.pi / 12, -2 * math.pi), "high": (2.4, 5.0, math.pi / 12, 2 * math.pi)}
 
 
 def trainer(task: str, steps: int) -> FusedTrainer:
@@ -32,19 +31,12 @@ def trainer(task: str, steps: int) -> FusedTrainer:
         game = gymnax_environment("CartPole-v1")
         config = FusedConfig(**settings, num_envs=2, batch_size=64, n_step=3, epsilon_end=0.02)
         rate = optax.linear_schedule(1e-3, 0.0, 50_000)
-        torso, target_period = haiku.mlp_torso((TASKS[task].units,) * 2, **_POLE), 100
+        network, target_period = torso(TASKS[task].units), 100
     else:
         game = gymnax_environment("Breakout-MinAtar", sticky_actions=0.1, use_minimal_action_set=False)
         config = FusedConfig(**settings, num_envs=4)
-        rate, torso, target_period = 2.5e-4, haiku.minatar_torso(), 250
-    agent = haiku.SparseDQN(
-        num_actions=game.num_actions,
-        torso=torso,
-        loss="mse",
-        optimizer=optax.adam(rate, eps=3.125e-4),
-        updater=core.NoPruning(),
-        target_period=target_period,
-    )
+        rate, network, target_period = 2.5e-4, minatar_torso(), 250
+    agent = dqn(game.num_actions, network, rate, 3.125e-4, core.NoPruning(), target_period)
     return FusedTrainer(game, agent, config)
 
 

@@ -6,13 +6,13 @@ holds: `--batch-size 256 --learning-rate 0.1 --steps 499200` is the same run of 
 placed by fractions of the steps.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from experiments.common.supervised.probes import memory, spectra
 from experiments.common.supervised.studies import (
     DENSE_CELL,
     algorithm_cells,
+    presets,
     storage_cells,
     structure_cells,
     with_masked_gradients,
@@ -34,25 +34,26 @@ _LONG = {"image_size": 28, "steps": 6_000, "batch_size": 128, "seeds": (0, 1, 2,
 _RESNET50 = {
     **{"data": "imagenet2012", "image_size": 224, "model": "resnet50", "optimizer": "sgd", "learning_rate": 1.6},
     **{"batch_size": 4096, "steps": 31_200, "warmup": 0.05, "weight_decay": 1e-4, "clip": 0.0},
+    "distribution": "uniform",
     **{"change_from": 10_000 / 31_200, "change_until": 25_000 / 31_200, "changes": 15, "evaluations": 50},
 }
 _VIT_B16 = {
     **{"data": "imagenet2012", "image_size": 224, "model": "vit_b16", "learning_rate": 3e-3, "distribution": "erk"},
-    **{"batch_size": 4096, "steps": 28_080, "warmup": 10_000 / 28_080, "weight_decay": 0.3, "evaluations": 50},
-    **{"change_from": 10_000 / 28_080, "change_until": 20_000 / 28_080, "changes": 10},
+    **{"batch_size": 4096, "steps": 28_080, "warmup": 10_000 / 28_080, "weight_decay": 0.3, "clip": 1.0},
+    **{"change_from": 10_000 / 28_080, "change_until": 20_000 / 28_080, "changes": 10, "evaluations": 50},
 }
 _PUBLISHED = ("magnitude", "global_magnitude", "saliency", "rigl", "set", "static_sparse", "random")
 
 
-def _presets(short: Mapping[str, Any], paper: Mapping[str, Any], **common: Any) -> dict[str, dict[str, Any]]:
-    presets = {"short": short, "long": {**short, **_LONG}, "paper": paper}
-    return {name: {**preset, **common} for name, preset in presets.items()}
+_resnet = functools.partial(presets, _RESNET, _LONG, _RESNET50)
+_vit = functools.partial(presets, _VIT, _LONG, _VIT_B16)
 
 
-def _distribution_cells(settings: Any, shapes: Any) -> Variants:
-    kinds = [(kind, {"algorithm": "magnitude", "dist_type": kind}) for kind in ("uniform", "erk")]
-    static = [(f"static {kind}", {"algorithm": "static_sparse", "dist_type": kind}) for kind in ("uniform", "erk")]
-    return {**DENSE_CELL, **dict(kinds), **dict(static)}
+_DISTRIBUTIONS: Variants = {
+    f"{prefix}{kind}": {"algorithm": algorithm, "dist_type": kind}
+    for algorithm, prefix in (("magnitude", ""), ("static_sparse", "static "))
+    for kind in ("uniform", "erk")
+}
 
 
 STUDIES = {
@@ -64,37 +65,37 @@ STUDIES = {
         " as training is short. Added after a first run, where random ended at 46 %: with masked gradients it reaches"
         " static, for the gradients of the pruned four fifths shrink a clipped step to less than half; magnitude gains"
         " less than a point.",
-        lambda settings, shapes: with_masked_gradients(algorithm_cells(_PUBLISHED), ["magnitude", "random"]),
-        _presets(_RESNET, _RESNET50),
+        with_masked_gradients(algorithm_cells(_PUBLISHED), ["magnitude", "random"]),
+        _resnet(),
     ),
     "ste": Question(
         "Straight-through estimation on vision Transformers",
         "as published for ViT-B/16 at 80 % (JaxPruner, 90 epochs: magnitude_ste 74.2, dense 74.0, magnitude 72.9,"
         " static 64.6): magnitude_ste level with dense, magnitude a little below, static far below.",
-        lambda settings, shapes: algorithm_cells(("magnitude", "magnitude_ste", "static_sparse")),
-        _presets(_VIT, _VIT_B16, distribution="erk"),
+        algorithm_cells(("magnitude", "magnitude_ste", "static_sparse")),
+        _vit(distribution="erk"),
     ),
     "structures-resnet": Question(
         "Structures at one half on residual networks",
         "unstructured and 2:4 level with dense, 4x4 blocks behind them, channels last. Added after a first run, where"
         " channels fell to 36 %: with masked gradients they end half a point to two below the blocks, because gradients"
         " of a channel pruned before BatchNorm, 300 times as large, leave nothing of the clipped norm to the others.",
-        lambda settings, shapes: with_masked_gradients(structure_cells([(HEAD, None)]), ["channels"]),
-        _presets(_RESNET, _RESNET50, sparsity=0.5),
+        with_masked_gradients(structure_cells([(HEAD, None)]), ["channels"]),
+        _resnet(sparsity=0.5),
     ),
     "structures-vit": Question(
         "Structures at one half on vision Transformers",
         "unstructured and 2:4 level with dense, 4x4 blocks behind them, channels last.",
-        lambda settings, shapes: structure_cells([(HEAD, None)]),
-        _presets(_VIT, _VIT_B16, sparsity=0.5),
+        structure_cells([(HEAD, None)]),
+        _vit(sparsity=0.5),
     ),
     "distributions": Question(
         "ERK against uniform sparsity on vision Transformers, with the spectra of the kernels",
         "ERK ahead of uniform where masks are random (static), little between them for magnitude; sparse kernels have"
         " a higher stable rank than dense ones of the same layer, because zeros at random places flatten the spectrum,"
         " and most so where least is kept.",
-        _distribution_cells,
-        _presets(_VIT, _VIT_B16, sparsity=0.9),
+        {**DENSE_CELL, **_DISTRIBUTIONS},
+        _vit(sparsity=0.9),
         spectra,
     ),
     "memory": Question(
@@ -103,8 +104,8 @@ STUDIES = {
         " weights but for those that stop beside 0; the peak of a step hardly differs. Files hold density plus 1/32 of"
         " the dense bytes; BCOO is no smaller than dense for kernels of four axes at 80 %, with"
         " four indices for every weight that is kept.",
-        lambda settings, shapes: storage_cells(),
-        _presets(_RESNET, _RESNET50, steps=100, evaluations=1),
+        storage_cells(),
+        _resnet(steps=100, evaluations=1),
         memory,
     ),
 }

@@ -35,7 +35,7 @@ def test_the_export_benchmark_leaves_a_table_and_a_plot(
     export.main([*TINY, f"--out={tmp_path / 'new'}"])
     table = (tmp_path / "new" / "export.md").read_text()
     assert table in capsys.readouterr().out
-    rows = [line.replace("*", "").strip("| ").split(" | ") for line in table.splitlines() if " x " in line]
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines() if " x " in line]
     speeds, sizes = rows[:8], rows[8:]
     assert [row[:3] for row in speeds] == [
         [shape, batch, sparsity] for shape in ("16 x 16", "32 x 16") for batch in "14" for sparsity in ("0.5", "0.9")
@@ -100,7 +100,7 @@ def test_the_step_benchmark_prints_time_and_memory(
     monkeypatch.setattr(step, "resnet50_shapes", lambda width: first_layers)
     run(step.main, "--rounds=3 --algorithms magnitude", monkeypatch)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| magnitude")]
-    assert [row.split(" | ")[0] for row in rows] == [
+    assert [row.split(" | ")[0].rstrip() for row in rows] == [
         "| magnitude",
         *(f"| magnitude, {variant}" for variant in ("explicit refresh", "uint8 masks", "masks in zeros")),
     ]
@@ -112,7 +112,7 @@ def test_the_benchmark_of_large_models_prints_seconds_and_memory(
 ) -> None:
     monkeypatch.setattr(large, "_LAYER", (32, 16))
     run(large.main, "--parameters=0 --algorithms rigl", monkeypatch)
-    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")]
     assert row[0] == "rigl"
     assert [cell.count(" s, ") for cell in row[1:]] == [1, 1, 1, 0]
 
@@ -120,8 +120,9 @@ def test_the_benchmark_of_large_models_prints_seconds_and_memory(
 def test_one_update_can_be_followed_on_foot(capsys: pytest.CaptureFixture) -> None:
     """More is a sign that something known from names and shapes is worked out again on the way."""
     trace_walk.main(["--algorithms", "magnitude", "rigl"])
-    _, *rows = capsys.readouterr().out.splitlines()
-    walks = {name: (int(calls), int(changes)) for name, calls, changes in map(str.split, rows)}
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in row.strip("| ").split("|")] for row in rows]
+    walks = {name: (int(calls), int(changes)) for name, calls, changes in cells}
     most = {"magnitude": (365, 260), "rigl": (540, 296)}
     assert [name for name in most if any(a > b for a, b in zip(walks[name], most[name], strict=True))] == []
 

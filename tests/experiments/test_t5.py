@@ -241,7 +241,7 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
     for preset in STUDIES[name].presets.values():
         settings = T5Settings(name="study", **preset)
         shapes = shapes_of(SIZES[settings.model])
-        for cell, keywords in STUDIES[name].cells(settings, shapes).items():
+        for cell, keywords in STUDIES[name].variants(settings, shapes).items():
             updater = settings.updater(keywords, core.kernels_only)
             assert updater.prunes == (cell != "dense")
             if updater.prunes:

@@ -182,7 +182,7 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
         settings = VisionSettings(name="study", **preset)
         channels = 3 if settings.data == "imagenet2012" else 1
         shapes = shapes_of(settings.model, settings.image_size, channels, settings.width)
-        for cell, keywords in STUDIES[name].cells(settings, shapes).items():
+        for cell, keywords in STUDIES[name].variants(settings, shapes).items():
             updater = settings.updater(keywords, prunable)
             assert updater.prunes == (cell != "dense")
             if updater.prunes:

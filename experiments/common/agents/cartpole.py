@@ -2,9 +2,11 @@
 
 import functools
 import math
+from typing import Any
 
 import optax
 
+from experiments.common.agents.dqn import dqn
 from sparse_plugins import core, rl
 from sparse_plugins.rl import haiku
 
@@ -32,13 +34,11 @@ def trainer(updater: core.BaseUpdater) -> rl.FusedTrainer:
     """Two layers of 64 units; the learning rate falls to a twentieth."""
     game = rl.jax_environments.gymnax_environment("CartPole-v1")
     updates = CONFIG.iterations(STEPS) * CONFIG.updates
+    rate, updater = optax.linear_schedule(1e-3, 5e-5, updates), CONFIG.clock.in_optimizer_steps(updater)
+    return rl.FusedTrainer(game, dqn(game.num_actions, torso(64), rate, 3.125e-4, updater, 400), CONFIG)
+
+
+def torso(units: int) -> Any:
+    """Two layers of so many units behind CartPole's state, which Dopamine's bounds scale."""
     bounds = (2.4, 5.0, math.pi / 12, 2 * math.pi)
-    agent = haiku.SparseDQN(
-        num_actions=game.num_actions,
-        torso=haiku.mlp_torso((64, 64), low=[-bound for bound in bounds], high=bounds),
-        loss="mse",
-        optimizer=optax.adam(optax.linear_schedule(1e-3, 5e-5, updates), eps=3.125e-4),
-        updater=CONFIG.clock.in_optimizer_steps(updater),
-        target_period=400,
-    )
-    return rl.FusedTrainer(game, agent, CONFIG)
+    return haiku.mlp_torso((units, units), low=[-bound for bound in bounds], high=bounds)

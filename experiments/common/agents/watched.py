@@ -1,6 +1,6 @@
-"""Trainers that show the masks of all seeds before and after every stretch of training, and how sparse networks are."""
+"""A trainer whose recorders see all masks before and after every stretch, and how runs of several seeds ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,64 +10,55 @@ from experiments.harness.layers import Masks, masks_of_seeds
 from experiments.harness.recorder import Recorder
 from sparse_plugins.rl.learner import LearnerState
 
-Show = Callable[[int, Sequence[Masks], Sequence[Masks]], None]
 
-
-class WatchedFused:
-    """A `FusedTrainer` that shows masks.
+class Watched:
+    """A `FusedTrainer` or a `VectorTrainer` that shows masks; everything else is its own.
 
     Args:
-        trainer: What trains; everything else is its own.
-        show: Called with the environment steps, and the masks of each seed before and after a stretch.
+        trainer: What trains.
+        recorders: Of its runs, in the order of groups and seeds.
     """
 
-    def __init__(self, trainer: Any, show: Show) -> None:
-        self._trainer, self._show = trainer, show
+    def __init__(self, trainer: Any, recorders: Sequence[Recorder]) -> None:
+        self._trainer, self._recorders = trainer, recorders
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trainer, name)
 
     def run(self, state: Any, iterations: int) -> Any:
-        """A stretch of training."""
-        before = _masks(state.learner)
+        """A stretch of training by a `FusedTrainer`."""
+        before = _masks([state])
         state, metrics = self._trainer.run(state, iterations)
-        self._show(self._trainer.environment_steps(state), before, _masks(state.learner))
+        self._show(self._trainer.environment_steps(state), before, _masks([state]))
         return state, metrics
 
-
-class WatchedVector:
-    """A `VectorTrainer` that shows masks, of all groups one after the other.
-
-    Args:
-        trainer: What trains; everything else is its own.
-        show: As of `WatchedFused`.
-    """
-
-    def __init__(self, trainer: Any, show: Show) -> None:
-        self._trainer, self._show = trainer, show
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trainer, name)
-
     def advance(self, iterations: int) -> Any:
-        """A stretch of training."""
-        before = self._all_masks()
+        """A stretch of training by a `VectorTrainer`."""
+        before = _masks(self._trainer.states)
         episodes = self._trainer.advance(iterations)
-        self._show(self._trainer.environment_steps, before, self._all_masks())
+        self._show(self._trainer.environment_steps, before, _masks(self._trainer.states))
         return episodes
 
-    def _all_masks(self) -> list[Masks]:
-        return [masks for state in self._trainer.states for masks in _masks(state.learner)]
-
-
-def layers_to(recorders: Sequence[Recorder]) -> Show:
-    """Shows masks to the recorders of the same runs, in the same order."""
-
-    def show(step: int, before: Sequence[Masks], after: Sequence[Masks]) -> None:
-        for recorder, old, new in zip(recorders, before, after, strict=True):
+    def _show(self, step: int, before: Sequence[Masks], after: Sequence[Masks]) -> None:
+        for recorder, old, new in zip(self._recorders, before, after, strict=True):
             recorder.add_layers(step, new, old)
 
-    return show
+
+def _masks(states: Sequence[Any]) -> list[Masks]:
+    learners = [state.learner for state in states]
+    return [masks for own in learners for masks in masks_of_seeds(own.params, own.optimizer_state)]
+
+
+def ends(learner: LearnerState, returns: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
+    """What the last row of each seed says beside its stretch.
+
+    Args:
+        learner: Of all seeds, which are the first axis.
+        returns: float[seeds, evaluation episodes].
+    """
+    online, target = zeros(learner.params), zeros(learner.target_params)
+    for i, own in enumerate(returns):
+        yield {"final_return": float(own.mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
 
 
 def zeros(params: Any) -> list[float]:
@@ -76,7 +67,3 @@ def zeros(params: Any) -> list[float]:
     matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves if leaf.ndim > 2]
     weights = np.concatenate(matrices, axis=1)
     return [1 - np.count_nonzero(own) / own.size for own in weights]
-
-
-def _masks(learner: LearnerState) -> list[Masks]:
-    return list(masks_of_seeds(learner.params, learner.optimizer_state))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from experiments.harness.settings import flag
+from experiments.harness.settings import drop_fraction_flag, flag
 from experiments.harness.variants import VariantSettings
 from sparse_plugins import core
 
@@ -33,11 +33,7 @@ class SupervisedSettings(VariantSettings):
     change_from: float = flag("fraction of the steps after which masks change first", float, default=0.25)
     change_until: float = flag("fraction of the steps after which they change last", float, default=0.75)
     changes: int = flag("how often masks change", int, default=20)
-    drop_fraction: float = flag(
-        "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine",
-        float,
-        default=0.1,
-    )
+    drop_fraction: float = drop_fraction_flag()
     evaluations: int = flag("how often the model is evaluated while it is trained", int, default=8)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """From a model and its data to the plan of a study, and the cells that studies share."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +10,8 @@ from experiments.common.supervised.settings import SupervisedSettings
 from experiments.common.supervised.train import Task, make_train
 from experiments.harness.layers import masks_of
 from experiments.harness.recorder import Recorder
-from experiments.harness.study import Plan, Question, Variants
-from experiments.harness.variants import DENSE, described, plan_of
-from sparse_plugins import core
+from experiments.harness.study import Plan, Question, Variants, first_plan
+from experiments.harness.variants import DENSE, cell_of, described, plan_of
 
 # Structures of one half: the density of 2:4.
 STRUCTURES = {"unstructured": "unstructured", "2:4": "2:4", "4x4 blocks": "4x4", "channels": "channel_-1"}
@@ -20,6 +19,13 @@ MASK_STORAGE = {"masks uint8": False, "masks packed": True, "masks zeros": "zero
 
 
 DENSE_CELL: Variants = {DENSE: {"algorithm": "no_prune"}}
+
+
+def presets(
+    short: Mapping[str, Any], long: Mapping[str, Any], paper: Mapping[str, Any], **common: Any
+) -> dict[str, dict[str, Any]]:
+    """Settings by the name of a preset; `long` goes over `short`, and what is common over all."""
+    return {"short": {**short, **common}, "long": {**short, **long, **common}, "paper": {**paper, **common}}
 
 
 def algorithm_cells(names: Sequence[str]) -> Variants:
@@ -71,14 +77,13 @@ def build(task: Task, settings: SupervisedSettings, question: Question) -> Plan:
         ValueError: an updater does not fit the model.
     """
     shapes = task.shapes()
-    cells = settings.chosen(question.cells(settings, shapes))
+    cells = settings.chosen(question.variants(settings, shapes))
     updaters = {name: settings.updater(own, task.prunable) for name, own in cells.items()}
     for updater in updaters.values():
         jax.eval_shape(updater.init_state, shapes)
-    text = ""
-    if sparse := [name for name in cells if name != DENSE]:  # with masks of a key, as those of its runs are
-        seeded = updaters[sparse[0]].seeded(jax.random.key(0))
-        text = f"Plan of {sparse[0]}:\n{core.describe_plan(seeded, shapes)}"
+    # With masks of a key, as those of its runs are.
+    seeded = lambda cell: (updaters[cell.name].seeded(jax.random.key(0)), shapes)  # noqa: E731
+    text = first_plan([cell_of(name, settings.sparsity) for name in cells], seeded)
     train = make_train(task, settings)
 
     def prepare(name: str) -> Callable[[Recorder], None]:
