@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments.fed_emnist.layout import PAPER
 from experiments.harness.cells import DENSE, Cell, Run
 from experiments.harness.settings import SEEDS, GridSettings, flag
 from sparse_plugins import core
-from sparse_plugins.fed import datasets, growth
+from sparse_plugins.fed import growth
 from sparse_plugins.wire.value_codes import DTYPES
 
-# Defaults that depend on the dataset. EMNIST's are those of JaxPruner's federated study (Lee et al., 2023).
+# Defaults that depend on the dataset. EMNIST's are those of JaxPruner's federated study.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "dense",
@@ -43,18 +44,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_writers": 200,
     },
     "emnist": {
-        "model": "conv",
-        "distribution": "uniform",
+        **{name: PAPER[name][0] for name in ("model", "distribution", "rounds", "clients_per_round", "update_every")},
+        **{name: PAPER[name][0] for name in ("client_learning_rate", "server_learning_rate", "server_schedule")},
         "seeds": (0,),
-        "rounds": 1000,
-        "clients_per_round": 50,
-        "client_learning_rate": 10**-1.5,
-        "server_learning_rate": 10**-2.5,
-        "server_schedule": "constant",
-        "update_every": 10,
         "evaluate_every": 50,
         "checkpoint_every": 50,
         "num_writers": None,
+    },
+    "idx": {
+        "model": "conv",
+        "distribution": "uniform",
+        "seeds": (0, 1, 2),
+        "rounds": 300,
+        "clients_per_round": 10,
+        "client_learning_rate": 10**-1.5,
+        "server_learning_rate": 10**-2.5,
+        "server_schedule": "constant",
+        "update_every": 5,
+        "evaluate_every": 20,
+        "checkpoint_every": 50,
+        "num_writers": 100,
     },
 }
 OUTPUT = {"dense": "linear_2/w", "conv": "conv_dropout_module/linear_1/w"}  # the last kernels
@@ -92,11 +101,26 @@ class FederatedSettings(GridSettings):
         ValueError: a setting is out of its range, or an updater refuses it; the message says what is allowed.
     """
 
-    dataset: str = flag("handwriting to train on", choices=datasets.NAMES, default="digits")
+    dataset: str = flag(
+        "handwriting to train on; idx: files of MNIST's format, such as MNIST, EMNIST, KMNIST or Fashion-MNIST",
+        choices=tuple(PRESETS),
+        default="digits",
+    )
+    data_dir: str | None = flag("of idx: folder of its four files, compressed by gzip or not", default=None)
+    partition: str = flag(
+        "of idx, how images are dealt to clients: by shares of every class that a Dirichlet distribution draws, or in"
+        " shards of few classes",
+        choices=("dirichlet", "shards"),
+        default="dirichlet",
+    )
+    alpha: float = flag(
+        "of the Dirichlet distribution, above 0; small ones leave clients few classes", float, default=0.3
+    )
+    shards: int = flag("of each client, 1 or more", int, default=2)
     cache_dir: str | None = flag("folder of EMNIST's two sqlite files", default=None, shown="~/.cache/fedjax")
     only_digits: bool = flag("of EMNIST and strokes, only the 10 digit classes", bool, default=False)
     num_writers: int | None = _by_dataset(
-        "num_writers", "of strokes, 1 to 10000; the other data sets have their own", int
+        "num_writers", "of strokes, 1 to 10000, and clients of idx; the other data sets have their own", int
     )
     model: str = _by_dataset("model", "dense: 784-200-200, conv: FedJAX's EMNIST network", choices=("dense", "conv"))
     algorithms: tuple[str, ...] = flag(
@@ -169,8 +193,16 @@ class FederatedSettings(GridSettings):
         self.at_least(1, "rounds", "clients_per_round", "batch_size", "local_epochs", "update_every")
         self.at_least(1, "evaluate_every", "jobs")
         self.at_least(0, "checkpoint_every")
-        if (self.num_writers is not None) != (self.dataset == "strokes"):
-            raise ValueError(f"--num-writers is for --dataset=strokes only, got {self.num_writers} for {self.dataset}.")
+        if (self.num_writers is not None) != (self.dataset in ("strokes", "idx")):
+            raise ValueError(
+                f"--num-writers is for --dataset=strokes and idx only, got {self.num_writers} for {self.dataset}."
+            )
+        if (self.data_dir is not None) != (self.dataset == "idx"):
+            raise ValueError(
+                "--dataset=idx and --data-dir=FOLDER, which holds its files, go together: give both or none."
+            )
+        self.at_least(1, "shards")
+        self.positive("alpha")
         self.positive("client_learning_rate", "server_learning_rate", "server_epsilon")
         if not 0 <= self.update_start <= self.update_end < self.rounds:
             raise ValueError(
@@ -190,6 +222,15 @@ class FederatedSettings(GridSettings):
                 raise ValueError(
                     f"{name} grows no weights by gradients, so there is nothing to say in {cell.name}: write {name}."
                 )
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """What `fed.datasets.load` takes besides the name."""
+        if self.dataset == "idx":
+            options = {name: getattr(self, name) for name in ("data_dir", "partition", "alpha", "shards")}
+            return {**options, "num_clients": self.num_writers}
+        own = {"num_writers": self.num_writers} if self.dataset == "strokes" else {}
+        return {"only_digits": self.only_digits, "cache_dir": self.cache_dir, **own}
 
     def updater(self, run: Run) -> core.BaseUpdater:
         """The sparsity algorithm of one run, which counts in rounds."""

@@ -1,6 +1,7 @@
 """The rows of the federated study, and how they are read."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from experiments.harness.cells import grid
 from experiments.harness.layout import Curve, Layout, Measure, Record, Row, Settings, differences, last
@@ -52,7 +53,7 @@ def layout(record: Record) -> Layout:
     settings = record["settings"]
     messages = settings["rounds"] * settings["clients_per_round"]
     return Layout(
-        title=f"Federated averaging on {settings['dataset']}",
+        title=f"Federated averaging on {data_name(settings)}",
         about=about(settings),
         cell={"algorithm": "name", "sparsity": "sparsity"},
         numbers=NUMBERS,
@@ -65,9 +66,9 @@ def layout(record: Record) -> Layout:
             Measure("test accuracy, %", last("test_accuracy"), 100),
             Measure("test loss", last("test_loss"), digits=4),
             Measure("down, kB", last("down_bytes"), 1 / messages / 1000, 1),
-            Measure("down, % of dense", _of_dense("down_bytes", messages, settings)),
+            Measure("down, % of dense", _of_dense("down_bytes", messages, record)),
             Measure("up, kB", last("up_bytes"), 1 / messages / 1000, 1),
-            Measure("up, % of dense", _of_dense("up_bytes", messages, settings)),
+            Measure("up, % of dense", _of_dense("up_bytes", messages, record)),
         ),
         sparsity=Measure("zeros", last("measured_sparsity"), digits=4),
         curve=Curve("test accuracy, %", "test_accuracy", 100),
@@ -83,21 +84,31 @@ def layout(record: Record) -> Layout:
             " images; zeros is the fraction of zeros in its weight matrices. Down and up are bytes per client and round"
             " over the whole training: lengths of the messages that were used, masks and growth signals included,"
             f" values as {settings['wire']}; of dense is relative to all parameters in float32,"
-            f" {parameter_bytes(settings) / 1000:.1f} kB. What each client sent and got is in the `ledger.csv` of its"
-            " run."
+            f" {parameter_bytes(settings, record.get('classes')) / 1000:.1f} kB. What each client sent and got is in"
+            " the `ledger.csv` of its run."
         ),
     )
 
 
 def about(settings: Settings) -> str:
     """What was trained."""
+    dealt = ""
+    if settings["dataset"] == "idx":
+        how = {"dirichlet": f"Dirichlet({settings['alpha']:g})", "shards": f"{settings['shards']} shards each"}
+        dealt = f" Images are dealt to {settings['num_writers']} clients by {how[settings['partition']]}."
     return (
         f"{NETWORKS[settings['model']]}, {settings['rounds']} rounds of {settings['clients_per_round']} writers,"
         f" {DISTRIBUTIONS[settings['distribution']]} sparsity, masks change from round {settings['update_start']} to"
         f" {settings['update_end']}."
+        + dealt
         + (" Clients train all weights from the sparse ones they get." if settings.get("clients") == "dense" else "")
         + (" Initial weights are scaled to the inputs that are kept." if settings.get("rescale") else "")
     )
+
+
+def data_name(settings: Settings) -> str:
+    """The data set; that of files is called as their folder."""
+    return Path(settings["data_dir"]).name if settings["dataset"] == "idx" else str(settings["dataset"])
 
 
 def deviations(settings: Settings) -> list[str]:
@@ -111,19 +122,23 @@ def deviations(settings: Settings) -> list[str]:
     ]
 
 
-def parameter_bytes(settings: Settings) -> int:
+def parameter_bytes(settings: Settings, classes: int | None = None) -> int:
     """Bytes of all parameters in float32.
+
+    Args:
+        settings: Of a study.
+        classes: Outputs of the network; None for those of the data sets that have their own.
 
     Example:
         >>> parameter_bytes({"model": "dense", "dataset": "digits", "only_digits": False})
         796840
     """
-    classes = 10 if settings["only_digits"] or settings["dataset"] == "digits" else 62
+    classes = classes or (10 if settings["only_digits"] or settings["dataset"] == "digits" else 62)
     inner = {"dense": 784 * 200 + 200 + 200 * 200 + 200, "conv": 9 * 32 + 32 + 9 * 32 * 64 + 64 + 9216 * 128 + 128}
     outputs = {"dense": 200, "conv": 128}[settings["model"]] * classes + classes
     return 4 * (inner[settings["model"]] + outputs)
 
 
-def _of_dense(field: str, messages: int, settings: Settings) -> Callable[[Sequence[Row]], float | None]:
-    whole = messages * parameter_bytes(settings)
+def _of_dense(field: str, messages: int, record: Record) -> Callable[[Sequence[Row]], float | None]:
+    whole = messages * parameter_bytes(record["settings"], record.get("classes"))
     return lambda rows: 100 * getattr(rows[-1], field) / whole

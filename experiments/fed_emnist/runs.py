@@ -12,14 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.fed_emnist.config import FederatedSettings
-from experiments.fed_emnist.layout import about
+from experiments.fed_emnist.layout import about, data_name
 from experiments.fed_emnist.train import Evaluation, averaging, first_state, prepare, train
 from experiments.harness.cells import Run
 from experiments.harness.files import write_whole
 from experiments.harness.layers import masks_of
 from experiments.harness.recorder import Recorder
-from experiments.harness.study import Plan
-from sparse_plugins import core, fed
+from experiments.harness.study import Plan, first_plan
+from sparse_plugins import fed
 from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.aggregation import Aggregation
@@ -34,16 +34,16 @@ def plan(config: FederatedSettings) -> Plan:
         ValueError: the settings do not fit data or model.
     """
     task, cells = prepare(config), list(config.cells())
-    text = f"{len(cells) * len(config.seeds)} runs of {config.rounds} rounds on {config.dataset}."
-    if sparse := [cell for cell in cells if not cell.is_dense]:
-        params, run = jax.eval_shape(task.model.init, jax.random.PRNGKey(0)), Run(sparse[0], config.seeds[0])
-        text += f" Plan of {run}:\n{core.describe_plan(config.updater(run), params)}"
+    text = (
+        f"{len(cells) * len(config.seeds)} runs of {config.rounds} rounds on {data_name(dataclasses.asdict(config))}."
+    )
+    plan = first_plan(cells, lambda cell: (config.updater(Run(cell, config.seeds[0])), task.shapes()))
     return Plan(
         config,
         cells,
         functools.partial(execute, config),
-        text,
-        {"about": about(dataclasses.asdict(config))},
+        f"{text} {plan}",
+        {"about": about(dataclasses.asdict(config)), "classes": task.classes},
         passes=(CheckpointMismatchError,),
         jobs=config.jobs,
     )

@@ -33,6 +33,7 @@ class Task(NamedTuple):
         client_optimizer: Trains the clients.
         train: `fedjax.FederatedData` of the clients.
         test_batches: All test images.
+        classes: Outputs of the model.
     """
 
     model: Any
@@ -40,6 +41,11 @@ class Task(NamedTuple):
     client_optimizer: Any
     train: Any
     test_batches: list[Any]
+    classes: int
+
+    def shapes(self) -> Any:
+        """Shapes and dtypes of the parameters."""
+        return jax.eval_shape(self.model.init, jax.random.PRNGKey(0))
 
 
 class Evaluation(NamedTuple):
@@ -71,21 +77,28 @@ def prepare(config: FederatedSettings) -> Task:
         DatasetUnavailableError: the data can't be had.
         ValueError: more clients per round than there are, or a structure that does not fit a layer.
     """
-    options = {} if config.num_writers is None else {"num_writers": config.num_writers}
-    train, test = datasets.load(config.dataset, only_digits=config.only_digits, cache_dir=config.cache_dir, **options)
+    train, test = datasets.load(config.dataset, **config.data_options)
+    is_idx, largest = config.dataset == "idx", 0
+    if is_idx:
+        every = (data.all_examples()["y"] for split in (train, test) for _, data in split.clients())
+        largest = max(int(labels.max()) for labels in every if len(labels))
+    if largest >= 62:
+        raise ValueError(f"{config.data_dir} has a class {largest}; the networks tell 62 apart, counted from 0.")
+    only_digits = config.only_digits or config.dataset == "digits" or (is_idx and largest < 10)
     build = {"dense": fedjax.models.emnist.create_dense_model, "conv": fedjax.models.emnist.create_conv_model}
-    model = build[config.model](only_digits=config.only_digits or config.dataset == "digits")
+    model = build[config.model](only_digits=only_digits)
     _sampler(config, train, seed=0)
-    params = jax.eval_shape(model.init, jax.random.PRNGKey(0))
-    for cell in config.cells():
-        jax.eval_shape(config.updater(Run(cell, 0)).init_state, params)
-    return Task(
+    task = Task(
         model=model,
         gradient=fedjax.model_grad(model),
         client_optimizer=fedjax.optimizers.sgd(config.client_learning_rate),
         train=train,
         test_batches=_batches(dataset for _, dataset in test.clients()),
+        classes=10 if only_digits else 62,
     )
+    for cell in config.cells():
+        jax.eval_shape(config.updater(Run(cell, 0)).init_state, task.shapes())
+    return task
 
 
 def averaging(
@@ -120,7 +133,7 @@ def _dense_clients(
     task: Task,
     server_optimizer: optax.GradientTransformation,
     updater: core.BaseUpdater,
-    batches: fedjax.ShuffleRepeatBatchHParams,
+    batches: Any,
     wire: fed.Wire,
     ledger: fed.Ledger,
 ) -> Any:

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from experiments.common.supervised.train import measured_sparsity
 from experiments.fed_emnist.config import FederatedSettings
 from experiments.fed_emnist.runs import train_run
 from experiments.fed_emnist.train import Evaluation, prepare
 from experiments.harness.cells import Run
 from experiments.harness.recorder import Recorder
+from experiments.harness.study import first_plan
 from experiments.harness.variants import VariantSettings
-from sparse_plugins import core, fed
+from sparse_plugins import fed
 from sparse_plugins.fed.aggregation import Aggregation
 
 
@@ -37,8 +36,9 @@ def described(config: FederatedSettings) -> str:
     Raises:
         ValueError: a structure does not fit a layer.
     """
-    shapes = jax.eval_shape(prepare(config).model.init, jax.random.PRNGKey(0))
-    return core.describe_plan(config.updater(Run(next(config.cells()), config.seeds[0])), shapes)
+    return first_plan(
+        config.cells(), lambda cell: (config.updater(Run(cell, config.seeds[0])), prepare(config).shapes())
+    )
 
 
 def record_training(config: FederatedSettings, recorder: Recorder, aggregation: Aggregation = Aggregation()) -> None:

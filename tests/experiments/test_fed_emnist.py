@@ -27,6 +27,7 @@ from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.fedjax.datasets import SeededClientSampler
 from tests.fed.emnist_files import write_emnist
+from tests.fed.test_idx_data import write_idx
 
 FILES = ["bytes.png", "churn.png", "config.json", "curves.png", "layers.csv", "layers.png", "results.csv", "results.md"]
 FILES += ["runs", "sparsity.png", "timing.csv"]
@@ -281,6 +282,23 @@ def test_real_emnist_takes_the_same_command(tmp_path: Path, monkeypatch: pytest.
     assert [row.measured_sparsity for row in rows if row.round == 0] == [0.0, 0.0]
 
 
+def test_files_of_mnists_format_take_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "fashion"
+    write_idx(folder)
+    flags = ["--dataset=idx", f"--data-dir={folder}", "--num-writers=3", "--model=dense", "--seed=0"]
+    status, rows = study(tmp_path, "a", *flags, "--algorithms", "set", "--alpha=1")
+    assert status == 0
+    assert rows[-1].measured_sparsity == pytest.approx(0.8, abs=1e-4)
+    text = (tmp_path / "a" / "results.md").read_text()
+    assert "# Federated averaging on fashion" in text
+    assert "Images are dealt to 3 clients by Dirichlet(1)." in text
+    assert "796.8 kB" in text, "ten classes"
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+    train.prepare.cache_clear()
+    assert main([*QUICK, *flags, f"--output={tmp_path}", "--name=b"]) == 2
+    assert "has no t10k-labels-idx1-ubyte" in capsys.readouterr().err
+
+
 def test_defaults_are_the_datasets_own() -> None:
     digits, strokes, emnist = parse([]), parse(["--dataset=strokes"]), parse(["--dataset=emnist"])
     assert (strokes.num_writers, strokes.distribution, strokes.seeds) == (200, "uniform", (0, 1, 2))
@@ -311,7 +329,10 @@ def test_defaults_are_the_datasets_own() -> None:
         (["--client-learning-rate", "nan"], "--client-learning-rate must be finite and above 0, got nan."),
         (["--drop-fraction", "2"], "2"),
         (["--dataset", "mnist"], "choose from"),
-        (["--num-writers", "20"], "--num-writers is for --dataset=strokes only, got 20 for digits."),
+        (["--num-writers", "20"], "--num-writers is for --dataset=strokes and idx only, got 20 for digits."),
+        (["--dataset=idx"], "--dataset=idx and --data-dir=FOLDER, which holds its files, go together"),
+        (["--data-dir=x"], "--dataset=idx and --data-dir=FOLDER, which holds its files, go together"),
+        (["--dataset=idx", "--data-dir=x", "--alpha=0"], "--alpha must be finite and above 0, got 0.0."),
         (["--checkpoint-every", "-1"], "--checkpoint-every must be 0 or more, got -1."),
         (["--jobs", "0"], "--jobs must be 1 or more, got 0."),
         (["--wire", "float8"], "choose from"),

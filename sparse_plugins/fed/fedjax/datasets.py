@@ -16,7 +16,7 @@ import fedjax
 import jax
 import numpy as np
 
-from sparse_plugins.fed.fedjax import strokes_data
+from sparse_plugins.fed.fedjax import idx_data, strokes_data
 
 __all__ = ["DatasetUnavailableError", "SeededClientDataset", "SeededClientSampler", "load"]
 
@@ -39,10 +39,11 @@ def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None =
     Args:
         name: `digits`: scikit-learn's 1,797 real digits in 13 blocks, always at hand, 10 classes. `strokes`:
           3,400 synthetic writers, 62 classes, made on the fly. `emnist`: federated EMNIST, 3,400 writers,
-          62 classes, from the cache folder or from FedJAX's server.
+          62 classes, from the cache folder or from FedJAX's server. `idx`: files of MNIST's format.
         only_digits: of EMNIST and strokes, only the 10 digit classes (EMNIST: 3,383 writers).
         cache_dir: folder of EMNIST's sqlite files; FedJAX's own, `~/.cache/fedjax`, when None.
-        **options: of strokes: num_writers, seed, difficulty and cached_writers, as in `strokes.load`.
+        **options: of strokes: num_writers, seed, difficulty and cached_writers, as in `strokes.load`; of idx: data_dir,
+          num_clients, partition, alpha, shards and seed, as in `idx_data.load`.
 
     Returns:
         Train and test `fedjax.FederatedData`, with the same writers and no image in common.
@@ -51,6 +52,7 @@ def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None =
         ValueError: the name is not known, or an option is out of its range.
         TypeError: an option that this data set does not have.
         DatasetUnavailableError: EMNIST is neither in the cache nor to be downloaded, or can't be read.
+        IdxFileError: a file of MNIST's format is missing, cut or another's.
 
     Example:
         >>> train, test = load("digits")
@@ -59,13 +61,15 @@ def load(name: str, *, only_digits: bool = False, cache_dir: str | Path | None =
     """
     if name == "strokes":
         return strokes_data.load(only_digits=only_digits, **options)
+    if name == "idx":
+        return idx_data.load(**options)
     if name in NAMES and options:
         raise TypeError(f"{name} has no option {', '.join(options)}: leave it out, or load strokes, which has options.")
     if name == "digits":
         return _load_digits()
     if name == "emnist":
         return _load_emnist(only_digits, Path(cache_dir or fedjax.datasets.downloads.default_cache_dir()))
-    raise ValueError(f"Unknown dataset {name!r}. Known: {', '.join(NAMES)}.")
+    raise ValueError(f"Unknown dataset {name!r}. Known: {', '.join(NAMES)}, idx.")
 
 
 def _load_digits() -> Splits:
