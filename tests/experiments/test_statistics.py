@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.harness.tables import markdown_table, percent
-from experiments.harness.tables.statistics import interval, iqm, mean
+from experiments.harness.tables.statistics import improvement, interval, iqm, mean
 
 SCORES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
@@ -84,3 +84,32 @@ def test_tables_align_their_columns() -> None:
     lines = markdown_table(("name", "score"), [("a", "1.5"), ("longer", "10")]).splitlines()
     assert lines == ["| name   | score |", "| ------ | ----: |", "| a      |   1.5 |", "| longer |    10 |"]
     assert [percent(part) for part in (0, 0.5, 0.985, 0.98765)] == ["0 %", "50 %", "98.5 %", "98.77 %"]
+
+
+def test_the_probability_of_improvement_counts_pairs_of_each_task() -> None:
+    # By hand: 2 of 6 pairs above and 1 level; 1 of 1 above. Tasks count alike.
+    point, ends = improvement([[1.0, 4.0], [9.0]], [[1.0, 2.0, 5.0], [8.0]])
+    assert point == pytest.approx(((2 + 0.5) / 6 + 1) / 2)
+    assert ends is None, "one run has no spread"
+
+
+def test_it_is_that_of_mann_and_whitney() -> None:
+    random = np.random.default_rng(3)
+    ours, theirs = [random.normal(size=7), random.normal(size=5)], [random.normal(size=6), random.normal(size=9)]
+    wanted = [stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(ours, theirs, strict=True)]
+    point, ends = improvement(ours, theirs)
+    assert point == pytest.approx(np.mean(wanted))
+    assert ends is not None
+    redrawn = []
+    for _ in range(2000):
+        sides = [[task[random.integers(len(task), size=len(task))] for task in side] for side in (ours, theirs)]
+        redrawn.append(np.mean([np.mean(np.sign(a[:, None] - b)) / 2 + 0.5 for a, b in zip(*sides, strict=True)]))
+    assert ends == pytest.approx(np.percentile(redrawn, [2.5, 97.5]), abs=0.03)
+    assert improvement(ours, ours)[0] == 0.5
+
+
+def test_sides_without_the_same_tasks_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 and 0 tasks"):
+        improvement([], [])
+    with pytest.raises(ValueError, match="1 and 2 tasks"):
+        improvement([[1.0]], [[1.0], [2.0]])

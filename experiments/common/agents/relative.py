@@ -10,7 +10,7 @@ from experiments.harness.cells import Cell
 from experiments.harness.layout import Measure, Published
 from experiments.harness.tables import markdown_table, percent
 from experiments.harness.tables.outcomes import Outcome
-from experiments.harness.tables.statistics import Statistic, interval, iqm, mean
+from experiments.harness.tables.statistics import Statistic, improvement, interval, iqm, mean
 
 
 class Relative(NamedTuple):
@@ -56,6 +56,7 @@ def relative_section(found: Sequence[Outcome], measure: Measure, beside: Publish
         counts = [str(len(tasks)), str(sum(map(len, tasks)))]
         lines.append([group.name, percent(group.sparsity), *numbers, *counts, *_beside(group, beside)])
     parts = ["## Relative to dense", markdown_table(header, lines) if lines else "No dense training to compare with."]
+    parts += _improvements(relative(found, measure))
     levels = _dense_means(found, measure)
     games = dict.fromkeys(outcome.cell.group for outcome in found)
     if left_out := [game for game in games if not levels.get(game, 0) > 0]:
@@ -73,6 +74,32 @@ def _estimate(tasks: Sequence[Sequence[float]], statistic: Statistic) -> tuple[s
     """A statistic of all scores, and the interval of a bootstrap stratified by game."""
     low, high = interval(tasks, statistic)
     return f"{float(statistic(np.concatenate(tasks))):.3f}", f"[{low:.3f}, {high:.3f}]"
+
+
+def _improvements(groups: Sequence[Relative]) -> list[str]:
+    """How often a run ends above one of dense training, and above one of static masks of the same sparsity."""
+    dense = next((group for group in groups if group.name == "dense"), None)
+    static = {group.sparsity: group for group in groups if group.name == "static_sparse"}
+    lines = []
+    for group in groups:
+        columns = [_above(group, other) for other in (dense, static.get(group.sparsity))]
+        if group is not dense and any(any(texts) for texts in columns):
+            lines.append([group.name, percent(group.sparsity), *columns[0], *columns[1], str(len(group.by_game))])
+    header = ["algorithm", "target", "over dense", "95 %", "over static", "95 %", "games"]
+    told = (
+        "The probability that a run ends above one of the others on the same game, ties half, mean over games; one half"
+        " is level. Static masks are of the same sparsity."
+    )
+    return ["### Probability of improvement", markdown_table(header, lines), told] if lines else []
+
+
+def _above(group: Relative, other: Relative | None) -> tuple[str, str]:
+    """The probability that it is above another on the games of both, and its interval; empty without such games."""
+    games = [game for game in group.by_game if other is not None and other is not group and game in other.by_game]
+    if other is None or not games:
+        return "", ""
+    point, ends = improvement([group.by_game[game] for game in games], [other.by_game[game] for game in games])
+    return f"{point:.2f}", f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
 
 
 def _beside(group: Relative, beside: Published | None) -> list[str]:

@@ -1,13 +1,15 @@
 """Means over runs and tasks, with intervals that say how far other seeds may move them.
 
-The interquartile mean and the stratified bootstrap of Agarwal et al., Deep Reinforcement Learning at the Edge of the
-Statistical Precipice (2021), in plain NumPy: their package `rliable` needs older releases of NumPy and arch than ours.
+The interquartile mean, the stratified bootstrap and the probability of improvement of Agarwal et al., Deep
+Reinforcement Learning at the Edge of the Statistical Precipice (2021), by NumPy and SciPy: their package `rliable`
+needs older releases of NumPy and arch than ours.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Array = np.ndarray[Any, Any]
 Statistic = Callable[[Array], Array]
@@ -65,3 +67,41 @@ def interval(
     tail = 50 * (1 - confidence)
     low, high = np.percentile(statistic(np.concatenate(redrawn, axis=-1)), [tail, 100 - tail])
     return float(low), float(high)
+
+
+def improvement(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[float, tuple[float, float] | None]:
+    """Probability that a run of ours ends above a run of theirs on the same task; ties count half, tasks alike.
+
+    Args:
+        ours: For every task, the scores of its runs.
+        theirs: The same of the others, with the same tasks in the same order.
+
+    Returns:
+        The probability, and its 95 % percentile interval of a bootstrap that redraws each side's runs of each task;
+        None in its place if a side has fewer than two runs of a task.
+
+    Raises:
+        ValueError: If there is no task, or the sides have different numbers of them.
+
+    Example:
+        >>> improvement([[3.0, 5.0]], [[4.0, 5.0]])[0]  # of four pairs one is above, one is level
+        0.375
+
+    Source: Agarwal et al. (2021), whose statistic is that of Mann and Whitney (1947).
+    """
+    if not ours or len(ours) != len(theirs):
+        raise ValueError(f"there are {len(ours)} and {len(theirs)} tasks; give the same ones of both, one or more.")
+    samples = [np.asarray(task, float) for pair in zip(ours, theirs, strict=True) for task in pair]
+    point = float(_above(*samples))
+    if min(map(len, samples)) < 2:
+        return point, None
+    found = stats.bootstrap(samples, _above, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    return point, (float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def _above(*samples: Array, axis: int = -1) -> Array:
+    """Mean over tasks, of which samples hold ours and theirs in turn, of how often ours are above."""
+    pairs = [
+        np.sign(own[..., :, None] - other[..., None, :]) for own, other in zip(samples[::2], samples[1::2], strict=True)
+    ]
+    return np.mean([0.5 + pair.mean(axis=(-2, -1)) / 2 for pair in pairs], axis=0)
