@@ -132,3 +132,54 @@ def test_every_page_is_in_the_table_of_contents() -> None:
             listed |= {index.parent / f"{line}.md" for line in tree.splitlines() if line and line[0] != ":"}
     pages = {page for page in DOCS.rglob("*.md") if "_build" not in page.parts}
     assert pages - listed == {DOCS / "index.md"}
+
+
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+# What the field calls it; the glossary explains the words.
+TERMS = {
+    r"mask changes?\b": "mask update",
+    r"survivors?\b(?!_only)": "kept weights",
+    r"out of use": "inactive",
+    r"\d %": "80%, without a space",
+    r"are not served|is not served": "not supported",
+    r"bit for bit": "bit-exactly",
+}
+IN_TERMS = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("index", "gallery", "glossary", "which_algorithm"))]
+IN_TERMS += [*TUTORIALS, *sorted((DOCS / "algorithms").glob("*.md"))]
+
+
+def prose(text: str) -> str:
+    """A page without its blocks of code, what stands between backticks, and tables that a command writes."""
+    text = re.sub(r"^<!-- python -m .*?^<!-- end -->$", "", text, flags=re.M | re.S)
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```(?!\{).*?^```$|^```\{code.*?^```$", "", text, flags=re.M | re.S))
+
+
+@pytest.mark.parametrize("page", IN_TERMS, ids=lambda page: page.stem)
+def test_pages_are_written_in_the_terms_of_the_field(page: Path) -> None:
+    text = prose(page.read_text())
+    found = {match[0]: term for pattern, term in TERMS.items() for match in re.finditer(pattern, text)}
+    assert found == {}, "write what stands on the right instead"
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_starts_with_the_line_that_changes_and_its_code_fits_the_column(page: Path) -> None:
+    text = page.read_text()
+    start = text.split("\n## ")[0]
+    assert start.index("pip install") < start.index("The whole change is one ")
+    assert re.search(r"sparsify|sparse_agent|sparse\.gin", start)
+    blocks = re.findall(r"^```(?:\{code|diff).*?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 110] == []
+
+
+def test_pages_link_to_the_glossary() -> None:
+    assert all("glossary.md" in page.read_text() for page in (DOCS / "index.md", DOCS / "which_algorithm.md"))
+
+
+def test_the_gallery_shows_every_example_and_pictures_that_exist() -> None:
+    text = (DOCS / "gallery.md").read_text()
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert {name for name in examples if f"`{name}.py`" in text} == examples
+    assert {name for name in examples if f"../examples/{name}.py" in (DOCS / "examples.md").read_text()} == examples
+    pictures = re.findall(r"^:img-top: (.*)$|\]\((.*\.png)\)", text, flags=re.MULTILINE)
+    assert len(pictures) > 10
+    assert [picture for pair in pictures for picture in pair if picture and not (DOCS / picture).exists()] == []
