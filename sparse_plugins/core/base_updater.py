@@ -51,8 +51,8 @@ class BaseUpdater(UpdaterHooks):
     updates again.
 
     Attributes:
-        scheduler: When masks change and how sparse; see `sparse_plugins.core.schedules`.
-        skip_gradients: Zero the update of every step that changes masks. The optimizer's state still advances. It needs
+        scheduler: When masks are updated and how sparse; see `sparse_plugins.core.schedules`.
+        skip_gradients: Zero the update of every step that updates masks. The optimizer's state still advances. It needs
             a schedule with steps between.
         is_sparse_gradients: Zero the gradients of pruned weights before the optimizer sees them. It matters where the
             step of one weight depends on the gradients of others: norms that are clipped, factored moments, ratios.
@@ -62,7 +62,7 @@ class BaseUpdater(UpdaterHooks):
             same masks from it, so that runs and members of a vmap whose random masks are to differ need
             `rng_seed=key`, each its own. Agents of `sparse_plugins.rl` join their own key to it; see `seeded`.
         use_packed_masks: True stores eight mask entries to a byte, False one. 'zeros' stores none: what is pruned is
-            read from the zeros of the parameters, and weights in use stop beside 0 instead of landing on it. It needs
+            read from the zeros of the parameters, and kept weights stop beside 0 instead of landing on it. It needs
             masks to change inside `update`, and parameters that nothing else sets to 0.
         topk_fn: Own rule (scores of one layer, sparsity) -> uint8 mask; None for the structure's, which the field then
             holds, so that an algorithm can call it.
@@ -120,7 +120,7 @@ class BaseUpdater(UpdaterHooks):
 
         Args:
             params: Parameter tree.
-            sparse_state: The state before the mask change; None in `instant_sparsify`.
+            sparse_state: The state before the mask update; None in `instant_sparsify`.
             grads: Gradients of the same structure, or None.
             **kwargs: Extra arguments given to `update`.
 
@@ -138,17 +138,17 @@ class BaseUpdater(UpdaterHooks):
         return map_pruned(ones, params, self.given_or_own(params, target_sparsities), otherwise=lambda p: NOT_PRUNED)
 
     def is_refresh_due(self, step: Any) -> Any:
-        """Whether the update of a step changes masks: bool for a host step, bool[] for a traced one."""
+        """Whether the update of a step updates masks: bool for a host step, bool[] for a traced one."""
         return self.scheduler.is_mask_update_iter(step)
 
     @classmethod
     def needs_schedule(cls) -> bool:
-        """Whether masks change while it trains, at steps that only a schedule can give."""
+        """Whether masks are updated while it trains, at steps that only a schedule can give."""
         makes_its_own = cls.masks_from_seed or cls.masks_follow_weights or type(cls.scheduler) is not NoUpdateSchedule
         return cls.prunes and not makes_its_own
 
     def describe_schedule(self) -> str:
-        """When masks change, in words; part of the plan printed before a run."""
+        """When masks are updated, in words; part of the plan printed before a run."""
         return self.scheduler.describe()
 
     def describe_seed(self) -> str:
@@ -296,7 +296,7 @@ class BaseUpdater(UpdaterHooks):
 
         Args:
             inner: Any optax transformation.
-            refresh_in_graph: True changes masks inside `update` when the schedule says so. False leaves that to
+            refresh_in_graph: True updates masks inside `update` when the schedule says so. False leaves that to
                 explicit calls of `refresh`, in loops that know the step on the host; both give the same run. Masks of
                 straight-through updaters change inside `update` either way.
 

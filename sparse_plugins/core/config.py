@@ -37,11 +37,11 @@ class SparsityConfig:
         sparsity_type: None for the algorithm's own; a structure or its name: 'unstructured', 'nm_2,4' or '2:4',
             'block_4,4' or '4x4', 'channel', 'heads', 'fan_in', or with an axis `'channel_-1'`, `'fan_in_-1'`; or pairs
             (regular expression for a path, one of these) for a structure per layer.
-        update_start_step: First step at which masks change; None for no changes.
+        update_start_step: First step at which masks are updated; None for no updates.
         update_end_step: Last step at which they do; equal to the start for a one-shot change.
         update_freq: Steps between changes.
         step_unit: What a step is; printed with the plan.
-        drop_fraction: SET, RigL and their kin: fraction of kept weights replaced at step 0.
+        drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced at step 0.
         drop_fraction_fn: The same as a function of the step, in place of the two keys around it.
         drop_schedule: Of the same: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
         filter_fn: Which leaves are pruned; see `uniform`.

@@ -1,4 +1,4 @@
-"""What fraction of the weights in use is replaced at a mask change, by step."""
+"""What fraction of the kept weights is replaced at a mask update, by step."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["ConstantDrop", "CosineDrop", "LinearDrop"]
 
 @dataclasses.dataclass(frozen=True)
 class ConstantDrop:
-    """The same fraction of kept weights is replaced at every mask change.
+    """The same fraction of kept weights is replaced at every mask update.
 
     Attributes:
         fraction: In [0, 1].

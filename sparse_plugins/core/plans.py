@@ -19,7 +19,7 @@ class Plan:
     """What a run is going to do; `print` shows it.
 
     Attributes:
-        text: When masks change, and what each layer keeps.
+        text: When masks are updated, and what each layer keeps.
         concerns: What will not happen in a run of the given length.
     """
 
@@ -41,7 +41,7 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
         steps: Length of the run in steps of the schedule; None if nobody knows.
 
     Returns:
-        The plan. A schedule that never changes masks in a run of this length, or has not ended when it does, is
+        The plan. A schedule that never updates masks in a run of this length, or has not ended when it does, is
         among its concerns and a warning too.
 
     Raises:

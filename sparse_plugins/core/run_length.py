@@ -1,4 +1,4 @@
-"""A schedule held against the length of a run: does it change masks at all, and does it end?"""
+"""A schedule held against the length of a run: does it update masks at all, and does it end?"""
 
 import warnings
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def _concerns(updater: BaseUpdater, steps: int) -> Iterator[tuple[str, bool]]:
 
 
 def _first_and_last(updater: BaseUpdater) -> tuple[int | None, int | None]:
-    """First and last step at which masks change; None where there is none or nobody knows."""
+    """First and last step at which masks are updated; None where there is none or nobody knows."""
     if not updater.prunes or updater.masks_from_seed:
         return None, None
     steps = updater.scheduler.refresh_steps()

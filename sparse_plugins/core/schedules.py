@@ -1,4 +1,4 @@
-"""When masks change and how sparse they are then.
+"""When masks are updated and how sparse they are then.
 
 A schedule counts its own steps: calls of the optimizer that an updater wraps. `step_unit` says what such a call is
 for the user (an optimizer step, a federated round, ...) so that a plan can be printed before a run.
@@ -72,7 +72,7 @@ class NoUpdateSchedule:
             raise ValueError(f"step_unit is {self.step_unit!r}; allowed are {', '.join(get_args(StepUnit))}.")
 
     def is_mask_update_iter(self, step: Step | None) -> Any:
-        """Whether masks change at `step`, a bool on the host and bool[] for a traced step."""
+        """Whether masks are updated at `step`, a bool on the host and bool[] for a traced step."""
         return False
 
     def is_open_ended_iter(self, step: Step) -> Any:
@@ -84,11 +84,11 @@ class NoUpdateSchedule:
         return target_sparsities
 
     def describe(self) -> str:
-        """When masks change, in words."""
+        """When masks are updated, in words."""
         return "masks never change"
 
     def refresh_steps(self) -> np.ndarray | None:
-        """int64[refreshes], every step at which masks change; None if there is no last one."""
+        """int64[refreshes], every step at which masks are updated; None if there is no last one."""
         return np.zeros(0, np.int64)
 
     def refresh_index(self, step: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ class NoUpdateSchedule:
 
 @dataclasses.dataclass(frozen=True)
 class OneShotSchedule(NoUpdateSchedule):
-    """Masks change once.
+    """Masks are updated once.
 
     Attributes:
         target_step: The step at which they do, counted from 0.
@@ -133,11 +133,11 @@ class OneShotSchedule(NoUpdateSchedule):
 
 @dataclasses.dataclass(frozen=True)
 class PeriodicSchedule(NoUpdateSchedule):
-    """Masks change every `update_freq` steps, counted from the start step.
+    """Masks are updated every `update_freq` steps, counted from the start step.
 
     Attributes:
         update_freq: Steps between changes, at least 1.
-        update_start_step: First step at which masks change.
+        update_start_step: First step at which masks are updated.
         update_end_step: Last step at which they may; None for no end.
 
     Raises:
@@ -188,7 +188,7 @@ class PeriodicSchedule(NoUpdateSchedule):
         )
 
     def refresh_steps(self) -> np.ndarray | None:
-        """All steps at which masks change, or None without an end."""
+        """All steps at which masks are updated, or None without an end."""
         if self.update_end_step is None:
             return None
         return np.arange(self.update_start_step, self.update_end_step + 1, self.update_freq)
@@ -202,7 +202,7 @@ class PeriodicSchedule(NoUpdateSchedule):
 
 @dataclasses.dataclass(frozen=True)
 class _ScheduleWithEnd(PeriodicSchedule):
-    """Masks change on the grid and, on it or off it, at the end step."""
+    """Masks are updated on the grid and, on it or off it, at the end step."""
 
     def is_mask_update_iter(self, step: Step | None) -> Any:
         """True on the grid of `update_freq` and at the end step."""

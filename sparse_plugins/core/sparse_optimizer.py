@@ -28,22 +28,22 @@ def sparsify(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer whose parameters are sparse, with what papers use wherever nothing is said.
 
-    By family of algorithms: pruning goes along a cubic from 20 to 75 % of the run; SET, RigL and their kin replace
-    weights from the first step to 75 %, about a hundred times, a fraction of them that falls along a cosine; static
-    masks and pruning at initialisation have no schedule; straight-through estimation follows the weights all along.
+    By family of algorithms: pruning goes along a cubic from 20 to 75% of the run. SET, RigL and related algorithms drop
+    and grow weights from the first step to 75%, about a hundred times, a fraction of them that falls along a cosine.
+    Static masks and pruning at initialization have no schedule. Straight-through estimation follows the weights.
 
     Args:
         optimizer: Any optax transformation; the result goes in its place, last in a chain.
         algorithm: One of `all_algorithm_names()`, a class of updaters, or an updater, which then says everything.
         sparsity: Fraction of zeros in [0, 1]; an n:m structure is one by itself.
-        total_steps: Calls of `update` in the whole run. Algorithms that change masks while they train need it.
+        total_steps: Calls of `update` in the whole run. Algorithms that update masks while they train need it.
         distribution: How the sparsity is divided among layers: 'erk' (what None means), 'uniform', or a function like
             them. Algorithms that rank all layers together take none.
         rules: Layers that differ: pairs (regular expression for a whole path 'a/b/kernel', what), of which the first
             that matches decides. What is None (dense), a sparsity, a structure such as '2:4', an algorithm, or a
             mapping with some of 'sparsity', 'structure' and 'algorithm'.
-        structure: None for the algorithm's own, mostly single weights; or '2:4', '4x4', 'channel_-1', 'fan_in_-1', or
-            an instance such as `NByM(2, 4)`.
+        structure: None for the algorithm's default, mostly single weights; one of `'2:4'`, `'4x4'`, `'channel_-1'`,
+            `'fan_in_-1'`; or an instance such as `NByM(2, 4)`.
         layers: What the axes of parameters are, from `trace_layers`; for updaters with such a field.
         preset: 'jaxpruner' for the settings of its paper: uniform sparsity, and a drop fraction that falls from 0.1.
         **settings: `drop_fraction` (at step 0), `update_start_step`, `update_end_step`, `update_freq`, `step_unit`,

@@ -35,8 +35,8 @@ def default_schedule(
 ) -> schedules.NoUpdateSchedule:
     """When the masks of an algorithm change in a run of a known length, as its papers have it.
 
-    Pruning goes from 20 to 75 % of the run, in about a hundred changes along a cubic; what replaces weights does so
-    from the first step to 75 %, also in about a hundred changes, though no more than every tenth step, since such a
+    Pruning goes from 20 to 75% of the run, in about a hundred changes along a cubic; what replaces weights does so
+    from the first step to 75%, also in about a hundred changes, though no more than every tenth step, since such a
     step may move no weight. AC/DC alternates ten times. Static masks, pruning at initialisation and straight-through
     estimation have schedules of their own.
 

@@ -25,7 +25,7 @@ class Aggregation:
     With one mask for all clients 'mean' and 'voters' are the same. With personal masks, a weight that few clients hold
     moves little under 'mean', whose bias is towards no change, and as far as its holders say under 'voters', whose
     variance is that of few clients. Both take in one update at a time, and neither bounds what one client does to the
-    model: a robust rule does, which needs all updates of the round (their survivors are kept).
+    model: a robust rule does, which needs the kept weights of all updates of the round.
 
     Clients without examples have no say under any rule.
 
@@ -35,7 +35,7 @@ class Aggregation:
             `fed.Krum(num_malicious, num_to_keep)` are robust; the first two are over those that hold a weight.
         min_votes: Clients that must hold a weight, counted by head, for it to stay or to be grown where masks are
             personal, and to be moved by a median or a trimmed mean; with fewer valid clients a round changes nothing.
-        clipping_norm: Scale an update with a larger l2 norm, of survivors and dense leaves, down to this one before
+        clipping_norm: Scale an update with a larger l2 norm, of kept weights and dense leaves, down to this one before
             the rule takes it in; None takes updates as they are.
 
     Raises:
@@ -164,7 +164,7 @@ class Sums:
 
 
 class Updates:
-    """All updates of a round, of which survivors are kept: memory grows with the clients and with what they hold.
+    """All updates of a round, of their kept weights: memory grows with the clients and with what they hold.
 
     Args:
         like: Parameter tree.

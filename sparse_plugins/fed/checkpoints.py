@@ -29,7 +29,7 @@ class Checkpoint(checkpoints.Saved):
 
 
 class Checkpoints(checkpoints.Checkpoints):
-    """A folder of the newest checkpoints of one run, from which it goes on bit for bit.
+    """A folder of the newest checkpoints of one run, from which it resumes bit-exactly.
 
     Each is written whole or not at all, carries checksums, and is never overwritten; see `rl.Checkpoints`.
 

@@ -1,7 +1,7 @@
 """Where a server that grows weights by their gradients gets them from.
 
-Clients that upload survivors only say nothing about pruned weights. In rounds that change masks they can be asked, by
-one of these protocols:
+Clients that upload kept weights only say nothing about pruned weights. In rounds that update masks they can be
+asked, by one of these protocols:
 
 - `random`: nothing is asked, weights are grown by seed;
 - `topk`: the strongest gradients of pruned weights, as many as weights are going to be grown;
@@ -37,7 +37,7 @@ __all__ = ["PROTOCOLS", "GrowthProtocol", "Signals", "growth_protocol", "ranked"
 
 
 class GrowthProtocol(abc.ABC):
-    """What clients are asked in a round that changes masks, what is made of their answers, and what these cost.
+    """What clients are asked in a round that updates masks, what is made of their answers, and what these cost.
 
     A protocol of your own inherits from this one, or from one of `PROTOCOLS`, and is given to
     `sparse_federated_averaging(growth=...)` as an object. Without overriding anything but `sent_values`, clients train
@@ -54,13 +54,13 @@ class GrowthProtocol(abc.ABC):
 
     @abc.abstractmethod
     def sent_values(self, change: MaskChange) -> list[int]:
-        """How many values of each leaf one client sends, at most, beside those of its survivors."""
+        """How many values of each leaf one client sends, at most, beside those of its kept weights."""
 
     def most_bytes(self, change: MaskChange, dtype: str = "float32") -> int:
-        """What one client sends, at most, beside its update of survivors, if it is not compressed.
+        """What one client sends, at most, beside its update of kept weights, if it is not compressed.
 
         Args:
-            change: The mask change.
+            change: The mask update.
             dtype: Widest dtype of what clients send, as in `fed.Wire`.
 
         Returns:
@@ -196,11 +196,11 @@ def growth_protocol(updater: core.BaseUpdater, growth: str | GrowthProtocol | No
 
 
 class Signals:
-    """What clients say about growth in a round that changes masks, summed up.
+    """What clients say about growth in a round that updates masks, summed up.
 
     Args:
         protocol: How they say it.
-        change: The mask change.
+        change: The mask update.
     """
 
     def __init__(self, protocol: GrowthProtocol, change: MaskChange) -> None:

@@ -22,7 +22,7 @@ class Entry:
         client: Name of the client.
         down: Bytes of the broadcast: masks and parameters.
         up: Bytes of the client's update, changes of its mask included.
-        growth: Bytes of its growth signal, sent in rounds that change masks.
+        growth: Bytes of its growth signal, sent in rounds that update masks.
         status: 'ok' if the update was used, else what became of it.
         growth_status: The same of the growth signal; empty if the client was asked for none.
     """

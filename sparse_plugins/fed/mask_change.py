@@ -1,4 +1,4 @@
-"""What a mask change of the server needs to know, and what of that both sides know from the broadcast.
+"""What a mask update of the server needs to know, and what of that both sides know from the broadcast.
 
 Updaters drop weights and then grow others. Where fewer are pruned than are to be grown, as in a run that starts dense,
 some of those just dropped come back, and clients are asked about all that do not survive the drop. Which these are
@@ -31,7 +31,7 @@ class _Exchanging(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskChange:
-    """A mask change that is due and goes by gradients.
+    """A mask update that is due and goes by gradients.
 
     Attributes:
         updater: An updater that grows by gradients.
@@ -77,7 +77,7 @@ class MaskChange:
 def can_change_masks(
     updater: core.BaseUpdater, state: core.SparseState, params: PyTree, grads: PyTree, delta: PyTree
 ) -> bool:
-    """Whether a mask change that goes by gradients has any to go by.
+    """Whether a mask update that goes by gradients has any to go by.
 
     Args:
         updater: The server's updater. Each of its parts is asked about its own, if it has some.
@@ -142,7 +142,7 @@ def _are_heard(grads: PyTree, places: PyTree) -> jax.Array:
 
 
 def replaced_per_layer(updater: core.BaseUpdater, step: int, masks: PyTree) -> PyTree:
-    """How many weights of each layer a mask change replaces, which is what clients are asked for.
+    """How many weights of each layer a mask update replaces, which is what clients are asked for.
 
     Args:
         updater: An updater that grows by gradients. One that does not declare `exchanges_weights` may grow any number
@@ -170,7 +170,7 @@ def _replaced(updater: core.BaseUpdater, step: int, kept: int) -> int:
 def settled_masks(
     updater: core.BaseUpdater, state: core.SparseState, params: PyTree, masks: PyTree, counts: PyTree
 ) -> PyTree:
-    """Masks of the weights that a mask change is certain to keep, about which nobody needs to be asked.
+    """Masks of the weights that a mask update is certain to keep, about which nobody needs to be asked.
 
     Args:
         updater: An updater that grows by gradients.

@@ -1,4 +1,4 @@
-"""Parameters that carry their mask: pruned is exactly 0, in use never is.
+"""Parameters that carry their mask: inactive weights are exactly 0, kept ones never are.
 
 That leaves a layer which is 0 as a whole: a bias before the first round is trained, a layer that was pruned whole is
 not. The second has a negative zero as its first entry, which is exactly 0 like the others, and no initial value.
@@ -70,7 +70,7 @@ def sparse_broadcast(updater: core.BaseUpdater, params: PyTree, opt_state: PyTre
         opt_state: State of the server's optimizer for them.
 
     Returns:
-        The parameters on the updater's first masks; weights in use are not 0.
+        The parameters on the updater's first masks; kept weights are not 0.
 
     Example:
         >>> import functools

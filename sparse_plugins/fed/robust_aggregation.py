@@ -76,8 +76,8 @@ class Krum:
     """The update with the nearest neighbours, or the mean of a few such: multi-Krum.
 
     An update's score is the sum of its squared distances to the n - num_malicious - 2 nearest others of n. Distances
-    are over survivors and dense leaves: a weight that a client does not hold is 0 for it. The mean counts the chosen by
-    their number of examples, and what one of them does not hold as no change.
+    are over kept weights and dense leaves: a weight that a client does not hold is 0 for it. The mean counts the chosen
+    by their number of examples, and what one of them does not hold as no change.
 
     Attributes:
         num_malicious: Hostile clients to be ready for in a round, 0 or more.

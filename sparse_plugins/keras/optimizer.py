@@ -33,7 +33,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     Masks, moments and counts are variables of the optimizer, so `model.save` and `save_weights` store them. To go on:
     make and compile the model as before, call `model.optimizer.build(model.trainable_variables)` and then
-    `model.load_weights` of either file. A run goes on bit for bit.
+    `model.load_weights` of either file. A run resumes bit-exactly.
 
     Attributes:
         updater: Which weights are kept, how many and when.

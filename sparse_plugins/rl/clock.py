@@ -71,7 +71,7 @@ class Clock:
             updater: Any updater; the `step_unit` of its schedule says what its steps are.
 
         Returns:
-            An updater that changes masks at the optimizer steps nearest to those asked for.
+            An updater that updates masks at the optimizer steps nearest to those asked for.
 
         Raises:
             ValueError: For 'round', which agents do not have.

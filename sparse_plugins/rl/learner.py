@@ -49,7 +49,7 @@ class LearnerState(NamedTuple):
 class SparseLearner:
     """Pure functions of a sparse agent: init, act, learn and sync; jit, scan and vmap them as you like.
 
-    Under `vmap` over seeds a mask change and a copy to the target network stay branches, so that a step without one
+    Under `vmap` over seeds a mask update and a copy to the target network stay branches, so that a step without one
     costs what it costs alone.
 
     Attributes:

@@ -22,7 +22,7 @@ class TargetPolicy(enum.StrEnum):
     """When the target network gets the masks of the online network.
 
     Attributes:
-        AT_MASK_UPDATE: The moment masks change: the target is never denser than the online network.
+        AT_MASK_UPDATE: The moment masks are updated: the target is never denser than the online network.
         AT_SYNC: Sparse from step 0, then whenever the agent copies the online network. Under Polyak averaging a weight
             that is pruned later only fades away.
         AFTER_POLYAK: Whenever the agent writes the target network, so that an average of old and new masks does not

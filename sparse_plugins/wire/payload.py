@@ -69,7 +69,7 @@ def encode(
     """Writes the entries inside the masks into one message.
 
     A client that trains inside the masks of a broadcast passes them as `masks` and as `base`: its upload then states
-    no positions at all. Values are kept bit for bit, unless `dtype` is narrower than their own.
+    no positions at all. Values are kept bit-exactly, unless `dtype` is narrower than their own.
 
     Args:
         masks: uint8 or bool masks of the values' shapes, 1 = sent; `core.NOT_PRUNED` where a leaf is sent whole.

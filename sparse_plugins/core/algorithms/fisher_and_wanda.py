@@ -22,10 +22,10 @@ __all__ = ["FisherPruning", "WandaPruning"]
 class FisherPruning(BaseUpdater):
     """Keeps the weights whose removal raises the loss most, to second order, with Adam's second moment as curvature.
 
-    The first mask change must come after the first step: before it the optimizer has seen no gradient.
+    The first mask update must come after the first step: before it the optimizer has seen no gradient.
 
     Raises:
-        ValueError: From `init`, if the optimizer keeps no second moment `nu` or masks change at step 0.
+        ValueError: From `init`, if the optimizer keeps no second moment `nu` or masks are updated at step 0.
 
     Example:
         >>> import functools
@@ -68,7 +68,7 @@ class FisherPruning(BaseUpdater):
         return finite_or_magnitude(params, costs, self.rankings(params), self.layer_views(params))
 
     def check_inner_state(self, inner_state: PyTree) -> None:
-        """Refuses an optimizer without a second moment, and a mask change before there is any."""
+        """Refuses an optimizer without a second moment, and a mask update before there is any."""
         _second_moment(inner_state)
         if self.is_refresh_due(0):
             raise ValueError(

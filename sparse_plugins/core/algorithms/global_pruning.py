@@ -27,7 +27,7 @@ class GlobalPruningMixin(BaseUpdater):
     """One ranking for all layers that have no sparsity of their own.
 
     It keeps one weight in all at least, and may empty a layer. `describe_plan` names such layers where weights alone
-    decide; a mask change outside of compiled code (`refresh`, `instant_sparsify`) warns of them, after a compiled one
+    decide; a mask update outside of compiled code (`refresh`, `instant_sparsify`) warns of them, after a compiled one
     `core.check_state` does. A layer with a rule of its own keeps one weight at least.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Sparse training on the way from dense to sparse: fewer weights at every mask change, and some of them replaced."""
+"""Sparse training on the way from dense to sparse: fewer weights at every mask update, and some of them replaced."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,7 +31,7 @@ __all__ = ["GraNet", "GradualRigL", "GradualSET"]
 
 @dataclasses.dataclass(eq=False)
 class GradualSET(SET):
-    """SET whose sparsity follows a schedule: at every mask change fewer weights, and some of those random new ones.
+    """SET whose sparsity follows a schedule: at every mask update fewer weights, and some of those random new ones.
 
     Attributes:
         start_part: Part of each layer's target sparsity at which training starts, with random masks; 0 starts dense.
@@ -68,7 +68,7 @@ class GradualSET(SET):
         return super().get_initial_masks(params, begin)
 
     def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
-        """Units kept after the mask change, and those of them that were active before."""
+        """Units kept after the mask update, and those of them that were active before."""
         begin = self.start_part * target
 
         def sparsity_at(step: Step) -> Any:
@@ -86,7 +86,7 @@ class GradualSET(SET):
 
 @dataclasses.dataclass(eq=False)
 class GradualRigL(GradualSET, RigL):
-    """RigL whose sparsity follows a schedule: at every mask change fewer weights, some grown by their gradients.
+    """RigL whose sparsity follows a schedule: at every mask update fewer weights, some grown by their gradients.
 
     Example:
         >>> import functools, optax
@@ -108,7 +108,7 @@ class GradualRigL(GradualSET, RigL):
 
 @dataclasses.dataclass(eq=False)
 class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
-    """Gradual magnitude pruning across layers, and in each layer regeneration by gradients at every mask change.
+    """Gradual magnitude pruning across layers, and in each layer regeneration by gradients at every mask update.
 
     Example:
         >>> from sparse_plugins import core

@@ -211,7 +211,7 @@ class PerModule(BaseUpdater):
         return state._replace(masks=self._parts(params).joined(changed, state, params, grads, **kwargs))
 
     def changes_before(self, step: Any) -> Any:
-        """Whether any updater changes masks before weights move."""
+        """Whether any updater updates masks before weights move."""
         return functools.reduce(operator.or_, (one.changes_before(step) for _, one in self.updaters))
 
     def changes_after(self, step: Any) -> Any:

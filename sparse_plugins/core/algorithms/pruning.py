@@ -19,7 +19,7 @@ __all__ = ["MagnitudePruning", "NoPruning", "RandomPruning", "SaliencyPruning"]
 
 @dataclasses.dataclass(eq=False)
 class NoPruning(BaseUpdater):
-    """Keeps everything: the dense control, bit for bit the wrapped optimizer.
+    """Keeps everything: the dense control, bit-exactly the wrapped optimizer.
 
     Example:
         >>> params = {"w": jnp.ones((2, 2))}
@@ -83,7 +83,7 @@ class MagnitudePruning(BaseUpdater):
 class SaliencyPruning(BaseUpdater):
     """Keeps the weights whose removal changes the loss most, to first order.
 
-    A mask change whose gradients overflowed or are NaN ranks that layer by magnitude.
+    A mask update whose gradients overflowed or are NaN ranks that layer by magnitude.
 
     Example:
         >>> import functools

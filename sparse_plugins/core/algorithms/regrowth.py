@@ -65,11 +65,11 @@ class StaticRandomSparse(RandomStartMixin):
 
 @dataclasses.dataclass(eq=False)
 class ExchangeMixin(BaseUpdater):
-    """A mask change drops the smallest weights and grows others, random ones if nothing else is said.
+    """A mask update drops the smallest weights and grows others, random ones if nothing else is said.
 
     Attributes:
         drop_fraction_fn: From a step (or an array of steps) to the fraction of kept weights that is replaced.
-        skip_gradients: True, as published: the step of a mask change moves no weight.
+        skip_gradients: True, as published: the step of a mask update moves no weight.
 
     Raises:
         ValueError: Without is_sparse_gradients, through which re-grown weights start from fresh moments.
@@ -122,7 +122,7 @@ class GradientGrowthMixin(ExchangeMixin):
 
 @dataclasses.dataclass(eq=False)
 class SET(ExchangeMixin, RandomStartMixin):
-    """Replaces the smallest weights by random ones at every mask change; the number kept is constant.
+    """Replaces the smallest weights by random ones at every mask update; the number kept is constant.
 
     Its `drop_fraction_fn` says how many; see `ExchangeMixin`.
 
@@ -155,14 +155,14 @@ class SET(ExchangeMixin, RandomStartMixin):
         return sparse_state._replace(masks=masks)
 
     def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
-        """Units kept after the mask change, and those of them that were active before."""
+        """Units kept after the mask update, and those of them that were active before."""
         kept = int(kept_units(kind, shape, target))
         return kept, survivor_count(kept, at_refresh(self.drop_fraction_fn, self.scheduler, step))
 
 
 @dataclasses.dataclass(eq=False)
 class RigL(GradientGrowthMixin, SET):
-    """Replaces the smallest weights by those with the largest gradients at every mask change.
+    """Replaces the smallest weights by those with the largest gradients at every mask update.
 
     Example:
         >>> import functools

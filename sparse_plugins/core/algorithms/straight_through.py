@@ -121,7 +121,7 @@ class SteMagnitudePruning(SteMixin, MagnitudePruning):
 
 @dataclasses.dataclass(eq=False)
 class SteRandomPruning(SteMixin, RandomPruning):
-    """Uses random weights, other ones at every mask change, and trains all of them.
+    """Uses random weights, other ones at every mask update, and trains all of them.
 
     Example:
         >>> import functools
@@ -139,7 +139,7 @@ class SrSte(SteMagnitudePruning):
     """Straight-through estimation in which the weights that are not used decay, so that masks settle.
 
     Attributes:
-        decay: Added to the gradient of a weight out of use, times its dense value; at least 0.
+        decay: Added to the gradient of an inactive weight, times its dense value; at least 0.
 
     Raises:
         ValueError: If decay is negative or no number.
@@ -163,7 +163,7 @@ class SrSte(SteMagnitudePruning):
         self.decay = check_positive("decay", self.decay, or_zero=True)
 
     def inner_gradient(self, grad: jax.Array, latent: jax.Array, mask: jax.Array) -> jax.Array:
-        """The gradient, and the pull towards 0 of a weight out of use."""
+        """The gradient, and the pull towards 0 of an inactive weight."""
         pull = jnp.where(unpack(mask, latent.shape), 0.0, self.decay).astype(grad.dtype)
         return grad + pull * latent.astype(grad.dtype)
 
@@ -173,11 +173,11 @@ class SoftTopKSte(SteMagnitudePruning):
     """Straight-through estimation whose gradients pass a soft mask: the farther below the threshold, the less.
 
     What is used stays exactly sparse. A dense weight of r times the smallest magnitude in use gets its gradient times
-    sigmoid((r - 1) / temperature) if it is out of use, and all of it if it is in use.
+    sigmoid((r - 1) / temperature) if it is inactive, and all of it if it is in use.
 
     Attributes:
         temperature: Width of the soft edge, relative to the threshold; above 0. Small values freeze weights that are
-            out of use, large ones give half the gradient.
+            inactive, large ones give half the gradient.
 
     Raises:
         ValueError: If temperature is not positive.
@@ -201,7 +201,7 @@ class SoftTopKSte(SteMagnitudePruning):
         self.temperature = check_positive("temperature", self.temperature)
 
     def inner_gradient(self, grad: jax.Array, latent: jax.Array, mask: jax.Array) -> jax.Array:
-        """The gradient, less of it the farther a weight out of use is below the threshold."""
+        """The gradient, less of it the farther an inactive weight is below the threshold."""
         used, size = unpack(mask, latent.shape), jnp.abs(latent.astype(jnp.float32))
         threshold = jnp.min(jnp.where(used, size, jnp.inf), initial=jnp.inf)
         ratio = size / jnp.maximum(threshold, jnp.finfo(jnp.float32).tiny)

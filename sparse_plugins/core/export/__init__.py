@@ -1,4 +1,4 @@
-"""Real sparsity: parameters and masks as arrays and files that hold only what is kept, and back, bit for bit."""
+"""Real sparsity: parameters and masks as arrays and files that hold only what is kept, and back, bit-exactly."""
 
 from sparse_plugins.core.export.array_formats import ByOutput
 from sparse_plugins.core.export.file_format import load_sparse, save_sparse

@@ -1,7 +1,7 @@
 """One file for sparse parameters and their masks: a bitmask and the kept values of every pruned leaf.
 
 The file is an ordinary .npz of numbers (a JSON header as bytes, and arrays by leaf), so other programs can read it;
-nothing in it is ever unpickled. Values are stored bit for bit, dtypes that NumPy lacks as unsigned integers.
+nothing in it is ever unpickled. Values are stored bit-exactly, dtypes that NumPy lacks as unsigned integers.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Real sparsity: parameters and masks to arrays that hold only what is kept, and back, bit for bit.
+"""Real sparsity: parameters and masks to arrays that hold only what is kept, and back, bit-exactly.
 
     exported = to_bcoo(updater.pre_forward_update(params, state), find_sparse_state(state).masks)
 

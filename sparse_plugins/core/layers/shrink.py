@@ -114,7 +114,7 @@ def expand(shrunk: Shrunk, params: PyTree) -> PyTree:
         params: Parameters of the smaller network, such as those it was trained to.
 
     Returns:
-        The tree in the old shapes; what was kept, bit for bit.
+        The tree in the old shapes; what was kept, bit-exactly.
 
     Example:
         >>> from sparse_plugins import core

@@ -104,7 +104,7 @@ def as_number(fraction: Fraction) -> float | jax.Array:
 def keep_count(n: int | jax.Array, sparsity: Fraction) -> Count:
     """How many of `n` entries a sparsity keeps: `round((1 - sparsity) * n)`, but one at least if it is below 1.
 
-    Rounding must not cut a small layer out of the network: 16 weights at 98 % keep one. A sparsity of 1 keeps none.
+    Rounding must not cut a small layer out of the network: 16 weights at 98% keep one. A sparsity of 1 keeps none.
 
     Args:
         n: Number of entries, below 2**31; int or int32[].

@@ -17,7 +17,7 @@ def finite_or_magnitude(
 ) -> PyTree:
     """Scores, but |w| for all weights of a ranking in which some score is not finite.
 
-    A mask change must neither prune by index, as where all scores are NaN, nor take an overflow for a large or a small
+    A mask update must neither prune by index, as where all scores are NaN, nor take an overflow for a large or a small
     score, and its count is due; so that one change is by magnitude. A weight of 0 scores 0 whatever its gradient is:
     nothing is lost without it. A weight that is not finite itself breaks no ranking, and NaN loses in it.
 

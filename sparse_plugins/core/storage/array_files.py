@@ -88,7 +88,7 @@ class StoredArray:
     """An array in an open file, not read yet.
 
     Attributes:
-        dtype: What NumPy has; bfloat16 and its kin are stored as unsigned integers of their size.
+        dtype: What NumPy has; bfloat16 and similar types are stored as unsigned integers of their size.
         shape: Its shape.
         name: The member that holds it.
     """
@@ -266,13 +266,13 @@ def read_into(array: np.ndarray, member: Any) -> None:
 
 
 def numbers(array: Any) -> np.ndarray:
-    """An array of JAX or NumPy as one of a dtype that NumPy itself has, bit for bit.
+    """An array of JAX or NumPy as one of a dtype that NumPy itself has, bit-exactly.
 
     Args:
         array: The array; a typed key gives its words.
 
     Returns:
-        The same numbers; bfloat16 and its kin as unsigned integers of their size.
+        The same numbers; bfloat16 and similar types as unsigned integers of their size.
 
     Raises:
         TypeError: If it holds anything but numbers.

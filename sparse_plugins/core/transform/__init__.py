@@ -1,1 +1,1 @@
-"""From an updater to an optax transformation: the step, the branch that changes masks, and the state."""
+"""From an updater to an optax transformation: the step, the branch that updates masks, and the state."""

@@ -1,4 +1,4 @@
-"""The branch that keeps a mask change off the ordinary step."""
+"""The branch that keeps a mask update off the ordinary step."""
 
 import operator
 from collections.abc import Callable

@@ -88,7 +88,7 @@ class LeafPlans:
         return self.tree([leaf.ranking for leaf in self.leaves])
 
     def acting(self, masks: PyTree) -> list[Any]:
-        """The masks that act, by leaf: a layer of target 0 is left to the optimizer alone, bit for bit."""
+        """The masks that act, by leaf: a layer of target 0 is left to the optimizer alone, bit-exactly."""
         nodes = self.column(masks, "masks")
         return [mask if leaf.target else NOT_PRUNED for leaf, mask in zip(self.leaves, nodes, strict=True)]
 
@@ -112,8 +112,8 @@ class UpdaterHooks(abc.ABC):
         prunes: Whether anything is pruned at all.
         starts_dense: Whether the first masks keep everything.
         prunes_for_good: Whether a pruned weight never comes back.
-        exchanges_weights: Whether a mask change drops weights and grows others, as many as `drop_fraction_fn` says.
-        grows_by_gradient: Whether a mask change reads gradients of pruned weights, to grow by.
+        exchanges_weights: Whether a mask update drops weights and grows others, as many as `drop_fraction_fn` says.
+        grows_by_gradient: Whether a mask update reads gradients of pruned weights, to grow by.
         scores_by_gradient: Whether it reads gradients of kept weights, to rank by.
         restarts_moments: Whether a weight that comes back starts from fresh optimizer moments.
         masks_follow_weights: Whether masks are made of the weights that an update has moved, instead of those it is
@@ -214,14 +214,14 @@ class UpdaterHooks(abc.ABC):
 
     @abc.abstractmethod
     def is_refresh_due(self, step: Any) -> Any:
-        """Whether the update of a step changes masks: bool for a host step, bool[] for a traced one."""
+        """Whether the update of a step updates masks: bool for a host step, bool[] for a traced one."""
 
     @abc.abstractmethod
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """The state with new masks, from parameters and gradients of this step."""
 
     def changes_before(self, step: Any) -> Any:
-        """Whether the update of a step changes masks before it moves the weights."""
+        """Whether the update of a step updates masks before it moves the weights."""
         return False if self.masks_follow_weights else self.is_refresh_due(step)
 
     def changes_after(self, step: Any) -> Any:

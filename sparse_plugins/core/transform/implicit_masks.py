@@ -1,6 +1,6 @@
 """Masks that are not stored: the zeros of the parameters say what is pruned.
 
-For that a weight in use must never be 0, so an update that would take it there stops just beside it. Before the first
+For that a kept weight must never be 0, so an update that would take it there stops just beside it. Before the first
 step the parameters say nothing yet, and the first masks are made from the seed in the state.
 """
 
@@ -34,7 +34,7 @@ def masks_of_step(
         updater: The updater, for its first masks.
         state: Its state, whose masks are `IN_ZEROS`.
         params: Parameters before the step.
-        due: Whether masks change at this step.
+        due: Whether masks are updated at this step.
         fresh: From the packed masks before the step to those after.
 
     Returns:

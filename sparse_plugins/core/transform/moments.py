@@ -23,7 +23,7 @@ __all__ = ["check_inner", "check_restartable", "owners", "reset_pruned"]
 def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     """Optimizer state whose entries for pruned weights are as after init.
 
-    Done before every update, it makes a re-grown weight start from fresh moments without the mask change having to
+    Done before every update, it makes a re-grown weight start from fresh moments without the mask update having to
     touch the optimizer state.
 
     Args:
@@ -60,7 +60,7 @@ def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) ->
 
 
 def check_inner(restarts: bool, init: Callable[[PyTree], PyTree], state: PyTree, params: PyTree, masks: PyTree) -> None:
-    """Checks, when a sparse state is made, that the optimizer inside can be served.
+    """Checks, when a sparse state is made, that the optimizer inside can be supported.
 
     Args:
         restarts: Whether re-grown weights are to start from fresh moments.

@@ -1,7 +1,7 @@
 """Steps in which weights move, and updaters that would skip every one of them.
 
-`skip_gradients` holds the weights in a step that changes masks. Where masks change at every step, or at every step at
-which an optimizer that accumulates gradients lets weights move, nothing would ever be trained.
+`skip_gradients` holds the weights in a step that updates masks. Where masks are updated at every step, or at every step
+at which an optimizer that accumulates gradients lets weights move, nothing would ever be trained.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ __all__ = ["accumulation_periods", "check_some_move"]
 
 
 def check_some_move(updater: UpdaterHooks, period: int = 1) -> None:
-    """Refuses an updater that skips every step in which weights move, as long as its masks change.
+    """Refuses an updater that skips every step in which weights move, as long as its masks are updated.
 
     Args:
         updater: Any but `PerModule`, which asks for each of its own.

@@ -36,7 +36,7 @@ class SparseState(NamedTuple):
         target_sparsities: float32[] per pruned parameter: the fraction of zeros it ends with; float32[layers] where the
             layers of a stack end with different ones.
         count: int32[], calls of `update` so far; the schedule's step. At 2**31 - 1 it stays, as the counts of optax do,
-            and masks change no more but where they follow every step.
+            and masks are updated no more but where they follow every step.
         rng: uint32[2], the key all random scores of this run derive from; under `PerModule` a tuple of one per rule.
         dense_params: Straight-through updaters: the dense weights, of which the parameters are the masked view, per
             pruned parameter. Else ().

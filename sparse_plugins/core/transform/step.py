@@ -174,7 +174,7 @@ def _inner_gradients(plans: LeafPlans, grads: Sequence[Any], latent: Sequence[An
 
 
 def _held(plans: LeafPlans, updates: Sequence[Any], step: Any) -> list[Any]:
-    """Updates that are 0 in a step that changes masks, where an updater says so and prunes anything."""
+    """Updates that are 0 in a step that updates masks, where an updater says so and prunes anything."""
     updaters = {id(leaf.updater): leaf.updater for leaf in plans.leaves if leaf.target}
     due = {key: one.is_refresh_due(step) for key, one in updaters.items() if one.skip_gradients}
     held = lambda due, u: u if due is False else jnp.where(due, jnp.zeros((), u.dtype), u)  # noqa: E731

@@ -1,6 +1,6 @@
 """Sparse server and client optimizers: drop-in `fedjax.Optimizer`s.
 
-What a server broadcasts says which weights are in use: one that is pruned is exactly 0, one in use never is. So a
+What a server broadcasts says which weights are in use: one that is pruned is exactly 0, one that is kept never is. So a
 client needs nothing but the parameters to train inside the mask.
 """
 
@@ -37,11 +37,11 @@ def sparse_server_optimizer(
 
     These algorithms call their server optimizer once a round, so the steps of the updater's schedule are
     rounds (`hyp_cluster`: rounds in which a cluster had clients). A round's mean delta is applied in every
-    round, also when masks change: it is the work of many clients, and `skip_gradients` would throw it away.
+    round, also when masks are updated: it is the work of many clients, and `skip_gradients` would throw it away.
 
     A round in which nobody had an example to learn from has a mean delta of 0, and nothing to rank weights by. If
-    masks are to change by gradients (RigL and its kin, saliency) in such a round, it warns, and the next round changes
-    them instead: the schedule waits, so that its target is reached, later by as many rounds.
+    masks are to be updated by gradients (RigL and related algorithms, saliency) in such a round, it warns, and the next
+    round updates them instead: the schedule waits, so that its target is reached, later by as many rounds.
 
     Clients train densely from the sparse parameters unless they use `sparse_client_optimizer`, and personal
     models such as those of `apfl` stay dense. `mime` and `mime_lite` have no server optimizer, what they ask

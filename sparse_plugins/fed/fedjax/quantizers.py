@@ -1,4 +1,4 @@
-"""FedJAX's quantizing aggregators on survivors only: zeros stay zeros and cost nothing."""
+"""FedJAX's quantizing aggregators on kept weights only: zeros stay zeros and cost nothing."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -41,9 +41,9 @@ class SparseAggregatorState:
 def survivors_only(aggregator: fedjax.aggregators.Aggregator) -> fedjax.aggregators.Aggregator:
     """Makes a FedJAX aggregator work on the entries inside the mask.
 
-    `uniform_stochastic_quantizer` and its kin quantize all entries of an update between its smallest and largest
+    `uniform_stochastic_quantizer` and similar ones quantize all entries of an update between its smallest and largest
     value: a pruned 0 comes out as something else and is paid for. Here they see, client by client, vectors of the
-    survivors alone.
+    kept weights alone.
 
     Args:
         aggregator: Any FedJAX aggregator whose result for one client is what it makes of that client's update.
@@ -87,7 +87,7 @@ def survivors_only(aggregator: fedjax.aggregators.Aggregator) -> fedjax.aggregat
 
 
 def _gathered(update: PyTree, places: PyTree) -> list[jax.Array]:
-    """Vectors of the survivors; leaves without any are left out, and none is all zeros, whose norm some divide by."""
+    """Vectors of the kept weights; leaves without any are left out, and none is all zeros (some divide by norms)."""
     vectors = [
         jnp.asarray(leaf).reshape(-1)[own]
         for leaf, own in zip(jax.tree.leaves(update), jax.tree.leaves(places), strict=True)

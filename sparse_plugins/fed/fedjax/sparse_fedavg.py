@@ -49,7 +49,7 @@ def sparse_federated_averaging(
     ledger: Ledger | None = None,
     run: str = "",
 ) -> fedjax.FederatedAlgorithm:
-    """Federated averaging that sends masks to the clients and survivors back.
+    """Federated averaging that sends masks to the clients and kept weights back.
 
     In a round the server broadcasts masks and the weights inside them, clients train inside the masks and upload what
     became of these weights. All of it travels as bytes of `fed.encode`, and what is decoded from them is what is used.
@@ -58,10 +58,10 @@ def sparse_federated_averaging(
     without examples sends nothing and is no vote. A round without a valid update warns and leaves the model and its
     schedule as they were.
 
-    Rounds that change masks let clients say what to grow, if the updater grows by gradients (`fed.growth`): those whose
+    Rounds that update masks let clients say what to grow, if the updater grows by gradients (`fed.growth`): those whose
     update is used, each with the same say, as gradients are put into ranks before they are summed. If none of these
     growth signals can be used, or nothing was learned (all are 0, and the aggregated delta is, too), the round warns
-    and puts the mask change off: the next round is due instead, and the schedule reaches its target later by as many
+    and puts the mask update off: the next round is due instead, and the schedule reaches its target later by as many
     rounds. The round's aggregated delta is applied in every round.
 
     Args:
@@ -69,9 +69,9 @@ def sparse_federated_averaging(
         client_optimizer: Trains the clients; an ordinary one.
         server_optimizer: What turns a round's mean delta into an update; a dense one.
         updater: Which weights to keep; its schedule counts rounds with valid updates. Straight-through ones
-            (`core.SteMagnitudePruning` and its kin) keep dense weights on the server, but clients train inside the
-            mask, so those out of use learn nothing while they are; for all to learn, use `sparse_server_optimizer`
-            with an ordinary client optimizer. Servers have no key of their own: for random masks of their own they
+            (`core.SteMagnitudePruning` and related algorithms) keep dense weights on the server, but clients train
+            inside the mask, so inactive ones learn nothing; for all to learn, use `sparse_server_optimizer` with an
+            ordinary client optimizer. Servers have no key of their own: for random masks of their own they
             need updaters of another `rng_seed`.
         client_batch_hparams: How clients batch their data.
         growth: 'random', 'topk', 'delta' or 'dense', or a `fed.GrowthProtocol` of your own; None is 'topk' for updaters

@@ -45,7 +45,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
     they are sparse whatever the algorithm's server learning rate is. The steps of the updater's schedule are rounds.
 
     Clusters (`cluster_params` of `hyp_cluster`) have a mask each but one schedule; a cluster without clients puts a
-    mask change that goes by gradients off, as `sparse_server_optimizer` does. Personal models of clients
+    mask update that goes by gradients off, as `sparse_server_optimizer` does. Personal models of clients
     (`client_states` of `apfl`) are put onto the server's mask, so that mixing the two stays sparse.
 
     Args:

@@ -41,7 +41,7 @@ def load(
         num_writers: clients, 1 to 10,000; EMNIST has 3,400. Each writes 220 images on average.
         seed: 0 or more; another seed gives other writers.
         difficulty: how much hands differ and how unsteady they are, above 0, at most 1.5. At 0.7 FedJAX's
-          convolutional network reads 80-90 % of the held-out images (docs/strokes.md has the budget).
+          convolutional network reads 80-90% of the held-out images (docs/strokes.md has the budget).
         only_digits: the 10 digit classes only, half as many images.
         cached_writers: how many writers' images are kept in memory once made, the least recently used going
           first; 173 kB per writer on average, so 180 MB for the default and 590 MB for all of 3,400. 0 keeps none.

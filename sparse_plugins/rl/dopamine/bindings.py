@@ -39,11 +39,11 @@ def create_updater_from_config(
         pruner_type: One of `core.all_algorithm_names()`.
         dist_type: 'erk' or 'uniform'.
         sparsity: Fraction of zeros in [0, 1] over the prunable layers.
-        update_start_step: First step at which masks change, in `step_unit`; None for no changes.
+        update_start_step: First step at which masks are updated, in `step_unit`; None for no changes.
         update_end_step: Last step at which they do.
         update_freq: Steps between changes.
         step_unit: 'optimizer step' (the paper's), 'environment step' or 'frame'.
-        drop_fraction: SET, RigL and their kin: fraction of kept weights replaced.
+        drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced.
         drop_schedule: How that fraction falls: 'cosine', 'linear' or 'constant'.
         sparsity_type: Structure, by name or by path; see `core.SparsityConfig`.
         rules: Pairs (regular expression for a path, sparsity); see `core.uniform`.
@@ -51,7 +51,7 @@ def create_updater_from_config(
         rng_seed: Seed of random masks and scores, beside the agent's own seed: two agents differ in their masks.
         use_packed_masks: True stores eight mask entries to a byte.
         is_sparse_gradients: None for the algorithm's own default.
-        skip_gradients: The same; SET and RigL move no weight when masks change.
+        skip_gradients: The same; SET and RigL move no weight when masks are updated.
         **settings: Any other key of `core.SparsityConfig`: custom_sparsity_map, use_normalization, topk_fn, ...
 
     Returns:

@@ -1,6 +1,6 @@
 """Dopamine's runners, with seeds for environments, exact resume, and sparsity among the metrics.
 
-A run that was killed at any moment and started again with the same command ends as the one that was not, bit for bit:
+A run that was killed at any moment and started again with the same command ends as the one that was not, bit-exactly:
 parameters, optimizer state and masks, replay memory, random numbers, `metrics.csv`. Where that can't be, it stops.
 """
 

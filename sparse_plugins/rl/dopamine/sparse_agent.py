@@ -86,7 +86,7 @@ class SparseAgent:
         return None if self._target_attribute is None else getattr(self, self._target_attribute)
 
     def describe_plan(self) -> str:
-        """What the run is going to do: layers and their targets, and when masks change in every unit of steps."""
+        """What the run is going to do: layers and their targets, and when masks are updated in every unit of steps."""
         changes = self.clock.describe(self.updater)
         plan = describe_plan(self.updater, self.sparse_params)
         return "\n".join([plan, *([changes] if changes else []), f"target network: {self.target_policy}"])

@@ -74,7 +74,7 @@ def recycle_inside_mask(
         optimizer: The optimizer that `opt_state` belongs to, for its init.
 
     Returns:
-        `Recycled(params, opt_state)`; without dormant units both are unchanged, bit for bit.
+        `Recycled(params, opt_state)`; without dormant units both are unchanged, bit-exactly.
 
     Raises:
         ValueError: If a layer is unknown, `dormant` has another number of units, or a next layer's inputs are no
@@ -243,7 +243,7 @@ def _restart(
 
 
 def _off_zero(params: PyTree, masks: PyTree, stored: PyTree) -> PyTree:
-    """Where masks are the zeros of parameters, weights in use stand beside 0."""
+    """Where masks are the zeros of parameters, kept weights stand beside 0."""
 
     def off_zero(param: jax.Array, mask: jax.Array, store: Any) -> jax.Array:
         if not isinstance(store, InZeros):

@@ -41,7 +41,7 @@ class AtariVector:
         first_slot: Number of the first copy among all of the run.
         num_threads: Threads that emulate; 0 for one per core, at most one per copy.
         reseed_after: Steps after which a slot gets a fresh seed. ALE loads the game again for one, about 90 ms during
-            which the other slots wait: at 20,000 steps below 2 % of the time of one core. Raise it with many cores, up
+            which the other slots wait: at 20,000 steps below 2% of the time of one core. Raise it with many cores, up
             to the length of the run.
         timeout: Seconds after which a step that does not return is a failure, as when a thread of ALE has died; None to
             wait for ever. Only an emulator that never ends a frame can't be interrupted.
