@@ -36,7 +36,7 @@ _SHORTCUTS = {
 }
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("base_dir", None, "Folder of the run; one that has begun goes on.")
+flags.DEFINE_string("base_dir", None, "Folder of the run; a run that has begun there resumes.")
 flags.DEFINE_multi_string("gin_files", [], "Paths of gin files.")
 flags.DEFINE_multi_string("gin_bindings", [], "gin bindings, which win over the files: 'JaxDQNAgent.gamma = 0.99'.")
 flags.DEFINE_string("config", None, "A configuration of this package, read before --gin_files: 'cartpole_dqn'.")
@@ -44,9 +44,9 @@ flags.DEFINE_string("pruner", None, f"For {_SHORTCUTS['pruner']}: 'magnitude', '
 flags.DEFINE_float("sparsity", None, f"For {_SHORTCUTS['sparsity']}: fraction of zeros.")
 flags.DEFINE_string("target_policy", None, f"For {_SHORTCUTS['target_policy']}: 'at_mask_update', 'at_sync', ...")
 flags.DEFINE_string("agent", None, f"For {_SHORTCUTS['agent']}: 'jax_dqn', 'sac', ...")
-flags.DEFINE_integer("seed", None, "Of the agent, its masks and its environments.")
+flags.DEFINE_integer("seed", None, "Seed of the agent, its masks and its environments.")
 flags.DEFINE_boolean("plasticity", None, "Report dormant units, effective rank and policy churn.")
-flags.DEFINE_boolean("plan_only", False, "Print what the run would do, and do nothing.")
+flags.DEFINE_boolean("plan_only", False, "Print what the run would do, and stop.")
 
 
 def main(argv: Sequence[str]) -> int:

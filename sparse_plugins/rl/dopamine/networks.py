@@ -18,7 +18,7 @@ class GridDQNNetwork(nn.Module):
 
     Attributes:
         num_actions: Actions the agent can take.
-        hidden_units: Of the dense layer.
+        hidden_units: Units of the dense layer.
 
     Example:
         >>> network = GridDQNNetwork(num_actions=6)

@@ -54,7 +54,7 @@ class ExactRun:
     Args:
         base_dir: Local folder of the run: new, or that of the same run, which then goes on.
         create_agent_fn: Called as Dopamine's runners call it; makes a sparse agent.
-        seed: Of the environments; None for the agent's own.
+        seed: Seed of the environments; None for the agent's.
         **options: For Dopamine's runner.
 
     Raises:
@@ -303,7 +303,7 @@ def create_sparse_runner(base_dir: str, schedule: str | None = None, seed: int |
         base_dir: Folder of the run.
         schedule: 'continuous_train_and_eval' or 'continuous_train'; None for what gin binds to
             `create_runner.schedule`, or the first. Agents of the Atari-100k benchmark have a schedule of their own.
-        seed: Of the environments; None for the agent's own.
+        seed: Seed of the environments; None for the agent's.
 
     Returns:
         A runner; call `run_experiment`.

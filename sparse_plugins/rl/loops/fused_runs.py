@@ -19,7 +19,7 @@ class Chunk(NamedTuple):
     """One point of the learning curves; S seeds.
 
     Attributes:
-        environment_steps: Of each seed, at the end of the chunk.
+        environment_steps: Environment steps of each seed, at the end of the chunk.
         episodes: int[S], episodes that ended in it.
         mean_return: float[S], their mean return; NaN where none ended.
         loss: float[S], mean loss.

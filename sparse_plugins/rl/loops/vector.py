@@ -32,7 +32,7 @@ class Episode(NamedTuple):
 
     Attributes:
         group: Name of its group.
-        seed: Of its run.
+        seed: The seed of its run.
         step: Environment steps of the run by then.
         score: Sum of its rewards, as the game pays them.
         length: Its environment steps.
@@ -69,7 +69,7 @@ class VectorTrainer:
         config: How all of them play and learn.
 
     Attributes:
-        name: Of the game.
+        name: The name of the game.
         iterations: How many are done.
         states: Per group its `RunState`, with a leading axis of seeds.
 
