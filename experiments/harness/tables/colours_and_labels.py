@@ -1,7 +1,7 @@
 """Looks that the pictures of all studies share."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ PALETTE = (
 DENSE_COLOUR = "#111111"
 LEGEND_COLUMNS = 6
 PANEL_COLUMNS = 3
+STYLES = ("-", "--", "-.", (0, (1, 1)))  # so that curves that coincide are seen
 POINTS: dict[str, Any] = {"capsize": 3, "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.8}
 
 
@@ -28,6 +29,16 @@ def colours_of(names: Iterable[str], dense: str) -> dict[str, str]:
     """
     sparse = [name for name in names if name != dense]
     return {dense: DENSE_COLOUR} | {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(sparse)}
+
+
+def style_of(name: str, colours: Mapping[str, str]) -> Any:
+    """The line style of a name, the same in all pictures of a study; neighbours differ.
+
+    Args:
+        name: One of the study.
+        colours: By name, all of the study.
+    """
+    return STYLES[list(colours).index(name) % len(STYLES)]
 
 
 def panels(titles: Sequence[str], title: str, most: int = PANEL_COLUMNS) -> tuple[Figure, list[Axes]]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from experiments.harness.cells import Cell
 from experiments.harness.layout import Curve, Row
 from experiments.harness.tables import percent
-from experiments.harness.tables.colours_and_labels import POINTS, colours_of, legend, panels
+from experiments.harness.tables.colours_and_labels import POINTS, colours_of, legend, panels, style_of
 from experiments.harness.tables.mask_figures import churn_figure, layers_figure, measurements_figure
 from experiments.harness.tables.outcomes import Outcome
 from experiments.harness.tables.statistics import Array
@@ -87,7 +87,8 @@ def curves_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str,
             steps, mean, deviation = by_step(outcome, layout.step_of, layout.curve.field)
             mean, deviation = layout.curve.factor * mean, layout.curve.factor * deviation
             colour, order = colours[outcome.cell.label], 3 - place / len(panel.outcomes)
-            axes.plot(steps, mean, color=colour, linewidth=1.8, label=outcome.cell.label, zorder=order)
+            look = {"linestyle": style_of(outcome.cell.label, colours), "marker": "o" if len(steps) == 1 else None}
+            axes.plot(steps, mean, color=colour, linewidth=1.8, label=outcome.cell.label, zorder=order, **look)
             axes.fill_between(
                 steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0, zorder=order - 1
             )
@@ -123,12 +124,15 @@ def bytes_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, 
     layout = study.layout
     assert layout.curve is not None
     made = [(panel, direction) for panel in panels_of(found) for direction in layout.traffic]
-    figure, axes_of = panels([panel.title for panel, _ in made], f"{layout.title}, by bytes", len(layout.traffic))
+    titles = [", ".join(filter(None, [panel.title, way.field.removesuffix("_bytes")])) for panel, way in made]
+    figure, axes_of = panels(titles, f"{layout.title}, by bytes", len(layout.traffic))
     for axes, (panel, direction) in zip(axes_of, made, strict=True):
         for place, outcome in enumerate(panel.outcomes):
             spent, score = _spent(outcome, layout.step_of, layout.curve, direction)
             order = 3 - place / len(panel.outcomes)
-            axes.plot(spent, score, color=colours[outcome.cell.label], label=outcome.cell.label, zorder=order)
+            colour, style = colours[outcome.cell.label], style_of(outcome.cell.label, colours)
+            axes.plot(spent, score, color=colour, linestyle=style, label=outcome.cell.label, zorder=order)
+            axes.plot(spent[-1:], score[-1:], "o", color=colour, markersize=5, zorder=order + 3)  # where it ends
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.harness.cells import Cell
 from experiments.harness.tables import percent
-from experiments.harness.tables.colours_and_labels import legend, panels
+from experiments.harness.tables.colours_and_labels import legend, panels, style_of
 from experiments.harness.tables.outcomes import by_run
 from experiments.harness.tables.stored import Stored
 
@@ -73,9 +73,10 @@ def layers_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
         for number, cell in enumerate(cells):
             own = [layer for layer in layers if (cell, layer) in ends]
             values = [100 * ends[cell, layer] for layer in own]
-            _points(
-                axes, [layers.index(layer) for layer in own], values, (number, len(cells)), colours[cell.label], cell
-            )
+            width = 0.8 / len(cells)
+            places_of = [layers.index(layer) + width * (number + 0.5) - 0.4 for layer in own]
+            axes.bar(places_of, values, width, color=colours[cell.label], label=cell.label)
+        axes.set_ylim(0, 100)
         axes.set_ylabel("zeros (%)")
         _name_ticks(axes, layers)
     legend(figure, axes_of)
@@ -91,7 +92,8 @@ def churn_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
         for cell, own in changes.items():
             if _place(cell) == place:
                 shares = [100 * value for value in own.values()]
-                axes.plot([*own], shares, "o-", markersize=3, color=colours[cell.label], label=cell.label)
+                style = style_of(cell.label, colours)
+                axes.plot([*own], shares, linestyle=style, color=colours[cell.label], label=cell.label)
         axes.set_xlabel(study.layout.step_label)
         axes.set_ylabel("mask entries changed since the evaluation before (%)")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -137,7 +139,10 @@ def _place(cell: Cell) -> tuple[str, float | None]:
 
 
 def _places(lines: Sequence[Layer]) -> list[tuple[str, float | None]]:
-    return list(dict.fromkeys(_place(line.cell) for line in lines))
+    """Groups in order of first appearance, and in each the targets from low to high."""
+    groups = list(dict.fromkeys(line.cell.group for line in lines))
+    found = {_place(line.cell) for line in lines}
+    return sorted(found, key=lambda place: (groups.index(place[0]), place[1] or 0.0))
 
 
 def _title(place: tuple[str, float | None]) -> str:
