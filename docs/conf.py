@@ -89,11 +89,11 @@ def fields_first(app, what, name, obj, options, lines):
     rest = range(start + 1, len(lines))
     end = next((i for i in rest if lines[i] and not lines[i].startswith(" ")), len(lines))
     fields = ["Fields:", *lines[start + 1 : end]]
+    while not fields[-1]:
+        fields.pop()
     del lines[start:end]
     summary = lines.index("") if "" in lines else len(lines)
     lines[summary:summary] = ["", *fields]
-    if lines[summary + len(fields)] != "":
-        lines.insert(summary + len(fields) + 1, "")
 
 
 def setup(app):
