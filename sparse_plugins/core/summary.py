@@ -146,10 +146,11 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
         params: Parameter tree; shapes will do. Values are read where weights alone decide in a ranking across layers.
 
     Returns:
-        Text: the steps at which masks are updated, in the schedule's unit, and per layer, each of a stack by itself, its
-        shape, how its axes are read, its target sparsity and number of entries kept, which one ranking across layers
-        leaves open for each of them. Layers that such a ranking would empty, of the weights as they are, are named; or
-        it says that this is not known before the scores are. Then what random masks are drawn from, if any are.
+        Text: the steps at which masks are updated, in the schedule's unit, and per layer, each of a stack by itself,
+        its shape, how its axes are read, its target sparsity and number of entries kept, which one ranking across
+        layers leaves open for each of them. Layers that such a ranking would empty, of the weights as they are, are
+        named; or it says that this is not known before the scores are. Then what random masks are drawn from, if any
+        are.
 
     Example:
         >>> import functools
