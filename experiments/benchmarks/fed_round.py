@@ -46,6 +46,7 @@ def _sparse_server(update_freq: int) -> Any:
         update_freq=update_freq,
         update_start_step=0,
         update_end_step=1_000_000,
+        step_unit="round",
     )
     return fed.sparse_server_optimizer(ADAM, updater)
 

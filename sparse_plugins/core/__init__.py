@@ -31,10 +31,12 @@ from sparse_plugins.core.schedules import (
     PeriodicSchedule,
     PolynomialSchedule,
 )
-from sparse_plugins.core.sparse_optimizer import sparsify, updater_of
+from sparse_plugins.core.sparse_checks import check_sparse
+from sparse_plugins.core.sparse_optimizer import sparsify, start, updater_of
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Unstructured
 from sparse_plugins.core.summary import describe_plan, summarize_intersection, summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, check_state, find_sparse_state
+from sparse_plugins.core.updater_defaults import build_updater
 
 if typing.TYPE_CHECKING:
     from sparse_plugins.core.layers.channel_groups import ChannelGraph, ChannelGroup, channel_graph, channel_masks
@@ -101,8 +103,10 @@ __all__ = [
     "WandaPruning",
     "all_algorithm_names",
     "apply_masks",
+    "build_updater",
     "channel_graph",
     "channel_masks",
+    "check_sparse",
     "check_state",
     "create_updater_from_config",
     "describe_layers",
@@ -119,6 +123,7 @@ __all__ = [
     "rescale_to_fan_in",
     "shrink",
     "sparsify",
+    "start",
     "summarize_intersection",
     "summarize_sparsity",
     "trace_layers",

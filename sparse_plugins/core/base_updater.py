@@ -13,6 +13,7 @@ import optax
 
 from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update, has_own_rule
 from sparse_plugins.core.distributions import uniform
+from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
@@ -69,6 +70,8 @@ class BaseUpdater(UpdaterHooks):
         layers: What the axes of parameters are, from `core.trace_layers` or `core.describe_layers`: every layer of a
             stack is then ranked by itself, biases and scales stay dense whatever their axes, and structures lie along
             all inputs or outputs. None takes each array for one layer.
+        rescale: Of updaters that start sparse: scale the initial weights of an output for the inputs that are left to
+            it. `core.start` and the front ends do so; an optimizer's own `init` cannot change parameters.
 
     Raises:
         TypeError: If a field has the wrong type.
@@ -97,6 +100,7 @@ class BaseUpdater(UpdaterHooks):
     use_packed_masks: bool | Literal["zeros"] = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
     layers: Layers | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    rescale: bool = False
 
     # The schedule that start, end and period in a configuration mean.
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
@@ -144,8 +148,15 @@ class BaseUpdater(UpdaterHooks):
     @classmethod
     def needs_schedule(cls) -> bool:
         """Whether masks are updated while it trains, at steps that only a schedule can give."""
-        makes_its_own = cls.masks_from_seed or cls.masks_follow_weights or type(cls.scheduler) is not NoUpdateSchedule
-        return cls.prunes and not makes_its_own
+        by_schedule = cls.is_refresh_due is BaseUpdater.is_refresh_due and type(cls.scheduler) is NoUpdateSchedule
+        return cls.prunes and by_schedule and (cls.starts_dense or cls.exchanges_weights)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its masks, which are to change, never do by the schedule that it has."""
+        by_schedule = type(self).is_refresh_due is BaseUpdater.is_refresh_due
+        never = by_schedule and type(self.scheduler) is NoUpdateSchedule
+        return self.prunes and never and (self.starts_dense or self.exchanges_weights)
 
     def describe_schedule(self) -> str:
         """When masks are updated, in words; part of the plan printed before a run."""
@@ -400,6 +411,25 @@ class BaseUpdater(UpdaterHooks):
         with one_walk():
             plans = self.leaf_plans(own)
             return apply_masks(params, plans.tree(plans.acting(masks_of_step(self, state, own))))
+
+    def first_params(self, params: PyTree, opt_state: PyTree, output_axis: int = -1) -> PyTree:
+        """The parameters to begin training with: on the first masks, and rescaled if `rescale` says so.
+
+        Args:
+            params: Initial parameters, drawn for dense layers.
+            opt_state: Optimizer state of the same parameters, fresh from `init`.
+            output_axis: Axis of a kernel along which its outputs lie; -1 for Flax and Haiku, 0 for Equinox.
+
+        Returns:
+            Parameters on the mask.
+        """
+        on_masks = self.pre_forward_update(params, opt_state)
+        masks = find_sparse_state(opt_state).masks
+        own = own_leaves(on_masks, masks)
+        plans = self.leaf_plans(own)
+        columns = zip(plans.leaves, plans.acting(masks), strict=True)
+        drawn = [mask if getattr(leaf.updater, "rescale", False) else NOT_PRUNED for leaf, mask in columns]
+        return rescale_to_fan_in(on_masks, plans.tree(drawn), output_axis) if jax.tree.leaves(drawn) else on_masks
 
     def post_gradient_update(self, params: PyTree, sparse_state: PyTree) -> PyTree:
         """The same projection, for loops written for JaxPruner; idempotent and not needed after `wrap_optax`."""

@@ -22,13 +22,16 @@ from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = [
+    "check_changes",
     "check_fields",
     "check_leaves",
     "check_params",
     "check_schedule",
     "check_targets",
     "check_update",
+    "counts_steps",
     "has_own_rule",
+    "without_changes",
 ]
 
 
@@ -54,9 +57,13 @@ def check_fields(updater: UpdaterHooks) -> None:
             f"scheduler is {updater.scheduler!r}; give an instance of a schedule, such as PolynomialSchedule(...). "
             "Own schedules extend NoUpdateSchedule."
         )
-    for name in ("skip_gradients", "is_sparse_gradients"):
+    for name in ("skip_gradients", "is_sparse_gradients", "rescale"):
         if not isinstance(getattr(updater, name), bool):
             raise TypeError(f"{name} is {getattr(updater, name)!r}; give True or False.")
+    if updater.rescale and (updater.keeps_dense_weights or (updater.starts_dense and not updater.exchanges_weights)):
+        raise ValueError(
+            f"rescale=True, but {type(updater).__name__} begins with all weights, as they were drawn: leave it out."
+        )
     if updater.use_packed_masks not in (True, False, "zeros"):
         raise TypeError(f"use_packed_masks is {updater.use_packed_masks!r}; give True, False or 'zeros'.")
     for name in ("sparsity_distribution_fn", "topk_fn"):
@@ -77,8 +84,13 @@ def check_schedule(updater: UpdaterHooks) -> None:
     """Checks that the steps of a schedule, and of a drop fraction, are reached by the count of an optimizer.
 
     Raises:
-        ValueError: At the first that is not.
+        ValueError: At the first that is not, or if they are steps of an agent's environment, which it does not count.
     """
+    if (unit := updater.scheduler.step_unit) in ("environment step", "frame") and counts_steps(updater.scheduler):
+        raise ValueError(
+            f"the schedule of {type(updater).__name__} counts {unit}s, and an optimizer its own steps: convert it with "
+            "rl.Clock(...).in_optimizer_steps(updater), as the agents of sparse_plugins.rl.dopamine do."
+        )
     for part in (updater.scheduler, getattr(updater, "drop_fraction_fn", None)):
         for name, value in vars(part).items() if dataclasses.is_dataclass(part) else ():
             if isinstance(value, (int, np.integer)) and value > LAST_STEP:
@@ -86,6 +98,44 @@ def check_schedule(updater: UpdaterHooks) -> None:
                     f"{name} of {type(part).__name__} is {value}, and an optimizer counts its steps to {LAST_STEP}; "
                     "give no more than that, or None for a periodic schedule without an end."
                 )
+
+
+def check_changes(updater: UpdaterHooks, params: PyTree, where: str = "") -> None:
+    """Refuses an updater whose masks are to change and never would.
+
+    Args:
+        updater: The updater.
+        params: Parameters that it looks after; where it prunes none of them nothing is asked.
+        where: Of what part of the parameters, for the message.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if updater.is_idle and any(leaf.target for leaf in updater.leaf_plans(params).leaves):
+        raise ValueError(without_changes(updater, where))
+
+
+def without_changes(updater: UpdaterHooks, where: str = "") -> str:
+    """What is said of an updater whose masks are to change and never would."""
+    result = "is a static random mask" if updater.exchanges_weights else "keeps every weight"
+    return (
+        f"{type(updater).__name__}{where} with {updater.scheduler} {result}: give a schedule that changes masks, such "
+        "as the one that core.sparsify(..., total_steps=...) makes, or the keys update_start_step, update_end_step and "
+        "update_freq. For static masks there is core.StaticRandomSparse, for none core.NoPruning; a loop that changes "
+        "masks by calls of refresh says so with refresh_in_graph=False."
+    )
+
+
+def counts_steps(schedule: NoUpdateSchedule) -> bool:
+    """Whether it matters what a step of a schedule is: not if masks change at step 0 alone, or never.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> [counts_steps(schedule) for schedule in (core.NoUpdateSchedule(), core.OneShotSchedule(0))]
+        [False, False]
+    """
+    steps = schedule.refresh_steps()
+    return steps is None or bool(steps.any())
 
 
 def check_params(updater: UpdaterHooks, params: PyTree) -> None:

@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 from sparse_plugins.core import drop_fractions, schedules
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.checks import without_changes
+from sparse_plugins.core.default_schedules import default_schedule
 from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.path_rules import read_rule
 from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
+from sparse_plugins.core.run_length import check_length
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure, Unstructured
 
@@ -37,6 +40,8 @@ class SparsityConfig:
         sparsity_type: None for the algorithm's own; a structure or its name: 'unstructured', 'nm_2,4' or '2:4',
             'block_4,4' or '4x4', 'channel', 'heads', 'fan_in', or with an axis `'channel_-1'`, `'fan_in_-1'`; or pairs
             (regular expression for a path, one of these) for a structure per layer.
+        total_steps: Length of the run in steps of the schedule. Without the three keys below, masks are then updated
+            when papers update them (see `sparsify`); with them, a schedule that starts after the end is an error.
         update_start_step: First step at which masks are updated; None for no updates.
         update_end_step: Last step at which they do; equal to the start for a one-shot change.
         update_freq: Steps between changes.
@@ -52,6 +57,7 @@ class SparsityConfig:
         skip_gradients: See `BaseUpdater`.
         is_sparse_gradients: See `BaseUpdater`.
         topk_fn: See `BaseUpdater`.
+        rescale: See `BaseUpdater`.
         use_normalization: See `GlobalMagnitudePruning`.
         normalization_eps: See `GlobalMagnitudePruning`.
         layers: What the axes of parameters are; see `BaseUpdater`.
@@ -61,6 +67,7 @@ class SparsityConfig:
     sparsity: float | None = None
     dist_type: str = "uniform"
     sparsity_type: str | Structure | ByPath | Sequence[tuple[str, str | Structure]] | None = None
+    total_steps: int | None = None
     update_start_step: int | None = None
     update_end_step: int | None = None
     update_freq: int | None = None
@@ -76,6 +83,7 @@ class SparsityConfig:
     skip_gradients: bool | None = None
     is_sparse_gradients: bool | None = None
     topk_fn: Callable[[Any, Any], Any] | None = None
+    rescale: bool | None = None
     use_normalization: bool | None = None
     normalization_eps: float | None = None
     layers: Layers | None = None
@@ -120,14 +128,20 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
         "scheduler": _scheduler(settings, algorithm),
     }
     if "drop_fraction_fn" in algorithm.fields:
-        options["drop_fraction_fn"] = settings.drop_fraction_fn or _drop_fraction(settings, algorithm)
+        end = getattr(options["scheduler"], "update_end_step", None)
+        options["drop_fraction_fn"] = settings.drop_fraction_fn or _drop_fraction(settings, algorithm, end)
     given = {name: value for name, value in options.items() if value is not None and name in algorithm.fields}
-    return algorithm.updater_class(**{**algorithm.defaults, **given})
+    updater = algorithm.updater_class(**{**algorithm.defaults, **given})
+    if settings.total_steps is not None:
+        check_length(updater, settings.total_steps)
+    if updater.is_idle and updater.exchanges_weights:  # one that starts dense may prune at once, without a schedule
+        raise ValueError(without_changes(updater))
+    return updater
 
 
 _LAYERS = ("filter_fn", "custom_sparsity_map", "rules")
 _AS_GIVEN = (
-    *("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients", "topk_fn"),
+    *("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients", "topk_fn", "rescale"),
     *("use_normalization", "normalization_eps", "layers"),
 )
 
@@ -231,6 +245,8 @@ def _scheduler(settings: SparsityConfig, algorithm: Algorithm) -> schedules.NoUp
     if start is None:
         if end is not None or freq is not None:
             raise ValueError("update_end_step or update_freq is given without update_start_step; give that too.")
+        if settings.total_steps is not None and "scheduler" not in algorithm.defaults:
+            return default_schedule(algorithm.updater_class, settings.total_steps, unit)
         return dataclasses.replace(algorithm.default("scheduler"), step_unit=unit)
     if start == end:
         return schedules.OneShotSchedule(target_step=start, step_unit=unit)
@@ -242,10 +258,11 @@ def _scheduler(settings: SparsityConfig, algorithm: Algorithm) -> schedules.NoUp
     return schedule_type(freq, start, end, step_unit=unit)
 
 
-def _drop_fraction(settings: SparsityConfig, algorithm: Algorithm) -> Callable[[Any], Any]:
+def _drop_fraction(settings: SparsityConfig, algorithm: Algorithm, end: int | None) -> Callable[[Any], Any]:
     if "drop_fraction_fn" in algorithm.defaults:
         return algorithm.defaults["drop_fraction_fn"]
     kind = DROP_SCHEDULES[known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
-    if settings.update_end_step is None or kind is drop_fractions.ConstantDrop:
+    end = settings.update_end_step if end is None else end
+    if end is None or kind is drop_fractions.ConstantDrop:
         return drop_fractions.ConstantDrop(settings.drop_fraction)
-    return kind(settings.drop_fraction, end_step=max(settings.update_end_step, 1))
+    return kind(settings.drop_fraction, end_step=max(end, 1))

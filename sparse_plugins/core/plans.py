@@ -2,12 +2,14 @@
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.empty_channels import empty_channels, first_masks
 from sparse_plugins.core.run_length import concerns_of_length
 from sparse_plugins.core.schedules import whole_number
-from sparse_plugins.core.sparse_optimizer import updater_of
+from sparse_plugins.core.sparse_optimizer import changed_afterwards, updater_of
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
 
@@ -20,14 +22,17 @@ class Plan:
 
     Attributes:
         text: When masks are updated, and what each layer keeps.
+        notes: Layers that keep nothing, because sparsity 1 was asked for, and layers of which outputs or inputs keep
+            nothing when training starts, with their number.
         concerns: What will not happen in a run of the given length.
     """
 
     text: str
+    notes: tuple[str, ...] = ()
     concerns: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([self.text, *(f"WARNING: {concern}" for concern in self.concerns)])
+        return "\n".join([self.text, *self.notes, *(f"WARNING: {concern}" for concern in self.concerns)])
 
     __repr__ = __str__
 
@@ -41,8 +46,9 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
         steps: Length of the run in steps of the schedule; None if nobody knows.
 
     Returns:
-        The plan. A schedule that never updates masks in a run of this length, or has not ended when it does, is
-        among its concerns and a warning too.
+        The plan. A schedule that never updates masks in a run of this length, or has not ended when it does, and
+        whatever changes updates after the sparse optimizer in a chain, are among its concerns and warnings too. Of
+        models of more than 2**26 weights it does not draw the first masks.
 
     Raises:
         ValueError: If there is no updater in the optimizer.
@@ -59,6 +65,27 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
     """
     updater = optimizer if isinstance(optimizer, BaseUpdater) else updater_of(optimizer)
     found = () if steps is None else tuple(concerns_of_length(updater, whole_number("steps", steps, 1)))
+    if undone := [] if updater is optimizer else changed_afterwards(optimizer):
+        found = (*found, f"{', '.join(undone)} after the sparse optimizer moves weights off their masks: put it last")
     for concern in found:
         warnings.warn(concern, stacklevel=2)
-    return Plan(describe_plan(updater, params), found)
+    return Plan(describe_plan(updater, params), tuple(_notes(updater, params)), found)
+
+
+def _notes(updater: BaseUpdater, params: PyTree) -> Iterator[str]:
+    whole = [leaf.name for leaf in updater.leaf_plans(params).leaves if leaf.is_pruned and leaf.target == 1]
+    if whole:
+        yield f"pruned whole, as sparsity 1 asks: {', '.join(whole)}"
+    masks = first_masks(updater, params)
+    if masks is None:
+        return
+    found = [row for row in empty_channels(params, masks) if row[0] not in whole]
+    for name, outputs, all_outputs, inputs, all_inputs in found:
+        sides = f"{outputs} of {all_outputs} outputs and {inputs} of {all_inputs} inputs"
+        yield f"{name} starts with {sides} without a weight"
+    if found:
+        outputs, inputs = sum(row[1] for row in found), sum(row[3] for row in found)
+        yield (
+            f"without a weight at the start, as rng_seed={updater.rng_seed} draws: {outputs} outputs (last axis) and "
+            f"{inputs} inputs (the axis before it) in all; a rule, 'erk' or a lower sparsity gives them some"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.schedules import NoUpdateSchedule, whole_number
 
-__all__ = ["check_length", "concerns_of_length"]
+__all__ = ["check_length", "concerns_of_length", "never_changes"]
 
 
 def check_length(updater: BaseUpdater, steps: int, word: str = "total_steps") -> None:
@@ -41,6 +41,17 @@ def concerns_of_length(updater: BaseUpdater, steps: int) -> list[str]:
         ['MagnitudePruning changes no mask in a run of 50 rounds: masks change once, at round 250']
     """
     return [concern for concern, _ in _concerns(updater, steps)]
+
+
+def never_changes(updater: BaseUpdater, steps: int) -> str:
+    """What is wrong if masks that are to change never do in a run of `steps` steps; nothing if they do.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> never_changes(core.MagnitudePruning(scheduler=core.OneShotSchedule(49)), 50)
+        ''
+    """
+    return next((concern for concern, is_idle in _concerns(updater, steps) if is_idle), "")
 
 
 def _concerns(updater: BaseUpdater, steps: int) -> Iterator[tuple[str, bool]]:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import build_updater
 
-__all__ = ["sparsify", "updater_of"]
+__all__ = ["changed_afterwards", "sparsify", "start", "updater_of"]
 
 
 def sparsify(
@@ -50,7 +51,8 @@ def sparsify(
             `filter_fn`, and every field of the updater's class, such as `rng_seed` or `scheduler`.
 
     Returns:
-        The transformation. `updater_of` gives its updater, `plan` says what it is going to do.
+        The transformation. `start` gives the parameters and the state to begin with, `updater_of` its updater, `plan`
+        says what it is going to do.
 
     Raises:
         TypeError: If `optimizer` is no optax transformation, or `algorithm` none of the three.
@@ -60,12 +62,12 @@ def sparsify(
         >>> import jax.numpy as jnp
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.adam(1e-3), "rigl", sparsity=0.75, distribution="uniform", total_steps=10_000)
-        >>> print(core.plan(tx, {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}))
+        >>> print(core.plan(tx, {"w": jnp.ones((16, 16)), "b": jnp.ones(16)}))
         RigL: masks change 101 times, every 75 optimizer steps from optimizer step 0 to 7500
-        layer  shape   target sparsity  kept
-        b      (4,)    dense            4 of 4
-        w      (4, 4)  0.75             4 of 16
-        prunable: 4 of 16 kept (sparsity 0.75)
+        layer  shape     target sparsity  kept
+        b      (16,)     dense            16 of 16
+        w      (16, 16)  0.75             64 of 256
+        prunable: 64 of 256 kept (sparsity 0.75)
         random masks and scores: drawn from rng_seed=0, the same at every init; give rng_seed=key for others
 
     Source: Lee et al., JaxPruner (2023); Evci et al., Rigging the Lottery (2020); Zhu and Gupta (2017).
@@ -82,6 +84,34 @@ def sparsify(
         **settings,
     )
     return updater.wrap_optax(optimizer)
+
+
+def start(optimizer: optax.GradientTransformation, params: PyTree, *, output_axis: int = -1) -> tuple[PyTree, Any]:
+    """The parameters and the optimizer state to begin training with.
+
+    An optimizer's `init` cannot change parameters, so that with it alone the first step is taken at dense ones.
+
+    Args:
+        optimizer: A sparse optimizer, such as `sparsify` gives, or a chain with one.
+        params: Initial parameters, drawn for dense layers.
+        output_axis: Axis of a kernel along which its outputs lie; -1 for Flax and Haiku, 0 for Equinox.
+
+    Returns:
+        The parameters on their first masks, rescaled if the updater's `rescale` says so, and `optimizer.init(params)`.
+
+    Raises:
+        ValueError: If there is no updater in the optimizer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.adam(1e-3), "set", sparsity=0.75, total_steps=1_000)
+        >>> params, state = core.start(tx, {"w": jax.random.normal(jax.random.key(0), (64, 64))})
+        >>> int(jnp.count_nonzero(params["w"])), round(float(jnp.square(params["w"]).sum(axis=0).mean()))
+        (1024, 65)
+    """
+    state = optimizer.init(params)
+    return updater_of(optimizer).first_params(params, state, output_axis), state
 
 
 def updater_of(optimizer: Any) -> BaseUpdater:
@@ -112,6 +142,66 @@ def updater_of(optimizer: Any) -> BaseUpdater:
     return next(iter(found.values()))
 
 
+def changed_afterwards(optimizer: Any) -> list[str]:
+    """What changes the updates of a sparse optimizer again, as far as optax's own wrappers show it.
+
+    Args:
+        optimizer: As in `updater_of`.
+
+    Returns:
+        Names of transformations behind it in a chain, or around it.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.adam(1e-3), "static_sparse", sparsity=0.9)
+        >>> changed_afterwards(optax.chain(optax.clip(1.0), tx)), changed_afterwards(optax.chain(tx, optax.ema(0.9)))
+        ([], ['ema'])
+    """
+    found: list[str] = []
+    for function in _functions(optimizer, set()):
+        links = _variables(function).get("update_fns")
+        if _name(function) == "chain" and isinstance(links, tuple):
+            sparse = [any(_updaters(link, set())) for link in links]
+            behind = links[sparse.index(True) + 1 :] if any(sparse) else ()
+            found += [name for name in map(_name, behind) if name != "identity"]
+        elif _name(function) in _CHANGE_PARAMETERS and any(_updaters(function, set())):
+            found.append(_name(function))
+    return list(dict.fromkeys(found))
+
+
+# Around an optimizer they train something else than what it lands on its masks.
+_CHANGE_PARAMETERS = ("lookahead", "schedule_free")
+
+
+def _name(function: Any) -> str:
+    """'chain' for the update function that `optax.chain` made."""
+    name = getattr(function, "__qualname__", type(function).__name__).partition(".")[0]
+    inner = getattr(_variables(function).get("tx"), "update", None)
+    return _name(inner) if name == "with_extra_args_support" and inner is not None else name
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """What a function closes over, by name."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    cells = getattr(function, "__closure__", None) or ()
+    found = {}
+    for name, cell in zip(names, cells, strict=True):
+        with contextlib.suppress(ValueError):  # a variable that is not assigned yet
+            found[name] = cell.cell_contents
+    return found
+
+
+def _functions(node: Any, seen: set[int]) -> Iterator[Any]:
+    """All functions of an optimizer, outside of updaters."""
+    if id(node) in seen or isinstance(node, BaseUpdater):
+        return
+    seen.add(id(node))
+    if hasattr(node, "__closure__"):
+        yield node
+    for part in _parts(node):
+        yield from _functions(part, seen)
+
+
 def _updaters(node: Any, seen: set[int]) -> Iterator[BaseUpdater]:
     """All updaters that functions close over; what wraps an optimizer keeps it in a closure or as an attribute."""
     if id(node) in seen:
@@ -119,6 +209,9 @@ def _updaters(node: Any, seen: set[int]) -> Iterator[BaseUpdater]:
     seen.add(id(node))
     if isinstance(node, BaseUpdater):
         yield node
+        return
+    if isinstance(said := getattr(node, "updater", None), BaseUpdater):
+        yield said
         return
     for part in _parts(node):
         yield from _updaters(part, seen)
@@ -134,12 +227,6 @@ def _parts(node: Any) -> Sequence[Any]:
     if (bound := getattr(node, "__self__", None)) is not None:
         return [bound]
     if hasattr(node, "__closure__"):
-        return [*_contents(node.__closure__ or ()), *vars(node).values()]
+        return [*_variables(node).values(), *vars(node).values()]
     is_optimizer = any(hasattr(node, name) for name in ("update", "apply", "tx", "optimizer"))
     return list(vars(node).values()) if is_optimizer and hasattr(node, "__dict__") else ()
-
-
-def _contents(cells: Sequence[Any]) -> Iterator[Any]:
-    for cell in cells:
-        with contextlib.suppress(ValueError):  # a variable that is not assigned yet
-            yield cell.cell_contents

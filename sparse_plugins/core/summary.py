@@ -181,9 +181,12 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
                 common[plan.ranking] = (common.get(plan.ranking, (0, target))[0] + size, target)
                 rows.append((*first, f"{target:.4g} in all", f"some of {size}"))
             else:
-                kept, about = _planned_entries(plan.rule.of_layer, plan.rule.layer_shape, target)
+                structure = plan.rule.of_layer
+                kept, about = _planned_entries(structure, plan.rule.layer_shape, target)
                 kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
-                rows.append((*first, f"{target:.4g}", f"{about}{kept} of {size}"))
+                # Groups keep n of m, whatever more is asked for.
+                reached = min(target, 1.0 - structure.n / structure.m) if isinstance(structure, NByM) else target
+                rows.append((*first, f"{reached:.4g}", f"{about}{kept} of {size}"))
     for size, target in common.values():
         kept_in_all, size_in_all = kept_in_all + int(keep_count(size, target)), size_in_all + size
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -1,81 +1,28 @@
 """From an algorithm, a sparsity and the length of a run to an updater: what papers use where nothing is said."""
 
-import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sparse_plugins.core import drop_fractions, schedules
+from sparse_plugins.core import schedules
 from sparse_plugins.core.algorithms.per_module import PerModule
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.config import DISTRIBUTIONS, parse_structure
+from sparse_plugins.core.default_schedules import SCHEDULE_KEYS, default_drop_fraction, default_schedule
 from sparse_plugins.core.layer_rules import LayerRule, read_layer_rules, sparsity_of_groups, without_earlier
 from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
 from sparse_plugins.core.run_length import check_length
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structures import ByPath, NByM, Structure
 
-__all__ = ["PRESETS", "build_updater", "default_schedule"]
+__all__ = ["PRESETS", "build_updater"]
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"jaxpruner": {"distribution": "uniform", "drop_fraction": 0.1}}
-_SCHEDULE = ("update_start_step", "update_end_step", "update_freq")
-_WORDS = ("step_unit", "drop_fraction", "filter_fn", *_SCHEDULE)
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "jaxpruner": {"distribution": "uniform", "drop_fraction": 0.1, "rescale": False},
+}
+_WORDS = ("step_unit", "drop_fraction", "filter_fn", *SCHEDULE_KEYS)
 # Fields for which there is a word of its own.
 _SAID_OTHERWISE = {"sparsity_type": "structure", "sparsity_distribution_fn": "distribution"}
-
-
-def default_schedule(
-    updater_class: type[BaseUpdater],
-    total_steps: int | None,
-    step_unit: schedules.StepUnit = "optimizer step",
-    *,
-    length_word: str = "total_steps",
-    **given: int,
-) -> schedules.NoUpdateSchedule:
-    """When the masks of an algorithm change in a run of a known length, as its papers have it.
-
-    Pruning goes from 20 to 75% of the run, in about a hundred changes along a cubic; what replaces weights does so
-    from the first step to 75%, also in about a hundred changes, though no more than every tenth step, since such a
-    step may move no weight. AC/DC alternates ten times. Static masks, pruning at initialisation and straight-through
-    estimation have schedules of their own.
-
-    Args:
-        updater_class: The class of the algorithm.
-        total_steps: Length of the run in steps of the schedule; None if nobody knows.
-        step_unit: What a step is.
-        length_word: How the caller calls total_steps, for messages.
-        **given: `update_start_step`, `update_end_step` or `update_freq`, where they are to be others.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: If the length is needed and missing.
-
-    Example:
-        >>> from sparse_plugins import core
-        >>> default_schedule(core.MagnitudePruning, 10_000).describe()
-        'masks change 101 times, every 55 optimizer steps from optimizer step 2000 to 7500'
-        >>> default_schedule(core.RigL, 10_000).describe()
-        'masks change 101 times, every 75 optimizer steps from optimizer step 0 to 7500'
-    """
-    if not given and not updater_class.needs_schedule():
-        return dataclasses.replace(updater_class.scheduler, step_unit=step_unit)
-    if total_steps is None and len(given) < len(_SCHEDULE):
-        raise ValueError(
-            f"{updater_class.__name__} changes masks while it trains, so it has to know how long that is: give "
-            f"{length_word}=..., the number of {step_unit}s of the run, or all of {', '.join(_SCHEDULE)}."
-        )
-    steps = total_steps if total_steps is None else schedules.whole_number(length_word, total_steps, 1)
-    replaces = updater_class.exchanges_weights
-    start = given.get("update_start_step", 0 if replaces or steps is None else steps // 5)
-    end = given.get("update_end_step", start if steps is None else max(steps * 3 // 4, start))
-    schedule_type = updater_class.schedule_type
-    changes = 10 if issubclass(schedule_type, schedules.AlternatingSchedule) else 100
-    shortest = min(10, max(end - start, 1)) if replaces else 1
-    freq = given.get("update_freq", max((end - start) // changes, shortest))
-    return schedule_type(freq, start, end, step_unit=step_unit)
 
 
 def build_updater(
@@ -92,7 +39,9 @@ def build_updater(
     step_unit: schedules.StepUnit = "optimizer step",
     **settings: Any,
 ) -> BaseUpdater:
-    """The updater that `core.sparsify` wraps an optimizer with; see there.
+    """An updater in few words, with what papers use wherever nothing is said: the one of `core.sparsify`; see there.
+
+    For what takes an updater and an optimizer apart, such as `rl.SparseLearner`.
 
     Args:
         algorithm: As in `core.sparsify`.
@@ -109,6 +58,10 @@ def build_updater(
 
     Returns:
         The updater; a `PerModule` if a rule names an algorithm.
+
+    Raises:
+        TypeError: If `algorithm` is none of the three.
+        ValueError: For an unknown name, a value that is not allowed, or a length missing where it is needed.
 
     Example:
         >>> build_updater("static_sparse", sparsity=0.9, rules=[("head/.*", 0.5)]).sparsity_type
@@ -158,6 +111,8 @@ def _built(
     _check_words(base, settings)
     if "drop_fraction_fn" not in settings and "drop_fraction" in chosen:
         common["drop_fraction"] = chosen["drop_fraction"]
+    if "rescale" in chosen:
+        common["rescale"] = chosen["rescale"]
     read = read_layer_rules(rules)
     named = without_earlier(read, lambda rule: rule.algorithm is not None)
     rest = [rule for rule in read if rule.algorithm is None]
@@ -184,7 +139,7 @@ def _check_words(algorithm: Algorithm, settings: Mapping[str, Any]) -> None:
         if key in _SAID_OTHERWISE:
             raise ValueError(f"{key} is called {_SAID_OTHERWISE[key]} here: give {_SAID_OTHERWISE[key]}=...")
         known(f"setting of {name}", key, dict.fromkeys([*_WORDS, *algorithm.fields]))
-    timed = [key for key in settings if key in _SCHEDULE]
+    timed = [key for key in settings if key in SCHEDULE_KEYS]
     for same in (["drop_fraction", "drop_fraction_fn"], ["scheduler", *timed[:1]]):
         if len(same) > 1 and set(same) <= set(settings):
             raise ValueError(f"{' and '.join(same)} say the same; give one of them.")
@@ -225,7 +180,7 @@ def _single(
 ) -> BaseUpdater:
     """An updater of one algorithm."""
     updater_class, name = algorithm.updater_class, algorithm.updater_class.__name__
-    given = {key: value for key in _SCHEDULE if (value := settings.pop(key, None)) is not None}
+    given = {key: value for key in SCHEDULE_KEYS if (value := settings.pop(key, None)) is not None}
     if not updater_class.prunes:
         return updater_class(**{**algorithm.defaults, **settings})
     kind = algorithm.default("sparsity_type") if structure is None else parse_structure(structure)
@@ -235,7 +190,9 @@ def _single(
         scheduler = default_schedule(updater_class, total_steps, step_unit, length_word=length_word, **given)
     fields |= {"scheduler": scheduler} if scheduler is not None else {}
     if "drop_fraction_fn" in algorithm.fields and "drop_fraction_fn" not in fields:
-        fields["drop_fraction_fn"] = _drop_fraction(updater_class, fields["scheduler"], drop_fraction)
+        fields["drop_fraction_fn"] = default_drop_fraction(updater_class, fields["scheduler"], drop_fraction)
+    if fields.get("rescale") is None:
+        fields["rescale"] = not updater_class.starts_dense and not updater_class.keeps_dense_weights
     if layers is not None:
         if "layers" not in algorithm.fields:
             raise ValueError(f"{name} does not know layers; leave it out.")
@@ -279,16 +236,3 @@ def _sparsities(
         return {"sparsity_distribution_fn": functools.partial(distribution, sparsity=sparsity, **layers)}
     divide = DISTRIBUTIONS[known("distribution", distribution or "erk", DISTRIBUTIONS)]
     return {"sparsity_distribution_fn": functools.partial(divide, sparsity=sparsity, **layers)}
-
-
-def _drop_fraction(
-    updater_class: type[BaseUpdater], scheduler: schedules.NoUpdateSchedule, first: float | None
-) -> Callable[[Any], Any]:
-    """From the first fraction, or the class's own, to 0 along a cosine; as it is without an end."""
-    default = inspect.getattr_static(updater_class, "drop_fraction_fn")
-    if first is None:
-        if not isinstance(default, drop_fractions.ConstantDrop):
-            return default
-        first = default.fraction
-    end = getattr(scheduler, "update_end_step", None)
-    return drop_fractions.CosineDrop(first, end_step=end) if end else drop_fractions.ConstantDrop(first)

@@ -23,7 +23,7 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.fedjax.client_widths import ClientWidths
     from sparse_plugins.fed.fedjax.compat import import_fedjax
     from sparse_plugins.fed.fedjax.metered import MeteredBackend
-    from sparse_plugins.fed.fedjax.optimizers import sparse_client_optimizer, sparse_server_optimizer
+    from sparse_plugins.fed.fedjax.optimizers import first_params, sparse_client_optimizer, sparse_server_optimizer
     from sparse_plugins.fed.fedjax.quantizers import survivors_only
     from sparse_plugins.fed.fedjax.sparse_fedavg import sparse_federated_averaging
     from sparse_plugins.fed.fedjax.sparsify import SparsifiedState, sparsify
@@ -56,7 +56,7 @@ else:
         "fed.fedjax.compat": ("import_fedjax",),
         "fed.mask_in_params": ("sparse_broadcast",),
         "fed.fedjax.metered": ("MeteredBackend",),
-        "fed.fedjax.optimizers": ("sparse_client_optimizer", "sparse_server_optimizer"),
+        "fed.fedjax.optimizers": ("first_params", "sparse_client_optimizer", "sparse_server_optimizer"),
         "fed.fedjax.quantizers": ("survivors_only",),
         "fed.fedjax.sparse_fedavg": ("sparse_federated_averaging",),
         "fed.fedjax.sparsify": ("SparsifiedState", "sparsify"),
@@ -117,6 +117,7 @@ __all__ = [
     "Wire",
     "decode",
     "encode",
+    "first_params",
     "import_fedjax",
     "masks_digest",
     "needed_base",

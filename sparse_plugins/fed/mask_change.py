@@ -15,12 +15,21 @@ import jax.numpy as jnp
 
 from sparse_plugins import core
 from sparse_plugins.core.algorithms.tree_partition import Parts
+from sparse_plugins.core.checks import counts_steps
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
 from sparse_plugins.core.selection.counts import survivor_count
 from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["MaskChange", "can_change_masks", "pruned_places", "replaced_per_layer", "settled_masks", "with_fields"]
+__all__ = [
+    "MaskChange",
+    "can_change_masks",
+    "check_counts_rounds",
+    "pruned_places",
+    "replaced_per_layer",
+    "settled_masks",
+    "with_fields",
+]
 
 
 class _Exchanging(Protocol):
@@ -222,6 +231,27 @@ def pruned_places(grads: PyTree, masks: PyTree) -> PyTree:
     return map_pruned(
         lambda g, mask: (mask == 0).astype(jnp.uint8), grads, masks, otherwise=lambda g: jnp.zeros(g.shape, jnp.uint8)
     )
+
+
+def check_counts_rounds(updater: core.BaseUpdater) -> None:
+    """Refuses a schedule that does not say that its steps are rounds, which are all that a server counts.
+
+    Raises:
+        ValueError: If it counts something else, or says nothing.
+
+    Example:
+        >>> check_counts_rounds(core.MagnitudePruning(scheduler=core.OneShotSchedule(9, step_unit="round")))
+        >>> check_counts_rounds(core.MagnitudePruning(scheduler=core.OneShotSchedule(9)))
+        Traceback (most recent call last):
+        ValueError: the schedule of MagnitudePruning counts optimizer steps, and a server counts rounds: ...
+    """
+    for part in [part for _, part in updater.parts] or [updater]:
+        schedule = part.scheduler
+        if schedule.step_unit != "round" and counts_steps(schedule) and not part.masks_from_seed:
+            raise ValueError(
+                f"the schedule of {type(part).__name__} counts {schedule.step_unit}s, and a server counts rounds: give "
+                f"it rounds and say so with step_unit='round' ({schedule})."
+            )
 
 
 def with_fields(updater: core.BaseUpdater, **fields: Any) -> core.BaseUpdater:

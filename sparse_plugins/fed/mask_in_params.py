@@ -15,7 +15,7 @@ from sparse_plugins.core.transform.state import find_sparse_state
 from sparse_plugins.core.trees import aligned
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["broadcast_masks", "mark_in_use", "sparse_broadcast"]
+__all__ = ["broadcast_masks", "first_broadcast", "mark_in_use", "sparse_broadcast"]
 
 
 @jax.jit
@@ -76,13 +76,37 @@ def sparse_broadcast(updater: core.BaseUpdater, params: PyTree, opt_state: PyTre
         >>> import functools
         >>> import optax
         >>> from sparse_plugins import fed
-        >>> updater = core.SET(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
+        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
         >>> params = {"w": jnp.ones((2, 2))}
         >>> server_optimizer = fed.sparse_server_optimizer(optax.sgd(1.0), updater)
         >>> int((fed.sparse_broadcast(updater, params, server_optimizer.init(params))["w"] != 0).sum())
         1
     """
     return mark_in_use(updater.pre_forward_update(params, opt_state), find_sparse_state(opt_state).masks)
+
+
+def first_broadcast(updater: core.BaseUpdater, params: PyTree, opt_state: PyTree) -> PyTree:
+    """What a server broadcasts first: the parameters to begin with, their masks in them.
+
+    Args:
+        updater: The server's updater.
+        params: Initial parameters.
+        opt_state: State of its optimizer, fresh from `init`.
+
+    Returns:
+        Parameters on the first masks, rescaled if the updater's `rescale` says so, and not 0 inside.
+
+    Example:
+        >>> import functools
+        >>> import optax
+        >>> half = functools.partial(core.uniform, sparsity=0.5)
+        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=half, rescale=True)
+        >>> params = {"w": jnp.ones((8, 1))}
+        >>> first = first_broadcast(updater, params, updater.wrap_optax(optax.sgd(1.0)).init(params))
+        >>> round(float(jnp.square(first["w"]).sum()), 3)
+        8.0
+    """
+    return mark_in_use(updater.first_params(params, opt_state), find_sparse_state(opt_state).masks)
 
 
 def broadcast_masks(params: PyTree) -> PyTree:

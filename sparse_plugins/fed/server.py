@@ -15,13 +15,14 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
+from sparse_plugins.core.checks import check_changes
 from sparse_plugins.core.masks import map_pruned, unpack
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.aggregation import Sums, Updates, reprune
 from sparse_plugins.fed.growth import GrowthProtocol, Signals, growth_protocol
 from sparse_plugins.fed.ledger import DELIVERED, Entry
-from sparse_plugins.fed.mask_change import MaskChange, can_change_masks, with_fields
-from sparse_plugins.fed.mask_in_params import mark_in_use, sparse_broadcast
+from sparse_plugins.fed.mask_change import MaskChange, can_change_masks, check_counts_rounds, with_fields
+from sparse_plugins.fed.mask_in_params import first_broadcast, mark_in_use
 from sparse_plugins.wire import SeededMasks
 from sparse_plugins.wire.trees import PyTree
 
@@ -67,8 +68,9 @@ class Server:
 
     def init(self, params: PyTree) -> SparseServerState:
         """The first state; its parameters are on the first masks."""
+        check_changes(self.updater, params)
         opt_state = self.optimizer.init(params)
-        return SparseServerState(sparse_broadcast(self.updater, params, opt_state), opt_state, 0)
+        return SparseServerState(first_broadcast(self.updater, params, opt_state), opt_state, 0)
 
     def masks(self, state: SparseServerState) -> PyTree:
         """uint8 masks to broadcast; `core.NOT_PRUNED` where a leaf stays dense."""
@@ -198,6 +200,7 @@ def sparse_server(
         (1, 64)
     """
     check_updater(updater)
+    check_counts_rounds(updater)
     protocol = growth_protocol(updater, growth)
     updater = with_fields(updater, skip_gradients=False)
     transformation = updater.wrap_optax(optimizer, refresh_in_graph=False)

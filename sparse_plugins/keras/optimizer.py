@@ -115,7 +115,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             name = jax.tree_util.keystr(path, simple=True, separator="_").replace("/", "_")
             variable = self.add_variable(leaf.shape, dtype=str(leaf.dtype), name=f"{number}_{name}")
             variable.assign(jnp.copy(leaf))  # some optimizers keep an array twice, or the parameters
-        self._assign(self.updater.pre_forward_update(params, state))
+        self._assign(self.updater.first_params(params, state))
 
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
         """A step: changes the trainable variables and the optimizer's own.

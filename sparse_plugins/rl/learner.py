@@ -136,7 +136,7 @@ class SparseLearner:
         dense = init(of_params, *inputs)
         updater = self.updater.seeded(key_of_masks(key) if self.mask_key is None else self.mask_key)
         optimizer_state = updater.wrap_optax(self.optimizer).init(dense)
-        params = self.updater.pre_forward_update(dense, optimizer_state)
+        params = self.updater.first_params(dense, optimizer_state)
         target = self._follower.initial(dense, optimizer_state)
         # Copies, because a caller that donates the state must not give one buffer twice.
         return LearnerState(params, jax.tree.map(jnp.copy, target), optimizer_state, own)

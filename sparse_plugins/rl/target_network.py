@@ -102,9 +102,14 @@ class TargetFollower:
         onto = self.updater.pre_forward_update
         return (jax.vmap(onto) if is_replicated(opt_state) else onto)(params, opt_state)
 
+    def first_params(self, dense: PyTree, opt_state: PyTree) -> PyTree:
+        """The online network before the first step, from parameters as they were drawn."""
+        first = self.updater.first_params
+        return (jax.vmap(first) if is_replicated(opt_state) else first)(dense, opt_state)
+
     def initial(self, dense: PyTree, opt_state: PyTree) -> PyTree:
         """The target network before the first step, from parameters as they were drawn."""
-        return dense if self.policy is TargetPolicy.DENSE else self.onto_masks(dense, opt_state)
+        return dense if self.policy is TargetPolicy.DENSE else self.first_params(dense, opt_state)
 
     def copied(self, params: PyTree, target: PyTree, opt_state: PyTree) -> PyTree:
         """The target network after a copy of the online one, or a step towards it."""
@@ -153,6 +158,7 @@ class HostFollower:
     def __init__(self, updater: BaseUpdater, policy: TargetPolicy | str) -> None:
         self._follower = TargetFollower(updater, policy)
         self.onto_masks, self.initial = jax.jit(self._follower.onto_masks), jax.jit(self._follower.initial)
+        self.first_params = jax.jit(self._follower.first_params)
         self._steps, self._is_exact = 0, True  # steps so far, or more where a state was taken over without one
         self._each = 0  # steps from one state to the next; 0 if not known yet
         self._is_restoring = False

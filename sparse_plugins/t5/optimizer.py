@@ -38,7 +38,7 @@ class SparseOptimizer:
 
     Example:
         >>> from sparse_plugins import core
-        >>> SparseOptimizer("adafactor", core.create_updater_from_config(algorithm="rigl", sparsity=0.8))
+        >>> SparseOptimizer("adafactor", core.create_updater_from_config(algorithm="static_sparse", sparsity=0.8))
         Traceback (most recent call last):
         TypeError: optimizer is 'adafactor'; give an OptimizerDef of T5X such as adafactor.Adafactor(), or ...
     """
@@ -68,7 +68,7 @@ class SparseOptimizer:
             `Optimizer` whose target is the forward view of `target`.
         """
         state = self.init_state(target)
-        forward = self.updater.pre_forward_update(target, state.param_states)
+        forward = self.updater.first_params(target, state.param_states)
         return self.dense.create(target).replace(optimizer_def=self, state=state, target=forward)
 
     def init_state(self, params: PyTree) -> Any:

@@ -84,7 +84,7 @@ class TrainState(train_state.TrainState):
         elif any(map(_is_box, jax.tree.leaves(trained, is_leaf=_is_box))):
             updater = updater.knowing(describe_layers(trained))
         state = super().create(apply_fn=apply_fn, params=params, tx=updater.wrap_optax(tx), **fields)
-        on_masks = lambda trained: updater.pre_forward_update(trained, state.opt_state)  # noqa: E731
+        on_masks = lambda trained: updater.first_params(trained, state.opt_state)  # noqa: E731
         if trained is not params:
             return state.replace(params=flax.core.copy(params, {"params": on_masks(params["params"])}))
         return state.replace(params=on_masks(params))

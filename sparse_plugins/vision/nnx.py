@@ -90,7 +90,7 @@ class Optimizer(nnx.Optimizer[M]):
 
         super().__init__(model, sparse._replace(init=init), wrt=wrt, **options)
         self.tx = sparse
-        nnx.update(model, updater.pre_forward_update(nnx.as_pure(params), nnx.as_pure(self.opt_state)))
+        nnx.update(model, updater.first_params(nnx.as_pure(params), nnx.as_pure(self.opt_state)))
 
 
 class ModelAndOptimizer(Optimizer[M], nnx.ModelAndOptimizer[M]):

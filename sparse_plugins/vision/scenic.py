@@ -110,7 +110,7 @@ def sparsify_train_state(train_state: Any, updater: BaseUpdater) -> Any:
     @jax.jit  # one program for all layers
     def start(params: PyTree) -> tuple[PyTree, PyTree]:
         opt_state = tx.init(params)
-        return updater.pre_forward_update(params, opt_state), opt_state
+        return updater.first_params(params, opt_state), opt_state
 
     params, opt_state = start(train_state.params)
     return train_state.replace(tx=tx, params=params, opt_state=opt_state)

@@ -81,13 +81,44 @@ def test_a_wrong_value_is_explained(case: str) -> None:
         act()
 
 
-def test_a_schedule_that_never_prunes_is_pointed_out() -> None:
-    idle = core.MagnitudePruning(sparsity_distribution_fn=HALF)
-    with pytest.warns(UserWarning, match="NoUpdateSchedule.* keeps every weight: give a schedule"):
+IDLE = {
+    "magnitude": (core.MagnitudePruning, "keeps every weight"),
+    "snip": (lambda: core.SnipPruning(sparsity=0.5, scheduler=core.NoUpdateSchedule()), "keeps every weight"),
+    "rigl": (core.RigL, "is a static random mask"),
+    "set": (core.SET, "is a static random mask"),
+    "gradual_rigl": (core.GradualRigL, "is a static random mask"),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_masks_that_are_to_change_and_never_would_are_an_error(name: str) -> None:
+    make, result = IDLE[name]
+    idle = make() if name == "snip" else make(sparsity_distribution_fn=HALF)
+    with pytest.raises(ValueError, match=f"NoUpdateSchedule.* {result}: give a schedule that changes masks"):
         idle.wrap_optax(optax.sgd(0.1)).init(PARAMS)
-    for quiet in (core.MagnitudePruning(), core.NoPruning(), core.SET(sparsity_distribution_fn=HALF)):
-        quiet.wrap_optax(optax.sgd(0.1)).init(PARAMS)
     idle.wrap_optax(optax.sgd(0.1), refresh_in_graph=False).init(PARAMS)
+
+
+@pytest.mark.parametrize("name", core.all_algorithm_names())
+def test_without_a_schedule_masks_either_need_none_or_are_an_error(name: str) -> None:
+    """No algorithm becomes another one, or none, because nobody said when its masks change."""
+    needs_none = name in ("no_prune", "static_sparse", "snip", "grasp") or "ste" in name
+    exchanges = "set" in name or "rigl" in name or name == "granet"
+    if exchanges:
+        with pytest.raises(ValueError, match="is a static random mask: give a schedule"):
+            core.create_updater_from_config(algorithm=name, sparsity=0.5)
+        return
+    tx = core.create_updater_from_config(algorithm=name, sparsity=0.5).wrap_optax(optax.adam(0.1))
+    if needs_none:
+        tx.init(PARAMS)
+    else:
+        with pytest.raises(ValueError, match="keeps every weight: give a schedule"):
+            tx.init(PARAMS)
+
+
+def test_an_updater_that_has_nothing_to_change_needs_no_schedule() -> None:
+    for quiet in (core.MagnitudePruning(), core.NoPruning(), core.SET()):
+        quiet.wrap_optax(optax.sgd(0.1)).init(PARAMS)
 
 
 def test_a_state_of_another_plan_is_refused() -> None:

@@ -1,6 +1,5 @@
 """Contracts 2 and 3 over every optimizer inside and everything around."""
 
-import functools
 from typing import Any
 
 import jax
@@ -174,7 +173,7 @@ def test_what_changes_the_updates_again_is_not_sparse(after: str) -> None:
 def test_optax_maps_over_the_state() -> None:
     """Sharding code asks optax which parts of a state lie like the parameters, by init with a placeholder."""
     params = {"w": jnp.ones((8, 6)), "b": jnp.ones(6)}
-    tx = core.RigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5)).wrap_optax(optax.adam(0.1))
+    tx = core.sparsify(optax.adam(0.1), "rigl", sparsity=0.5, total_steps=100)
     named = optax.tree.map_params(tx, lambda _: "like params", tx.init(params), transform_non_params=lambda _: "own")
     assert named.inner_state[0].mu == {"w": "like params", "b": "like params"}
     assert (named.masks, named.target_sparsities, named.count) == ("own", "own", "own")

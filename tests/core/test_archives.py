@@ -20,7 +20,7 @@ from sparse_plugins.core.storage.archives import Archive
 from sparse_plugins.core.storage.array_files import DamagedFileError, damage
 from tests.disks import few_open_files
 
-LIKE = {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(2)}
+LIKE = {"w": jnp.arange(12.0).reshape(3, 4) * jnp.eye(3, 4), "b": jnp.ones(2)}
 MASKS = {"w": jnp.eye(3, 4, dtype=jnp.uint8), "b": NOT_PRUNED}
 Arrays = dict[str, np.ndarray]
 Header = dict[str, Any]

@@ -91,7 +91,7 @@ def test_every_form_gives_back_all_bits_and_the_mask(
 )
 def test_a_file_gives_back_all_bits_and_the_masks(shape: tuple, dtype: Any, compress: bool, seed: int) -> None:
     values, mask = any_bits(shape, dtype, seed), draw("file", shape, seed)
-    params = ({"w": values, "b": values}, [jnp.arange(3), 2.5])
+    params = ({"w": np.where(mask, values, np.zeros((), values.dtype)), "b": values}, [jnp.arange(3), 2.5])
     masks = ({"w": mask.astype(np.uint8), "b": None}, [NOT_PRUNED, NOT_PRUNED])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.npz")
@@ -201,7 +201,19 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "model.npz"
 
 
-PAIR = {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(2)}, {"w": jnp.eye(3, 4, dtype=jnp.uint8), "b": NOT_PRUNED}
+PAIR = (
+    {"w": jnp.arange(12.0).reshape(3, 4) * jnp.eye(3, 4), "b": jnp.ones(2)},
+    {"w": jnp.eye(3, 4, dtype=jnp.uint8), "b": NOT_PRUNED},
+)
+
+
+@pytest.mark.parametrize("stray", [1e-30, float("nan"), -2.0])
+def test_a_weight_outside_its_mask_is_not_left_out_of_a_file_in_silence(tmp_path: Path, stray: float) -> None:
+    params, masks = PAIR
+    with pytest.raises(ValueError, match=r"1 of the 9 pruned weights of 'w' are not 0, .*core.apply_masks"):
+        export.save_sparse(tmp_path / "model.npz", params | {"w": params["w"].at[0, 1].set(stray)}, masks)
+    assert not list(tmp_path.iterdir())
+    export.save_sparse(tmp_path / "model.npz", params | {"w": params["w"].at[0, 1].set(-0.0)}, masks)
 
 
 def test_no_file_is_overwritten_by_chance_or_left_half_done(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,3 +206,104 @@ def test_a_run_of_defaults_ends_at_its_sparsity() -> None:
         params = optax.apply_updates(params, updates)
     summary = core.summarize_sparsity(params, masks=state.masks)
     assert int(summary["_nparams_nnz"]) == round(0.1 * (288 + 1024))
+
+
+def test_a_plan_marks_and_counts_outputs_and_inputs_without_a_weight() -> None:
+    tx = core.sparsify(ADAM, "static_sparse", sparsity=0.95, distribution="uniform")
+    updater = core.updater_of(tx)
+    shapes = jax.eval_shape(lambda: {"w": jnp.ones((3, 3, 4, 8)), "b": jnp.ones(8), "head": jnp.ones((4, 4))})
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    mask = np.asarray(core.unpack_masks(params, updater.init_state(params).masks)["w"])
+    outputs = sum(not mask[..., i].any() for i in range(8))
+    inputs = sum(not mask[:, :, i].any() for i in range(4))
+    assert outputs
+    for tree in (shapes, params):
+        notes = core.plan(tx, tree).notes
+        assert f"w starts with {outputs} of 8 outputs and {inputs} of 4 inputs without a weight" in notes
+        assert f"{outputs + 3} outputs (last axis) and {inputs + 3} inputs" in notes[-1]
+    assert core.plan(core.sparsify(ADAM, "magnitude", sparsity=0.95, total_steps=100), params).notes == ()
+    assert core.plan(core.sparsify(ADAM, "magnitude_ste", sparsity=0.95), shapes).notes == ()
+
+
+def test_a_plan_says_what_sparsity_1_does_and_what_n_of_m_reaches() -> None:
+    assert core.plan(core.sparsify(ADAM, "static_sparse", sparsity=0.5, rules=[("head/w", 1.0)]), SHAPES).notes[0] == (
+        "pruned whole, as sparsity 1 asks: head/w"
+    )
+    groups = core.StaticRandomSparse(
+        sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.8), sparsity_type=core.NByM(2, 4)
+    )
+    assert [line.split()[-4:] for line in str(core.plan(groups, SHAPES)).splitlines() if "/w" in line][1] == [
+        *("0.5", "512", "of", "1024")
+    ]
+
+
+SPARSE = core.sparsify(optax.sgd(0.1), "static_sparse", sparsity=0.9, use_packed_masks=False)
+UNDOING = {
+    "ema": optax.chain(SPARSE, optax.ema(0.9)),
+    "scale": optax.chain(optax.clip(1.0), SPARSE, optax.scale(0.5)),
+    "add_decayed_weights": optax.MultiSteps(optax.chain(SPARSE, optax.add_decayed_weights(0.1)), 1),
+    "clip": optax.apply_if_finite(optax.chain(optax.chain(SPARSE), optax.clip(0.01)), 3),
+    "schedule_free": optax.contrib.schedule_free(SPARSE, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", UNDOING)
+def test_what_undoes_masks_is_recognised_and_found(name: str) -> None:
+    tx = UNDOING[name]
+    with pytest.warns(UserWarning, match=f"{name} after the sparse optimizer moves weights off their masks"):
+        core.plan(tx, PARAMS)
+    if name == "schedule_free":  # its parameters come nearer to the masks with every step
+        return
+    state, params = tx.init(PARAMS), PARAMS
+    for _ in range(2):
+        updates, state = tx.update(PARAMS, state, params)
+        params = optax.apply_updates(params, updates)
+    with pytest.raises(
+        ValueError, match=r"of the \d+ pruned weights of '\w+/w' are not 0, .* put the sparse optimizer"
+    ):
+        core.check_sparse(params, state)
+
+
+STORED = [(name, storage) for name in ("static_sparse", "rigl", "magnitude") for storage in (True, "zeros")]
+
+
+@pytest.mark.parametrize(("name", "storage"), [*STORED, ("magnitude_ste", True)])
+def test_a_sparse_optimizer_at_the_end_of_a_chain_passes(name: str, storage: object) -> None:
+    tx = optax.chain(
+        optax.clip(1.0), core.sparsify(optax.sgd(0.1), name, sparsity=0.9, total_steps=4, use_packed_masks=storage)
+    )
+    assert core.plan(tx, PARAMS, steps=4).concerns == ()
+    params, state = core.start(tx, PARAMS)
+    core.check_sparse(params, state)
+    for _ in range(4):
+        updates, state = tx.update(PARAMS, state, params)
+        params = optax.apply_updates(params, updates)
+        core.check_sparse(params, state)
+
+
+def test_a_start_is_on_the_masks_and_rescaled_for_the_inputs_that_are_left() -> None:
+    params = {"w": np.asarray(jax.random.normal(jax.random.key(0), (64, 16))), "b": np.ones(16, np.float32)}
+    tx = core.sparsify(ADAM, "rigl", sparsity=0.75, distribution="uniform", total_steps=100)
+    first, state = core.start(tx, params)
+    mask = np.asarray(core.unpack_masks(params, state.masks)["w"])
+    scale = np.sqrt(64 / mask.sum(axis=0))
+    np.testing.assert_allclose(first["w"], np.where(mask, params["w"] * scale, 0), rtol=1e-6)
+    np.testing.assert_array_equal(first["b"], params["b"])
+    rows, state = core.start(tx, params, output_axis=0)
+    np.testing.assert_allclose(
+        rows["w"], np.where(mask, params["w"] * np.sqrt(16 / np.maximum(mask.sum(axis=1), 1))[:, None], 0), 1e-6
+    )
+    paper, _ = core.start(core.sparsify(ADAM, "rigl", sparsity=0.75, total_steps=100, preset="jaxpruner"), params)
+    np.testing.assert_array_equal(paper["w"], np.where(mask, params["w"], 0))
+    dense, _ = core.start(core.sparsify(ADAM, "magnitude", sparsity=0.75, total_steps=100), params)
+    np.testing.assert_array_equal(dense["w"], params["w"])
+    by_part = core.sparsify(ADAM, "magnitude", sparsity=0.75, total_steps=100, rules=[("w", "static_sparse")])
+    both, _ = core.start(by_part, params | {"v": params["w"]})
+    np.testing.assert_allclose(np.square(both["w"]).sum(), np.square(params["w"]).sum(), rtol=0.2)
+    np.testing.assert_array_equal(both["v"], params["w"])
+
+
+def test_rescaling_what_begins_with_all_weights_is_an_error() -> None:
+    for name in ("magnitude", "magnitude_ste", "snip"):
+        with pytest.raises(ValueError, match="begins with all weights, as they were drawn: leave it out"):
+            core.sparsify(ADAM, name, sparsity=0.5, total_steps=100, rescale=True)

@@ -75,7 +75,8 @@ def test_broken_invariants_are_named(change: dict[str, Any], message: str) -> No
 
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(5), jax.random.key(5)], ids=["old", "typed"])
 def test_a_donated_state_takes_nothing_of_the_updater_along(key: jax.Array) -> None:
-    updater = core.SET(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5), rng_seed=key)
+    half = functools.partial(core.uniform, sparsity=0.5)
+    updater = core.SET(sparsity_distribution_fn=half, scheduler=core.PeriodicSchedule(2, 0), rng_seed=key)
     tx = updater.wrap_optax(optax.adam(0.1))
     step = jax.jit(lambda state, params: tx.update(PARAMS, state, params)[1], donate_argnums=0)
     first, second = (step(tx.init(PARAMS), PARAMS) for _ in range(2))

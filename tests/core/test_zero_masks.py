@@ -74,9 +74,9 @@ def test_seeds_reach_the_first_masks_through_the_state() -> None:
     params = {"w": jnp.ones((8, 8))}
     views = []
     for seed in (1, 2):
-        state = updater(core.SET, rng_seed=seed).wrap_optax(optax.sgd(0.1)).init(params)
-        views.append(updater(core.SET, rng_seed=0).pre_forward_update(params, state)["w"])
-        stored = core.SET(sparsity_distribution_fn=HALF, rng_seed=seed)
+        state = updater(core.StaticRandomSparse, rng_seed=seed).wrap_optax(optax.sgd(0.1)).init(params)
+        views.append(updater(core.StaticRandomSparse, rng_seed=0).pre_forward_update(params, state)["w"])
+        stored = core.StaticRandomSparse(sparsity_distribution_fn=HALF, rng_seed=seed)
         np.testing.assert_array_equal(views[-1], stored.pre_forward_update(params, stored.init_state(params))["w"])
     assert (views[0] != views[1]).any()
 

@@ -203,7 +203,13 @@ def crowded(name: str) -> core.BaseUpdater:
     """One that grows more weights at its first mask change than are pruned before it."""
     if name in ("gradual_rigl", "granet"):  # from dense
         return core.create_updater_from_config(
-            algorithm=name, sparsity=0.5, update_freq=1, update_start_step=0, update_end_step=1, drop_fraction=0.5
+            algorithm=name,
+            sparsity=0.5,
+            update_freq=1,
+            update_start_step=0,
+            update_end_step=1,
+            drop_fraction=0.5,
+            step_unit="round",
         )
     return dataclasses.replace(growing(name), sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.2))
 

@@ -71,7 +71,7 @@ EMPTIED = "mlp/~/linear_1"
 def emptying(how: str) -> core.BaseUpdater:
     """One that prunes the second layer whole: from the start, or as a global ranking does that finds it small."""
     if how == "global":
-        schedule = core.OneShotSchedule(target_step=1)
+        schedule = core.OneShotSchedule(target_step=1, step_unit="round")
         return core.GlobalMagnitudePruning(sparsity=0.5, scheduler=schedule, use_normalization=False)
     rules = [(".*linear_1/w", 1.0), (".*/w", 0.5)]
     return core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5, rules=rules))

@@ -111,7 +111,7 @@ def test_a_fedjax_optimizer_serves_as_well_as_the_transformation_in_it():
 def test_the_delta_of_a_round_that_changes_masks_is_applied(updater_class):
     updater = updater_class(
         sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
-        scheduler=core.PeriodicSchedule(update_freq=1, update_start_step=1),
+        scheduler=core.PeriodicSchedule(update_freq=1, update_start_step=1, step_unit="round"),
     )
     assert updater.skip_gradients
     server = fed.sparse_server_optimizer(optax.sgd(1.0), updater)

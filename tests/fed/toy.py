@@ -67,6 +67,7 @@ def updater_of(algorithm: str, sparsity: float = SPARSITY) -> core.BaseUpdater:
         update_freq=1,
         update_start_step=1,
         update_end_step=END_ROUND,
+        step_unit="round",
     )
 
 

@@ -21,7 +21,7 @@ HALF = functools.partial(core.uniform, sparsity=0.5)
 KERNELS = functools.partial(HALF, filter_fn=core.kernels_only)
 UPDATERS = {
     "magnitude": core.MagnitudePruning(sparsity_distribution_fn=HALF, scheduler=core.OneShotSchedule(0)),
-    "rigl": core.RigL(sparsity_distribution_fn=HALF),
+    "rigl": core.RigL(sparsity_distribution_fn=HALF, scheduler=core.PeriodicSchedule(2, 0)),
     "straight-through": core.SteMagnitudePruning(sparsity_distribution_fn=HALF),
 }
 

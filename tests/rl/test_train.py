@@ -1,6 +1,7 @@
 """The command: flags as Dopamine's users know them, shortcuts, and errors that say what to do."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,3 +136,64 @@ def test_the_module_is_a_command_and_is_quiet(cartpole: str) -> None:
     done = subprocess.run(command, env=environment, timeout=300, capture_output=True, check=True, text=True)
     assert done.stdout.startswith("SET: masks change")
     assert done.stderr == ""
+
+
+NO_ALGORITHM = "sparsity given for sparsity, but no algorithm, so the agent would be dense: bind"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsity=0.9", "--plan_only"], NO_ALGORITHM),
+        (
+            ["--gin_bindings=create_updater_from_config.update_freq = 5", "--plan_only"],
+            "update_freq given for sparsity",
+        ),
+        (["--sparsity=0.9", "--pruner=rigl", "--plan_only"], "RigL with NoUpdateSchedule.* is a static random mask"),
+        (["--sparsity=0.9", "--pruner=magnitude", "--plan_only"], "MagnitudePruning with .* keeps every weight"),
+        (
+            ["--sparsity=0.9", "--pruner=rigl", "--gin_bindings=create_updater_from_config.total_steps = 0"],
+            "total_steps is 0",
+        ),
+    ],
+)
+def test_a_run_that_would_not_be_what_its_flags_say_does_not_start(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of the user's own says nothing about sparsity; what the command line adds has to be enough."""
+    path = tmp_path / "dense.gin"
+    path.write_text("\n".join(binding for binding in BINDINGS if "create_updater" not in binding))
+    assert run(f"--gin_files={path}", f"--base_dir={tmp_path}/run", *arguments, bindings=[]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_length_of_a_run_is_enough_of_a_schedule(cartpole: str, capsys: pytest.CaptureFixture[str]) -> None:
+    window = [
+        f"create_updater_from_config.{key} = None" for key in ("update_start_step", "update_end_step", "update_freq")
+    ]
+    length = [
+        "create_updater_from_config.step_unit = 'environment step'",
+        "create_updater_from_config.total_steps = 200",
+    ]
+    assert run(cartpole, "--pruner=rigl", "--plan_only", bindings=[*window, *length]) == 0
+    assert "RigL: masks change" in capsys.readouterr().out
+
+
+def test_a_schedule_is_held_against_the_iterations(
+    cartpole: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = [
+        "create_updater_from_config.update_start_step = 5_000",
+        "create_updater_from_config.update_end_step = 9_000",
+    ]
+    assert run(cartpole, f"--base_dir={tmp_path}/run", bindings=late) == 2
+    assert re.search(
+        r"changes no mask in a run of \d+ optimizer steps.* Runner.num_iterations", capsys.readouterr().err
+    )
+    assert not (tmp_path / "run" / "settings.gin").exists()
+
+
+def test_the_plan_says_that_a_schedule_does_not_end(cartpole: str, capsys: pytest.CaptureFixture[str]) -> None:
+    long = ["create_updater_from_config.update_end_step = 9_000", "create_updater_from_config.update_freq = 10"]
+    assert run(cartpole, "--pruner=magnitude", "--plan_only", bindings=long) == 0
+    assert re.search(r"WARNING: \w+ reaches [\d.]+% of its target sparsity in a run of", capsys.readouterr().out)

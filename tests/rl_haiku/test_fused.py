@@ -329,3 +329,18 @@ def test_a_network_that_does_not_fit_the_game_is_an_error_before_anything_is_com
     for learner_of, hyper in ((dqn({"lr": 0.1}), None), (dqn, HYPER)):
         with pytest.raises(ValueError, match=r"corridor has 2 actions, the network gives values for 6; build it for 2"):
             FusedTrainer(Corridor(), learner_of, CONFIG).init(KEYS, hyper)
+
+
+def test_a_warm_up_longer_than_the_replay_is_refused() -> None:
+    config = FusedConfig(num_envs=2, capacity=64, warm_up=66)
+    with pytest.raises(ValueError, match="the first 2 steps would be gone from the replay"):
+        FusedTrainer(Corridor(), learner(), config)
+
+
+def test_a_run_warns_of_a_schedule_that_it_is_too_short_for(tmp_path: Path) -> None:
+    late = core.MagnitudePruning(
+        sparsity_distribution_fn=lambda params: jax.tree.map(lambda leaf: 0.5 if leaf.ndim > 1 else None, params),
+        scheduler=core.OneShotSchedule(1_000),
+    )
+    with pytest.warns(UserWarning, match="changes no mask in a run of 10 optimizer steps"):
+        train(FusedTrainer(Corridor(), learner(updater=late), CONFIG), KEYS[:1], CONFIG.environment_steps(5), tmp_path)

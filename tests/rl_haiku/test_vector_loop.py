@@ -1,6 +1,7 @@
 """The loop for vector environments of the host, on a corridor of NumPy and on Pong itself."""
 
 import base64
+import dataclasses
 import functools
 import io
 import os
@@ -257,6 +258,10 @@ def test_what_can_not_be_trained_is_an_error(agent):
         trainer_of([Group("one", agent, (1,)), Group("one", agent, (2,))])
     with pytest.raises(ValueError, match="num_envs is 3; give a multiple of num_halves=2"):
         VectorConfig(num_envs=3, warm_up=9)
+    with pytest.raises(ValueError, match="warm_up is 9000 and capacity 5000: the first 4000 steps would be gone"):
+        VectorTrainer(None, [Group("one", agent, (0,))], VectorConfig(capacity=5_000, warm_up=9_000))
+    with pytest.raises(ValueError, match="stack is '4'; give an int from 1"):
+        VectorConfig(stack="4")
     pixels = haiku.SparseDQN(
         num_actions=2, torso=haiku.nature_torso(), optimizer=optax.adam(1e-3), updater=core.NoPruning()
     )
@@ -267,6 +272,13 @@ def test_what_can_not_be_trained_is_an_error(agent):
     )
     with pytest.raises(ValueError, match="corridor has 2 actions, the network gives values for 3"):
         trainer_of([Group("one", three, (0,))])
+
+
+def test_vectors_are_not_stacked_and_images_are(agent):
+    trainer = trainer_of([Group("one", agent, (0,))], dataclasses.replace(CONFIG, stack="auto"))
+    assert trainer.config == CONFIG
+    assert VectorConfig().for_frames((84, 84)).stack == 4
+    assert VectorConfig(stack=2).for_frames((5,)).stack == 2
 
 
 def test_pong_is_played_learnt_and_resumed_with_stacks(tmp_path):

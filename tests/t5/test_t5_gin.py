@@ -156,6 +156,6 @@ def test_there_is_one_vocabulary_for_all_gin_wrappers():
     of_rl = {argument.arg for argument in functions["create_updater_from_config"].args.args}
     keys = set(inspect.signature(core.SparsityConfig).parameters)
     assert of_rl - keys == {"pruner_type"}
-    given = {"pruner_type": "rigl", "sparsity": 0.5, "dist_type": "erk", "drop_schedule": "constant"}
+    given = {"pruner_type": "rigl", "sparsity": 0.5, "dist_type": "erk", "drop_schedule": "constant", "total_steps": 9}
     updater = t5.create_updater_from_config(**dict.fromkeys(of_rl) | given)
     assert (type(updater), updater.drop_fraction_fn) == (core.RigL, core.ConstantDrop(0.1))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.algorithms.pruning import NoPruning
 from sparse_plugins.core.algorithms.tree_partition import Parts, check_keys
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.checks import check_changes
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.path_rules import read_rule
@@ -77,6 +78,7 @@ class PerModule(BaseUpdater):
     sparsity_distribution_fn: None = dataclasses.field(init=False, repr=False, default=None)
     use_packed_masks: bool | Literal["zeros"] = dataclasses.field(init=False, repr=False, default=True)
     topk_fn: None = dataclasses.field(init=False, repr=False, default=None)
+    rescale: bool = dataclasses.field(init=False, repr=False, default=False)
 
     starts_dense: ClassVar[bool] = False  # those that do are asked one by one
 
@@ -148,7 +150,7 @@ class PerModule(BaseUpdater):
         """One state that holds those of all updaters."""
         parts = self._parts(params)
         for (pattern, one), own in zip(self.updaters, parts.cut(params)[:-1], strict=True):
-            _refuse_idle(pattern, one, own)
+            check_changes(one, own, f" of {pattern!r}")
         states = parts.each(lambda one: one.init_state, params)
         return SparseState(
             masks=parts.join([state.masks for state in states]),
@@ -288,12 +290,3 @@ def _structure_rules(pattern: str, updater: BaseUpdater) -> list[tuple[str, Stru
     if not isinstance(kind, ByPath):
         return [(pattern, kind)]
     return [*((rf"(?=(?:{pattern})\Z)(?:{inner})", own) for inner, own in kind.rules), (pattern, kind.default)]
-
-
-def _refuse_idle(pattern: str, updater: BaseUpdater, params: PyTree) -> None:
-    never = updater.starts_dense and type(updater.scheduler) is NoUpdateSchedule
-    if never and any(jax.tree.leaves(updater.target_sparsities(params))):
-        raise ValueError(
-            f"{type(updater).__name__} of {pattern!r} with {updater.scheduler} keeps every weight: give a schedule "
-            "that changes masks, or NoPruning() for a part that is to stay dense."
-        )

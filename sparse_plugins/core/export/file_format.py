@@ -58,7 +58,7 @@ def save_sparse(
 
     Args:
         path: File to write, usually `*.npz`; its folder has to exist.
-        params: Parameters in use; what lies outside the masks is not stored.
+        params: Parameters in use, 0 outside the masks.
         masks: Their masks, as in `SparseState.masks`.
         compress: Deflate: slower and a little smaller.
         overwrite: Replace a file that is there already.
@@ -68,8 +68,8 @@ def save_sparse(
 
     Raises:
         FileExistsError: If the file is there and `overwrite` is False.
-        ValueError: Under jit, for leaves that are no numbers or share a path, or if masks and parameters do not
-            belong together.
+        ValueError: Under jit, for leaves that are no numbers or share a path, if masks and parameters do not belong
+            together, or if a weight outside its mask is not 0.
 
     Example:
         >>> import pathlib, tempfile
@@ -94,6 +94,13 @@ def save_sparse(
         parts = {"values": array.view(native(array.dtype))}
         if is_pruned(mask):
             is_kept = host_mask(param, mask, name)
+            if outside := int(np.count_nonzero(array[~is_kept])):
+                raise ValueError(
+                    f"{outside} of the {int(np.count_nonzero(~is_kept))} pruned weights of {name!r} are not 0, and a "
+                    "file of what is kept would leave them out: save the parameters in use, "
+                    "updater.pre_forward_update(params, state). Of an average of parameters mask the average: "
+                    "core.apply_masks(average, masks)."
+                )
             parts = {"mask": np.packbits(is_kept), "values": parts["values"][is_kept]}
         arrays |= {f"{i}.{part}": value for part, value in parts.items()}
         entry = {"name": name, "shape": array.shape, "dtype": array.dtype.name, "pruned": is_pruned(mask)}

@@ -132,6 +132,7 @@ class UpdaterHooks(abc.ABC):
     use_packed_masks: bool | Literal["zeros"]
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None
     layers: Layers | None
+    rescale: bool
 
     prunes: ClassVar[bool] = True
     starts_dense: ClassVar[bool] = True
@@ -161,6 +162,11 @@ class UpdaterHooks(abc.ABC):
     @abc.abstractmethod
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Masks before the first change."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its masks, which are to change, never do by the schedule that it has."""
+        return False
 
     @abc.abstractmethod
     def check_schedule(self) -> None:

@@ -1,6 +1,5 @@
 """An updater and an optimizer as one optax transformation: the step."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_plugins.core.checks import check_params, check_update
+from sparse_plugins.core.checks import check_changes, check_params, check_update
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, map_pruned, own_leaves, unpack
-from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.transform.cond import fresh_if, masks_alone, refreshed_if
 from sparse_plugins.core.transform.hooks import LeafPlan, LeafPlans, UpdaterHooks
 from sparse_plugins.core.transform.implicit_masks import beside_zero, forget_masks, masks_if, masks_of_step
@@ -67,13 +65,8 @@ def sparse_transformation(
         updater.check_inner_state(inner_state)
         for period in accumulation_periods(inner, inner_state, params):
             updater.check_steps(period)
-        stays_dense = updater.starts_dense and type(updater.scheduler) is NoUpdateSchedule
-        if refresh_in_graph and stays_dense and any(leaf.target for leaf in plans.leaves):
-            warnings.warn(
-                f"{type(updater).__name__} with {updater.scheduler} keeps every weight: give a schedule that changes "
-                "masks, or call refresh yourself with refresh_in_graph=False.",
-                stacklevel=3,
-            )
+        if refresh_in_graph:
+            check_changes(updater, params)
         if stands_for_params(params):  # sums of masks or their products with a number mean nothing
             return state._replace(masks=0, target_sparsities=0)
         return state._replace(masks=forget_masks(params, state.masks)) if in_zeros else state

@@ -16,11 +16,17 @@ import optax
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.trees import exportable
-from sparse_plugins.fed.mask_change import can_change_masks, with_fields
-from sparse_plugins.fed.mask_in_params import broadcast_masks, mark_in_use
+from sparse_plugins.fed.mask_change import can_change_masks, check_counts_rounds, with_fields
+from sparse_plugins.fed.mask_in_params import broadcast_masks, first_broadcast, mark_in_use
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["ClientOptimizerState", "optax_transformation", "sparse_client_optimizer", "sparse_server_optimizer"]
+__all__ = [
+    "ClientOptimizerState",
+    "first_params",
+    "optax_transformation",
+    "sparse_client_optimizer",
+    "sparse_server_optimizer",
+]
 
 
 def sparse_server_optimizer(
@@ -55,13 +61,14 @@ def sparse_server_optimizer(
 
     Returns:
         The optimizer, whose state is a `core.SparseState`. An updater that starts sparse prunes in the first
-        call; to start from sparse parameters, too, use
-        `fed.sparse_broadcast(updater, params, server_optimizer.init(params))`.
+        call; to start from sparse parameters, too, give `fed.first_params(server_optimizer, params)` to the
+        algorithm's `init`.
 
     Raises:
         TypeError: If `optimizer` is neither of the two or is sparse already, or `updater` is no updater.
-        ValueError: From its `apply`, outside `jax.jit`, in a round that is to grow weights by their gradients when
-            clients learned, but sent none: deltas of clients that train inside the mask say nothing about the rest.
+        ValueError: If the updater's schedule does not count rounds (`step_unit="round"`). From its `apply`, outside
+            `jax.jit`, in a round that is to grow weights by gradients when clients learned, but sent none: deltas of
+            clients that train inside the mask say nothing about the rest.
 
     Example:
         >>> import functools
@@ -70,7 +77,7 @@ def sparse_server_optimizer(
         >>> fedjax = fed.import_fedjax()
         >>> updater = core.MagnitudePruning(
         ...     sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75),
-        ...     scheduler=core.OneShotSchedule(target_step=1),
+        ...     scheduler=core.OneShotSchedule(target_step=1, step_unit="round"),
         ... )
         >>> server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), updater)
         >>> algorithm = fedjax.algorithms.fed_avg.federated_averaging(
@@ -88,6 +95,7 @@ def sparse_server_optimizer(
         0.75
     """
     check_updater(updater)
+    check_counts_rounds(updater)
     dense = optax_transformation(optimizer)
     updater = with_fields(updater, skip_gradients=False)
     compiled, compiled_with_masks_as_they_are = (
@@ -110,7 +118,34 @@ def sparse_server_optimizer(
             opt_state = opt_state._replace(count=count)
         return opt_state, mark_in_use(params, opt_state.masks)
 
+    apply.updater = updater  # type: ignore[attr-defined]  # what core.updater_of finds
     return fedjax.Optimizer(compiled.init, apply)
+
+
+def first_params(server_optimizer: fedjax.Optimizer, params: PyTree) -> PyTree:
+    """Initial parameters with which round 0 is sparse, too, in FedJAX's own algorithms.
+
+    A server optimizer's `init` cannot change parameters: give these to the algorithm's.
+
+    Args:
+        server_optimizer: What `sparse_server_optimizer` gave.
+        params: Initial parameters, drawn for dense layers.
+
+    Returns:
+        Parameters on the first masks, rescaled if the updater's `rescale` says so, and not 0 inside.
+
+    Raises:
+        ValueError: If the optimizer has no updater.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import core, fed
+        >>> updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.75)
+        >>> server_optimizer = fed.sparse_server_optimizer(optax.sgd(1.0), updater)
+        >>> int((fed.first_params(server_optimizer, {"w": jnp.ones((4, 4))})["w"] != 0).sum())
+        4
+    """
+    return first_broadcast(core.updater_of(server_optimizer), params, server_optimizer.init(params))
 
 
 @exportable("ClientOptimizerState")

@@ -12,7 +12,7 @@ import optax
 from sparse_plugins import core
 from sparse_plugins.core.transform.state import find_sparse_state
 from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer
-from sparse_plugins.fed.mask_in_params import mark_in_use, sparse_broadcast
+from sparse_plugins.fed.mask_in_params import first_broadcast, mark_in_use
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["SparsifiedState", "sparsify"]
@@ -80,7 +80,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
         inner = algorithm.init(*args, **kwargs)
         models = _models(inner)
         opt_states = [optimizer.init(params) for params in models]
-        sparse = [sparse_broadcast(updater, params, state) for params, state in zip(models, opt_states, strict=True)]
+        sparse = [first_broadcast(updater, params, state) for params, state in zip(models, opt_states, strict=True)]
         return SparsifiedState(_with_models(inner, sparse), opt_states)
 
     def move(before: PyTree, after: PyTree, opt_state: core.SparseState) -> tuple[core.SparseState, PyTree]:

@@ -7,6 +7,7 @@ import gin
 
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.config import parse_structure
 from sparse_plugins.core.distributions import FilterFn
 from sparse_plugins.rl.noise_scales import without_noise_scales
 
@@ -15,15 +16,16 @@ __all__ = ["bound", "create_updater_from_config"]
 
 @gin.configurable(module="sparse_plugins.rl")
 def create_updater_from_config(
-    pruner_type: str = "no_prune",
+    pruner_type: str | None = None,
     dist_type: str = "erk",
-    sparsity: float = 0.8,
+    sparsity: float | None = None,
+    total_steps: int | None = None,
     update_start_step: int | None = None,
     update_end_step: int | None = None,
     update_freq: int | None = None,
     step_unit: str = "optimizer step",
-    drop_fraction: float = 0.1,
-    drop_schedule: str = "cosine",
+    drop_fraction: float | None = None,
+    drop_schedule: str | None = None,
     sparsity_type: Any = None,
     rules: Sequence[tuple[str, float | None]] = (),
     filter_fn: FilterFn | None = None,
@@ -36,9 +38,11 @@ def create_updater_from_config(
     """The updater that gin bindings describe.
 
     Args:
-        pruner_type: One of `core.all_algorithm_names()`.
+        pruner_type: One of `core.all_algorithm_names()`; None, with nothing else bound, for a dense agent.
         dist_type: 'erk' or 'uniform'.
-        sparsity: Fraction of zeros in [0, 1] over the prunable layers.
+        sparsity: Fraction of zeros in [0, 1] over the prunable layers; None for 0.8, or what an n:m structure is.
+        total_steps: Length of the run in `step_unit`; without the three keys below, masks then change when papers have
+            them change.
         update_start_step: First step at which masks are updated, in `step_unit`; None for no changes.
         update_end_step: Last step at which they do.
         update_freq: Steps between changes.
@@ -58,17 +62,31 @@ def create_updater_from_config(
         The updater; `sparsify`'s agents turn its schedule into optimizer steps.
 
     Raises:
-        ValueError: For a value that is not allowed.
+        ValueError: For a value that is not allowed, or if something is bound beside an algorithm that is not.
 
     Example:
         >>> create_updater_from_config("magnitude", sparsity=0.9, update_start_step=0, update_end_step=9,
         ...                            update_freq=3).scheduler.update_freq
         3
     """
+    said = {
+        **{"sparsity": sparsity, "total_steps": total_steps, "update_start_step": update_start_step},
+        **{"update_end_step": update_end_step, "update_freq": update_freq, "drop_fraction": drop_fraction},
+        **{"drop_schedule": drop_schedule, "sparsity_type": sparsity_type, "rules": rules or None, **settings},
+    }
+    if pruner_type is None and (alone := [name for name, value in said.items() if value is not None]):
+        raise ValueError(
+            f"{', '.join(alone)} given for sparsity, but no algorithm, so the agent would be dense: bind "
+            "create_updater_from_config.pruner_type, or give --pruner, one of "
+            f"{', '.join(core.all_algorithm_names())} ('no_prune' for a dense agent)."
+        )
+    if sparsity is None and not isinstance(sparsity_type and parse_structure(sparsity_type), core.NByM):
+        sparsity = 0.8
     return core.create_updater_from_config(
-        algorithm=pruner_type,
+        algorithm=pruner_type or "no_prune",
         dist_type=dist_type,
         sparsity=sparsity,
+        total_steps=total_steps,
         update_start_step=update_start_step,
         update_end_step=update_end_step,
         update_freq=update_freq,

@@ -16,6 +16,7 @@ from dopamine.discrete_domains import run_experiment
 from dopamine.labs.atari_100k import atari_100k_rainbow_agent, atari_100k_runner
 from dopamine.metrics import statistics_instance
 
+from sparse_plugins.core.run_length import concerns_of_length, never_changes
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.storage.values import fields, flag, listed, refuse, stored_array, whole
 from sparse_plugins.rl.dopamine.agents import chosen_agent, create_sparse_agent
@@ -60,6 +61,7 @@ class ExactRun:
     Raises:
         SettingsMismatchError: If the folder is that of a run with other settings.
         CheckpointError: If there are checkpoints that can't be used, or another process is at work in the folder.
+        ValueError: If masks are to change, and their schedule starts after the last iteration.
     """
 
     _checkpointer: SealedCheckpointer
@@ -97,7 +99,13 @@ class ExactRun:
         """What the run is going to do: the agent's plan, the iterations, and where it goes on."""
         iterations = f"{self._num_iterations} iterations of {self._training_steps:,} environment steps"
         started = f", from iteration {self._start_iteration} on" if self._start_iteration else ""
-        return f"{self._agent.describe_plan()}\n{iterations}{started}"
+        concerns = concerns_of_length(self._agent.updater, self._optimizer_steps)
+        return "\n".join([self._agent.describe_plan(), f"{iterations}{started}", *map("WARNING: {}".format, concerns)])
+
+    @property
+    def _optimizer_steps(self) -> int:
+        """Of the whole run, if no episode is longer than its iteration."""
+        return self._agent.clock.optimizer_step(self._num_iterations * self._training_steps, "environment step")
 
     def run_experiment(self) -> None:
         """Runs the iterations that are left."""
@@ -146,6 +154,8 @@ class ExactRun:
                 f"{folder} holds checkpoints, and {folder.parent} no settings.gin: they are not those of a sparse run, "
                 "which can't go on from them. Choose another --base_dir; nothing has been changed."
             )
+        if idle := never_changes(self._agent.updater, self._optimizer_steps):
+            raise ValueError(f"{idle}. Start its schedule earlier, or give Runner.num_iterations more iterations.")
         hold_folder(folder.parent)
         self._seed = self._agent._seed if self._given_seed is None else self._given_seed
         seeds = f"agent {self._agent._seed}, environments {self._seed}"

@@ -105,7 +105,7 @@ class SparseAgent:
         dense = self.sparse_params
         setattr(self, self._optimizer_attribute, self.wrapped_optimizer)
         self.optimizer_state = self.wrapped_optimizer.init(dense)
-        setattr(self, self._online_attribute, self.follower.onto_masks(dense, self.optimizer_state))
+        setattr(self, self._online_attribute, self.follower.first_params(dense, self.optimizer_state))
         if self._target_attribute is not None:
             setattr(self, self._target_attribute, self.follower.initial(dense, self.optimizer_state))
 

@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.run_length import concerns_of_length
 from sparse_plugins.core.schedules import LAST_STEP, whole_number
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.rl.clock import Clock
@@ -119,6 +121,33 @@ class FusedConfig:
                 f"{LAST_STEP:,}; give fewer environment steps in all, or fewer updates."
             )
         return iterations
+
+    def check_memory(self) -> None:
+        """Refuses a warm-up that the replay does not hold, whose first steps would be gone before they teach anything.
+
+        Raises:
+            ValueError: If it is longer than the capacity.
+
+        Example:
+            >>> FusedConfig(warm_up=1_000, capacity=5_000).check_memory()
+        """
+        if self.warm_up > self.capacity:
+            raise ValueError(
+                f"warm_up is {self.warm_up} and capacity {self.capacity}: the first {self.warm_up - self.capacity} "
+                "steps would be gone from the replay before anything is learnt. Give a larger capacity, or a warm_up "
+                "of no more than that."
+            )
+
+    def concerns(self, updater: BaseUpdater, environment_steps: int) -> list[str]:
+        """What the schedule of an updater will not do in a run of so many environment steps of a seed.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> late = core.MagnitudePruning(scheduler=core.OneShotSchedule(500))
+            >>> FusedConfig(warm_up=1_000).concerns(late, environment_steps=2_000)
+            ['MagnitudePruning changes no mask in a run of 125 optimizer steps: ...']
+        """
+        return concerns_of_length(updater, self.iterations(environment_steps) * self.updates)
 
     def epsilon(self, vector_step: jax.Array | int) -> jax.Array:
         """Probability of a random action at a step of the environments, float32[]."""

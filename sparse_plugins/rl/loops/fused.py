@@ -105,6 +105,7 @@ class FusedTrainer:
             raise TypeError(
                 f"learner_of is {self.learner_of!r}; give a SparseLearner, or a function from hyper-parameters to one."
             )
+        self.config.check_memory()
         # Made once, so that what is compiled for one number of iterations is found again.
         jitted = {
             "_init": jax.jit(self._start),

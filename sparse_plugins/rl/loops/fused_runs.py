@@ -1,6 +1,7 @@
 """A fused training from its folder's newest checkpoint to its end, or to the signal to stop."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.rl.learner import SparseLearner
 from sparse_plugins.rl.loops.fused import FusedState, FusedTrainer
 from sparse_plugins.rl.loops.runs import to_the_end
 
@@ -64,7 +66,8 @@ def train(
     Args:
         trainer: What to train.
         keys: One JAX key per seed.
-        total_steps: Environment steps per seed, warm-up included; a finished run can be prolonged.
+        total_steps: Environment steps per seed, warm-up included; a finished run can be prolonged. A schedule
+            that changes no mask in them, or does not end in them, is warned of.
         folder: Of this run alone; made if it is missing.
         hyper: Hyper-parameters per seed, if the trainer's learner is a function of them.
         chunk_iterations: Iterations between two points of the curve.
@@ -81,6 +84,9 @@ def train(
         SettingsMismatchError: If the folder belongs to another run, which is left alone.
         CheckpointMismatchError: If its checkpoint belongs to another learner.
     """
+    if isinstance(trainer.learner_of, SparseLearner):  # else each seed may have another updater
+        for concern in trainer.config.concerns(trainer.learner_of.updater, total_steps):
+            warnings.warn(concern, stacklevel=2)
     run = _Run(trainer, keys, hyper)
     curve, is_finished = to_the_end(
         run,

@@ -101,16 +101,18 @@ class VectorTrainer:
         config: VectorConfig,
     ) -> None:
         _check_groups(groups)
-        self.groups, self.config, self.iterations = tuple(groups), config, 0
+        config.check_memory()
+        self.groups, self.iterations = tuple(groups), 0
         size = config.num_envs // config.num_halves
         self._environments = [
             [[make_environment(seed, half * size, size) for seed in group.seeds] for half in range(config.num_halves)]
             for group in groups
         ]
         example = self._environments[0][0][0]
+        self.config = config = config.for_frames(example.frame_shape)
         self.name, replay = example.name, config.replay(example)
         for group in groups:
-            check_network(example, group.learner, stack=config.stack)
+            check_network(example, group.learner, stack=config.stacked(example.frame_shape))
         self._programs = [_program(VectorAgent(group.learner, replay, config), len(group.seeds)) for group in groups]
         self._steps = self._each(lambda environment: environment.reset())
         self._scores = [np.zeros((config.num_halves, len(group.seeds), size)) for group in groups]

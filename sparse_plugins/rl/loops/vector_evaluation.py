@@ -86,7 +86,7 @@ def _player_config(config: VectorConfig, slots: int, epsilon: float) -> VectorCo
         updates=1,
         n_step=1,
         prioritized=False,
-        capacity=(1 + (config.stack or 1)) * slots,
+        capacity=(1 + (config.stacked(()) or 1)) * slots,
         warm_up=_NEVER * slots,
         epsilon_start=epsilon,
         epsilon_end=epsilon,

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ def train(
 
     Args:
         trainer: What to train, new.
-        total_steps: Environment steps of each run; a finished run can be prolonged.
+        total_steps: Environment steps of each run; a finished run can be prolonged. A schedule
+            that changes no mask in them, or does not end in them, is warned of.
         folder: Of this training alone; made if it is missing.
         chunk_iterations: Iterations between two reports.
         checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too. Each holds the whole replay.
@@ -60,6 +62,8 @@ def train(
         CheckpointMismatchError: If its checkpoint belongs to other agents.
     """
     config = trainer.config
+    for concern in (c for group in trainer.groups for c in config.concerns(group.learner.updater, total_steps)):
+        warnings.warn(concern, stacklevel=2)
     described = {
         **{f"config.{name}": value for name, value in dataclasses.asdict(config).items()},
         "environment": trainer.name,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ class VectorConfig(FusedConfig):
     """How a training on vector environments plays, remembers and learns: as `FusedConfig`, and in which turns.
 
     Attributes:
-        stack: Frames of an observation, on a new last axis; None if a frame is the observation.
+        stack: Frames of an observation, on a new last axis; None if a frame is the observation; 'auto' for 4 images, or
+            a single frame of anything else.
         num_halves: Groups of environments that take turns; 2 lets emulators work while the device does.
 
     Raises:
@@ -33,13 +34,28 @@ class VectorConfig(FusedConfig):
         (Fraction(4, 1), [2, 2])
     """
 
-    stack: int | None = 4
+    stack: int | Literal["auto"] | None = "auto"
     num_halves: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_envs % whole_number("num_halves", self.num_halves, 1):
             raise ValueError(f"num_envs is {self.num_envs}; give a multiple of num_halves={self.num_halves}.")
+
+    def for_frames(self, shape: Sequence[int]) -> "VectorConfig":
+        """The same with a `stack` that is 'auto' decided, for frames of a shape.
+
+        Example:
+            >>> VectorConfig().for_frames((84, 84)).stack, VectorConfig().for_frames((4,)).stack
+            (4, None)
+        """
+        return dataclasses.replace(self, stack=self.stacked(shape)) if self.stack == "auto" else self
+
+    def stacked(self, shape: Sequence[int]) -> int | None:
+        """Frames of an observation, None for a frame alone, for frames of a shape."""
+        if self.stack == "auto":
+            return 4 if len(shape) > 1 else None
+        return self.stack
 
     @property
     def turns(self) -> int:
@@ -56,7 +72,7 @@ class VectorConfig(FusedConfig):
 
     def replay_of(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Replay:
         """The replay of one seed, for frames of a shape and dtype; it builds the stacks."""
-        return dataclasses.replace(super().replay_of(shape, dtype), stack=self.stack)
+        return dataclasses.replace(super().replay_of(shape, dtype), stack=self.stacked(shape))
 
 
 class Half(NamedTuple):
