@@ -256,6 +256,18 @@ class BaseUpdater(UpdaterHooks):
         seeded.rng_seed = joined_seed(self.rng_seed, key)
         return seeded
 
+    @property
+    def ranks_whole_arrays(self) -> bool:
+        """Whether all weights of an array compete with each other: no structure, and no stacks known.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> core.RigL().ranks_whole_arrays, core.SRigL().ranks_whole_arrays
+            (True, False)
+        """
+        has_stacks = self.layers is not None and any(axes.size("stack") != 1 for axes in self.layers.values())
+        return self.sparsity_type == Unstructured() and not has_stacks
+
     def knowing(self, layers: Layers) -> Self:
         """The updater with `layers`, if it has none yet; front ends that have the model at hand ask this.
 

@@ -185,7 +185,7 @@ def growth_protocol(updater: core.BaseUpdater, growth: str | GrowthProtocol | No
     if growth is None:
         if not updater.grows_by_gradient:
             return PROTOCOLS["random"]
-        return PROTOCOLS["topk" if updater.sparsity_type == core.Unstructured() else "dense"]
+        return PROTOCOLS["topk" if updater.ranks_whole_arrays else "dense"]
     if isinstance(growth, GrowthProtocol):
         return growth
     if not isinstance(growth, str):

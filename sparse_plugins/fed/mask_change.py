@@ -79,8 +79,8 @@ class MaskChange:
 
     @property
     def is_unstructured(self) -> bool:
-        """Whether every weight of a layer competes with every other."""
-        return self.updater.sparsity_type == core.Unstructured()
+        """Whether every weight of an array competes with every other."""
+        return self.updater.ranks_whole_arrays
 
 
 def can_change_masks(
@@ -206,7 +206,7 @@ def settled_masks(
     # Without a drop, a mask change leaves the weights among which the drop chooses.
     dropping_none = with_fields(updater, drop_fraction_fn=core.ConstantDrop(0.0))
     left = dropping_none.refresh(state._replace(inner_state=()), params, params)
-    is_unstructured = updater.sparsity_type == core.Unstructured()
+    is_unstructured = updater.ranks_whole_arrays
 
     def settled(param: jax.Array, mask: jax.Array, stays: jax.Array) -> jax.Array:
         kept = int(jnp.sum(stays))

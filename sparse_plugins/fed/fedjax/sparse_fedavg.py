@@ -134,11 +134,11 @@ def sparse_federated_averaging(
             "use fed.sparse_server_optimizer, or one updater with rules for its layers."
         )
     keeps_counts = updater.exchanges_weights and not updater.starts_dense
-    if personal_masks and not (keeps_counts and updater.sparsity_type == core.Unstructured()):
+    if personal_masks and not (keeps_counts and updater.ranks_whole_arrays):
         raise ValueError(
-            f"personal_masks=True works with core.SET and core.RigL and unstructured masks, not with {updater}: every "
-            "client changes its mask by the updater's rule and keeps as many weights. An updater of your own has to "
-            "declare exchanges_weights and not to start dense."
+            "personal_masks=True works with core.SET and core.RigL, unstructured masks and no stacks of layers, not "
+            f"with {updater}: every client changes its mask by the updater's rule and keeps as many weights. An "
+            "updater of your own has to declare exchanges_weights and not to start dense."
         )
     if personal_masks and growth is not None:
         raise ValueError(

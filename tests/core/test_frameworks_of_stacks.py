@@ -1,0 +1,112 @@
+"""Stacks and heads as frameworks make them are pruned as the same layers one by one."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sparse_plugins import core
+
+KEY, X, LAYERS = jax.random.key(0), jnp.ones((2, 8)), 3
+
+
+class Cell(nn.Module):
+    """Two layers, as scan and vmap stack them."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: Any = None) -> Any:
+        x = nn.relu(nn.Dense(6, bias_init=nn.initializers.normal())(x))
+        return nn.Dense(8)(x), None
+
+
+def linen_scan() -> tuple[Any, Any]:
+    model = nn.scan(Cell, variable_axes={"params": 1}, split_rngs={"params": True}, length=LAYERS)()
+    return (lambda params, x: model.apply({"params": params}, x, None)), model.init(KEY, X, None)["params"]
+
+
+def linen_vmap() -> tuple[Any, Any]:
+    model = nn.vmap(Cell, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=LAYERS)()
+    return (lambda params, x: model.apply({"params": params}, x)), model.init(KEY, X)["params"]
+
+
+def haiku_layer_stack() -> tuple[Any, Any]:
+    block = lambda x: hk.Linear(8)(jax.nn.relu(hk.Linear(6)(x)))  # noqa: E731
+    model = hk.without_apply_rng(hk.transform(lambda x: hk.experimental.layer_stack(LAYERS)(block)(x)))
+    return model.apply, model.init(KEY, X)
+
+
+def equinox_filter_vmap() -> tuple[Any, Any]:
+    make = lambda key: eqx.nn.MLP(8, 4, 6, 1, key=key)  # noqa: E731
+    params, static = eqx.partition(eqx.filter_vmap(make)(jax.random.split(KEY, LAYERS)), eqx.is_array)
+    run = eqx.filter_vmap(lambda layer, x: jax.vmap(layer)(x), in_axes=(eqx.if_array(0), None))
+    return (lambda params, x: run(eqx.combine(params, static), x)), params
+
+
+def nnx_vmap() -> tuple[Any, Any]:
+    block = lambda rngs: nnx.Sequential(nnx.Linear(8, 6, rngs=rngs), nnx.relu, nnx.Linear(6, 8, rngs=rngs))  # noqa: E731
+    graph, params = nnx.split(nnx.split_rngs(splits=LAYERS)(nnx.vmap(block, in_axes=0, out_axes=0))(nnx.Rngs(0)))
+    run = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None), out_axes=0)
+    return (lambda params, x: run(nnx.merge(graph, params), x)), params
+
+
+def uneven(leaf: jax.Array, stack: int) -> jax.Array:
+    """Layers of other scales, which one ranking of all would not prune alike."""
+    return jnp.stack([layer * 10.0**i for i, layer in enumerate(jnp.moveaxis(leaf, stack, 0))], stack)
+
+
+@pytest.mark.parametrize("make", [linen_scan, linen_vmap, haiku_layer_stack, equinox_filter_vmap, nnx_vmap])
+def test_a_stack_of_any_framework_is_pruned_as_its_layers(make: Any) -> None:
+    apply, params = make()
+    with jax.numpy_rank_promotion("allow"):
+        layers = core.trace_layers(apply, params, X)
+    leaves, treedef = jax.tree.flatten(params)
+    stacks = [[part.role for (part,) in axes.axes].index("stack") for axes in layers.of(params)]
+    leaves = list(map(uneven, leaves, stacks))
+    apart = {name: list(jnp.moveaxis(*pair, 0)) for name, *pair in zip(layers, leaves, stacks, strict=True)}
+    updater = core.create_updater_from_config(algorithm="magnitude", sparsity=0.6, dist_type="erk")
+    _, masks = dataclasses.replace(updater, layers=layers).instant_sparsify(jax.tree.unflatten(treedef, leaves))
+    _, alone = updater.instant_sparsify(apart)
+    for name, mask, stack in zip(layers, treedef.flatten_up_to(masks), stacks, strict=True):
+        if hasattr(mask, "shape"):
+            np.testing.assert_array_equal(jnp.moveaxis(mask, stack, 0), alone[name])
+        else:
+            assert mask == alone[name][0] == core.NOT_PRUNED
+
+
+def linen_attention() -> tuple[Any, Any]:
+    model = nn.MultiHeadDotProductAttention(4)
+    x = jnp.ones((2, 5, 8))
+    return (lambda params, x: model.apply({"params": params}, x, x)), model.init(KEY, x, x)["params"]
+
+
+def nnx_attention() -> tuple[Any, Any]:
+    graph, params = nnx.split(nnx.MultiHeadAttention(4, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
+    return (lambda params, x: nnx.merge(graph, params)(x)), params
+
+
+@pytest.mark.parametrize("make", [linen_attention, nnx_attention])
+@pytest.mark.parametrize("settings", [{"dist_type": "erk", "sparsity_type": "fan_in"}, {"sparsity_type": "2:4"}])
+def test_attention_is_pruned_as_its_kernels_flattened(make: Any, settings: dict[str, Any]) -> None:
+    apply, params = make()
+    with jax.numpy_rank_promotion("allow"):
+        layers = core.trace_layers(apply, params, jnp.ones((2, 5, 8)))
+    flat = {}
+    for name, leaf in zip(layers, jax.tree.leaves(params), strict=True):
+        shape = {1: leaf.shape, 2: (leaf.size,), 3: (-1, 8) if "out" in name else (8, -1)}[leaf.ndim]
+        flat[name] = leaf.reshape(shape)
+    make_updater = functools.partial(core.create_updater_from_config, algorithm="magnitude", sparsity=0.6)
+    _, masks = make_updater(layers=layers, **settings).instant_sparsify(params)
+    _, expected = make_updater(**settings).instant_sparsify(flat)
+    for name, mask in zip(layers, jax.tree.structure(params).flatten_up_to(masks), strict=True):
+        if hasattr(mask, "shape"):
+            np.testing.assert_array_equal(mask.reshape(flat[name].shape), expected[name])
+        else:
+            assert mask == expected[name] == core.NOT_PRUNED
