@@ -46,6 +46,9 @@ def test_names_of_the_paper_are_known() -> None:
         ("block_4,8", core.Block((4, 8))),
         ("4x8", core.Block((4, 8))),
         ("channel_-1", core.Channel(-1)),
+        ("channel", core.Channel()),
+        ("heads", core.Channel(whole_heads=True)),
+        ("fan_in", core.ConstantFanIn()),
         ("fan_in_0", core.ConstantFanIn(0)),
         ([("head", "2:4"), ("w", core.Channel())], core.ByPath([("head", core.NByM(2, 4)), ("w", core.Channel())])),
         (core.NByM(1, 4, axis=0), core.NByM(1, 4, axis=0)),
@@ -58,7 +61,7 @@ def test_short_names_of_structures(name: str, structure: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nm", "nm_2", "2:", "2:4:8", "block", "4x", "0.5x4", "channel", "channel_a", "Unstructured", "x"]
+    "name", ["nm", "nm_2", "2:", "2:4:8", "block", "4x", "0.5x4", "channels", "channel_a", "Unstructured", "x"]
 )
 def test_unknown_structures_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"sparsity_type '{name}' is unknown; allowed are .*'unstructured', 'nm_2,4'"):
@@ -164,7 +167,7 @@ def test_containers_of_any_kind_are_read(tmp_path: pathlib.Path) -> None:
     }
     forms = [settings, of_omegaconf, ConfigDict(settings), collections.ChainMap(wrapped, settings)]
     for updater in [*map(create_updater_from_config, forms), create_updater_from_config(**of_omegaconf)]:
-        assert updater.sparsity_type == core.ByPath([("head", core.NByM(2, 4)), (".*", core.Channel())])
+        assert updater.sparsity_type == core.ByPath([("head", core.NByM(2, 4)), (".*", core.Channel(-1))])
         assert updater.target_sparsities(PARAMS) == {"w": 0.25, "head": 0.5}
     assert core.Block(OmegaConf.create([4, 4])) == core.Block((4, 4))
 

@@ -232,7 +232,7 @@ def test_the_plan_shows_every_updater_and_structure() -> None:
         "  b/.*  StaticRandomSparse: masks never change",
         "layer  shape   read as          target sparsity  kept",
         "a/v    (3, 5)  inputs, outputs  0.5              6 of 15",
-        "a/w    (6, 2)  one layer        0.5              8 of 12",
+        "a/w    (6, 2)  inputs, outputs  0.5              8 of 12",
         "b/w    (2, 2)  one layer        0.5              2 of 4",
         "c/w    (2, 2)                   dense            4 of 4",
         "prunable: 16 of 31 kept (sparsity 0.4839)",

@@ -12,7 +12,7 @@ import jax
 from sparse_plugins.core.layers.described_axes import Axes
 from sparse_plugins.core.trees import PyTree, aligned
 
-__all__ = ["axes_of_names", "keras_axes", "names_in_boxes", "names_in_tree"]
+__all__ = ["axes_of_names", "is_keras_layer", "keras_axes", "names_in_boxes", "names_in_tree"]
 
 _STACK = re.compile(r"(.*_)?(layers?|stack(ed)?|experts?|exp|stages?|circular_repeats)")
 _HEADS = re.compile(r"(.*_)?heads?")
@@ -100,10 +100,8 @@ def keras_axes(model: Any) -> dict[str, tuple[tuple[int, ...], Axes | None]]:
     heads = {}
     layers = list(_keras_layers(model))
     for layer in layers:
-        if hasattr(layer, "_output_dense"):
-            for name in ("_query_dense", "_key_dense", "_value_dense"):
-                heads[id(getattr(layer, name))] = 1
-            heads[id(layer._output_dense)] = 0
+        for name, axis in (("query_dense", 1), ("key_dense", 1), ("value_dense", 1), ("output_dense", 0)):
+            heads[id(getattr(layer, name, None))] = axis
     found: dict[str, tuple[tuple[int, ...], Axes | None]] = {
         variable.path: (tuple(variable.shape), None) for variable in model.trainable_variables
     }
@@ -123,7 +121,7 @@ def _keras_layers(layer: Any) -> Iterator[Any]:
 
 def _keras_variable(layer: Any, name: str, ndim: int, heads: int | None) -> Axes | None:
     if ndim < 2 or re.fullmatch(r"(.*_)?(bias|gamma|beta|scale)", name):
-        return Axes(elementwise=range_of(ndim))
+        return Axes(elementwise=_range(ndim))
     classes = [one.__name__ for one in type(layer).__mro__]
     for pattern, axes in _KERAS:
         if any(re.fullmatch(pattern, f"{one}.{name}") for one in classes):
@@ -133,7 +131,7 @@ def _keras_variable(layer: Any, name: str, ndim: int, heads: int | None) -> Axes
     return None
 
 
-def range_of(*bounds: int) -> tuple[int, ...]:
+def _range(*bounds: int) -> tuple[int, ...]:
     """A range as a tuple."""
     return tuple(range(*bounds))
 
@@ -141,12 +139,12 @@ def range_of(*bounds: int) -> tuple[int, ...]:
 _KERAS: list[tuple[str, Callable[[int], Axes]]] = [
     (r"Dense\.kernel|.*Cell\.(recurrent_)?kernel", lambda ndim: Axes(inputs=0, outputs=1)),
     (r"Embedding\.embeddings", lambda ndim: Axes(rows=0, outputs=1)),
-    (r"Conv\dDTranspose\.kernel", lambda n: Axes(space=range_of(n - 2), outputs=n - 2, inputs=n - 1)),
-    (r"DepthwiseConv\dD\.kernel", lambda n: Axes(space=range_of(n - 2), outputs=(n - 2, n - 1))),
-    (r"SeparableConv\dD\.depthwise_kernel", lambda n: Axes(space=range_of(n - 2), outputs=(n - 2, n - 1))),
+    (r"Conv\dDTranspose\.kernel", lambda n: Axes(space=_range(n - 2), outputs=n - 2, inputs=n - 1)),
+    (r"DepthwiseConv\dD\.kernel", lambda n: Axes(space=_range(n - 2), outputs=(n - 2, n - 1))),
+    (r"SeparableConv\dD\.depthwise_kernel", lambda n: Axes(space=_range(n - 2), outputs=(n - 2, n - 1))),
     (
         r"Conv\dD\.kernel|SeparableConv\dD\.pointwise_kernel",
-        lambda n: Axes(space=range_of(n - 2), inputs=n - 2, outputs=n - 1),
+        lambda n: Axes(space=_range(n - 2), inputs=n - 2, outputs=n - 1),
     ),
 ]
 
