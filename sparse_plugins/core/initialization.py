@@ -49,7 +49,7 @@ def rescale_to_fan_in(
     ]
 
     def rescaled(param: jax.Array, mask: jax.Array, rule: MaskRule) -> jax.Array:
-        output = rule.of_layer.place % len(rule.layer_shape)
+        output = rule.place
 
         def scaled(layer: jax.Array, used: jax.Array) -> jax.Array:
             others = tuple(place for place in range(layer.ndim) if place != output)

@@ -78,8 +78,8 @@ class Optimizer(nnx.Optimizer[M]):
                 f"wrt={wrt} selects no Variable of this {type(model).__name__}, so there is nothing to train."
             )
         if inputs:
-            graph, trained, rest = nnx.split(model, wrt, ...)
-            called = lambda trained, *inputs: nnx.merge(graph, trained, rest)(*inputs)  # noqa: E731
+            graph, trained, *rest = nnx.split(model, wrt, ...)
+            called = lambda trained, *inputs: nnx.merge(graph, trained, *rest)(*inputs)  # noqa: E731
             updater = updater.knowing(trace_layers(called, trained, *inputs))
         elif any("out_sharding" in variable.get_metadata() for variable in _variables(params)):
             updater = updater.knowing(describe_layers(params))

@@ -137,11 +137,11 @@ class WandaPruning(BaseUpdater):
 
     def _score(self, rule: MaskRule, param: jax.Array, inputs: Any) -> jax.Array:
         along = MaskRule(NByM(1, 1, self.input_axis), rule.shape, rule.axes, rule.name)
-        view, axis = along.view, along.of_layer.place
+        view, axis = along.view, along.place
         norms = _norms(along, inputs)
 
         def of_layer(layer: jax.Array, norm: jax.Array) -> jax.Array:
-            others = [place for place in range(layer.ndim) if place != axis % layer.ndim]
+            others = [place for place in range(layer.ndim) if place != axis]
             return jnp.abs(layer.astype(jnp.float32)) * jnp.expand_dims(norm, others)
 
         return view.mapped(of_layer, param, beside=[norms])
@@ -150,7 +150,7 @@ class WandaPruning(BaseUpdater):
 def _norms(along: MaskRule, inputs: Any) -> jax.Array:
     """float32[in], or [layers, in] of a stack: the Euclidean norm of each input."""
     view = along.view
-    wanted, stack = view.shape[along.of_layer.place], () if view.layers is None else (view.layers,)
+    wanted, stack = view.shape[along.place], () if view.layers is None else (view.layers,)
     shape = getattr(inputs, "shape", ())
     parts = [] if along.axes is None else [p.size for p in along.axes.parts if p.role in ("inputs", "rows")]
     if len(shape) >= len(stack) + len(parts) > len(stack) and list(shape[len(shape) - len(parts) :]) == parts:

@@ -76,7 +76,7 @@ def _names(box: Any) -> Any:
         return tuple(box.names)
     metadata = box.get_metadata()
     found = next((metadata[key] for key in ("out_sharding", "sharding", "sharding_names") if metadata.get(key)), None)
-    return tuple(found) if isinstance(found, tuple) or hasattr(found, "index") else None
+    return None if found is None or isinstance(found, str) else tuple(found)
 
 
 def names_in_tree(params: PyTree, axis_names: PyTree) -> list[Any]:

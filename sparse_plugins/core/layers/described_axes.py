@@ -69,12 +69,12 @@ class Axes:
         """
         roles: dict[int, Role] = {}
         for role in _ROLES:
-            for number in getattr(self, role):
+            for number in self._numbers(role):
                 axis = self._numbered(number, path, shape)
                 if axis in roles:
                     raise ValueError(f"{self} names axis {number} of {path!r} twice, as {roles[axis]} and {role}.")
                 roles[axis] = role
-        heads = {self._numbered(number, path, shape) for number in self.heads}
+        heads = {self._numbered(number, path, shape) for number in self._numbers("heads")}
         if not heads <= {axis for axis, role in roles.items() if role in ("inputs", "outputs")}:
             raise ValueError(f"heads of {self} are no inputs or outputs of {path!r}; name the axis there as well.")
         if unnamed := [axis for axis, length in enumerate(shape) if length != 1 and axis not in roles]:
@@ -83,6 +83,9 @@ class Axes:
             )
         parts = [(Part(length, roles.get(axis), axis in heads),) for axis, length in enumerate(shape)]
         return LayerAxes(path, shape, tuple(parts))
+
+    def _numbers(self, field: str) -> tuple[int, ...]:
+        return getattr(self, field)
 
     def _numbered(self, number: int, path: str, shape: tuple[int, ...]) -> int:
         if not -len(shape) <= number < len(shape):

@@ -16,7 +16,7 @@ import numpy as np
 from sparse_plugins.core.layers.axes import LayerAxes, LayerView
 from sparse_plugins.core.selection.counts import Count, as_number
 from sparse_plugins.core.selection.structured_topk import keep_best, kept_units, rank_active_first, regrow_mask
-from sparse_plugins.core.structures import Block, Channel, NByM, Structure, Unstructured
+from sparse_plugins.core.structures import Block, Channel, ConstantFanIn, NByM, Structure, Unstructured
 
 __all__ = ["MaskRule", "by_layer"]
 
@@ -90,6 +90,18 @@ class MaskRule:
     def view(self) -> LayerView:
         """The parameter as layers, with the axes that the structure sees."""
         return self._placed[1]
+
+    @property
+    def place(self) -> int:
+        """The axis of a layer that its structure runs along, counted from the front.
+
+        Raises:
+            TypeError: If the structure runs along none.
+        """
+        structure = self.of_layer
+        if isinstance(structure, (Unstructured, Block)):
+            raise TypeError(f"{structure} runs along no axis; give NByM, Channel or ConstantFanIn.")
+        return structure.place % len(self.layer_shape)
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
@@ -198,4 +210,4 @@ def _on_matrix(structure: Structure) -> Structure:
         return structure
     if isinstance(structure, NByM):
         return dataclasses.replace(structure, axis=-2)
-    return dataclasses.replace(structure, axis=-1, **({"whole_heads": False} if isinstance(structure, Channel) else {}))
+    return Channel(-1) if isinstance(structure, Channel) else ConstantFanIn(-1)
