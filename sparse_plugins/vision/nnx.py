@@ -79,7 +79,11 @@ class Optimizer(nnx.Optimizer[M]):
             )
         if inputs:
             graph, trained, *rest = nnx.split(model, wrt, ...)
-            called = lambda trained, *inputs: nnx.merge(graph, trained, *rest)(*inputs)  # noqa: E731
+
+            def called(trained: nnx.State, *inputs: Any) -> Any:
+                model: Any = nnx.merge(graph, trained, *rest)
+                return model(*inputs)
+
             updater = updater.knowing(trace_layers(called, trained, *inputs))
         elif any("out_sharding" in variable.get_metadata() for variable in _variables(params)):
             updater = updater.knowing(describe_layers(params))
