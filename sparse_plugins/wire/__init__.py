@@ -16,6 +16,7 @@ from sparse_plugins.wire.markers import NOT_PRUNED
 from sparse_plugins.wire.message_binding import Binding, BindingError
 from sparse_plugins.wire.payload import Decoded, decode, encode, masks_digest, needed_base
 from sparse_plugins.wire.reader import CodecError
+from sparse_plugins.wire.safetensors_patches import apply_safetensors, safetensors_delta
 from sparse_plugins.wire.seeded_masks import SeededMasks
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "DeltaHeader",
     "SeededMasks",
     "apply",
+    "apply_safetensors",
     "decode",
     "delta",
     "encode",
@@ -35,5 +37,6 @@ __all__ = [
     "most_delta_bytes",
     "needed_base",
     "read_delta_header",
+    "safetensors_delta",
     "weights_digest",
 ]

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sparse_plugins import wire
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.rl import SocketChannel, StaleWeightsError, WeightFolder, WeightReceiver, WeightSender
 from sparse_plugins.rl.weight_sync.channels import REPLY_SIZE, Reply, Request
+from sparse_plugins.rl.weight_sync.tunix import PublishedRollout, follow
 from tests.wire.cases import same_bits
 
 ROOT = Path(__file__).parents[2]
@@ -386,3 +388,37 @@ def test_files_that_are_old_are_removed_and_damaged_ones_named(tmp_path: Path) -
 def test_a_request_says_what_there_is() -> None:
     assert Request.read(Request(None).packed()) == Request(None)
     assert Request.read(Request(0, bytes(range(16))).packed()) == Request(0, bytes(range(16)))
+
+
+class Rollout:
+    """What Tunix's rollouts have, as far as weights are concerned."""
+
+    def __init__(self) -> None:
+        self.params: Any = None
+        self.filters: list[Any] = []
+
+    def update_params(self, params: Any, filter_types: tuple[Any, ...] | None = None) -> None:
+        self.params = params
+        self.filters.append(filter_types)
+
+    def pad_id(self) -> int:
+        return 7
+
+
+def test_rollouts_of_tunix_follow_the_trainer(hung_up: ExitStack, tmp_path: Path) -> None:
+    sender, near, far = WeightSender(), Rollout(), Rollout()
+    trainers, trees = PublishedRollout(near, sender), [nnx_state(value) for value in (1.0, 2.0)]
+    receiver = WeightReceiver(trees[0], hung(piped(sender, hung_up, tmp_path)(), hung_up))
+    for tree in trees:
+        trainers.update_params(tree, ("lora",))
+        assert near.params is tree
+        assert follow(far, receiver, timeout=30)
+        assert not follow(far, receiver, timeout=30)
+        assert jax.tree.structure(far.params) == jax.tree.structure(tree)
+        same_bits(jax.tree.leaves(far.params), jax.tree.map(np.asarray, jax.tree.leaves(tree)))
+    assert (near.filters, far.filters, trainers.pad_id()) == ([("lora",)] * 2, [None] * 2, 7)
+
+
+def nnx_state(value: float) -> Any:
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), nnx.state(model))
