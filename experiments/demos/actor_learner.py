@@ -95,7 +95,7 @@ def described(outcome: Outcome) -> tuple[str, ...]:
 def agent(sparsity: float) -> tuple[Any, haiku.SparseDQN]:
     """The game and the learner."""
     game = rl.jax_environments.gymnax_environment("CartPole-v1")
-    updater = core.NoPruning()
+    updater: core.BaseUpdater = core.NoPruning()
     if sparsity:
         updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.erk, sparsity=sparsity))
     learner = haiku.SparseDQN(
@@ -125,14 +125,17 @@ def train(sparsity: float, dtype: str, actors: int, batches: int) -> Outcome:
     for process in processes:
         process.start()
     for weights, data in pairs:
-        weights[1].close(), data[1].close()
+        weights[1].close()
+        data[1].close()
     asks, gives = [weights[0] for weights, _ in pairs], [data[0] for _, data in pairs]
     memory, filled = np.zeros((MEMORY, _ROW), np.float32), 0
-    rng, staleness, returns = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    staleness: list[int] = []
+    returns: list[float] = []
     while len(staleness) < batches:
         for ready in connection.wait([*asks, *gives]):
             if ready in asks:
-                sender.answer(ready)  # type: ignore[arg-type]
+                sender.answer(ready)
                 continue
             version, rows, finished = unpacked(ready.recv_bytes())  # type: ignore[union-attr]
             ready.send_bytes(_TAKEN)  # type: ignore[union-attr]

@@ -49,7 +49,7 @@ def bits(tree: Tree) -> Bits:
 
 
 def _zstd(leaves: Bits) -> list[bytes]:
-    return [zstandard.ZstdCompressor().compress(leaf) for leaf in leaves]
+    return [zstandard.ZstdCompressor().compress(leaf.data) for leaf in leaves]
 
 
 def _unzstd(frames: list[bytes], base: Tree) -> Bits:
