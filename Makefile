@@ -37,7 +37,11 @@ $(VENV)/.demo-rl: pyproject.toml requirements.lock | $(IN_VENV)
 	$(INSTALL) '.[dopamine,haiku,gymnax,experiments]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-rl
+$(VENV)/.demo-flower: pyproject.toml requirements.lock | $(IN_VENV)
+	$(INSTALL) '.[flower,experiments]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-flower $(VENV)/.demo-rl
 	$(INSTALL) '.[all,experiments,dev]'
 	@touch $@
 
@@ -47,6 +51,9 @@ $(VENV)/.docs: pyproject.toml requirements.lock | $(IN_VENV)
 
 demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
 	$(IN_VENV) -m experiments.fed_emnist --dataset=digits --jobs=2 $(ARGS)
+
+demo-flower: $(VENV)/.demo-flower ## Digits on a SuperLink and three SuperNodes of Flower, dense and sparse: accuracy and bytes on the wire
+	$(IN_VENV) -m experiments.demos.flower $(ARGS)
 
 demo-rl: $(VENV)/.demo-rl ## DQN on CartPole, dense and sparse, then Pong from its ROM: table, plot and GIF
 	$(IN_VENV) -m experiments.demos.rl_demo $(ARGS)
@@ -142,4 +149,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-rl test test-core lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz fuzz-updaters study study-rl study-vision study-t5 tables kills lock clean
+.PHONY: help demo demo-flower demo-rl test test-core lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz fuzz-updaters study study-rl study-vision study-t5 tables kills lock clean

@@ -29,6 +29,7 @@ quick() {
   case $1 in
     test | doctests | coverage) make PYTHON="$python" "$1" "$collect" | tail -3 ;;
     demo) make PYTHON="$python" demo ARGS="$digits" | tail -3 ;;
+    demo-flower) make PYTHON="$python" demo-flower ARGS='--rounds=1 --nodes=2' | tail -8 ;;
     demo-rl) make PYTHON="$python" demo-rl ARGS='--seed=0 --pong-steps=100' | tail -3 ;;
     check-dist) make PYTHON="$python" check-dist EXTRAS=core ;;
     check-newest) make PYTHON="$python" check-newest EXTRAS=gymnax ;;

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -51,13 +51,16 @@ class Federation:
         folder: Where their files go: logs, Flower's home, apps.
         nodes: How many SuperNodes; each has its number as `partition-id` in its node config.
         seconds: How long to wait for each of them to start.
+        through: From the port of the SuperLink to that to which a node connects, such as one that counts bytes.
 
     Raises:
         RuntimeError: If the SuperLink does not start; the message has the end of its log.
     """
 
-    def __init__(self, folder: Path, nodes: int, seconds: float = 120) -> None:
-        self._folder, self._count, self._seconds = folder, nodes, seconds
+    def __init__(
+        self, folder: Path, nodes: int, seconds: float = 120, through: Callable[[int], int] = lambda port: port
+    ) -> None:
+        self._folder, self._count, self._seconds, self._through = folder, nodes, seconds, through
         self._started = contextlib.ExitStack()
         self.nodes: list[subprocess.Popen[bytes]] = []
 
@@ -97,7 +100,8 @@ class Federation:
 
     def start_node(self, place: int) -> subprocess.Popen[bytes]:
         """Starts a SuperNode."""
-        command = ["flower-supernode", "--insecure", f"--superlink=127.0.0.1:{self.port}", f"--port={_free_port()}"]
+        command = ["flower-supernode", "--insecure", f"--port={_free_port()}"]
+        command.append(f"--superlink=127.0.0.1:{self._through(self.port)}")
         return self._start([*command, f"--node-config=partition-id={place}"], f"supernode_{place}")
 
     def start_app(self, name: str, server: str, client: str, **config: int | float | str) -> subprocess.Popen[bytes]:

@@ -138,9 +138,10 @@ class _Node:
                 return None
             base = unpacked_masks(_state(self.context, _MASKS), self.layout.sent)
         decoded = decode(payload, self.layout.sent, base=base, binding=Binding("broadcast", str(self.orders["run"])))
-        received = _Received(
-            decoded.masks, decoded.values, decoded.base_version, masks_digest(decoded.masks, self.layout.sent)
-        )
+        stated = {"rice", "bitmask", "seed", "difference"}
+        is_held = Flags.BASE in header.flags and not stated & {*decoded.forms}
+        digest = header.base_digest if is_held else masks_digest(decoded.masks, self.layout.sent)
+        received = _Received(decoded.masks, decoded.values, decoded.base_version, digest)
         self._remember(received, payload)
         return received
 
@@ -201,7 +202,8 @@ class _Node:
         held, sent = received.masks, received.masks
         if self.orders["task"] == _DENSELY:
             sent = {name: np.ones_like(mask) if is_pruned(mask) else mask for name, mask in held.items()}
-        delta = {name: np.subtract(received.values[name], values) for name, values in trained.items()}
+        # In the place of what the function returned, which is a copy of its own.
+        delta = {name: np.subtract(received.values[name], values, out=values) for name, values in trained.items()}
         _check_finite(delta, sent)
         return self._encode("update", sent, delta, received, base=held)
 
@@ -224,8 +226,10 @@ def _check_is_not_dense(message: Message) -> None:
 
 def _check_finite(delta: dict[str, NDArray], masks: dict[str, Any]) -> None:
     for name, values in delta.items():
+        if not is_floating(values.dtype) or np.isfinite(values).all():
+            continue
         inside = values[masks[name] != 0] if is_pruned(masks[name]) else values
-        if is_floating(values.dtype) and not np.isfinite(inside).all():
+        if not np.isfinite(inside).all():
             raise ValueError(
                 f"training made NaN or infinite values of array {name!r}; nothing is sent. Lower the learning rate, or "
                 "look for bad examples."
