@@ -57,7 +57,7 @@ def sparse(nodes: int) -> SparseStrategy:
 
 def trained(message: Message, context: Context) -> Message:
     """What a training function returns that takes no time: the model, moved a little."""
-    arrays = {name: array.numpy() * np.float32(1.01) for name, array in message.content["arrays"].items()}
+    arrays = {name: array.numpy() * np.float32(1.01) for name, array in message.content.array_records["arrays"].items()}
     content = {"arrays": ArrayRecord({name: Array(x) for name, x in arrays.items()})}
     return Message(RecordDict({**content, "metrics": MetricRecord({"num-examples": 10})}), reply_to=message)
 
@@ -69,7 +69,7 @@ def replies(orders: Iterable[Message], told: dict[str, Any]) -> Iterable[Message
         context = Context(1, node, {}, RecordDict(), {})
         reply = sparse_mod(Message(RecordDict(dict(order.content)), node, "train"), context, trained)
         reply.metadata.__dict__["_src_node_id"] = node
-        told["bytes"] = len(reply.content["arrays"]["payload"].data)
+        told["bytes"] = len(reply.content.array_records["arrays"]["payload"].data)
         told["clients"] = told.get("clients", 0) + time.perf_counter() - started
         yield reply
 

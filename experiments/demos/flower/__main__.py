@@ -21,7 +21,12 @@ _HERE = "experiments.demos.flower"
 def run(folder: Path, name: str, sparsity: float, nodes: int, rounds: int) -> dict[str, Any]:
     """One run on a federation of its own: accuracies by round, and bytes on the wire and in the ledger."""
     client = f"{_HERE}.client" if sparsity else f"{_HERE}.dense_client"
-    config = {"sparsity": sparsity, "nodes": nodes, "rounds": rounds, "folder": str(folder.resolve() / name)}
+    config: dict[str, int | float | str] = {
+        "sparsity": sparsity,
+        "nodes": nodes,
+        "rounds": rounds,
+        "folder": str(folder.resolve() / name),
+    }
     with contextlib.ExitStack() as stack:
         meters: list[WireMeter] = []
 

@@ -3,6 +3,7 @@
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from experiments.demos.flower import digits
 from sparse_plugins.fed.flower import sparse_mod, training_masks
@@ -10,15 +11,15 @@ from sparse_plugins.fed.flower import sparse_mod, training_masks
 __all__ = ["app", "dense_app"]
 
 
-def _app(**options: list) -> ClientApp:
-    app = ClientApp(**options)
+def _app(*mods: Mod) -> ClientApp:
+    app = ClientApp(mods=list(mods))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        config = message.content["config"]
-        model = {name: array.numpy() for name, array in message.content["arrays"].items()}
-        x, y = digits.training_digits(int(context.node_config["partition-id"]), int(config["nodes"]))
-        model, loss = digits.train(model, x, y, training_masks(context), seed=int(config["server-round"]))
+        config = message.content.config_records["config"]
+        model = {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
+        x, y = digits.training_digits(int(context.node_config["partition-id"]), int(str(config["nodes"])))
+        model, loss = digits.train(model, x, y, training_masks(context), seed=int(str(config["server-round"])))
         arrays = ArrayRecord({name: Array(np.asarray(value)) for name, value in model.items()})
         metrics = MetricRecord({"num-examples": len(x), "loss": loss})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
@@ -26,5 +27,5 @@ def _app(**options: list) -> ClientApp:
     return app
 
 
-app = _app(mods=[sparse_mod])
+app = _app(sparse_mod)
 dense_app = _app()

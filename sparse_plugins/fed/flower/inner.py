@@ -41,13 +41,13 @@ class Inner:
         ValueError: If it never trains.
     """
 
-    def __init__(self, strategy: flower.Strategy) -> None:
+    def __init__(self, strategy: Any) -> None:
         if not isinstance(strategy, flower.Strategy):
             described = (
                 f"the class {strategy.__name__}" if isinstance(strategy, type) else f"a {type(strategy).__name__}"
             )
             raise TypeError(f"strategy is {described}; give an instance of a Flower strategy, such as FedAvg().")
-        base = strategy
+        base: Any = strategy
         while isinstance(base, _PRIVATE):
             base = base.strategy
         if isinstance(base, _TREES) or not isinstance(base, flower.FedAvg):

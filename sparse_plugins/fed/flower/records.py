@@ -88,9 +88,12 @@ class Layout:
                     f"array {name!r} has dtype {array.dtype}, which JAX keeps only with jax_enable_x64; cast the "
                     "model to float32, or enable it on the server."
                 )
-        narrow = {} if wide else {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.uint64): np.dtype(np.uint32)}
-        sent = {name: Spec(array.shape, narrow.get(array.dtype, array.dtype)) for name, array in arrays.items()}
-        return cls(sent, {name: array.dtype for name, array in arrays.items()})
+        narrow: dict[Any, Any] = (
+            {} if wide else {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.uint64): np.dtype(np.uint32)}
+        )
+        dtypes = {name: array.dtype for name, array in arrays.items()}
+        sent = {name: Spec(x.shape, np.dtype(narrow.get(x.dtype, x.dtype))) for name, x in arrays.items()}
+        return cls(sent, dtypes)
 
     def to_text(self) -> str:
         """As JSON."""
@@ -176,7 +179,7 @@ def check_format(orders: ConfigRecord) -> None:
     """Raises if the other side speaks another version."""
     if orders.get("format") != FORMAT:
         raise ValueError(
-            f"the other side speaks version {orders.get('format')} of this protocol, this side version {FORMAT}: "
+            f"the other side speaks version {orders.get('format')!r} of this protocol, this side version {FORMAT}: "
             "install the same release of sparse-plugins on both."
         )
 
