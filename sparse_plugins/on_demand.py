@@ -41,6 +41,9 @@ def loaders(
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *places, *modules})
+        module = vars(sys.modules[package])  # without the helper modules that a package is made of
+        return sorted(
+            {*module.get("__all__", module), *(name for name in module if name[:2] == "__"), *places, *modules}
+        )
 
     return get, names

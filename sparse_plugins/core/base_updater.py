@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -104,6 +105,18 @@ class BaseUpdater(UpdaterHooks):
 
     # The schedule that start, end and period in a configuration mean.
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
+
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
+        """Says what to write to whom gives an updater what makes one."""
+        known = inspect.signature(cls.__init__).parameters
+        if "sparsity" in fields and "sparsity" not in known:
+            words = f"core.{cls.__name__}, sparsity={fields['sparsity']!r}, total_steps=..."
+            raise TypeError(
+                f"{cls.__name__} has no field sparsity: core.sparsify(optimizer, {words}) makes an optimizer of it, "
+                f"core.build_updater({words}) an updater. The long form is sparsity_distribution_fn="
+                "functools.partial(core.erk, sparsity=...) and a scheduler."
+            )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -46,7 +46,8 @@ class SparsityConfig:
         update_end_step: Last step at which they do; equal to the start for a one-shot change.
         update_freq: Steps between changes.
         step_unit: What a step is; printed with the plan.
-        drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced at step 0.
+        drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced at step 0; None for the
+            class's default, 0.3 of SET and RigL (0.1 in JaxPruner).
         drop_fraction_fn: The same as a function of the step, in place of the two keys around it.
         drop_schedule: Of the same: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
         filter_fn: Which leaves are pruned; see `uniform`.
@@ -72,7 +73,7 @@ class SparsityConfig:
     update_end_step: int | None = None
     update_freq: int | None = None
     step_unit: schedules.StepUnit = "optimizer step"
-    drop_fraction: float = 0.1
+    drop_fraction: float | None = None
     drop_schedule: str = "cosine"
     drop_fraction_fn: Callable[[Any], Any] | None = None
     filter_fn: FilterFn | None = None
@@ -98,7 +99,7 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
 
     Args:
         config: `SparsityConfig`, any mapping (a dict, OmegaConf's DictConfig) or ml_collections ConfigDict with its
-            keys; None for keywords alone.
+            keys, of which `algorithm` may be called `pruner_type`, as in the paper; None for keywords alone.
         **keywords: Single keys, which take precedence. Keys given as None count as not given.
 
     Returns:
@@ -227,6 +228,11 @@ def _read(config: Any, keywords: dict[str, Any]) -> SparsityConfig:
     else:
         raise TypeError(f"config is {config!r}; give a SparsityConfig, a mapping or a ConfigDict.")
     given = {key: value for key, value in {**given, **keywords}.items() if value is not None}
+    name = given.pop("pruner_type", None)  # the paper's name for it
+    if name is not None and given.setdefault("algorithm", name) != name:
+        raise ValueError(
+            f"pruner_type is {name!r} and algorithm {given['algorithm']!r}: these are two names of one key; give one."
+        )
     names = [field.name for field in dataclasses.fields(SparsityConfig)]
     for key in given:
         known("sparsity configuration key", key, names)
@@ -263,6 +269,12 @@ def _drop_fraction(settings: SparsityConfig, algorithm: Algorithm, end: int | No
         return algorithm.defaults["drop_fraction_fn"]
     kind = DROP_SCHEDULES[known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
     end = settings.update_end_step if end is None else end
+    first = settings.drop_fraction
+    if first is None:
+        own = algorithm.default("drop_fraction_fn")
+        if type(own) is not drop_fractions.ConstantDrop:
+            return own
+        first = own.fraction
     if end is None or kind is drop_fractions.ConstantDrop:
-        return drop_fractions.ConstantDrop(settings.drop_fraction)
-    return kind(settings.drop_fraction, end_step=max(end, 1))
+        return drop_fractions.ConstantDrop(first)
+    return kind(first, end_step=max(end, 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sparse_plugins.core import schedules
 from sparse_plugins.core.algorithms.per_module import PerModule
-from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.config import DISTRIBUTIONS, parse_structure
 from sparse_plugins.core.default_schedules import SCHEDULE_KEYS, default_drop_fraction, default_schedule
 from sparse_plugins.core.layer_rules import LayerRule, read_layer_rules, sparsity_of_groups, without_earlier
@@ -15,7 +15,7 @@ from sparse_plugins.core.run_length import check_length
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structures import ByPath, NByM, Structure
 
-__all__ = ["PRESETS", "build_updater"]
+__all__ = ["PRESETS", "build_updater", "updater_from"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "jaxpruner": {"distribution": "uniform", "drop_fraction": 0.1, "rescale": False},
@@ -81,6 +81,21 @@ def build_updater(
     if total_steps is not None:
         check_length(updater, total_steps, length_word)
     return updater
+
+
+def updater_from(updater: BaseUpdater | type[BaseUpdater] | str, **words: Any) -> BaseUpdater:
+    """The updater of a front end, which takes one, or an algorithm and words for `build_updater`.
+
+    Raises:
+        TypeError: If it is neither of them.
+
+    Example:
+        >>> type(updater_from("set", sparsity=0.9, total_steps=1000)).__name__
+        'SET'
+    """
+    if not isinstance(updater, str) and not (isinstance(updater, type) and issubclass(updater, BaseUpdater)):
+        check_updater(updater)
+    return build_updater(updater, **words)
 
 
 def _built(

@@ -27,6 +27,7 @@ _DEFAULTS = (
     "CollectorDispatcher.collectors = ('tensorboard',)",
 )
 _SHORTCUTS = {
+    "algorithm": "create_updater_from_config.algorithm",
     "pruner": "create_updater_from_config.pruner_type",
     "sparsity": "create_updater_from_config.sparsity",
     "target_policy": "create_sparse_agent.target_policy",
@@ -40,7 +41,8 @@ flags.DEFINE_string("base_dir", None, "Folder of the run; a run that has begun t
 flags.DEFINE_multi_string("gin_files", [], "Paths of gin files.")
 flags.DEFINE_multi_string("gin_bindings", [], "gin bindings, which win over the files: 'JaxDQNAgent.gamma = 0.99'.")
 flags.DEFINE_string("config", None, "A configuration of this package, read before --gin_files: 'cartpole_dqn'.")
-flags.DEFINE_string("pruner", None, f"For {_SHORTCUTS['pruner']}: 'magnitude', 'rigl', 'no_prune', ...")
+flags.DEFINE_string("algorithm", None, f"For {_SHORTCUTS['algorithm']}: 'magnitude', 'rigl', 'no_prune', ...")
+flags.DEFINE_string("pruner", None, "The paper's name for --algorithm.")
 flags.DEFINE_float("sparsity", None, f"For {_SHORTCUTS['sparsity']}: fraction of zeros.")
 flags.DEFINE_string("target_policy", None, f"For {_SHORTCUTS['target_policy']}: 'at_mask_update', 'at_sync', ...")
 flags.DEFINE_string("agent", None, f"For {_SHORTCUTS['agent']}: 'jax_dqn', 'sac', ...")
@@ -133,12 +135,28 @@ def _configure() -> None:
     gin.parse_config(_DEFAULTS)
     # Bindings are read twice: they may choose the agent that gets the seed, and they win over it.
     gin.parse_config_files_and_bindings(files, [*shortcuts, *FLAGS.gin_bindings], finalize_config=False)
+    _use_one_name()
     if FLAGS.seed is not None:
         from sparse_plugins.rl.dopamine.agents import chosen_agent
 
         gin.parse_config(f"{_seed_taker(chosen_agent()).__name__}.seed = {FLAGS.seed}")
         gin.parse_config(f"create_updater_from_config.rng_seed = {FLAGS.seed}")
     gin.parse_config_files_and_bindings([], FLAGS.gin_bindings)
+
+
+def _use_one_name() -> None:
+    """Lets --algorithm and --pruner overrule a file that binds the other of the two names."""
+    from sparse_plugins.rl.dopamine.bindings import bound
+
+    given = {flag: FLAGS[flag].value for flag in ("algorithm", "pruner") if FLAGS[flag].value is not None}
+    if len(set(given.values())) > 1:
+        raise ValueError(f"--algorithm={given['algorithm']} and --pruner={given['pruner']} are one flag; give one.")
+    for value in given.values():
+        for flag in ("algorithm", "pruner"):
+            if bound(_SHORTCUTS[flag]) is not None:
+                import gin
+
+                gin.parse_config(f"{_SHORTCUTS[flag]} = {value!r}")
 
 
 def _packaged(name: str) -> str:

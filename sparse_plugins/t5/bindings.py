@@ -16,12 +16,15 @@ from sparse_plugins.t5.optimizer import SparseOptimizer
 __all__ = ["SparseOptaxWrapper", "chain", "create_updater_from_config"]
 
 
-def create_updater_from_config(pruner_type: str = "magnitude", dist_type: str = "erk", **settings: Any) -> BaseUpdater:
+def create_updater_from_config(
+    algorithm: str | None = None, dist_type: str = "erk", *, pruner_type: str | None = None, **settings: Any
+) -> BaseUpdater:
     """The updater that gin bindings describe.
 
     Args:
-        pruner_type: One of `core.all_algorithm_names()`.
+        algorithm: One of `core.all_algorithm_names()`; None for 'magnitude'.
         dist_type: 'erk' or 'uniform'.
+        pruner_type: The paper's name for `algorithm`.
         **settings: Any other key of `core.SparsityConfig`: sparsity, update_start_step, update_end_step, update_freq,
             drop_fraction, rules, ...
 
@@ -38,7 +41,9 @@ def create_updater_from_config(pruner_type: str = "magnitude", dist_type: str = 
 
     Source: Lee et al., JaxPruner (2023), baselines/t5x.
     """
-    return create_from_core(algorithm=pruner_type, dist_type=dist_type, **settings)
+    if algorithm is None and pruner_type is None:
+        algorithm = "magnitude"
+    return create_from_core(algorithm=algorithm, pruner_type=pruner_type, dist_type=dist_type, **settings)
 
 
 def chain(transformations: Sequence[optax.GradientTransformation]) -> optax.GradientTransformation:

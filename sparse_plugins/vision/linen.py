@@ -1,5 +1,6 @@
 """Flax Linen: a train state whose parameters are sparse from step 0 on."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -10,11 +11,12 @@ from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from sparse_plugins.core.base_updater import BaseUpdater, check_updater
+from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.layers.describe import describe_layers
 from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.transform.state import map_sparse_states
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.updater_defaults import updater_from
 
 __all__ = ["TrainState", "get_partition_spec"]
 
@@ -27,13 +29,13 @@ class TrainState(train_state.TrainState):
     a subclass as with Flax's own, and are left alone.
 
     Example:
-        >>> import functools
         >>> import jax.numpy as jnp
-        >>> from sparse_plugins import core, vision
+        >>> from sparse_plugins import vision
         >>> model = nn.Dense(4)
         >>> params = model.init(jax.random.key(0), jnp.ones((1, 8)))["params"]
-        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
-        >>> state = vision.TrainState.create(apply_fn=model.apply, params=params, tx=optax.adam(1e-3), updater=updater)
+        >>> state = vision.TrainState.create(
+        ...     apply_fn=model.apply, params=params, tx=optax.adam(1e-3),
+        ...     updater="set", sparsity=0.75, total_steps=1000)
         >>> int(jnp.count_nonzero(state.params["kernel"]))
         8
         >>> state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
@@ -48,7 +50,7 @@ class TrainState(train_state.TrainState):
         apply_fn: Callable,
         params: PyTree,
         tx: optax.GradientTransformation,
-        updater: BaseUpdater,
+        updater: BaseUpdater | type[BaseUpdater] | str,
         inputs: Sequence[Any] = (),
         **fields: Any,
     ) -> Self:
@@ -62,11 +64,12 @@ class TrainState(train_state.TrainState):
             params: Parameters, boxed or not. With an FP8 collection beside them, as Flax expects, only what lies under
                 'params' is trained by the optimizer and made sparse.
             tx: The dense optimizer.
-            updater: Which weights to keep, how many and when.
+            updater: Which weights to keep, how many and when; or an algorithm, by name or class.
             inputs: What `apply_fn` takes after the variables, or shapes of it. The function is traced once, with the
                 parameters under 'params'; one that takes keys or other collections is traced by hand:
                 `core.trace_layers` gives `layers` for the updater.
-            **fields: Further fields of a subclass.
+            **fields: Further fields of a subclass; with an algorithm also what `core.sparsify` takes beside it:
+                `sparsity`, `total_steps`, `rules`, ...
 
         Returns:
             The state, its parameters on the first masks.
@@ -75,7 +78,10 @@ class TrainState(train_state.TrainState):
             TypeError: If `updater` is none, or `tx` no optax transformation or sparse already.
             ValueError: If the updater finds nothing to prune.
         """
-        check_updater(updater)
+        if not isinstance(updater, BaseUpdater):
+            known = {field.name for field in dataclasses.fields(cls)}
+            words = {name: fields.pop(name) for name in [*fields] if name not in known}
+            updater = updater_from(updater, **words)
         trained = params["params"] if _is_float8(params) else params
         if inputs:
             rest = {} if trained is params else {name: params[name] for name in params if name != "params"}

@@ -1,5 +1,6 @@
 """Flax NNX: optimizers that make a model sparse in place and keep it so."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -7,10 +8,11 @@ import jax
 import optax
 from flax import nnx
 
-from sparse_plugins.core.base_updater import BaseUpdater, check_updater
+from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.layers.describe import describe_layers
 from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.updater_defaults import updater_from
 
 __all__ = ["ModelAndOptimizer", "Optimizer"]
 
@@ -30,12 +32,10 @@ class Optimizer(nnx.Optimizer[M]):
         opt_state: A `core.SparseState` of Variables; `flax.nnx.as_pure` gives it as one of arrays.
 
     Example:
-        >>> import functools
         >>> import jax.numpy as jnp
-        >>> from sparse_plugins import core, vision
+        >>> from sparse_plugins import vision
         >>> model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
-        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
-        >>> optimizer = vision.Optimizer(model, optax.adam(1e-3), updater, wrt=nnx.Param)
+        >>> optimizer = vision.Optimizer(model, optax.adam(1e-3), "set", sparsity=0.75, total_steps=1000)
         >>> int(jnp.count_nonzero(model.kernel[...]))
         8
         >>> grads = nnx.grad(lambda model: model(jnp.ones((1, 8))).sum())(model)
@@ -48,7 +48,7 @@ class Optimizer(nnx.Optimizer[M]):
         self,
         model: M,
         tx: optax.GradientTransformation,
-        updater: BaseUpdater,
+        updater: BaseUpdater | type[BaseUpdater] | str,
         *,
         wrt: Any = nnx.Param,
         inputs: Sequence[Any] = (),
@@ -62,16 +62,20 @@ class Optimizer(nnx.Optimizer[M]):
         Args:
             model: The model; what `wrt` selects in it is changed in place.
             tx: The dense optimizer.
-            updater: Which weights to keep, how many and when.
+            updater: Which weights to keep, how many and when; or an algorithm, by name or class.
             wrt: Filter for the Variables to train, as for `flax.nnx.grad`.
             inputs: What the model is called with, or shapes of it; it is traced once.
-            **options: What else NNX's own optimizer takes.
+            **options: What else NNX's own optimizer takes; with an algorithm also what `core.sparsify` takes beside it:
+                `sparsity`, `total_steps`, `rules`, ...
 
         Raises:
             TypeError: If `updater` is none, or `tx` no optax transformation or sparse already.
             ValueError: If `wrt` selects nothing, or the updater finds nothing to prune in what it selects.
         """
-        check_updater(updater)
+        if not isinstance(updater, BaseUpdater):
+            known = inspect.signature(nnx.Optimizer.__init__).parameters
+            words = {name: options.pop(name) for name in [*options] if name not in known}
+            updater = updater_from(updater, **words)
         params = nnx.state(model, wrt)
         if not jax.tree.leaves(params):
             raise ValueError(

@@ -93,7 +93,11 @@ def test_schedules_follow_from_the_steps_given() -> None:
 
 def test_drop_fractions_of_set_and_rigl() -> None:
     drop = lambda **keys: create_updater_from_config(algorithm="rigl", **GRADUAL, **keys).drop_fraction_fn  # noqa: E731
-    assert drop() == core.CosineDrop(0.1, end_step=1000)
+    assert (
+        drop()
+        == core.CosineDrop(0.3, end_step=1000)
+        == core.CosineDrop(core.RigL().drop_fraction_fn.fraction, end_step=1000)
+    )
     assert drop(drop_fraction=0.3, drop_schedule="linear") == core.LinearDrop(0.3, end_step=1000)
     assert drop(drop_fraction=0.3, drop_schedule="constant") == core.ConstantDrop(0.3)
 
@@ -122,6 +126,7 @@ def test_options_reach_the_updater_and_none_means_its_default() -> None:
         ),
         ({"drop_fracion": 0.3}, "key 'drop_fracion' is unknown; allowed are .*Did you mean 'drop_fraction'"),
         ({"dist_type": "erdos"}, "dist_type 'erdos' is unknown; allowed are uniform, erk"),
+        ({"algorithm": "rigl", "pruner_type": "set"}, "pruner_type is 'set' and algorithm 'rigl': these are two names"),
         ({"algorithm": "rigl", "drop_schedule": "cos"}, "drop_schedule 'cos' is unknown; allowed are constant, cosine"),
         ({"algorithm": "set", "drop_fraction": 1.5}, r"drop fraction is 1.5; give a number in \[0, 1\]"),
         ({"sparsity": 1.7}, r"sparsity is 1.7; give a number in \[0, 1\]"),

@@ -307,3 +307,13 @@ def test_rescaling_what_begins_with_all_weights_is_an_error() -> None:
     for name in ("magnitude", "magnitude_ste", "snip"):
         with pytest.raises(ValueError, match="begins with all weights, as they were drawn: leave it out"):
             core.sparsify(ADAM, name, sparsity=0.5, total_steps=100, rescale=True)
+
+
+def test_everyones_first_try_says_what_to_write() -> None:
+    with pytest.raises(TypeError, match=r"core.sparsify\(optimizer, core.RigL, sparsity=0.9, total_steps=...\)"):
+        core.RigL(sparsity=0.9)
+    assert core.GlobalMagnitudePruning(sparsity=0.9).sparsity == 0.9
+
+
+def test_the_names_of_core_are_those_of_its_api() -> None:
+    assert [name for name in dir(core) if name[:2] != "__"] == sorted(core.__all__)

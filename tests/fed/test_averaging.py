@@ -360,6 +360,15 @@ def test_bad_arguments_say_what_to_change(options, message):
         averaging(core.PerModule([(".*", growing())]))
     with pytest.raises(TypeError, match="updater is a"):
         averaging(optax.sgd(0.1))
+    parts = {"grad_fn": GRADIENT, "client_optimizer": CLIENT, "server_optimizer": optax.sgd(1.0)}
+    build = lambda **other: fed.sparse_federated_averaging(  # noqa: E731
+        **parts | other, updater=updater_of("set"), client_batch_hparams=TRAIN
+    )
+    build()
+    with pytest.raises(TypeError, match=r"client_optimizer is a Grad.*create_optimizer_from_optax\(optax.sgd\(0.1\)\)"):
+        build(client_optimizer=optax.sgd(0.1))
+    with pytest.raises(TypeError, match=r"grad_fn is a Model; give a function, such as fedjax.model_grad\(model\)"):
+        build(grad_fn=MODEL)
     with pytest.raises(TypeError, match="optimizer must be an optax transformation"):
         averaging(updater_of("magnitude"), server=0.1)
 

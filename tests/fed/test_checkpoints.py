@@ -1,11 +1,12 @@
 """Checkpoints of federated runs: bit for bit, counted in rounds; tests/checkpoints has the rest."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from sparse_plugins import fed
+from sparse_plugins import core, fed
 from tests.fed.toy import CLIENT, GRADIENT, MODEL, TRAIN, clients_of_a_round, updater_of
 
 
@@ -60,3 +61,22 @@ def test_a_dense_checkpoint_is_no_start_of_a_sparse_run(tmp_path):
     with pytest.raises(fed.CheckpointMismatchError, match="of a dense run: it holds no masks"):
         fed.Checkpoints(tmp_path).restore(state_after(0, "rigl"))
     assert fed.Checkpoints(tmp_path).rounds() == [1], "it is not taken for a damaged one"
+
+
+def test_a_checkpoint_of_another_sparsity_is_refused_or_changed_on_purpose(tmp_path):
+    tree = lambda name, sparsity: {  # noqa: E731
+        "opt_state": fed.sparse_server_optimizer(optax.sgd(1.0), name, sparsity=sparsity, rounds=9).init(
+            {"w": jnp.ones((10, 10))}
+        )
+    }
+    fed.Checkpoints(tmp_path).save(3, tree("rigl", 0.8))
+    other = tree("static_sparse", 0.9)
+    with pytest.raises(
+        fed.CheckpointMismatchError, match=r"round 3 .*'w' ends at sparsity 0.8, and here it is 0.9: .*keep_t"
+    ):
+        fed.Checkpoints(tmp_path).restore(other)
+    assert fed.Checkpoints(tmp_path).rounds() == [3]
+    changed = fed.Checkpoints(tmp_path).restore(other, keep_targets=False).state["opt_state"]
+    assert float(changed.target_sparsities["w"]) == pytest.approx(0.9)
+    same = fed.Checkpoints(tmp_path).restore(tree("rigl", 0.8)).state["opt_state"]
+    assert int(core.unpack_masks({"w": jnp.ones((10, 10))}, same.masks)["w"].sum()) == 20

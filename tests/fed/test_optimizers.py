@@ -208,6 +208,67 @@ def test_a_fedjax_algorithm_survives_a_round_without_examples(clients):
     assert any((before[layer]["w"] != state.opt_state.masks[layer]["w"]).any() for layer in KEPT)
 
 
+def test_an_algorithm_and_the_rounds_of_a_run_say_all_of_a_server() -> None:
+    words = {"sparsity": 0.75, "rounds": 100, "rng_seed": 5}
+    for algorithm in ("set", core.SET):
+        server = fed.sparse_server_optimizer(optax.sgd(1.0), algorithm, **words)
+        updater = core.updater_of(server)
+        assert updater.scheduler == core.PeriodicSchedule(10, 0, 75, step_unit="round")
+        assert (updater.rng_seed, updater.skip_gradients) == (5, False)
+    dense = MODEL.init(jax.random.PRNGKey(0))
+    params = fed.first_params(server, dense)
+    state = ALGORITHMS["fed_avg"](server).init(params)
+    masks = core.unpack_masks(params, state.opt_state.masks)
+    for layer in KEPT:
+        mask = np.asarray(masks[layer]["w"]).astype(bool)
+        assert (np.asarray(params[layer]["w"]) != 0).tolist() == mask.tolist(), "round 0 is sparse"
+        scale = np.sqrt(len(mask) / np.maximum(mask.sum(axis=0), 1))
+        npt.assert_allclose(params[layer]["w"], np.where(mask, np.asarray(dense[layer]["w"]) * scale, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("updater", "words", "message"),
+    [
+        ("rigl", {"sparsity": 0.5}, "give rounds=..., the number of rounds of the run"),
+        ("rigl", {"rounds": 9}, "sparsity is missing"),
+        (
+            core.MagnitudePruning(scheduler=core.OneShotSchedule(9)),
+            {},
+            "counts optimizer steps, and a server counts rounds",
+        ),
+        (core.RigL(scheduler=core.PeriodicSchedule(1, 1, step_unit="frame")), {}, "counts frames, and a server counts"),
+        (
+            core.MagnitudePruning(scheduler=core.OneShotSchedule(9, step_unit="round")),
+            {"rounds": 9},
+            "in a run of 9 rounds",
+        ),
+    ],
+)
+def test_a_server_counts_rounds_and_knows_how_many(updater: object, words: dict, message: str) -> None:
+    grad_fn = client = hparams = None
+    for build in (
+        lambda: fed.sparse_server_optimizer(optax.sgd(1.0), updater, **words),
+        lambda: fed.sparse_federated_averaging(grad_fn, client, optax.sgd(1.0), updater, hparams, **words),
+        lambda: fed.sparsify(None, updater, **words),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+def test_a_round_that_a_broken_client_ruined_is_left_out_if_that_is_asked_for() -> None:
+    params, broken = {"w": jnp.ones((8, 8))}, {"w": jnp.full((8, 8), jnp.nan)}
+    words = {"sparsity": 0.75, "rounds": 100}
+    guarded = fed.sparse_server_optimizer(optax.adam(0.1), "set", skip_broken_rounds=True, **words)
+    state = guarded.init(params)
+    with pytest.warns(RuntimeWarning, match="round 0: the mean delta is not finite, .*so the round is left out"):
+        after, kept = guarded.apply(broken, state, params)
+    jax.tree.map(npt.assert_array_equal, (after, kept), (state, params))
+    _, moved = guarded.apply(params, after, kept)
+    assert np.isfinite(moved["w"]).all()
+    bare = fed.sparse_server_optimizer(optax.adam(0.1), "set", **words)
+    assert np.isnan(bare.apply(broken, bare.init(params), params)[1]["w"]).any()
+
+
 SGD, MAGNITUDE = optax.sgd(0.1), core.MagnitudePruning()
 FROZEN = fedjax.optimizers.ignore_grads_haiku(CLIENT, [("linear", "w")])
 
@@ -215,8 +276,6 @@ FROZEN = fedjax.optimizers.ignore_grads_haiku(CLIENT, [("linear", "w")])
 @pytest.mark.parametrize(
     ("optimizer", "updater", "message"),
     [
-        (SGD, core.MagnitudePruning, "updater is the class MagnitudePruning; give an updater"),
-        (SGD, "magnitude", "updater is a str; give an updater"),
         (MAGNITUDE, SGD, "updater is a GradientTransformation.*; give an updater"),
         (optax.sgd, MAGNITUDE, "optimizer must be an optax transformation.*function sgd itself"),
         (0.1, MAGNITUDE, "optimizer must be an optax transformation.*got a float"),

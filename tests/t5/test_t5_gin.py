@@ -158,4 +158,4 @@ def test_there_is_one_vocabulary_for_all_gin_wrappers():
     assert of_rl - keys == {"pruner_type"}
     given = {"pruner_type": "rigl", "sparsity": 0.5, "dist_type": "erk", "drop_schedule": "constant", "total_steps": 9}
     updater = t5.create_updater_from_config(**dict.fromkeys(of_rl) | given)
-    assert (type(updater), updater.drop_fraction_fn) == (core.RigL, core.ConstantDrop(0.1))
+    assert (type(updater), updater.drop_fraction_fn) == (core.RigL, core.ConstantDrop(0.3))

@@ -214,8 +214,9 @@ KERNEL = {"kernel": jnp.ones((4, 4))}
     ("arguments", "error", "message"),
     [
         ({"updater": optax.sgd(0.1)}, TypeError, "updater is a GradientTransformationExtraArgs; give an updater"),
-        ({"updater": core.RigL}, TypeError, "updater is the class RigL"),
-        ({"updater": "rigl"}, TypeError, "updater is a str; .* core.create_updater_from_config"),
+        ({"updater": core.RigL}, ValueError, "sparsity is missing"),
+        ({"updater": "rigl", "sparsity": 0.5}, ValueError, "give total_steps="),
+        ({"updater": "rigl", "sparsity": 0.5, "totl_steps": 9}, ValueError, "'totl_steps' is unknown"),
         ({"tx": half()}, TypeError, "give an optax transformation"),
         ({"tx": half().wrap_optax(optax.sgd(0.1))}, TypeError, "sparse already"),
         ({"tx": optax.chain(optax.clip(1.0), half().wrap_optax(optax.sgd(0.1)))}, TypeError, "sparse already"),

@@ -6,6 +6,7 @@ client needs nothing but the parameters to train inside the mask.
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import fedjax
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
-from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.trees import exportable
+from sparse_plugins.core.updater_defaults import updater_from
 from sparse_plugins.fed.mask_change import can_change_masks, check_counts_rounds, with_fields
 from sparse_plugins.fed.mask_in_params import broadcast_masks, first_broadcast, mark_in_use
 from sparse_plugins.wire.trees import PyTree
@@ -26,11 +27,17 @@ __all__ = [
     "optax_transformation",
     "sparse_client_optimizer",
     "sparse_server_optimizer",
+    "updater_in_rounds",
 ]
 
 
 def sparse_server_optimizer(
-    optimizer: optax.GradientTransformation | fedjax.Optimizer, updater: core.BaseUpdater
+    optimizer: optax.GradientTransformation | fedjax.Optimizer,
+    updater: core.BaseUpdater | type[core.BaseUpdater] | str,
+    *,
+    rounds: int | None = None,
+    skip_broken_rounds: bool = False,
+    **words: Any,
 ) -> fedjax.Optimizer:
     """Makes the server of a federated algorithm keep its parameters sparse.
 
@@ -56,8 +63,13 @@ def sparse_server_optimizer(
     Args:
         optimizer: What turns a round's mean delta into an update: an optax transformation, or a
             `fedjax.Optimizer` made from one, such as `fedjax.optimizers.adam(0.01)`.
-        updater: Which weights to keep, how many and from which round on; a `core.PerModule` too. Servers have no key
-            of their own: for random masks of their own they need updaters of another `rng_seed`.
+        updater: Which weights to keep, how many and from which round on; a `core.PerModule` too. Or the algorithm, by
+            name or class. Servers have no key of their own: for random masks of their own they need updaters of
+            another `rng_seed`.
+        rounds: Length of the run. Algorithms that change masks while they train need it, unless the schedule is given.
+        skip_broken_rounds: Leave out, with a warning, a round whose mean delta is not finite, as one client whose
+            training broke makes it: FedJAX's own algorithms refuse nobody's. Model and schedule stay as they were.
+        **words: What else `core.sparsify` takes with an algorithm: `sparsity`, `distribution`, `rules`, ...
 
     Returns:
         The optimizer, whose state is a `core.SparseState`. An updater that starts sparse prunes in the first
@@ -71,15 +83,12 @@ def sparse_server_optimizer(
             clients that train inside the mask say nothing about the rest.
 
     Example:
-        >>> import functools
         >>> import jax, jax.numpy as jnp, optax
         >>> from sparse_plugins import core, fed
         >>> fedjax = fed.import_fedjax()
-        >>> updater = core.MagnitudePruning(
-        ...     sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75),
-        ...     scheduler=core.OneShotSchedule(target_step=1, step_unit="round"),
-        ... )
-        >>> server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), updater)
+        >>> at_once = core.OneShotSchedule(target_step=1, step_unit="round")
+        >>> server_optimizer = fed.sparse_server_optimizer(
+        ...     optax.adam(0.01), "magnitude", sparsity=0.75, scheduler=at_once, rounds=2)
         >>> algorithm = fedjax.algorithms.fed_avg.federated_averaging(
         ...     lambda params, batch, rng: jax.grad(lambda p: jnp.mean((batch["x"] @ p["w"]) ** 2))(params),
         ...     client_optimizer=fedjax.optimizers.sgd(0.1),
@@ -94,8 +103,7 @@ def sparse_server_optimizer(
         0.0
         0.75
     """
-    check_updater(updater)
-    check_counts_rounds(updater)
+    updater = updater_in_rounds(updater, rounds, words)
     dense = optax_transformation(optimizer)
     updater = with_fields(updater, skip_gradients=False)
     compiled, compiled_with_masks_as_they_are = (
@@ -104,6 +112,14 @@ def sparse_server_optimizer(
     )
 
     def apply(grads: PyTree, opt_state: core.SparseState, params: PyTree) -> tuple[core.SparseState, PyTree]:
+        if skip_broken_rounds and not _all_finite(grads):
+            warnings.warn(
+                f"round {int(opt_state.count)}: the mean delta is not finite, as if the training of a client broke, "
+                "so the round is left out.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return opt_state, params
         if can_change_masks(updater, opt_state, params, grads, delta=grads):
             opt_state, params = compiled.apply(grads, opt_state, params)
         else:
@@ -120,6 +136,32 @@ def sparse_server_optimizer(
 
     apply.updater = updater  # type: ignore[attr-defined]  # what core.updater_of finds
     return fedjax.Optimizer(compiled.init, apply)
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def updater_in_rounds(updater: Any, rounds: int | None, words: Mapping[str, Any]) -> core.BaseUpdater:
+    """The updater of a server, which counts rounds.
+
+    Args:
+        updater: As in `sparse_server_optimizer`.
+        rounds: As in `sparse_server_optimizer`.
+        words: As in `sparse_server_optimizer`.
+
+    Raises:
+        TypeError: If it is neither an updater nor an algorithm.
+        ValueError: If the words do not make one, or its schedule does not count rounds.
+
+    Example:
+        >>> updater_in_rounds("rigl", 1000, {"sparsity": 0.9}).describe_schedule()
+        'masks change 76 times, every 10 rounds from round 0 to 750'
+    """
+    made = updater_from(updater, total_steps=rounds, length_word="rounds", step_unit="round", **words)
+    check_counts_rounds(made)
+    return made
 
 
 def first_params(server_optimizer: fedjax.Optimizer, params: PyTree) -> PyTree:

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
-from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.masks import map_pruned
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
 from sparse_plugins.fed.fedjax.client_widths import ClientWidths, NarrowTraining
-from sparse_plugins.fed.fedjax.optimizers import optax_transformation
+from sparse_plugins.fed.fedjax.optimizers import optax_transformation, updater_in_rounds
 from sparse_plugins.fed.growth import GrowthProtocol, Signals
 from sparse_plugins.fed.ledger import Ledger
 from sparse_plugins.fed.mask_change import can_change_masks
@@ -36,7 +35,7 @@ def sparse_federated_averaging(
     grad_fn: GradFn,
     client_optimizer: fedjax.Optimizer,
     server_optimizer: optax.GradientTransformation | fedjax.Optimizer,
-    updater: core.BaseUpdater,
+    updater: core.BaseUpdater | type[core.BaseUpdater] | str,
     client_batch_hparams: fedjax.ShuffleRepeatBatchHParams,
     *,
     growth: str | GrowthProtocol | None = None,
@@ -48,6 +47,8 @@ def sparse_federated_averaging(
     faults: Faults = Faults(),
     ledger: Ledger | None = None,
     run: str = "",
+    rounds: int | None = None,
+    **words: Any,
 ) -> fedjax.FederatedAlgorithm:
     """Federated averaging that sends masks to the clients and kept weights back.
 
@@ -93,6 +94,8 @@ def sparse_federated_averaging(
         run: Name of the run. Every message is bound to run, round, client and the masks of the broadcast
             (`fed.Binding`); a reply that belongs to something else, or has other masks than it was asked for, is
             refused. Runs that share clients need names of their own.
+        rounds: Length of the run; see `sparse_server_optimizer`.
+        **words: For an `updater` that is an algorithm, by name or class; see `sparse_server_optimizer`.
 
     Returns:
         The algorithm. Its state is a `SparseServerState`, its diagnostics are, by client id, `status` ('ok' or what
@@ -127,7 +130,14 @@ def sparse_federated_averaging(
     Source: McMahan et al. (2017) for federated averaging; Bibikar et al. (2022) for masks that move; Huang et al.,
     FedTiny (2023), for growth by the largest gradients of clients.
     """
-    check_updater(updater)
+    updater = updater_in_rounds(updater, rounds, words)
+    if not callable(grad_fn):
+        raise TypeError(f"grad_fn is a {type(grad_fn).__name__}; give a function, such as fedjax.model_grad(model).")
+    if not isinstance(client_optimizer, fedjax.Optimizer):
+        raise TypeError(
+            f"client_optimizer is a {type(client_optimizer).__name__}; give a fedjax.Optimizer, such as "
+            "fedjax.optimizers.sgd(0.1), or fedjax.optimizers.create_optimizer_from_optax(optax.sgd(0.1))."
+        )
     if updater.parts:
         raise ValueError(
             "sparse_federated_averaging asks clients for one updater's growth signal and cannot serve a PerModule; "

@@ -11,7 +11,7 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.transform.state import find_sparse_state
-from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer
+from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer, updater_in_rounds
 from sparse_plugins.fed.mask_in_params import first_broadcast, mark_in_use
 from sparse_plugins.wire.trees import PyTree
 
@@ -37,7 +37,13 @@ class SparsifiedState:
         return getattr(self.inner, name)
 
 
-def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) -> fedjax.FederatedAlgorithm:
+def sparsify(
+    algorithm: fedjax.FederatedAlgorithm,
+    updater: core.BaseUpdater | type[core.BaseUpdater] | str,
+    *,
+    rounds: int | None = None,
+    **words: Any,
+) -> fedjax.FederatedAlgorithm:
     """Makes a FedJAX algorithm sparse that has no server optimizer to wrap.
 
     `mime` and `mime_lite` run their optimizer on the clients. Here the algorithm runs as it is, and what a round
@@ -50,7 +56,9 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
 
     Args:
         algorithm: Any algorithm whose state has `params`, or a list `cluster_params`.
-        updater: Which weights to keep, how many and from which round on.
+        updater: Which weights to keep, how many and from which round on; or the algorithm, by name or class.
+        rounds: Length of the run; see `sparse_server_optimizer`.
+        **words: For an `updater` that is an algorithm; see `sparse_server_optimizer`.
 
     Returns:
         The algorithm; its state is a `SparsifiedState` with the fields of the algorithm's own, and its `init` puts
@@ -74,6 +82,7 @@ def sparsify(algorithm: fedjax.FederatedAlgorithm, updater: core.BaseUpdater) ->
         >>> state.params["w"].tolist()
         [[1.5, 0.0]]
     """
+    updater = updater_in_rounds(updater, rounds, words)
     optimizer = sparse_server_optimizer(optax.sgd(1.0), updater)
 
     def init(*args: Any, **kwargs: Any) -> SparsifiedState:

@@ -16,7 +16,7 @@ __all__ = ["bound", "create_updater_from_config"]
 
 @gin.configurable(module="sparse_plugins.rl")
 def create_updater_from_config(
-    pruner_type: str | None = None,
+    algorithm: str | None = None,
     dist_type: str = "erk",
     sparsity: float | None = None,
     total_steps: int | None = None,
@@ -33,12 +33,13 @@ def create_updater_from_config(
     use_packed_masks: bool = True,
     is_sparse_gradients: bool | None = None,
     skip_gradients: bool | None = None,
+    pruner_type: str | None = None,
     **settings: Any,
 ) -> BaseUpdater:
     """The updater that gin bindings describe.
 
     Args:
-        pruner_type: One of `core.all_algorithm_names()`; None, with nothing else bound, for a dense agent.
+        algorithm: One of `core.all_algorithm_names()`; None, with nothing else bound, for a dense agent.
         dist_type: 'erk' or 'uniform'.
         sparsity: Fraction of zeros in [0, 1] over the prunable layers; None for 0.8, or what an n:m structure is.
         total_steps: Length of the run in `step_unit`; without the three keys below, masks then change when papers have
@@ -47,7 +48,7 @@ def create_updater_from_config(
         update_end_step: Last step at which they do.
         update_freq: Steps between changes.
         step_unit: 'optimizer step' (the paper's), 'environment step' or 'frame'.
-        drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced.
+        drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced at first; None for 0.3.
         drop_schedule: How that fraction falls: 'cosine', 'linear' or 'constant'.
         sparsity_type: Structure, by name or by path; see `core.SparsityConfig`.
         rules: Pairs (regular expression for a path, sparsity); see `core.uniform`.
@@ -56,6 +57,7 @@ def create_updater_from_config(
         use_packed_masks: True stores eight mask entries to a byte.
         is_sparse_gradients: None for the algorithm's own default.
         skip_gradients: The same; SET and RigL move no weight when masks are updated.
+        pruner_type: The paper's name for `algorithm`.
         **settings: Any other key of `core.SparsityConfig`: custom_sparsity_map, use_normalization, topk_fn, ...
 
     Returns:
@@ -74,16 +76,18 @@ def create_updater_from_config(
         **{"update_end_step": update_end_step, "update_freq": update_freq, "drop_fraction": drop_fraction},
         **{"drop_schedule": drop_schedule, "sparsity_type": sparsity_type, "rules": rules or None, **settings},
     }
-    if pruner_type is None and (alone := [name for name, value in said.items() if value is not None]):
+    is_named = algorithm is not None or pruner_type is not None
+    if not is_named and (alone := [name for name, value in said.items() if value is not None]):
         raise ValueError(
             f"{', '.join(alone)} given for sparsity, but no algorithm, so the agent would be dense: bind "
-            "create_updater_from_config.pruner_type, or give --pruner, one of "
+            "create_updater_from_config.algorithm, or give --algorithm, one of "
             f"{', '.join(core.all_algorithm_names())} ('no_prune' for a dense agent)."
         )
     if sparsity is None and not isinstance(sparsity_type and parse_structure(sparsity_type), core.NByM):
         sparsity = 0.8
     return core.create_updater_from_config(
-        algorithm=pruner_type or "no_prune",
+        algorithm=algorithm if is_named else "no_prune",
+        pruner_type=pruner_type,
         dist_type=dist_type,
         sparsity=sparsity,
         total_steps=total_steps,
