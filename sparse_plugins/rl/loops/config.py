@@ -17,6 +17,8 @@ from sparse_plugins.rl.replay import Replay
 
 __all__ = ["FusedConfig"]
 
+_NEVER = 1 << 24  # environment steps; who only plays, to evaluate or to measure, has so long a warm-up
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FusedConfig:
@@ -126,12 +128,12 @@ class FusedConfig:
         """Refuses a warm-up that the replay does not hold, whose first steps would be gone before they teach anything.
 
         Raises:
-            ValueError: If it is longer than the capacity.
+            ValueError: If it is longer than the capacity. One of 2**24 steps and more does not end: nothing is learnt.
 
         Example:
             >>> FusedConfig(warm_up=1_000, capacity=5_000).check_memory()
         """
-        if self.warm_up > self.capacity:
+        if self.capacity < self.warm_up < _NEVER:
             raise ValueError(
                 f"warm_up is {self.warm_up} and capacity {self.capacity}: the first {self.warm_up - self.capacity} "
                 "steps would be gone from the replay before anything is learnt. Give a larger capacity, or a warm_up "
