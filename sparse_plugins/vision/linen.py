@@ -35,7 +35,7 @@ class TrainState(train_state.TrainState):
         >>> params = model.init(jax.random.key(0), jnp.ones((1, 8)))["params"]
         >>> state = vision.TrainState.create(
         ...     apply_fn=model.apply, params=params, tx=optax.adam(1e-3),
-        ...     updater="set", sparsity=0.75, total_steps=1000)
+        ...     updater="static_sparse", sparsity=0.75)
         >>> int(jnp.count_nonzero(state.params["kernel"]))
         8
         >>> state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))

@@ -35,7 +35,7 @@ class Optimizer(nnx.Optimizer[M]):
         >>> import jax.numpy as jnp
         >>> from sparse_plugins import vision
         >>> model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
-        >>> optimizer = vision.Optimizer(model, optax.adam(1e-3), "set", sparsity=0.75, total_steps=1000)
+        >>> optimizer = vision.Optimizer(model, optax.adam(1e-3), "static_sparse", sparsity=0.75)
         >>> int(jnp.count_nonzero(model.kernel[...]))
         8
         >>> grads = nnx.grad(lambda model: model(jnp.ones((1, 8))).sum())(model)
