@@ -64,6 +64,8 @@ def uniform(
         custom_sparsity_map: Sparsity by path, for layers that differ.
         rules: Pairs (regular expression, sparsity) matched against the whole path 'a/b/kernel'; the first match wins
             and comes before the filter. A sparsity of None leaves the layer dense, 'default' prunes it like others.
+            Where the filter prunes some of the leaves that a rule decides about, as the kernel beside a bias, it is
+            about these alone; else about all of them.
 
     Returns:
         Tree of Python floats with the structure of `params`; `NOT_PRUNED` where a leaf stays dense.
@@ -200,11 +202,19 @@ def resolve(
     own = [(re.escape("/".join(_key(key))), value) for key, value in (custom_sparsity_map or {}).items()]
     checked = [_checked_rule(rule) for rule in [*own, *rules]]
     decided_by = first_match([pattern for pattern, _ in checked], names)
+    passes = [
+        prunable_dtype(leaf) and filter_fn(tuple(name.split("/")), leaf)
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    # A rule for 'head/.*' means the kernel and not the bias beside it; one for 'head/bias' means what it says.
+    about_filtered = {rule for rule, is_passed in zip(decided_by, passes, strict=True) if is_passed}
 
-    def decide(name: str, leaf: Any, rule: int | None) -> Any:
+    def decide(name: str, leaf: Any, rule: int | None, is_passed: bool) -> Any:
         if rule is None:
-            return SHARED if prunable_dtype(leaf) and filter_fn(tuple(name.split("/")), leaf) else NOT_PRUNED
+            return SHARED if is_passed else NOT_PRUNED
         pattern, target = checked[rule]
+        if prunable_dtype(leaf) and not is_passed and rule in about_filtered:
+            return NOT_PRUNED
         if target is not NOT_PRUNED and not prunable_dtype(leaf):
             raise ValueError(
                 f"rule {pattern!r} prunes {name!r}, which is no floating array: narrow the pattern, or put "
@@ -212,7 +222,7 @@ def resolve(
             )
         return target
 
-    return [decide(*column) for column in zip(names, leaves, decided_by, strict=True)]
+    return [decide(*column) for column in zip(names, leaves, decided_by, passes, strict=True)]
 
 
 def _key(key: Sequence[str] | str) -> tuple[str, ...]:

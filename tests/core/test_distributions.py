@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from sparse_plugins import core
 from sparse_plugins.core import NOT_PRUNED, erk, kernels_only, uniform
 from sparse_plugins.core.selection.counts import keep_count
 from tests import reference
@@ -169,3 +170,18 @@ def test_custom_entry_for_a_missing_layer_is_refused(distribution) -> None:
 def test_a_rule_cannot_prune_integers() -> None:
     with pytest.raises(ValueError, match=r"rule '.\*' prunes 'steps', which is no floating array"):
         uniform({"steps": jnp.zeros((2, 2), jnp.int32)}, 0.5, rules=[(".*", 0.5)])
+
+
+def test_a_rule_is_about_what_the_filter_prunes_or_about_what_it_names() -> None:
+    params = {"head": {"w": jnp.ones((8, 8)), "b": jnp.ones(8)}, "body": jnp.ones((8, 8))}
+    for distribution in (uniform, erk):
+        plan = distribution(params, 0.75, rules=[("head/.*", 0.5)])
+        assert (plan["head"]["w"], plan["head"]["b"], plan["body"]) == (0.5, NOT_PRUNED, 0.75)
+        plan = distribution(params, 0.75, rules=[("head/b", 0.5)])
+        assert (plan["head"]["b"], plan["head"]["w"] > 0.5) == (0.5, True)
+    one_ranking = core.GlobalMagnitudePruning(sparsity=0.75, rules=[("head/.*", 0.5)])
+    assert one_ranking.target_sparsities(params) == {"head": {"w": 0.5, "b": NOT_PRUNED}, "body": 0.75}
+    updater = core.build_updater("static_sparse", sparsity=0.75, rules=[("head/.*", 0.5)], distribution="uniform")
+    state, plan = updater.init_state(params), core.describe_plan(updater, params)
+    summary = core.summarize_sparsity(updater.pre_forward_update(params, state))
+    assert f"prunable: {int(summary['_nparams_nnz'])} of {int(summary['_nparams'])} kept" in plan
