@@ -4,12 +4,11 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-import numpy as np
-
 from experiments.harness.cells import Cell
 from experiments.harness.layout import Layout, Measure, Record, last
 from experiments.harness.tables import markdown_table
 from experiments.harness.tables.outcomes import Outcome
+from experiments.harness.tables.statistics import difference
 from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS
 
 RETURN = Measure("return", last("last_return"), has_interval=True)
@@ -55,15 +54,7 @@ def differences(found: Sequence[Outcome]) -> list[str]:
     for (game, side), theirs in by_place.items():
         if side != OURS and (ours := by_place.get((game, OURS))) is not None:
             pace = statistics.median(ours.values(PACE)) / statistics.median(theirs.values(PACE))
-            lines.append((f"{game}, {side}", difference(ours.values(RETURN), theirs.values(RETURN)), f"{pace:.1f}"))
+            less, (low, high) = difference(ours.values(RETURN), theirs.values(RETURN))
+            lines.append((f"{game}, {side}", f"{less:+.2f} ({low:+.2f} to {high:+.2f})", f"{pace:.1f}"))
     header = ("", "our return less this", "our agent steps per cpu-second / these")
     return [f"## Ours beside {DOPAMINE.capitalize()}", markdown_table(header, lines)] if lines else []
-
-
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Difference of the means with its 95 % bootstrap interval."""
-    random = np.random.default_rng(0)
-    sides = [np.array(ours), np.array(theirs)]
-    redrawn = [side[random.integers(side.size, size=(2000, side.size))].mean(axis=1) for side in sides]
-    low, high = np.percentile(redrawn[0] - redrawn[1], [2.5, 97.5])
-    return f"{sides[0].mean() - sides[1].mean():+.2f} ({low:+.2f} to {high:+.2f})"

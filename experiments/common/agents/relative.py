@@ -56,7 +56,6 @@ def relative_section(found: Sequence[Outcome], measure: Measure, beside: Publish
         counts = [str(len(tasks)), str(sum(map(len, tasks)))]
         lines.append([group.name, percent(group.sparsity), *numbers, *counts, *_beside(group, beside)])
     parts = ["## Relative to dense", markdown_table(header, lines) if lines else "No dense training to compare with."]
-    parts += _improvements(relative(found, measure))
     levels = _dense_means(found, measure)
     games = dict.fromkeys(outcome.cell.group for outcome in found)
     if left_out := [game for game in games if not levels.get(game, 0) > 0]:
@@ -67,7 +66,7 @@ def relative_section(found: Sequence[Outcome], measure: Measure, beside: Publish
         parts.append("Lines of different numbers of games can't be compared with each other.")
     if lines and beside:
         parts.append(f"Published: {beside.source}")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_improvements(relative(found, measure))])
 
 
 def _estimate(tasks: Sequence[Sequence[float]], statistic: Statistic) -> tuple[str, str]:

@@ -1,15 +1,14 @@
 """Means over runs and tasks, with intervals that say how far other seeds may move them.
 
 The interquartile mean, the stratified bootstrap and the probability of improvement of Agarwal et al., Deep
-Reinforcement Learning at the Edge of the Statistical Precipice (2021), by NumPy and SciPy: their package `rliable`
-needs older releases of NumPy and arch than ours.
+Reinforcement Learning at the Edge of the Statistical Precipice (2021), in plain NumPy: their package `rliable` needs
+older releases of NumPy and arch than ours, and studies end with a table on machines without SciPy, too.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 Array = np.ndarray[Any, Any]
 Statistic = Callable[[Array], Array]
@@ -62,11 +61,27 @@ def interval(
     tasks = [np.asarray(scores, float) for scores in scores_by_task]
     if not tasks or any(task.ndim != 1 or task.size == 0 or not np.isfinite(task).all() for task in tasks):
         raise ValueError(f"every task needs one finite score or more, got {tasks}: leave failed runs out.")
+    return _middle(statistic(np.concatenate(redrawn(tasks, resamples, seed), axis=-1)), confidence)
+
+
+def redrawn(samples: Sequence[Array], resamples: int = 2000, seed: int = 0) -> list[Array]:
+    """Every sample, float[n], drawn again from itself so many times, float[resamples, n]."""
     random = np.random.default_rng(seed)
-    redrawn = [task[random.integers(task.size, size=(resamples, task.size))] for task in tasks]
+    return [sample[random.integers(sample.size, size=(resamples, sample.size))] for sample in samples]
+
+
+def _middle(values: Array, confidence: float = 0.95) -> tuple[float, float]:
+    """Ends of the middle part of values."""
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(statistic(np.concatenate(redrawn, axis=-1)), [tail, 100 - tail])
+    low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Our mean less theirs, and its 95 % percentile interval of a bootstrap that redraws each side."""
+    sides = [np.asarray(side, float) for side in (ours, theirs)]
+    means = [mean(side) for side in redrawn(sides)]
+    return float(mean(sides[0]) - mean(sides[1])), _middle(means[0] - means[1])
 
 
 def improvement(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[float, tuple[float, float] | None]:
@@ -95,11 +110,10 @@ def improvement(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[float, tupl
     point = float(_above(*samples))
     if min(map(len, samples)) < 2:
         return point, None
-    found = stats.bootstrap(samples, _above, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
-    return point, (float(found.confidence_interval.low), float(found.confidence_interval.high))
+    return point, _middle(_above(*redrawn(samples)))
 
 
-def _above(*samples: Array, axis: int = -1) -> Array:
+def _above(*samples: Array) -> Array:
     """Mean over tasks, of which samples hold ours and theirs in turn, of how often ours are above."""
     pairs = [
         np.sign(own[..., :, None] - other[..., None, :]) for own, other in zip(samples[::2], samples[1::2], strict=True)
