@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from experiments.harness.tables.colours_and_labels import PALETTE, legend, panels
+from experiments.harness.tables.colours_and_labels import COLOURS, PALETTE, legend, panels
 
 
 def save_plot(path: Path, speeds: Sequence[Any], sizes: Sequence[Any]) -> None:
@@ -45,7 +45,7 @@ def _draw(
     for name, ratios in lines.items():
         style = "s--" if "file" in name else "o-"
         axes.plot(places, ratios, style, color=colours[name], label=name, linewidth=1.8, markersize=5)
-    axes.axhline(1, color="#111111", linewidth=1.2)
+    axes.axhline(1, color=COLOURS["dense"], linewidth=1.2)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(places, [f"{100 * sparsity:g}" for sparsity in sparsities])

@@ -1,16 +1,20 @@
 """The command that turns stored studies into tables: what it shows, and what it refuses."""
 
 import csv
+import itertools
 import json
 import shutil
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from experiments.harness.files import read_record
+from experiments.harness.tables.colours_and_labels import COLOURS, PALETTE, colours_of
 from experiments.harness.tables.report import report
 from experiments.harness.tables.stored import joined, read_study
 from experiments.registry import LAYOUTS
@@ -47,12 +51,12 @@ def cells_of(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
-def test_every_committed_study_has_a_table_that_names_its_commit(
+def test_every_committed_study_has_the_table_of_its_rows_that_names_its_commit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(folder)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("# ")
+    assert text == (folder / "results.md").read_text()
     assert read_record(folder)["git"]["commit"][:7] in text
 
 
@@ -179,7 +183,7 @@ def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(tmp_path
     assert {path: path.read_bytes() for own in (first, second) for path in own.iterdir()} == before
     text = (tmp_path / "joint" / "results.md").read_text()
     assert "- MinAtar's Breakout, Freeway instead of Atari's MsPacman" in text
-    lines = cells_of(text[text.index("## Relative") :])
+    lines = cells_of(text[text.index("## Relative") : text.index("### Probability")])
     places = [lines[0].index(name) for name in ("algorithm", "target", "games", "runs")]
     counts = {tuple(line[place] for place in places) for line in lines if line[0] in {"dense", "rigl"}}
     assert counts == {("dense", "0 %", "2", "4"), ("rigl", "90 %", "2", "4"), ("rigl", "98 %", "1", "2")}
@@ -259,3 +263,36 @@ def test_what_is_no_study_is_told(
         (tmp_path / "config.json").write_text(text)
     assert main([str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
+
+
+# Linear RGB as seen without red, without green (Machado et al., 2009, at full severity), and as it is.
+SIGHT = {
+    "all": np.eye(3),
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_of_algorithms_can_be_told_apart(sight: str) -> None:
+    def lab(colour: str) -> np.ndarray:
+        """CIE L*a*b*, in which a distance of 2 is just seen."""
+        encoded = np.array(to_rgb(colour))
+        linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+        xyz = TO_XYZ @ np.clip(np.array(SIGHT[sight]) @ linear, 0, 1) / [0.95047, 1, 1.08883]
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    places = {name: lab(colour) for name, colour in COLOURS.items()}
+    nearest = min((np.linalg.norm(places[a] - places[b]), a, b) for a, b in itertools.combinations(places, 2))
+    assert nearest[0] > 12, nearest
+
+
+def test_an_algorithm_has_its_colour_in_every_study_and_no_cell_another_ones() -> None:
+    one, other = colours_of(["set", "rigl", "2:4"]), colours_of(["dense", "rigl:topk", "rigl", "2:4"])
+    assert (one["rigl"], one["set"]) == (other["rigl"], COLOURS["set"])
+    for colours in (one, other):
+        assert len(set(colours.values())) == len(colours)
+    many = colours_of([f"cell {i}" for i in range(25)])
+    assert len(set(many.values())) == len(PALETTE)

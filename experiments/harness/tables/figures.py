@@ -12,13 +12,18 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from experiments.harness.cells import Cell
 from experiments.harness.layout import Curve, Row
 from experiments.harness.tables import percent
-from experiments.harness.tables.colours_and_labels import POINTS, colours_of, legend, panels, style_of
+from experiments.harness.tables.colours_and_labels import (
+    POINTS,
+    colours_of,
+    legend,
+    name_deviation,
+    panels,
+    style_of,
+)
 from experiments.harness.tables.mask_figures import churn_figure, layers_figure, measurements_figure
 from experiments.harness.tables.outcomes import Outcome
 from experiments.harness.tables.statistics import Array
 from experiments.harness.tables.stored import Stored
-
-BASELINE = "dense"
 
 
 class Panel(NamedTuple):
@@ -31,7 +36,7 @@ class Panel(NamedTuple):
 def figures(study: Stored) -> dict[str, Figure]:
     """All pictures that the rows of a study are enough for, by the name of their file."""
     every = study.outcomes()  # those that failed have masks, too
-    colours = colours_of(dict.fromkeys(outcome.cell.label for outcome in every), BASELINE)
+    colours = colours_of(dict.fromkeys(outcome.cell.label for outcome in every))
     found = [outcome for outcome in every if outcome.finished]
     drawn: dict[str, Figure] = {}
     if found and study.layout.curve is not None:
@@ -92,6 +97,7 @@ def curves_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str,
             axes.fill_between(
                 steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0, zorder=order - 1
             )
+        name_deviation(axes)
         if layout.changes is not None:
             axes.axvspan(*layout.changes, color="#F1F1F1", zorder=0, label="masks change")
         axes.set_xlabel(layout.step_label)
@@ -166,6 +172,7 @@ def _draw_by_sparsity(axes: Axes, levels: Mapping[Cell, tuple[float, float]], co
     for name, (middle, deviation) in _dense_levels(levels):
         axes.axhline(middle, color=colours[name], linestyle="--", label=name)
         axes.axhspan(middle - deviation, middle + deviation, color=colours[name], alpha=0.07, linewidth=0)
+    name_deviation(axes)
     axes.set_xticks(range(len(targets)), [percent(at) for at in targets])
     axes.set_xlabel("target sparsity")
 

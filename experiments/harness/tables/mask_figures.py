@@ -131,7 +131,7 @@ def _points(
 
 
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize="x-small")
 
 
 def _place(cell: Cell) -> tuple[str, float | None]:

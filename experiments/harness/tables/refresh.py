@@ -40,6 +40,9 @@ def write_joint(study: Stored, folder: Path) -> None:
 def _write(study: Stored, folder: Path, arguments: str) -> None:
     """Without Matplotlib there are no figures, and a line says how to come by them."""
     try:
+        from matplotlib import rc_context
+
+        from experiments.harness.tables.colours_and_labels import LOOK
         from experiments.harness.tables.figures import figures
     except ModuleNotFoundError as error:
         print(
@@ -47,7 +50,8 @@ def _write(study: Stored, folder: Path, arguments: str) -> None:
             f" python -m experiments.tables {arguments}"
         )
     else:
-        for name, figure in figures(study).items():
-            figure.savefig(picture := io.BytesIO(), format="png")
-            write_whole(folder / name, picture.getvalue())
+        with rc_context(LOOK):
+            for name, figure in figures(study).items():
+                figure.savefig(picture := io.BytesIO(), format="png")
+                write_whole(folder / name, picture.getvalue())
     write_whole(folder / "results.md", report.report(study))
