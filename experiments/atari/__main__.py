@@ -29,36 +29,28 @@ Source: Lee et al., JaxPruner: A Concise Library for Sparsity Research (2023); O
 reinforcement learning, a pruned network is a good network (2024).
 """
 
+import functools
 import sys
-from collections.abc import Sequence
 
 from experiments.atari.config import AtariSettings
 from experiments.atari.measure import measure, table
 from experiments.atari.plan import described, fitted, plan
-from experiments.harness.command import ask, explained, go
+from experiments.harness.command import main as run
 from experiments.registry import STUDIES
 from sparse_plugins.rl.environments.interfaces import EnvironmentFailure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the study of a command line, the process's own when None, or goes on with one.
-
-    Returns:
-        As of `harness.command.main`; 2 also if an emulator broke.
-    """
-    asked = ask(STUDIES["atari"], AtariSettings, arguments)
-    if asked.settings and asked.settings.measure:
-        return explained(lambda: _measure(asked.settings), EnvironmentFailure)
-    return explained(lambda: go(STUDIES["atari"], AtariSettings, plan, asked), EnvironmentFailure)
+def _measured(settings: AtariSettings) -> bool:
+    """Times the parts of a step, if that is asked for."""
+    if settings.measure:
+        config = fitted(settings)
+        batches = list(config.batches())
+        print(described(config), flush=True)
+        print(f"\n{table(config, batches, measure(config, batches[0]))}")
+    return bool(settings.measure)
 
 
-def _measure(settings: AtariSettings) -> int:
-    config = fitted(settings)
-    batches = list(config.batches())
-    print(described(config), flush=True)
-    print(f"\n{table(config, batches, measure(config, batches[0]))}")
-    return 0
-
+main = functools.partial(run, STUDIES["atari"], AtariSettings, plan, explains=(EnvironmentFailure,), instead=_measured)
 
 if __name__ == "__main__":
     sys.exit(main())

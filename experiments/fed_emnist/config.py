@@ -9,11 +9,19 @@ import numpy as np
 from experiments.fed_emnist.layout import PAPER
 from experiments.harness.cells import DENSE, Cell, Run
 from experiments.harness.settings import SEEDS, GridSettings, flag
+from experiments.harness.tables.published import ALGORITHMS
 from sparse_plugins import core
 from sparse_plugins.fed import growth
 from sparse_plugins.wire.value_codes import DTYPES
 
-# Defaults that depend on the dataset. EMNIST's are those of JaxPruner's federated study.
+# JaxPruner's federated study, and how often it is looked at here.
+_PUBLISHED: dict[str, Any] = {
+    **{name: PAPER[name][0] for name in ("model", "distribution", "rounds", "clients_per_round", "update_every")},
+    **{name: PAPER[name][0] for name in ("client_learning_rate", "server_learning_rate", "server_schedule")},
+    **{"evaluate_every": 50, "checkpoint_every": 50, "num_writers": None},
+}
+_SMALLER = {"seeds": (0, 1, 2), "clients_per_round": 10, "update_every": 5}
+# Defaults that depend on the dataset.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "dense",
@@ -29,42 +37,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoint_every": 0,
         "num_writers": None,
     },
-    "strokes": {
-        "model": "dense",
-        "distribution": "uniform",
-        "seeds": (0, 1, 2),
-        "rounds": 200,
-        "clients_per_round": 10,
-        "client_learning_rate": 10**-1.5,
-        "server_learning_rate": 10**-2.5,
-        "server_schedule": "constant",
-        "update_every": 5,
-        "evaluate_every": 10,
-        "checkpoint_every": 50,
-        "num_writers": 200,
-    },
-    "emnist": {
-        **{name: PAPER[name][0] for name in ("model", "distribution", "rounds", "clients_per_round", "update_every")},
-        **{name: PAPER[name][0] for name in ("client_learning_rate", "server_learning_rate", "server_schedule")},
-        "seeds": (0,),
-        "evaluate_every": 50,
-        "checkpoint_every": 50,
-        "num_writers": None,
-    },
-    "idx": {
-        "model": "conv",
-        "distribution": "uniform",
-        "seeds": (0, 1, 2),
-        "rounds": 300,
-        "clients_per_round": 10,
-        "client_learning_rate": 10**-1.5,
-        "server_learning_rate": 10**-2.5,
-        "server_schedule": "constant",
-        "update_every": 5,
-        "evaluate_every": 20,
-        "checkpoint_every": 50,
-        "num_writers": 100,
-    },
+    "strokes": {**_PUBLISHED, **_SMALLER, "model": "dense", "rounds": 200, "evaluate_every": 10, "num_writers": 200},
+    "emnist": {**_PUBLISHED, "seeds": (0,)},
+    "idx": {**_PUBLISHED, **_SMALLER, "rounds": 300, "evaluate_every": 20, "num_writers": 100},
 }
 OUTPUT = {"dense": "linear_2/w", "conv": "conv_dropout_module/linear_1/w"}  # the last kernels
 
@@ -127,17 +102,7 @@ class FederatedSettings(GridSettings):
         f"of: {', '.join(core.all_algorithm_names())}; those that grow weights by gradients may be told how clients"
         f" say them, as in rigl:dense, of: {', '.join(growth.PROTOCOLS)}",
         nargs="+",
-        default=(
-            DENSE,
-            "random",
-            "magnitude",
-            "saliency",
-            "global_magnitude",
-            "magnitude_ste",
-            "static_sparse",
-            "set",
-            "rigl",
-        ),
+        default=(DENSE, *ALGORITHMS),
     )
     sparsities: tuple[float, ...] = flag(
         "target fraction of zeros in the weight matrices, 0 to 1; several train each algorithm at each",

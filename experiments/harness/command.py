@@ -3,30 +3,14 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.harness import loop
 from experiments.harness.files import read_config, read_record
 from experiments.harness.settings import Settings, read_command_line
 from experiments.harness.study import Plan, Study
-
-
-class Asked(NamedTuple):
-    """What a command line asks for.
-
-    Attributes:
-        settings: Of a new study; None to go on with one.
-        folder: To go on with; None for a new one.
-        question: Its name; empty if the study has one only.
-        command: What was typed.
-    """
-
-    settings: Any
-    folder: Path | None
-    question: str
-    command: str
 
 
 def main(
@@ -35,8 +19,9 @@ def main(
     task: Callable[..., Plan],
     arguments: Sequence[str] | None = None,
     explains: tuple[type[Exception], ...] = (),
+    instead: Callable[[Any], bool] = lambda settings: False,
 ) -> int:
-    """Runs a study, or goes on with one.
+    """Runs a study, or goes on with one; explains a bad command line and exits with 2.
 
     Args:
         study: Its row in the registry.
@@ -44,45 +29,37 @@ def main(
         task: From settings to a plan; if there are several questions it gets the chosen one, too.
         arguments: Command line; None for the process's own.
         explains: Errors that are told without a traceback, besides ImportError, OSError and ValueError.
+        instead: What new settings may ask for in place of training: it does it and returns True.
 
     Returns:
         Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start or go on, 143 if SIGTERM
         stopped it.
     """
-    asked = ask(study, settings, arguments)
-    return explained(lambda: go(study, settings, task, asked), *explains)
-
-
-def ask(study: Study, settings: type[Settings], arguments: Sequence[str] | None) -> Asked:
-    """Reads a command line; explains a bad one and exits with 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    name, about, rest = "", study.about, arguments
+    defaults: Mapping[str, Any] = {}
     if study.questions:
-        question, preset, rest = _choose(study, arguments)
-        own = study.questions[question]
-        about, defaults = f"{own.title}. Predicted before: {own.prediction}", own.presets[preset]
-    else:
-        question, about, defaults, rest = "", study.about, {}, arguments
-    found = read_command_line(settings, f"{study.name} {question}".rstrip(), about, rest, defaults)
+        name, preset, rest = _choose(study, arguments)
+        asked = study.questions[name]
+        about, defaults = f"{asked.title}. Predicted before: {asked.prediction}", asked.presets[preset]
+    found = read_command_line(settings, f"{study.name} {name}".rstrip(), about, rest, defaults)
     command = shlex.join(["python", "-m", f"experiments.{study.name}", *arguments])
+
     folder = found if isinstance(found, Path) else None
-    return Asked(found if folder is None else None, folder, question, command)
 
+    def run() -> int:
+        if folder and (stored := read_record(folder).get("study", "")) != name:
+            raise ValueError(f"{folder} holds the study {stored!r}, not {name!r}: name it, {stored} --resume {folder}.")
+        if folder is None and instead(found):
+            return 0
+        given = read_config(folder, settings) if folder else found
+        plan = task(given, study.questions[name]) if name else task(given)
+        if name:
+            told = {"study": name, "title": asked.title, "prediction": asked.prediction}
+            plan = plan._replace(record={**told, **plan.record})
+        return loop.run(study, plan, folder or loop.new_folder(study, plan, command), command)
 
-def go(study: Study, settings: type[Settings], task: Callable[..., Plan], asked: Asked) -> int:
-    """Trains what was asked for; the same as of `main`."""
-    given = read_config(asked.folder, settings) if asked.folder else asked.settings
-    if asked.folder and (own := read_record(asked.folder).get("study", "")) != asked.question:
-        raise ValueError(
-            f"{asked.folder} holds the study {own!r}, not {asked.question!r}: name it, {own} --resume {asked.folder}."
-        )
-    if asked.question:
-        question = study.questions[asked.question]
-        plan = task(given, question)
-        told = {"study": asked.question, "title": question.title, "prediction": question.prediction}
-        plan = plan._replace(record={**told, **plan.record})
-    else:
-        plan = task(given)
-    return loop.run(study, plan, asked.folder or loop.new_folder(study, plan, asked.command), asked.command)
+    return explained(run, *explains)
 
 
 def explained(call: Callable[[], int], *kinds: type[Exception]) -> int:

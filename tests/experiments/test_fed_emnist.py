@@ -386,7 +386,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for name in vars(parse([])):
         assert f"--{name.replace('_', '-')} " in text
     assert text.count("(default: ") == len(vars(parse([])))
-    assert "(default: 100 for digits, 200 for strokes, 1000 for emnist)" in text
+    assert "(default: 100 for digits, 200 for strokes, 1000 for emnist, 300 for idx)" in text
     assert "--resume FOLDER" in text
 
 
