@@ -194,9 +194,18 @@ def test_dense_training_is_fedjaxs_own(clients: str) -> None:
     assert ours.test_loss == pytest.approx(float(theirs["loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize(("algorithm", "at_first"), [("rigl", 0.8), ("magnitude_ste", 0.0), ("global_magnitude", 0.0)])
-def test_the_model_that_clients_get_is_sparse(algorithm: str, at_first: float) -> None:
-    config = parse([*QUICK, "--update-start=1", "--update-every=1", "--algorithms", algorithm])
+@pytest.mark.parametrize(
+    ("algorithm", "at_first", "clients"),
+    [
+        ("rigl", 0.8, "masked"),
+        ("magnitude_ste", 0.0, "masked"),
+        ("magnitude_ste", 0.0, "dense"),
+        ("global_magnitude", 0.0, "masked"),
+    ],
+)
+def test_the_model_that_clients_get_is_sparse(algorithm: str, at_first: float, clients: str) -> None:
+    flags = ["--update-start=1", "--update-every=1", "--algorithms", algorithm, f"--clients={clients}"]
+    config = parse([*QUICK, *flags])
     evaluations = evaluations_of(config, Run(Cell("", algorithm, 0.8), 0))
     assert evaluations[0].measured_sparsity == pytest.approx(at_first, abs=1e-4)
     assert evaluations[-1].measured_sparsity == pytest.approx(0.8, abs=1e-5)
