@@ -44,10 +44,7 @@ CollectorDispatcher.collectors = []
 SPARSE = """
 create_updater_from_config.pruner_type = 'magnitude'
 create_updater_from_config.sparsity = 0.9
-create_updater_from_config.dist_type = 'erk'
-create_updater_from_config.update_start_step = {start}
-create_updater_from_config.update_end_step = {end}
-create_updater_from_config.update_freq = {every}
+create_updater_from_config.total_steps = {total}
 """
 
 
@@ -57,10 +54,9 @@ def main(steps=10_000):
     Args:
         steps: Environment steps; the agent learns in every fourth.
     """
-    learned = (steps - 100) // 4
     gin.clear_config()
     gin.parse_config(DENSE + f"Runner.training_steps = {steps}")
-    gin.parse_config(SPARSE.format(start=learned // 5, end=learned * 3 // 4, every=max(learned // 100, 1)))
+    gin.parse_config(SPARSE.format(total=(steps - 100) // 4))  # optimizer steps
     runner = run_experiment.TrainRunner(tempfile.mkdtemp(), sparse.create_sparse_agent)  # the line that changes
     runner.run_experiment()
     gin.clear_config()

@@ -25,13 +25,13 @@ def main(steps=40):
     """
     train, test = datasets.load("digits")
     model = fedjax.models.emnist.create_dense_model(only_digits=True, hidden_units=64)
-    tx = core.sparsify(optax.adam(0.01), "magnitude", sparsity=0.8, total_steps=steps, step_unit="round")
+    updater = core.build_updater("magnitude", sparsity=0.8, total_steps=steps, step_unit="round")
     ledger = fed.Ledger()
     with fedjax.for_each_client_backend(fed.MeteredBackend(ledger)):
         algorithm = fedjax.algorithms.fed_avg.federated_averaging(
             fedjax.model_grad(model),
             fed.sparse_client_optimizer(fedjax.optimizers.sgd(0.05)),  # clients keep the zeros that they get
-            fed.sparse_server_optimizer(optax.adam(0.01), core.updater_of(tx)),  # the line that changes
+            fed.sparse_server_optimizer(optax.adam(0.01), updater),  # the line that changes
             fedjax.ShuffleRepeatBatchHParams(batch_size=20, seed=0),
         )
     state = algorithm.init(model.init(jax.random.PRNGKey(0)))

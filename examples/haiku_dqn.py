@@ -27,13 +27,12 @@ def main(steps=48_000, games=8):
         num_envs=games, updates=4, capacity=50_000, batch_size=64, n_step=5, warm_up=before_learning * games
     )
     optimizer_steps = (iterations - before_learning) * config.updates
-    tx = core.sparsify(optax.adam(1e-3), "magnitude", sparsity=0.9, total_steps=optimizer_steps)
     game = rl.jax_environments.gymnax_environment("CartPole-v1")
     agent = haiku.SparseDQN(
         num_actions=game.num_actions,
         torso=haiku.mlp_torso((64, 64), low=(-2.4, -5.0, -0.26, -6.3), high=(2.4, 5.0, 0.26, 6.3)),
         optimizer=optax.adam(1e-3),
-        updater=core.updater_of(tx),  # the line that changes
+        updater=core.build_updater("magnitude", sparsity=0.9, total_steps=optimizer_steps),  # the line that changes
         target_period=400,
     )
     trainer = rl.FusedTrainer(game, agent, config)

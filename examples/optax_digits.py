@@ -52,7 +52,7 @@ def main(steps=1_000):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    state = tx.init(params)
+    params, state = core.start(tx, params)  # sparse from the first step, weights rescaled to their sparse layers
     for key in jax.random.split(jax.random.key(1), steps):
         params, state = step(params, state, key)
     accuracy = (logits(params, images[1500:]).argmax(1) == labels[1500:]).mean()

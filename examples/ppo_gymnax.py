@@ -76,8 +76,8 @@ def make_train(steps):
     def train(key):
         init_key, game_key, run_key = jax.random.split(key, 3)
         shown, games = jax.vmap(game.reset, (0, None))(jax.random.split(game_key, GAMES), rules)
-        params = network.init(init_key, shown)
-        carry = params, tx.init(params), (games, shown)
+        params, state = core.start(tx, network.init(init_key, shown))
+        carry = params, state, (games, shown)
         (params, _, _), lengths = jax.lax.scan(iteration, carry, jax.random.split(run_key, iterations))
         return params, lengths
 

@@ -166,7 +166,7 @@ def test_a_tutorial_starts_with_the_line_that_changes_and_its_code_fits_the_colu
     text = page.read_text()
     start = text.split("\n## ")[0]
     assert start.index("pip install") < start.index("The whole change is one ")
-    assert re.search(r"sparsify|sparse_agent|sparse\.gin", start)
+    assert re.search(r"sparsify|sparse_server_optimizer|sparse_agent|sparse\.gin", start)
     blocks = re.findall(r"^```(?:\{code|diff).*?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert [line for block in blocks for line in block.splitlines() if len(line) > 110] == []
 

@@ -58,18 +58,17 @@ WISHES = {
     ),
     "a sparse DQN with Haiku": Wish(
         RIGL + "sparse = agent(updater=updater).updater",
-        'tx = core.sparsify(optax.adam(1e-3), "rigl", sparsity=0.9, total_steps=10_000)\n'
-        "sparse = agent(updater=core.updater_of(tx)).updater",
-        lines=(5, 2),
-        concepts=(13, 5),
+        'sparse = agent(updater=core.build_updater("rigl", sparsity=0.9, total_steps=10_000)).updater',
+        lines=(5, 1),
+        concepts=(13, 4),
     ),
     "FedJAX's federated averaging with a RigL server": Wish(
         RIGL.replace("7_500)", '7_500, step_unit="round")', 1)
         + "server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), sparse := updater)",
-        'tx = core.sparsify(optax.adam(0.01), "rigl", sparsity=0.9, total_steps=10_000, step_unit="round")\n'
-        "server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), sparse := core.updater_of(tx))",
+        'sparse = core.build_updater("rigl", sparsity=0.9, total_steps=10_000, step_unit="round")\n'
+        "server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), sparse)",
         lines=(5, 2),
-        concepts=(14, 6),
+        concepts=(14, 5),
     ),
     "2:4 in one layer and ERK elsewhere": Wish(
         MAGNITUDE.replace("0.8)", '0.8, rules=[("body/.*", 0.5)])').replace(
@@ -121,3 +120,35 @@ def test_the_one_call_makes_the_same_plan_with_less(name: str) -> None:
     assert (len(concepts(wish.before)), len(concepts(wish.after))) == wish.concepts
     assert wish.lines[1] <= 2
     assert wish.concepts[1] <= wish.concepts[0] / 2
+
+
+GIN_BEFORE = """
+create_updater_from_config.pruner_type = 'rigl'
+create_updater_from_config.dist_type = 'erk'
+create_updater_from_config.sparsity = 0.9
+create_updater_from_config.update_start_step = 0
+create_updater_from_config.update_end_step = 7_500
+create_updater_from_config.update_freq = 75
+"""
+GIN_AFTER = """
+create_updater_from_config.pruner_type = 'rigl'
+create_updater_from_config.sparsity = 0.9
+create_updater_from_config.total_steps = 10_000
+"""
+
+
+@pytest.mark.xdist_group("dopamine")
+def test_three_bindings_make_a_sparse_dopamine_agent() -> None:
+    import gin
+
+    from sparse_plugins.rl import dopamine as sparse
+
+    plans = []
+    for bindings in (GIN_BEFORE, GIN_AFTER):
+        gin.clear_config()
+        gin.parse_config(bindings)
+        plans.append(str(core.plan(sparse.create_updater_from_config(), PARAMS)))
+    gin.clear_config()
+    assert plans[0] == plans[1]
+    assert "RigL" in plans[1]
+    assert (lines(GIN_BEFORE), lines(GIN_AFTER)) == (6, 3)
