@@ -306,5 +306,7 @@ def test_what_cannot_be_exported_is_refused(call: Callable, message: str) -> Non
 
 
 def test_n_by_m_takes_no_other_structure() -> None:
-    with pytest.raises(TypeError, match=r"structure is Channel\(axis=-1\); give NByM\(n, m\), or use to_bcoo"):
+    with pytest.raises(
+        TypeError, match=r"structure is Channel\(axis=None, whole_heads=False\); give NByM\(n, m\), or use to_bcoo"
+    ):
         export.to_n_by_m(ONES, FULL, Channel())

@@ -54,7 +54,6 @@ def test_a_configuration_is_no_exception() -> None:
 @pytest.mark.parametrize(
     "schedule",
     [
-        core.NoUpdateSchedule(),
         core.OneShotSchedule(0),
         Periodic(1, 3, 3),
         Periodic(2, 0),

@@ -12,4 +12,5 @@ def updater(algorithm: str, sparsity: float = 0.75) -> core.BaseUpdater:
         update_freq=1,
         update_start_step=1,
         update_end_step=3,
+        step_unit="round",
     )

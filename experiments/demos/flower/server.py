@@ -32,6 +32,7 @@ def main(grid: Grid, context: Context) -> None:
             update_freq=2,
             update_start_step=1,
             update_end_step=max(rounds - 2, 2),
+            step_unit="round",
         )
         strategy = SparseStrategy(strategy, updater, run="demo")
 

@@ -204,7 +204,8 @@ class LayerAxes:
     def from_matrices(self, matrices: jax.Array) -> jax.Array:
         """The array of which `to_matrices` makes these matrices."""
         self._check(matrices.shape, self._matrix_sizes())
-        return self._all_inputs().join(matrices)
+        view = self._all_inputs()
+        return view.join(matrices[0] if view.layers is None else matrices)
 
     def _matrix_sizes(self) -> tuple[int, int, int]:
         return self.size("stack"), self.size("space", "inputs", "rows"), self.size("outputs")

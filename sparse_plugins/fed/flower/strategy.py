@@ -64,7 +64,7 @@ class SparseStrategy(Strategy):
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
-        >>> updater = core.create_updater_from_config(algorithm="set", sparsity=0.95)
+        >>> updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.95)
         >>> strategy = SparseStrategy(FedAvg(fraction_train=0.5), updater)
     """
 
