@@ -288,7 +288,7 @@ class BaseUpdater(UpdaterHooks):
             >>> from sparse_plugins import core
             >>> params = {"blocks": jnp.ones((2, 4, 4))}
             >>> layers = core.describe_layers(params, [("blocks", core.Axes(stack=0, inputs=1, outputs=2))])
-            >>> print(core.create_updater_from_config(algorithm="rigl", sparsity=0.5).knowing(layers).layers)
+            >>> print(core.create_updater_from_config(algorithm="static_sparse", sparsity=0.5).knowing(layers).layers)
             blocks  (2, 4, 4)  stack 2, inputs 4, outputs 4
         """
         return self if self.layers is not None else dataclasses.replace(self, layers=layers)

@@ -52,7 +52,7 @@ def read_layer_rules(rules: Sequence[tuple[str, Any]]) -> list[LayerRule]:
     Example:
         >>> [rule] = read_layer_rules([("body/.*", "2:4")])
         >>> rule.sparsity, rule.structure
-        (0.5, NByM(n=2, m=4, axis=-2))
+        (0.5, NByM(n=2, m=4, axis=None))
     """
     return [_read(*read_rule(rule, "what", _EXAMPLE)) for rule in rules]
 

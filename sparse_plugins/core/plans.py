@@ -59,8 +59,8 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
         >>> tx = core.sparsify(optax.sgd(0.1), "magnitude", sparsity=0.5, total_steps=100)
         >>> print(core.plan(tx, {"w": jnp.ones((4, 4))}, steps=100))
         MagnitudePruning: masks change 56 times, every 1 optimizer steps from optimizer step 20 to 75
-        layer  shape   target sparsity  kept
-        w      (4, 4)  0.5              8 of 16
+        layer  shape   read as    target sparsity  kept
+        w      (4, 4)  one layer  0.5              8 of 16
         prunable: 8 of 16 kept (sparsity 0.5)
     """
     updater = optimizer if isinstance(optimizer, BaseUpdater) else updater_of(optimizer)

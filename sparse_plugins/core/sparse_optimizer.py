@@ -64,9 +64,9 @@ def sparsify(
         >>> tx = core.sparsify(optax.adam(1e-3), "rigl", sparsity=0.75, distribution="uniform", total_steps=10_000)
         >>> print(core.plan(tx, {"w": jnp.ones((16, 16)), "b": jnp.ones(16)}))
         RigL: masks change 101 times, every 75 optimizer steps from optimizer step 0 to 7500
-        layer  shape     target sparsity  kept
-        b      (16,)     dense            16 of 16
-        w      (16, 16)  0.75             64 of 256
+        layer  shape     read as    target sparsity  kept
+        b      (16,)                dense            16 of 16
+        w      (16, 16)  one layer  0.75             64 of 256
         prunable: 64 of 256 kept (sparsity 0.75)
         random masks and scores: drawn from rng_seed=0, the same at every init; give rng_seed=key for others
 
