@@ -193,7 +193,8 @@ def sparse_server(
         ValueError: If the protocol is not known.
 
     Example:
-        >>> server = sparse_server(core.create_updater_from_config(algorithm="static_sparse", sparsity=0.75), optax.sgd(1.0))
+        >>> updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.75)
+        >>> server = sparse_server(updater, optax.sgd(1.0))
         >>> state = server.init({"w": jnp.ones((16, 16))})
         >>> state = server.advance(state, mean={"w": jnp.full((16, 16), 0.5)})
         >>> state.round, int((state.params["w"] != 0).sum())
