@@ -28,11 +28,12 @@ SPECS = {
     "d": ((4, 16, 24), PartitionSpec("x", None, "y")),
     "e": ((24,), PartitionSpec()),
 }
+BLOCKS = core.ByPath([("[abc]", core.Block((4, 4)))], default=core.Block((1, 4, 4)))
 SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": {"algorithm": "magnitude", "dist_type": "erk", "sparsity": 0.9},
     "global": {"algorithm": "global_magnitude", "use_normalization": False, "sparsity": 0.9},
-    "2:4": {"algorithm": "magnitude", "sparsity_type": "2:4"},
-    "4x4": {"algorithm": "magnitude", "sparsity_type": "4x4", "sparsity": 0.9},
+    "2:4": {"algorithm": "magnitude", "sparsity_type": core.NByM(2, 4, axis=-2)},
+    "4x4": {"algorithm": "magnitude", "sparsity_type": BLOCKS, "sparsity": 0.9},
     "channel": {"algorithm": "magnitude", "sparsity_type": "channel_-1", "sparsity": 0.5},
     "fan-in": {"algorithm": "magnitude", "sparsity": 0.9, "sparsity_type": "fan_in_-1"},
     "random": {"algorithm": "random", "sparsity": 0.9},

@@ -64,8 +64,8 @@ def uniform(
         custom_sparsity_map: Sparsity by path, for layers that differ.
         rules: Pairs (regular expression, sparsity) matched against the whole path 'a/b/kernel'; the first match wins
             and comes before the filter. A sparsity of None leaves the layer dense, 'default' prunes it like others.
-            Where the filter prunes some of the leaves that a rule decides about, as the kernel beside a bias, it is
-            about these alone; else about all of them.
+            Where the filter prunes some of the leaves that a rule decides about, as the kernel beside a bias, vectors
+            among them that it does not prune stay dense.
 
     Returns:
         Tree of Python floats with the structure of `params`; `NOT_PRUNED` where a leaf stays dense.
@@ -213,7 +213,7 @@ def resolve(
         if rule is None:
             return SHARED if is_passed else NOT_PRUNED
         pattern, target = checked[rule]
-        if prunable_dtype(leaf) and not is_passed and rule in about_filtered:
+        if prunable_dtype(leaf) and not is_passed and len(leaf.shape) < 2 and rule in about_filtered:
             return NOT_PRUNED
         if target is not NOT_PRUNED and not prunable_dtype(leaf):
             raise ValueError(
