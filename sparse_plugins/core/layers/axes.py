@@ -230,7 +230,7 @@ class LayerAxes:
 
     @functools.cached_property
     def as_matrices(self) -> LayerView:
-        """Its layers [*space, inputs, outputs], all inputs as one axis and all outputs; [entries] if it is no layer."""
+        """Its layers `[*space, inputs, outputs]`, inputs and outputs one axis each; `[entries]` if it is no layer."""
         return self._inputs_and(self._places("outputs"))
 
     @functools.cached_property
