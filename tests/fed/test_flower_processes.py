@@ -50,8 +50,8 @@ def run_of_fedjax() -> tuple[dict, fed.Ledger]:
 
 
 def paid(ledger: fed.Ledger) -> list[tuple]:
-    """All but the names of nodes, which Flower draws."""
-    return [(e.round, e.down, e.up, e.growth, e.status, e.growth_status) for e in ledger]
+    """All but the names of nodes, and so their order, which Flower draws."""
+    return sorted((e.round, e.down, e.up, e.growth, e.status, e.growth_status) for e in ledger)
 
 
 def test_real_processes_are_the_run_of_fedjax_with_the_same_bytes(tmp_path: Path) -> None:
