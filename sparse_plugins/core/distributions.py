@@ -213,7 +213,7 @@ def resolve(
         if rule is None:
             return SHARED if is_passed else NOT_PRUNED
         pattern, target = checked[rule]
-        if prunable_dtype(leaf) and not is_passed and len(leaf.shape) < 2 and rule in about_filtered:
+        if prunable_dtype(leaf) and not is_passed and len(np.shape(leaf)) < 2 and rule in about_filtered:
             return NOT_PRUNED
         if target is not NOT_PRUNED and not prunable_dtype(leaf):
             raise ValueError(

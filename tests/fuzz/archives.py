@@ -36,7 +36,7 @@ def corpus() -> Iterator[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.npz")
         for compress in (False, True):
-            save_sparse(path, LIKE, MASKS, compress=compress, overwrite=True)
+            save_sparse(path, {**LIKE, "w": LIKE["w"] * MASKS["w"]}, MASKS, compress=compress, overwrite=True)
             yield path.read_bytes()
         Checkpoints(folder).save(3, LIKE, extra={"curve": [1.5]})
         yield Path(folder, "3.npz").read_bytes()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparse_plugins.core.layers.axes import Layers, LayerView
 from sparse_plugins.core.masks import NOT_PRUNED, apply_mask, is_pruned, store_masks, unpack
@@ -202,7 +203,7 @@ class UpdaterHooks(abc.ABC):
         names, leaves = leaf_names(tree), jax.tree.leaves(tree)
         axes = [None] * len(leaves) if self.layers is None else self.layers.of(tree)
         columns = zip(structure_per_leaf(self.sparsity_type, names), leaves, axes, names, strict=True)
-        return [MaskRule(structure, tuple(leaf.shape), known, name) for structure, leaf, known, name in columns]
+        return [MaskRule(structure, np.shape(leaf), known, name) for structure, leaf, known, name in columns]
 
     def layer_views(self, params: PyTree) -> list[LayerView]:
         """How every leaf is seen as layers."""
