@@ -62,7 +62,7 @@ def shorten(app, what, name, obj, options, signature, annotation):
     """Gives a signature that can be read: an updater's extra fields only, and functions by name, not by address."""
     base = next((parent for parent in getattr(obj, "__mro__", ())[1:] if parent.__name__ == "BaseUpdater"), None)
     if what == "class" and base is not None:
-        shared = inspect.signature(base).parameters
+        shared = inspect.signature(base.__init__).parameters
         fields = inspect.signature(obj).parameters.values()
         extra = [field for field in fields if field.name not in shared or field.default != shared[field.name].default]
         signature = "(" + "".join(f"{field.name}={field.default!r}, " for field in extra) + "**fields)"

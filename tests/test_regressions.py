@@ -46,9 +46,15 @@ def test_no_hook_is_needed_in_a_train_state() -> None:
     assert int(jnp.count_nonzero(state.apply_gradients(grads=params).params["w"])) == 32
 
 
+def started(cls: Any) -> core.BaseUpdater:
+    """An updater whose masks do not change in the first steps."""
+    later = {"scheduler": core.PeriodicSchedule(update_freq=2, update_start_step=4)} if cls.exchanges_weights else {}
+    return cls(sparsity_distribution_fn=HALF, **later)
+
+
 @pytest.mark.parametrize("cls", [core.SteMagnitudePruning, core.StaticRandomSparse, core.SET, core.RigL])
 def test_what_starts_sparse_is_sparse_before_the_first_step(cls: Any) -> None:
-    updater, params = cls(sparsity_distribution_fn=HALF), {"w": normal((8, 8))}
+    updater, params = started(cls), {"w": normal((8, 8))}
     state = updater.wrap_optax(optax.sgd(0.1)).init(params)
     assert int(jnp.count_nonzero(updater.pre_forward_update(params, state)["w"])) == 32
 
@@ -162,7 +168,7 @@ def test_a_small_layer_is_not_emptied_by_a_nan_in_a_global_ranking() -> None:
 
 @pytest.mark.parametrize("cls", [core.SET, core.RigL, core.StaticRandomSparse])
 def test_moments_do_not_pile_up_under_the_mask(cls: Any) -> None:
-    updater, params = cls(sparsity_distribution_fn=HALF), {"w": normal((8, 8))}
+    updater, params = started(cls), {"w": normal((8, 8))}
     tx = updater.wrap_optax(optax.adam(0.1))
     _, state = tx.update({"w": normal((8, 8), 1)}, tx.init(params), params)
     mask = core.unpack_masks(params, state.masks)["w"]

@@ -203,8 +203,10 @@ def resolve(
     checked = [_checked_rule(rule) for rule in [*own, *rules]]
     decided_by = first_match([pattern for pattern, _ in checked], names)
     passes = [
-        prunable_dtype(leaf) and filter_fn(tuple(name.split("/")), leaf)
-        for name, leaf in zip(names, leaves, strict=True)
+        (rule is None or checked[rule][1] is not NOT_PRUNED)
+        and prunable_dtype(leaf)
+        and filter_fn(tuple(name.split("/")), leaf)
+        for name, leaf, rule in zip(names, leaves, decided_by, strict=True)
     ]
     # A rule for 'head/.*' means the kernel and not the bias beside it; one for 'head/bias' means what it says.
     about_filtered = {rule for rule, is_passed in zip(decided_by, passes, strict=True) if is_passed}

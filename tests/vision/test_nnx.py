@@ -176,7 +176,7 @@ SPARSE = functools.partial(core.uniform, sparsity=0.5)
     ("tx", "updater", "wrt", "error", "message"),
     [
         (half(), optax.sgd(0.1), nnx.Param, TypeError, "updater is a GradientTransformationExtraArgs"),
-        (optax.sgd(0.1), core.RigL, nnx.Param, TypeError, "updater is the class RigL"),
+        (optax.sgd(0.1), core.RigL, nnx.Param, ValueError, "sparsity is missing"),
         (half().wrap_optax(optax.sgd(0.1)), half(), nnx.Param, TypeError, "sparse already"),
         (optax.sgd(0.1), core.FisherPruning(sparsity_distribution_fn=SPARSE), nnx.Param, ValueError, "optax.adam"),
         (optax.sgd(0.1), half(), nnx.LoRAParam, ValueError, "selects no Variable of this Linear"),
