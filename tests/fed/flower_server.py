@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from sparse_plugins import fed
 from sparse_plugins.fed.flower import SparseStrategy
 from tests.fed.flower_linear import linear_model
-from tests.fed.flower_updater import updater
+from tests.fed.updater_in_rounds import updater_of
 
 app = ServerApp()
 
@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     checkpoints = fed.Checkpoints(folder / "checkpoints") if config["is_saved"] else None
     strategy = SparseStrategy(
         FedAdam(**settings) if config["is_saved"] else FedAvg(**settings),
-        updater(str(config["algorithm"])),
+        updater_of(str(config["algorithm"])),
         run="processes",
         checkpoints=checkpoints,
         resends_masks=True,

@@ -22,7 +22,7 @@ from tests.fed.flower_nodes import (
     sparse_run,
     toy_grid,
 )
-from tests.fed.flower_updater import updater
+from tests.fed.updater_in_rounds import updater_of
 
 NODES = (11, 12, 13, 14)
 ROUNDS = 3
@@ -103,15 +103,15 @@ def test_the_model_and_its_moments_are_on_the_masks_after_every_round(name):
             assert not moments["w"][masks == 0].any()
         return MetricRecord({"kept": int(masks.sum())})
 
-    ours = SparseStrategy(STRATEGIES[name](), updater("rigl" if name != "noise" else "set"))
+    ours = SparseStrategy(STRATEGIES[name](), updater_of("rigl" if name != "noise" else "set"))
     result = ours.start(linear_grid(), linear_model(), ROUNDS, evaluate_fn=evaluate)
     assert seen == [0, 1, 2, 3]
     assert {metrics["kept"] for metrics in result.evaluate_metrics_serverapp.values()} == {16}
 
 
 def test_masks_that_a_node_holds_are_not_sent_again():
-    always, often = sparse_run(updater("set"), resends_masks=True, rounds=5)
-    once, seldom = sparse_run(updater("set"), rounds=5)
+    always, often = sparse_run(updater_of("set"), resends_masks=True, rounds=5)
+    once, seldom = sparse_run(updater_of("set"), rounds=5)
     npt.assert_equal(as_arrays(seldom.arrays), as_arrays(often.arrays))
     down, least = ([entry.down for entry in strategy.ledger if entry.client == "11"] for strategy in (always, once))
     assert least[0] == down[0]
@@ -128,8 +128,8 @@ def test_a_node_that_lost_its_state_gets_whole_masks_in_the_same_round():
         return reply
 
     grid.carry = forgetful
-    _, expected = sparse_run(updater("rigl"))
-    ours, result = sparse_run(updater("rigl"), grid=grid)
+    _, expected = sparse_run(updater_of("rigl"))
+    ours, result = sparse_run(updater_of("rigl"), grid=grid)
     npt.assert_equal(as_arrays(result.arrays), as_arrays(expected.arrays))
     assert {(entry.status, entry.growth_status) for entry in ours.ledger} <= {("ok", ""), ("ok", "ok")}
     of = {name: [e.down for e in ours.ledger if e.client == name] for name in ("11", "12")}
@@ -139,7 +139,7 @@ def test_a_node_that_lost_its_state_gets_whole_masks_in_the_same_round():
 def test_nodes_are_chosen_by_seed_and_replies_taken_in_one_order():
     def chosen(seed, nodes):
         strategy = inner.FedAvg(fraction_train=0.5, fraction_evaluate=0)
-        ours, result = sparse_run(updater("set"), strategy, seed=seed, grid=linear_grid(nodes))
+        ours, result = sparse_run(updater_of("set"), strategy, seed=seed, grid=linear_grid(nodes))
         return [(entry.round, entry.client) for entry in ours.ledger], as_arrays(result.arrays)
 
     picked, arrays = chosen(1, (11, 12, 13, 14, 15, 16))
@@ -164,8 +164,8 @@ class Slow(LocalGrid):
 def test_a_reply_that_comes_first_is_not_summed_first():
     apps = dict.fromkeys(NODES, linear_app())
     strategy = lambda: inner.FedAvg(fraction_evaluate=0)  # noqa: E731
-    _, expected = sparse_run(updater("set"), strategy(), grid=LocalGrid(apps))
-    _, result = sparse_run(updater("set"), strategy(), grid=Slow(apps))
+    _, expected = sparse_run(updater_of("set"), strategy(), grid=LocalGrid(apps))
+    _, result = sparse_run(updater_of("set"), strategy(), grid=Slow(apps))
     npt.assert_equal(as_arrays(result.arrays), as_arrays(expected.arrays))
 
 
@@ -181,7 +181,7 @@ def test_the_server_holds_one_reply_at_a_time_where_the_mean_says_all():
             return replies
 
         grid.pull_messages = watched
-        ours = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater("set"))
+        ours = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("set"))
         kept = []
         take = ours.inner.strategy.aggregate_train
         ours.inner.strategy.aggregate_train = lambda number, replies, take=take, kept=kept: (
@@ -193,7 +193,7 @@ def test_the_server_holds_one_reply_at_a_time_where_the_mean_says_all():
 
 
 def test_integers_of_64_bits_come_and_go_as_they_are():
-    ours, result = sparse_run(updater("static_sparse"))
+    ours, result = sparse_run(updater_of("static_sparse"))
     steps = result.arrays["steps"].numpy()
     assert (steps.dtype, int(steps)) == (np.int64, ROUNDS)  # each client counts its rounds
     assert ours.state.params["steps"].dtype == np.int32
@@ -201,15 +201,15 @@ def test_integers_of_64_bits_come_and_go_as_they_are():
 
 def test_what_travels_is_bound_to_the_run_of_flower():
     grid = linear_grid()
-    sparse_run(updater("set"), grid=grid)
+    sparse_run(updater_of("set"), grid=grid)
     payload = grid.orders[0].content["arrays"]["payload"].data
     assert read_header(payload).base_version == 0
-    fed.decode(payload, sparse_run(updater("set"))[0].layout.sent, binding=fed.Binding("broadcast", "7"))
+    fed.decode(payload, sparse_run(updater_of("set"))[0].layout.sent, binding=fed.Binding("broadcast", "7"))
 
 
 def test_a_model_may_be_a_list_of_arrays_as_flower_numbers_them():
     model = ArrayRecord([array.numpy() for array in linear_model().values()])
-    ours = SparseStrategy(inner.FedAvg(), updater("set"))
+    ours = SparseStrategy(inner.FedAvg(), updater_of("set"))
     result = ours.start(linear_grid(names=list(model)), model, 2)
     assert list(result.arrays) == ["0", "1", "2"]
     assert {entry.status for entry in ours.ledger} == {"ok"}

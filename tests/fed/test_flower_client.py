@@ -21,7 +21,7 @@ from sparse_plugins.fed.growth import strongest_pruned
 from sparse_plugins.wire import NOT_PRUNED
 from tests.fed.flower_linear import NAMES, examples, linear_app
 from tests.fed.flower_nodes import LocalGrid, as_arrays, linear_grid, sparse_run
-from tests.fed.flower_updater import updater
+from tests.fed.updater_in_rounds import updater_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,7 +100,7 @@ def test_the_strongest_gradients_are_those_of_the_server():
 
 def test_weights_about_which_nobody_is_asked_are_told_where_they_are_others_than_the_masks():
     """Where fewer weights are pruned than are replaced, some that were just dropped come back."""
-    dense = dataclasses.replace(updater("rigl", sparsity=0.1), drop_fraction_fn=core.ConstantDrop(0.5))
+    dense = dataclasses.replace(updater_of("rigl", sparsity=0.1), drop_fraction_fn=core.ConstantDrop(0.5))
     grid = linear_grid()
     ours, _ = sparse_run(dense, grid=grid)
     questions = [order for order in grid.orders if order.metadata.message_type == "query.grow"]
@@ -111,12 +111,12 @@ def test_weights_about_which_nobody_is_asked_are_told_where_they_are_others_than
 
 def test_masks_are_kept_as_bits_and_are_those_inside_which_to_train():
     grid = linear_grid()
-    ours, _ = sparse_run(updater("rigl"), grid=grid, rounds=1)
+    ours, _ = sparse_run(updater_of("rigl"), grid=grid, rounds=1)
     held = fed.flower.training_masks(grid.contexts[11])
     assert set(held) == {"w"}
     npt.assert_array_equal(held["w"], ours.masks()["w"])
     delta = linear_grid()
-    sparse_run(updater("rigl"), grid=delta, growth="delta", rounds=2)
+    sparse_run(updater_of("rigl"), grid=delta, growth="delta", rounds=2)
     assert fed.flower.training_masks(Context(7, 1, {}, RecordDict(), {})) == {}
 
 
@@ -143,8 +143,8 @@ def test_nodes_of_other_frameworks_train_together():
 
     app.evaluate()(linear_app(mods=())._registered_funcs["evaluate.default"])
     apps = {11: linear_app(), 12: app, 13: linear_app(), 14: linear_app()}
-    mixed, result = sparse_run(updater("set"), grid=LocalGrid(apps))
-    _, expected = sparse_run(updater("set"))
+    mixed, result = sparse_run(updater_of("set"), grid=LocalGrid(apps))
+    _, expected = sparse_run(updater_of("set"))
     assert {entry.status for entry in mixed.ledger} == {"ok"}
     for name, array in as_arrays(expected.arrays).items():
         npt.assert_allclose(as_arrays(result.arrays)[name], array, rtol=0, atol=1e-6)

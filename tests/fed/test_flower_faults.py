@@ -16,7 +16,7 @@ from sparse_plugins.fed.flower import SparseStrategy, sparse_mod
 from sparse_plugins.fed.flower.records import payload_record
 from tests.fed.flower_linear import linear_app, linear_model
 from tests.fed.flower_nodes import LocalGrid, as_arrays, linear_grid, sparse_run
-from tests.fed.flower_updater import updater
+from tests.fed.updater_in_rounds import updater_of
 
 VICTIM = 12
 
@@ -110,7 +110,7 @@ def forged_masks(reply: Message) -> Message:
 
 def run_with(carry, names=(11, 12, 13, 14), strategy=None) -> tuple[SparseStrategy, dict]:
     global ours
-    ours = SparseStrategy(strategy or inner.FedAvg(fraction_evaluate=0), updater("set"))
+    ours = SparseStrategy(strategy or inner.FedAvg(fraction_evaluate=0), updater_of("set"))
     result = ours.start(LocalGrid(dict.fromkeys(names, linear_app()), carry), linear_model(), 2, timeout=0.3)
     return ours, as_arrays(result.arrays)
 
@@ -141,7 +141,7 @@ def test_a_round_goes_on_without_a_reply_that_cannot_be_used(what):
 
 def test_a_duplicate_and_an_answer_of_nobody_count_for_nothing():
     _, expected = run_with(lambda node, reply: reply)
-    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater("set"))
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("set"))
     grid, record, config = linear_grid(), linear_model(), ConfigRecord()
     for number in (1, 2):
         replies = list(grid.send_and_receive(strategy.configure_train(number, record, config, grid)))
@@ -158,7 +158,7 @@ def four() -> dict[int, ClientApp]:
 
 def test_a_round_of_which_nothing_can_be_used_changes_nothing_and_warns():
     silent = lambda node, reply: None  # noqa: E731
-    strategy = SparseStrategy(inner.FedAdam(fraction_evaluate=0), updater("set"))
+    strategy = SparseStrategy(inner.FedAdam(fraction_evaluate=0), updater_of("set"))
     with pytest.warns(RuntimeWarning, match=r"round 0: 0 valid updates of 4 clients.*4 no reply in time"):
         result = strategy.start(
             LocalGrid(dict.fromkeys((11, 12, 13, 14), linear_app()), silent), linear_model(), 1, 0.1
@@ -178,7 +178,7 @@ def test_updates_that_overflow_together_change_nothing_and_poison_no_moments():
         binding = fed.Binding("update", "7", 0, str(node), fed.masks_digest(masks, strategy.layout.sent))
         return fed.encode(masks, values, base=masks, binding=binding)
 
-    strategy = SparseStrategy(inner.FedAdam(fraction_evaluate=0), updater("set"))
+    strategy = SparseStrategy(inner.FedAdam(fraction_evaluate=0), updater_of("set"))
     with pytest.warns(RuntimeWarning, match="4 refused: together the updates of this round overflow"):
         strategy.start(LocalGrid(four(), huge), linear_model(), 1)
     assert not any(
@@ -188,7 +188,7 @@ def test_updates_that_overflow_together_change_nothing_and_poison_no_moments():
 
 def test_updates_above_the_norm_are_refused():
     with pytest.warns(RuntimeWarning, match=r"1 refused: its norm of 1\.\d+ is above 0.001"):
-        sparse_run(updater("set"), max_norm=1e-3, rounds=1)
+        sparse_run(updater_of("set"), max_norm=1e-3, rounds=1)
 
 
 STRATEGIES = {"FedAdam": inner.FedAdam, "FedAvgM": lambda: inner.FedAvgM(server_momentum=0.9), "Krum": inner.Krum}
@@ -198,7 +198,7 @@ STRATEGIES = {"FedAdam": inner.FedAdam, "FedAvgM": lambda: inner.FedAvgM(server_
 @pytest.mark.parametrize("algorithm", ["rigl", "set"])
 def test_a_server_that_is_killed_goes_on_with_the_same_bits(name, algorithm, tmp_path):
     evaluate = lambda number, arrays: MetricRecord({"sum": float(arrays["w"].numpy().sum())})  # noqa: E731
-    through = SparseStrategy(STRATEGIES[name](), updater(algorithm))
+    through = SparseStrategy(STRATEGIES[name](), updater_of(algorithm))
     expected = through.start(linear_grid(), linear_model(), 4, evaluate_fn=evaluate)
 
     class KilledError(Exception):
@@ -210,11 +210,11 @@ def test_a_server_that_is_killed_goes_on_with_the_same_bits(name, algorithm, tmp
         return evaluate(number, arrays)
 
     checkpoints = fed.Checkpoints(tmp_path)
-    first = SparseStrategy(STRATEGIES[name](), updater(algorithm), checkpoints=checkpoints)
+    first = SparseStrategy(STRATEGIES[name](), updater_of(algorithm), checkpoints=checkpoints)
     with pytest.raises(KilledError):
         first.start(linear_grid(), linear_model(), 4, evaluate_fn=dying)
     assert checkpoints.rounds() == [1, 2]
-    second = SparseStrategy(STRATEGIES[name](), updater(algorithm), checkpoints=checkpoints)
+    second = SparseStrategy(STRATEGIES[name](), updater_of(algorithm), checkpoints=checkpoints)
     result = second.start(linear_grid(), linear_model(), 4, evaluate_fn=evaluate)
     npt.assert_equal(as_arrays(result.arrays), as_arrays(expected.arrays))
     npt.assert_equal(second.inner.moments(second.layout), through.inner.moments(through.layout))
@@ -223,7 +223,7 @@ def test_a_server_that_is_killed_goes_on_with_the_same_bits(name, algorithm, tmp
     # All but the bytes of a broadcast to nodes that have to be sent masks again.
     paid = lambda ledger: [dataclasses.replace(entry, down=0) for entry in ledger]  # noqa: E731
     assert paid(second.ledger) == paid(through.ledger)
-    finished = SparseStrategy(STRATEGIES[name](), updater(algorithm), checkpoints=checkpoints)
+    finished = SparseStrategy(STRATEGIES[name](), updater_of(algorithm), checkpoints=checkpoints)
     again = finished.start(linear_grid(), linear_model(), 4)
     npt.assert_equal(as_arrays(again.arrays), as_arrays(expected.arrays))
 
@@ -233,7 +233,7 @@ def test_a_server_that_is_killed_goes_on_with_the_same_bits(name, algorithm, tmp
 
 def test_a_client_without_the_mod_is_told_of_it():
     apps = {11: linear_app(), 12: linear_app(mods=()), 13: linear_app()}
-    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater("set"))
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("set"))
     strategy.start(LocalGrid(apps), linear_model(), 1)
     told = {entry.client: entry.status for entry in strategy.ledger}
     assert told["11"] == told["13"] == "ok"
@@ -252,7 +252,7 @@ def test_a_mod_without_the_strategy_says_what_is_missing():
 def test_a_client_without_a_gradient_function_is_told_of_it():
     app = ClientApp(mods=[sparse_mod])
     app.train()(linear_app(mods=())._registered_funcs["train.default"])
-    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater("rigl"))
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("rigl"))
     with pytest.warns(RuntimeWarning, match=r"none of 2 growth signals can be used .*@app.query\('grow'\)"):
         strategy.start(LocalGrid({11: app, 12: app}), linear_model(), 2)
     assert {entry.status for entry in strategy.ledger} == {"ok"}
@@ -284,7 +284,7 @@ def other(**arrays):
     ],
 )
 def test_a_model_that_differs_is_told_by_the_client(arrays, reason):
-    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater("set"))
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("set"))
     strategy.start(LocalGrid({11: linear_app(), 12: broken_app(arrays), 13: linear_app()}), linear_model(), 1)
     (status,) = [entry.status for entry in strategy.ledger if entry.client == "12"]
     assert status.startswith("failed: ")
@@ -293,7 +293,7 @@ def test_a_model_that_differs_is_told_by_the_client(arrays, reason):
 
 def test_another_version_of_the_protocol_is_refused_on_both_sides():
     grid = linear_grid([11, 12])
-    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater("set"))
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("set"))
     (order, _) = strategy.configure_train(1, linear_model(), ConfigRecord(), grid)
     order.content["sparse_plugins"]["format"] = 9
     with pytest.raises(ValueError, match="speaks version 9 of this protocol, this side version 1"):
@@ -331,12 +331,12 @@ class Restarting(inner.FedAvg):
 )
 def test_what_cannot_be_sparse_is_an_error_at_once(strategy, options, error, told):
     with pytest.raises(error, match=told):
-        SparseStrategy(strategy, updater("rigl"), **options)
+        SparseStrategy(strategy, updater_of("rigl"), **options)
 
 
 def test_floats_of_64_bits_are_an_error_that_says_what_to_do():
-    strategy = SparseStrategy(inner.FedAvg(), updater("set"))
+    strategy = SparseStrategy(inner.FedAvg(), updater_of("set"))
     with pytest.raises(ValueError, match="array 'w' has dtype float64, which JAX keeps only with jax_enable_x64"):
         strategy.start(linear_grid(), ArrayRecord({"w": Array(np.zeros((8, 8)))}), 1)
     with pytest.raises(ValueError, match="the model has no arrays"):
-        SparseStrategy(inner.FedAvg(), updater("set")).start(linear_grid(), ArrayRecord(), 1)
+        SparseStrategy(inner.FedAvg(), updater_of("set")).start(linear_grid(), ArrayRecord(), 1)

@@ -11,7 +11,7 @@ import optax
 from experiments.demos.flower.processes import Federation
 from sparse_plugins import fed
 from tests.fed.flower_linear import examples, linear_model
-from tests.fed.flower_updater import updater
+from tests.fed.updater_in_rounds import updater_of
 
 fedjax = fed.import_fedjax()
 NODES, ROUNDS = 3, 2
@@ -34,7 +34,7 @@ def run_of_fedjax() -> tuple[dict, fed.Ledger]:
         gradient,
         fedjax.optimizers.sgd(0.1),
         optax.sgd(1.0),
-        updater("rigl"),
+        updater_of("rigl"),
         fedjax.ShuffleRepeatBatchHParams(batch_size=20, num_epochs=1, seed=0),
         ledger=ledger,
         run="processes",

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_plugins import core, fed
+from sparse_plugins import fed
+from tests.fed.updater_in_rounds import END_ROUND as END_ROUND
+from tests.fed.updater_in_rounds import updater_of as updater_of
 
 fedjax = fed.import_fedjax()
 algorithms = fedjax.algorithms
 
-SPARSITY = 0.75
-END_ROUND = 3
 ROUNDS = 5
 TRAIN = fedjax.ShuffleRepeatBatchHParams(batch_size=8, num_epochs=1, seed=0)
 EVALUATE = fedjax.PaddedBatchHParams(batch_size=8)
@@ -57,18 +57,6 @@ ALGORITHMS = {
         GRADIENT, client, server, TRAIN, 0.5
     ),
 }
-
-
-def updater_of(algorithm: str, sparsity: float = SPARSITY) -> core.BaseUpdater:
-    return core.create_updater_from_config(
-        algorithm=algorithm,
-        sparsity=sparsity,
-        dist_type="uniform",
-        update_freq=1,
-        update_start_step=1,
-        update_end_step=END_ROUND,
-        step_unit="round",
-    )
 
 
 def num_kept(params) -> dict[str, int]:

@@ -243,18 +243,18 @@ def _convolution(equation: Any, operands: list[Shape], results: list[Shape]) -> 
     )
 
 
+def _beside_windows(symbols: _Symbols, equation: Any, axes: Axes, shape: Shape) -> tuple[Axes, dict[int, str]]:
+    """Axes of what windows slide over, or of what comes out of them, beside those of the other; which of both slide."""
+    pairs = list(zip(equation.params["window_dimensions"], axes, shape, strict=True))
+    others = tuple(axis if size == 1 else (symbols.new(length),) for size, axis, length in pairs)
+    slides = [its for (size, axis, _), other in zip(pairs, others, strict=True) if size != 1 for its in (*axis, *other)]
+    return others, dict.fromkeys(slides, "positions of a pooling window")
+
+
 def _window(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
     symbols = _Symbols()
     result = symbols.axes(results[0])
-    sizes = equation.params["window_dimensions"]
-    operand = tuple(
-        axis if size == 1 else (symbols.new(length),)
-        for axis, size, length in zip(result, sizes, operands[0], strict=True)
-    )
-    reason = "positions of a pooling window"
-    mixed = {
-        symbol: reason for size, *axes in zip(sizes, operand, result, strict=True) if size != 1 for (symbol,) in axes
-    }
+    operand, mixed = _beside_windows(symbols, equation, result, operands[0])
     first = tuple(operand if len(shape) == len(result) else () for shape in operands)
     return Flow(symbols.sizes, first, (result,) * len(results), mixed=mixed)
 
@@ -263,13 +263,8 @@ def _window_back(equation: Any, operands: list[Shape], results: list[Shape]) -> 
     """The derivative of a pooling by the largest: what came out of a window goes to where it came from."""
     symbols = _Symbols()
     whole = symbols.axes(results[0])
-    sizes = equation.params["window_dimensions"]
-    pooled = tuple(
-        axis if size == 1 else (symbols.new(length),)
-        for axis, size, length in zip(whole, sizes, operands[0], strict=True)
-    )
-    slides = [symbol for size, *axes in zip(sizes, whole, pooled, strict=True) if size != 1 for (symbol,) in axes]
-    return Flow(symbols.sizes, (pooled, whole), (whole,), mixed=dict.fromkeys(slides, "positions of a pooling window"))
+    pooled, mixed = _beside_windows(symbols, equation, whole, operands[0])
+    return Flow(symbols.sizes, (pooled, whole), (whole,), mixed=mixed)
 
 
 def _partly(
