@@ -44,10 +44,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ste": {"algorithm": "magnitude_ste", "sparsity": 0.9},
 }
 LOCAL = (*SETTINGS, "rigl and ste")
+# "d" as four layers, which lie on different devices.
+LAYERS = core.describe_layers(
+    {name: jax.ShapeDtypeStruct(shape, np.float32) for name, (shape, _) in SPECS.items()},
+    [
+        ("d", core.Axes(stack=0, inputs=1, outputs=2)),
+        ("e", core.Axes(elementwise=0)),
+        (".*", core.Axes(inputs=0, outputs=1)),
+    ],
+)
+SETTINGS["stacked"] = SETTINGS["rigl"] | {"layers": LAYERS}
+SETTINGS["stacked 2:4"] = {"algorithm": "magnitude", "sparsity_type": "2:4", "layers": LAYERS}
 # What devices may tell each other: counts, whether a search goes on, and bytes of a mask where eight rows lie on two
-# devices. For fan-in a count for each output; for channels their sums as well, of which layer "a" has most.
+# devices. For fan-in a count for each output; for channels their sums as well, of which layer "a" has most; of a
+# stack a count for each of its layers that a device holds.
 SAID = r"s32\[\]|pred\[\]|u8\[1,48\]"
-SAID_OF = {"fan-in": r"|s32\[(12|48|80)\]", "channel": r"|f32\[(12|48|80)\]", "rigl channel": r"|f32\[(12|48|80)\]"}
+SAID_OF = {
+    "stacked": r"|s32\[1\]",
+    "fan-in": r"|s32\[(12|48|80)\]",
+    **dict.fromkeys(("channel", "rigl channel"), r"|f32\[(12|48|80)\]"),
+}
 
 
 def parameters(seed: int) -> Any:
