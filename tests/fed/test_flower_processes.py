@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.testing as npt
 import optax
+import pytest
 
 from experiments.demos.flower.processes import Federation
 from sparse_plugins import fed
@@ -54,9 +55,12 @@ def paid(ledger: fed.Ledger) -> list[tuple]:
     return sorted((e.round, e.down, e.up, e.growth, e.status, e.growth_status) for e in ledger)
 
 
-def test_real_processes_are_the_run_of_fedjax_with_the_same_bytes(tmp_path: Path) -> None:
+def test_real_processes_are_the_run_of_fedjax_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config = {"nodes": NODES, "rounds": ROUNDS, "algorithm": "rigl", "is_saved": 0, "dies_after": -1, "timeout": 200.0}
-    with Federation(tmp_path, NODES) as federation:
+    with Federation(Path("processes"), NODES) as federation:
         log = federation.run_app(
             "linear", "tests.fed.flower_server", "tests.fed.flower_linear", 300, folder=str(tmp_path), **config
         )

@@ -60,7 +60,9 @@ class Federation:
     def __init__(
         self, folder: Path, nodes: int, seconds: float = 120, through: Callable[[int], int] = lambda port: port
     ) -> None:
-        self._folder, self._count, self._seconds, self._through = folder, nodes, seconds, through
+        # Flower's processes work in folders of their own
+        self._folder = folder.resolve()
+        self._count, self._seconds, self._through = nodes, seconds, through
         self._started = contextlib.ExitStack()
         self.nodes: list[subprocess.Popen[bytes]] = []
 
