@@ -398,6 +398,7 @@ class Rollout:
         self.filters: list[Any] = []
 
     def update_params(self, params: Any, filter_types: tuple[Any, ...] | None = None) -> None:
+        assert all(leaf.sharding for leaf in jax.tree.leaves(params)), "Tunix asks each array for it"
         self.params = params
         self.filters.append(filter_types)
 

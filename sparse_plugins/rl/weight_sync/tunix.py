@@ -1,11 +1,15 @@
 """Tunix's weight sync over a pipe of bytes: trainers hand new parameters to a rollout's `update_params`, and so here.
 
-That method of `tunix.rl.rollout.base_rollout.BaseRollout` is all that is asked of Tunix, and nothing of it is imported.
+That method of `tunix.rl.rollout.base_rollout.BaseRollout` is all that is asked of Tunix, and nothing of it is imported;
+`python -m experiments.demos.tunix_sync` runs it with Tunix's own rollouts.
 The transports of its experimental orchestrator (`WeightSyncHandler`) move addresses of devices, not weights, and are
 another matter.
 """
 
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.weight_sync.receiver import WeightReceiver
@@ -76,5 +80,6 @@ def follow(
     """
     is_newer = receiver.update(timeout)
     if is_newer:
-        rollout.update_params(receiver.weights, filter_types)
+        # Tunix asks arrays for their sharding; copies, because the next delta builds on the receiver's.
+        rollout.update_params(jax.tree.map(jnp.array, receiver.weights), filter_types)
     return is_newer
