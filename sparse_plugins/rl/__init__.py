@@ -22,6 +22,7 @@ from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedMetrics, FusedState, FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import FusedRun
 from sparse_plugins.rl.loops.fused_runs import train as train_fused
+from sparse_plugins.rl.loops.pqn import PQNConfig
 from sparse_plugins.rl.loops.vector import Episode, Group, VectorTrainer
 from sparse_plugins.rl.loops.vector_evaluation import evaluate as evaluate_vector
 from sparse_plugins.rl.loops.vector_runs import VectorRun
@@ -31,7 +32,7 @@ from sparse_plugins.rl.noise_scales import is_noise_scale, without_noise_scales
 from sparse_plugins.rl.plasticity import activations as activations
 from sparse_plugins.rl.plasticity import links as links
 from sparse_plugins.rl.plasticity import redo as redo
-from sparse_plugins.rl.replay import Batch, Replay, Row
+from sparse_plugins.rl.replay import Batch, Replay, Row, TargetBatch
 from sparse_plugins.rl.target_network import TargetPolicy
 from sparse_plugins.rl.weight_sync.channels import SocketChannel
 from sparse_plugins.rl.weight_sync.folder import WeightFolder
@@ -57,12 +58,14 @@ __all__ = [
     "JaxEnvironment",
     "JaxStep",
     "LearnerState",
+    "PQNConfig",
     "Replay",
     "Row",
     "Saved",
     "SocketChannel",
     "SparseLearner",
     "StaleWeightsError",
+    "TargetBatch",
     "TargetPolicy",
     "Traffic",
     "VectorConfig",

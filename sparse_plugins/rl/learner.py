@@ -24,7 +24,7 @@ class LearnerState(NamedTuple):
 
     Attributes:
         params: Online parameters, exactly 0 outside the masks: what acts and learns.
-        target_params: Parameters of the target network, of the same structure.
+        target_params: Parameters of the target network, of the same structure; None without one.
         optimizer_state: State of the wrapped optimizer; `core.find_sparse_state` finds masks, schedule count and key.
         key: JAX key of acting and of the loss.
     """
@@ -59,7 +59,7 @@ class SparseLearner:
         optimizer: Any optax transformation.
         updater: Keeps the masks; its schedule counts optimizer steps (`rl.Clock` converts others).
         target_policy: When the target network gets the masks.
-        target_period: Optimizer steps between two copies to the target network.
+        target_period: Optimizer steps between two copies to the target network; None for no target network.
         target_step_size: Part of the online network in each copy, in (0, 1]; below 1 it is Polyak averaging.
         mask_key: JAX key of random masks and scores; None derives it from the key given to `init`. The updater's
             `rng_seed` counts, too: agents of two keys, or of two seeds, have different masks.
@@ -88,7 +88,7 @@ class SparseLearner:
     optimizer: optax.GradientTransformation
     updater: BaseUpdater
     target_policy: TargetPolicy | str = TargetPolicy.AT_MASK_UPDATE
-    target_period: int = 1
+    target_period: int | None = 1
     target_step_size: float = 1.0
     mask_key: jax.Array | None = None
 
@@ -97,9 +97,10 @@ class SparseLearner:
             raise TypeError(
                 f"network is {self.network!r}; give something with `init`, such as hk.transform(f), or (init, apply)."
             )
-        if not isinstance(self.target_period, int) or self.target_period < 1:
+        if self.target_period is not None and (not isinstance(self.target_period, int) or self.target_period < 1):
             raise ValueError(
-                f"target_period is {self.target_period!r}; give optimizer steps between copies, 1 or more."
+                f"target_period is {self.target_period!r}; give optimizer steps between copies, 1 or more, or None for "
+                "no target network."
             )
         if not 0.0 < self.target_step_size <= 1.0:
             raise ValueError(f"target_step_size is {self.target_step_size!r}; allowed are numbers in (0, 1].")

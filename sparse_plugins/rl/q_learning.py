@@ -12,7 +12,9 @@ __all__ = [
     "categorical_projection",
     "categorical_target",
     "cross_entropy",
+    "epsilon_greedy",
     "expected_values",
+    "lambda_returns",
     "q_learning_target",
     "td_error",
 ]
@@ -48,6 +50,61 @@ def q_learning_target(
     selector = next_values if selector is None else selector
     _check("next_values", next_values, 2, reward=(reward, 1), discount=(discount, 1), selector=(selector, 2))
     return lax.stop_gradient(reward + discount * _of_action(next_values, jnp.argmax(selector, axis=1)))
+
+
+def lambda_returns(reward: jax.Array, discount: jax.Array, next_values: jax.Array, trace: float) -> jax.Array:
+    """Returns over all lengths, longer ones weighing less: Q(lambda) of Peng along a piece of experience.
+
+    Args:
+        reward: float32[T, B], of consecutive steps.
+        discount: float32[T, B], of the state after each; 0 where the episode ended.
+        next_values: float32[T, B], value of the best action in the state after each.
+        trace: Weight of the next step's return against the value of its state, in [0, 1]; 0 is one-step Q-learning.
+
+    Returns:
+        float32[T, B]; no gradient flows through it.
+
+    Raises:
+        ValueError: If the shapes are not those.
+
+    Example:
+        >>> ones = jnp.ones((3, 1))
+        >>> lambda_returns(ones, 0.5 * ones, 4.0 * ones, trace=0.0)[:, 0].tolist()
+        [3.0, 3.0, 3.0]
+        >>> lambda_returns(ones, 0.5 * ones, 4.0 * ones, trace=1.0)[:, 0].tolist()
+        [2.25, 2.5, 3.0]
+
+    Source: Peng and Williams, Incremental Multi-Step Q-Learning (1996); Gallici et al. (2024).
+    """
+    _check("next_values", next_values, 2, reward=(reward, 2), discount=(discount, 2))
+
+    def step(following: jax.Array, at: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        reward, discount, value = at
+        whole = reward + discount * ((1.0 - trace) * value + trace * following)
+        return whole, whole
+
+    return lax.stop_gradient(lax.scan(step, next_values[-1], (reward, discount, next_values), reverse=True)[1])
+
+
+def epsilon_greedy(key: jax.Array, values: jax.Array, epsilon: jax.typing.ArrayLike) -> jax.Array:
+    """The best action, or now and then any.
+
+    Args:
+        key: JAX key.
+        values: float32[B, A], action values.
+        epsilon: Probability of a random action, a number or one per row.
+
+    Returns:
+        int32[B].
+
+    Example:
+        >>> epsilon_greedy(jax.random.key(0), jnp.array([[0.0, 1.0], [1.0, 0.0]]), 0.0).tolist()
+        [1, 0]
+    """
+    greedy = jnp.argmax(values, axis=1).astype(jnp.int32)
+    of_coin, of_action = jax.random.split(key)
+    explores = jax.random.uniform(of_coin, greedy.shape) < epsilon
+    return jnp.where(explores, jax.random.randint(of_action, greedy.shape, 0, values.shape[1]), greedy)
 
 
 def td_error(values: jax.Array, action: jax.Array, target: jax.Array) -> jax.Array:

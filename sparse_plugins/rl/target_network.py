@@ -59,7 +59,7 @@ class TargetFollower:
     Attributes:
         updater: Keeps the masks.
         policy: When the target network gets them.
-        period: Optimizer steps between two copies, where `after_learning` makes them.
+        period: Optimizer steps between two copies, where `after_learning` makes them; None for no target network.
         step_size: Part of the online network in each copy, in (0, 1]; below 1 it is Polyak averaging.
 
     Raises:
@@ -76,7 +76,7 @@ class TargetFollower:
 
     updater: BaseUpdater
     policy: TargetPolicy | str
-    period: int = 1
+    period: int | None = 1
     step_size: float = 1.0
 
     def __post_init__(self) -> None:
@@ -109,10 +109,14 @@ class TargetFollower:
 
     def initial(self, dense: PyTree, opt_state: PyTree) -> PyTree:
         """The target network before the first step, from parameters as they were drawn."""
+        if self.period is None:
+            return None
         return dense if self.policy is TargetPolicy.DENSE else self.first_params(dense, opt_state)
 
     def copied(self, params: PyTree, target: PyTree, opt_state: PyTree) -> PyTree:
         """The target network after a copy of the online one, or a step towards it."""
+        if self.period is None:
+            return None
         if self.step_size == 1.0:
             return jax.tree.map(jnp.copy, params)
         target = optax.incremental_update(params, target, self.step_size)
@@ -130,6 +134,8 @@ class TargetFollower:
             steps: int32[], optimizer steps so far.
             masks_changed: bool[], whether this one changed masks.
         """
+        if self.period is None:
+            return None
         is_due = self.period == 1 or steps % self.period == 0
         follows = masks_changed if self.follows_changes else False
 

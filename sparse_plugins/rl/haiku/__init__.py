@@ -3,6 +3,8 @@
 from sparse_plugins.rl.haiku.dqn import SparseDQN
 from sparse_plugins.rl.haiku.dqn_zoo_acme import SparseAcmeLearner, SparseZooAgent, sparsify_acme, sparsify_dqn_zoo
 from sparse_plugins.rl.haiku.networks import (
+    HE,
+    LECUN,
     RAINBOW_INIT,
     XAVIER,
     impala_torso,
@@ -11,14 +13,18 @@ from sparse_plugins.rl.haiku.networks import (
     nature_torso,
     q_network,
 )
+from sparse_plugins.rl.haiku.pqn import SparsePQN
 from sparse_plugins.rl.haiku.remembered_params import RememberedParams, remember_params, renew_params
 
 __all__ = [
+    "HE",
+    "LECUN",
     "RAINBOW_INIT",
     "XAVIER",
     "RememberedParams",
     "SparseAcmeLearner",
     "SparseDQN",
+    "SparsePQN",
     "SparseZooAgent",
     "impala_torso",
     "minatar_torso",

@@ -111,10 +111,7 @@ class SparseDQN(SparseLearner):
             )
 
     def _act(self, params: PyTree, key: jax.Array, observations: jax.Array, epsilon: Any) -> jax.Array:
-        greedy = jnp.argmax(self.values(params, observations), axis=1).astype(jnp.int32)
-        of_coin, of_action = jax.random.split(key)
-        explores = jax.random.uniform(of_coin, greedy.shape) < epsilon
-        return jnp.where(explores, jax.random.randint(of_action, greedy.shape, 0, self.num_actions), greedy)
+        return q_learning.epsilon_greedy(key, self.values(params, observations), epsilon)
 
     def _loss(self, params: PyTree, target_params: PyTree, key: jax.Array, batch: Any) -> tuple[jax.Array, Any]:
         out = self.network.apply(params, batch.observation)

@@ -15,14 +15,26 @@ import numpy as np
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.rl.haiku.convolution import Convolution, Init
 
-__all__ = ["RAINBOW_INIT", "XAVIER", "Torso", "impala_torso", "minatar_torso", "mlp_torso", "nature_torso", "q_network"]
+__all__ = [
+    "HE",
+    "LECUN",
+    "RAINBOW_INIT",
+    "XAVIER",
+    "Torso",
+    "impala_torso",
+    "minatar_torso",
+    "mlp_torso",
+    "nature_torso",
+    "q_network",
+]
 
 Torso = Callable[[jax.Array], jax.Array]
 
 # Dopamine starts Rainbow on Atari with the one, all other networks with the other.
 RAINBOW_INIT = hk.initializers.VarianceScaling(1 / np.sqrt(3.0), "fan_in", "uniform")
 XAVIER = hk.initializers.VarianceScaling(1.0, "fan_avg", "uniform")
-_LECUN = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
+LECUN = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
+HE = hk.initializers.VarianceScaling(2.0, "fan_in", "truncated_normal")  # Flax's, and so PQN's
 
 
 def nature_torso(*, w_init: Init = XAVIER, as_matmuls: bool = False) -> Torso:
@@ -89,26 +101,37 @@ def impala_torso(width: int = 1, *, w_init: Init = XAVIER, as_matmuls: bool = Fa
                 inner = x
                 for layer in (1, 2):
                     name = f"stack_{i}_block_{block}_conv_{layer}"
-                    inner = convolution(channels, w_init=_LECUN, name=name)(jax.nn.relu(inner))
+                    inner = convolution(channels, w_init=LECUN, name=name)(jax.nn.relu(inner))
                 x = x + inner
         return jax.nn.relu(hk.Linear(512, w_init=w_init, name="hidden")(hk.Flatten()(jax.nn.relu(x))))
 
     return torso
 
 
-def minatar_torso(*, hidden: int | None = 128, padding: str = "VALID", as_matmuls: bool = True) -> Torso:
+def minatar_torso(
+    *,
+    hidden: int | None = 128,
+    padding: str = "VALID",
+    width: int = 1,
+    layer_norm: bool = False,
+    w_init: Init = XAVIER,
+    as_matmuls: bool = True,
+) -> Torso:
     """One convolution of 16 channels, and a dense layer.
 
     Args:
         hidden: Units of the dense layer; None for none, as in Dopamine, together with padding 'SAME'.
         padding: 'VALID' as in MinAtar's own agents, or 'SAME'.
+        width: Factor on the channels and the units.
+        layer_norm: Normalize both before they are rectified, as PQN does, over channels and over units.
+        w_init: Initializer of weights; `HE` for PQN.
         as_matmuls: See `nature_torso`; here it is worth it everywhere.
 
     Returns:
         A function of grids [B, H, W, C], bool, to features [B, F], to be called inside `hk.transform`.
 
     Raises:
-        ValueError: If hidden is below 1, or the padding unknown.
+        ValueError: If hidden or width is below 1, or the padding unknown.
 
     Example:
         >>> network = q_network(3, minatar_torso())
@@ -118,20 +141,29 @@ def minatar_torso(*, hidden: int | None = 128, padding: str = "VALID", as_matmul
 
     Source: Young and Tian, MinAtar (2019).
     """
-    units = None if hidden is None else whole_number("hidden", hidden, 1)
+    factor = whole_number("width", width, 1)
+    units = None if hidden is None else whole_number("hidden", hidden, 1) * factor
     if padding not in ("VALID", "SAME"):
         raise ValueError(f"padding is {padding!r}; allowed are 'VALID', as in MinAtar, and 'SAME', as in Dopamine.")
 
     def torso(x: jax.Array) -> jax.Array:
-        x = jax.nn.relu(Convolution(16, 3, 1, XAVIER, as_matmuls, padding, name="conv_1")(_pictures(x)))
-        x = hk.Flatten()(x)
-        return x if units is None else jax.nn.relu(hk.Linear(units, w_init=XAVIER, name="hidden")(x))
+        x = Convolution(16 * factor, 3, 1, w_init, as_matmuls, padding, name="conv_1")(_pictures(x))
+        x = hk.Flatten()(_rectified(x, layer_norm, "conv_1_norm"))
+        return (
+            x
+            if units is None
+            else _rectified(hk.Linear(units, w_init=w_init, name="hidden")(x), layer_norm, "hidden_norm")
+        )
 
     return torso
 
 
 def mlp_torso(
-    widths: Sequence[int] = (512, 512), low: Sequence[float] | None = None, high: Sequence[float] | None = None
+    widths: Sequence[int] = (512, 512),
+    low: Sequence[float] | None = None,
+    high: Sequence[float] | None = None,
+    *,
+    layer_norm: bool = False,
 ) -> Torso:
     """Dense layers.
 
@@ -139,6 +171,7 @@ def mlp_torso(
         widths: Units of each of them.
         low: Smallest value of each entry of an observation; with `high` it scales observations to [-1, 1].
         high: Largest value of each entry.
+        layer_norm: Normalize each layer before it is rectified.
 
     Returns:
         A function of observations [B, ...] to features [B, widths[-1]], to be called inside `hk.transform`.
@@ -161,7 +194,7 @@ def mlp_torso(
             x = hk.Flatten()(x.astype(jnp.float32))
             x = 2.0 * (x - bounds[0]) / (bounds[1] - bounds[0]) - 1.0
         for i, width in enumerate(units, start=1):
-            x = jax.nn.relu(hk.Linear(width, w_init=XAVIER, name=f"hidden_{i}")(x))
+            x = _rectified(hk.Linear(width, w_init=XAVIER, name=f"hidden_{i}")(x), layer_norm, f"hidden_{i}_norm")
         return x
 
     return torso
@@ -210,6 +243,12 @@ def q_network(
         return out[..., 0] if atoms is None else out
 
     return hk.without_apply_rng(hk.transform(network))
+
+
+def _rectified(x: jax.Array, layer_norm: bool, name: str) -> jax.Array:
+    if layer_norm:  # with Flax's epsilon
+        x = hk.LayerNorm(axis=-1, create_scale=True, create_offset=True, eps=1e-6, name=name)(x)
+    return jax.nn.relu(x)
 
 
 def _as_float(x: jax.Array) -> jax.Array:

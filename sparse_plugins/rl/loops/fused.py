@@ -13,7 +13,7 @@ from jax import lax
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments.interfaces import JaxEnvironment, check_network
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
-from sparse_plugins.rl.loops.config import FusedConfig
+from sparse_plugins.rl.loops.pace import Pace
 from sparse_plugins.rl.replay import Replay, ReplayState, Row
 
 __all__ = ["FusedMetrics", "FusedState", "FusedTrainer"]
@@ -75,7 +75,7 @@ class FusedTrainer:
         environment: The game.
         learner_of: A learner, whose loss gives back {'loss': float32[], 'priorities': float32[B]} beside itself; or a
             function from hyper-parameters, traced scalars, to such a learner, so that they differ by seed too.
-        config: How to play, remember and learn.
+        config: How to play, remember and learn: a `FusedConfig` (DQN and its relatives) or a `PQNConfig`.
 
     Raises:
         TypeError: If `learner_of` is neither.
@@ -85,6 +85,7 @@ class FusedTrainer:
         >>> from sparse_plugins import core
         >>> from sparse_plugins.rl import haiku
         >>> from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
+        >>> from sparse_plugins.rl.loops.config import FusedConfig
         >>> learner_of = lambda hyper: haiku.SparseDQN(
         ...     num_actions=2, torso=haiku.mlp_torso((8,)), optimizer=optax.adam(hyper["lr"]), updater=core.NoPruning())
         >>> config = FusedConfig(num_envs=2, capacity=64, batch_size=4, warm_up=8)
@@ -98,7 +99,7 @@ class FusedTrainer:
 
     environment: JaxEnvironment
     learner_of: SparseLearner | Callable[[Any], SparseLearner]
-    config: FusedConfig
+    config: Pace
 
     def __post_init__(self) -> None:
         if not isinstance(self.learner_of, SparseLearner) and not callable(self.learner_of):
@@ -326,24 +327,9 @@ class FusedTrainer:
 
     def _iteration(self, state: FusedState) -> tuple[FusedState, FusedMetrics]:
         state, ended = lax.scan(lambda state, _: self._play(state), state, None, self.config.vector_steps)
-        learner = self._learner(state.hyper)
-        key, of_samples = jax.random.split(state.key)
-        rows, steps = state.replay.rows, state.replay.steps  # only read from here on
-
-        def update(carry: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
-            learner_state, tree, highest = carry
-            replay = ReplayState(rows, steps, tree, highest)
-            batch = self._replay.sample(replay, key, self.config.batch_size)
-            learner_state, extra = learner.learn(learner_state, batch)
-            if self.config.prioritized:
-                replay = self._replay.update_priorities(replay, batch.index, extra["priorities"])
-            return (learner_state, replay.tree, replay.highest), extra["loss"]
-
-        begun = (state.learner, state.replay.tree, state.replay.highest)
-        keys = jax.random.split(of_samples, self.config.updates)
-        (learner_state, tree, highest), losses = lax.scan(update, begun, keys)
-        replay = ReplayState(rows, steps, tree, highest)
-        episodes, total = jax.tree.map(lambda each: jnp.sum(each, axis=0), ended)
-        return state._replace(learner=learner_state, key=key, replay=replay), FusedMetrics(
-            episodes, total, jnp.mean(losses)
+        key, of_learning = jax.random.split(state.key)
+        learner_state, replay, loss = self.config.learn(
+            self._learner(state.hyper), state.learner, self._replay, state.replay, state.observation, of_learning
         )
+        episodes, total = jax.tree.map(lambda each: jnp.sum(each, axis=0), ended)
+        return state._replace(learner=learner_state, key=key, replay=replay), FusedMetrics(episodes, total, loss)

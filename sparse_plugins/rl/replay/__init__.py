@@ -1,5 +1,5 @@
 """Replay memory on the device, uniform or prioritized."""
 
-from sparse_plugins.rl.replay.memory import Batch, Replay, ReplayState, Row
+from sparse_plugins.rl.replay.memory import Batch, Replay, ReplayState, Row, TargetBatch
 
-__all__ = ["Batch", "Replay", "ReplayState", "Row"]
+__all__ = ["Batch", "Replay", "ReplayState", "Row", "TargetBatch"]

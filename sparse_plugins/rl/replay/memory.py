@@ -20,7 +20,7 @@ from sparse_plugins.rl.replay.priorities import (
     total_priority,
 )
 
-__all__ = ["Batch", "Replay", "ReplayState", "Row"]
+__all__ = ["Batch", "Replay", "ReplayState", "Row", "TargetBatch"]
 
 _LEAST_PRIORITY = 1e-6  # of a row whose error is 0, so that it is drawn again some day
 _MOST_STEPS = (1 << 31) - 1  # that an int32 can count
@@ -69,6 +69,23 @@ class Batch(NamedTuple):
     next_observation: Any
     weight: Any
     index: Any
+
+
+@exportable("TargetBatch")
+class TargetBatch(NamedTuple):
+    """What a learner reads whose targets are known; its loss is sum(weight * loss of a row) / batch size.
+
+    Attributes:
+        observation: [B, ...].
+        action: int32[B].
+        target: float32[B], what the value of the action should be.
+        weight: float32[B], 0 for a row that teaches nothing.
+    """
+
+    observation: Any
+    action: Any
+    target: Any
+    weight: Any
 
 
 @exportable("ReplayState")
