@@ -31,7 +31,8 @@ def summarize_sparsity(
     """Fraction of zeros, per leaf and in total.
 
     Totals count the leaves that can be pruned: those with a mask if masks are given, else those whose layers have two
-    or more axes. Biases that happen to be zero do not make a dense model look sparse.
+    or more axes. Biases that happen to be zero do not make a dense model look sparse. Of parameters with an axis of
+    seeds or ensemble members, `jax.vmap` this function: to it alone a stack of biases is a matrix.
 
     Args:
         params: Parameters in use (`updater.pre_forward_update(params, state)`), or a tree of unpacked masks.
@@ -69,14 +70,24 @@ def summarize_sparsity(
         for name, leaf, count, view in zip(names, leaves, nonzero, views, strict=True):
             for of_layer, layer in view.named(name, leaf):
                 own = count if view.layers is None else _in_parts(jnp.count_nonzero, layer, _MOST)
-                size = layer.size if layer.size <= _MOST else float(layer.size)  # as the count is
-                summary[of_layer] = (size - own).astype(jnp.float32) / float(max(layer.size, 1))
+                summary[of_layer] = _share(_zeros(own, layer.size), own.astype(jnp.float32))
     total = sum(leaf.size for leaf, is_counted in zip(leaves, counted, strict=True) if is_counted)
-    kept = sum((count.astype(jnp.float32) for count, is_in in zip(nonzero, counted, strict=True) if is_in), 0.0)
-    summary["_total_sparsity"] = jnp.float32(1.0 - kept / float(max(total, 1))) if total else jnp.float32(0.0)
+    sized = [(count, leaf.size) for count, leaf, is_in in zip(nonzero, leaves, counted, strict=True) if is_in]
+    kept = sum((count.astype(jnp.float32) for count, _ in sized), jnp.float32(0.0))
+    summary["_total_sparsity"] = _share(sum((_zeros(count, size) for count, size in sized), jnp.float32(0.0)), kept)
     summary["_nparams"] = jnp.float32(total)
     summary["_nparams_nnz"] = jnp.float32(kept)
     return summary
+
+
+def _zeros(nonzero: jax.Array, size: int) -> jax.Array:
+    """float32, of an entry count that is an int32, or a float32 where that could not hold the size."""
+    return ((size if size <= _MOST else float(size)) - nonzero).astype(jnp.float32)
+
+
+def _share(zeros: jax.Array, others: jax.Array) -> jax.Array:
+    """Exactly 0 without zeros and 1 without others, compiled or not; XLA divides by a constant less exactly."""
+    return zeros / jnp.maximum(zeros + others, 1.0)
 
 
 def _in_parts(count: Callable[[jax.Array], jax.Array], leaf: jax.Array, most: int) -> jax.Array:

@@ -64,6 +64,8 @@ class Ledger:
         >>> ledger.add(Entry(round=0, client="ben", down=120, up=0, growth=0, status="dropped out"))
         >>> ledger.total()
         Total(clients=2, down=240, up=80, growth=10, refused=1)
+        >>> ledger
+        Ledger of 2 entries in 1 rounds: 240 bytes down, 80 up, 10 growth signals, 1 refused
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
@@ -74,6 +76,11 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __repr__(self) -> str:
+        total, rounds = self.total(), len({entry.round for entry in self})
+        sums = f"{total.down:,} bytes down, {total.up:,} up, {total.growth:,} growth signals, {total.refused:,} refused"
+        return f"Ledger of {len(self):,} entries in {rounds:,} rounds: {sums}"
 
     def add(self, entry: Entry) -> None:
         """Appends an entry."""

@@ -11,6 +11,7 @@ import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
+from sparse_plugins.core.summary import summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree, exportable
 from sparse_plugins.rl.target_network import TargetFollower, TargetPolicy
@@ -43,6 +44,21 @@ class LearnerState(NamedTuple):
     def steps(self) -> jax.Array:
         """int32[], optimizer steps so far."""
         return self.sparse_state.count
+
+    def of_seed(self, place: int) -> "LearnerState":
+        """The state of one seed, of a state with a leading axis of seeds.
+
+        Args:
+            place: Number of the seed along that axis.
+        """
+        return jax.tree.map(lambda leaf: leaf[place], self)
+
+    def summarize(self) -> dict[str, jax.Array]:
+        """The sparsity of the online network, over all seeds if there are several; see `core.summarize_sparsity`.
+
+        It counts what has a mask: an axis of seeds gives a bias two axes, but does not make it prunable.
+        """
+        return summarize_sparsity(self.params, masks=self.sparse_state.masks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

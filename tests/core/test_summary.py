@@ -32,6 +32,12 @@ def test_sparsity_by_leaf_and_in_total_under_jit() -> None:
     assert "a/w" not in core.summarize_sparsity(PARAMS, only_total_sparsity=True)
 
 
+@pytest.mark.parametrize(("weights", "sparsity"), [(jnp.ones((193, 7)), 0.0), (jnp.zeros((193, 7)), 1.0)])
+def test_dense_is_0_and_empty_is_1_to_the_bit_when_compiled(weights: jax.Array, sparsity: float) -> None:
+    summary = jax.jit(core.summarize_sparsity)({"w": weights})
+    assert [float(summary[name]) for name in ("w", "_total_sparsity")] == [sparsity, sparsity]
+
+
 def test_masks_say_which_leaves_count() -> None:
     masks = {"a": {"w": core.NOT_PRUNED, "b": jnp.ones(4, jnp.uint8)}, "c": (None,)}
     summary = core.summarize_sparsity(PARAMS, only_total_sparsity=True, masks=masks)

@@ -169,6 +169,10 @@ def test_environments_that_the_loops_cannot_use_are_refused():
     with pytest.raises(ValueError, match=r"Pendulum-v1 has the action space Box\(.*need a Discrete one"):
         gymnasium_vector(env, seed=0)
     env.close()
+    env = gymnasium.make("CartPole-v1")
+    with pytest.raises(TypeError, match=r"CartPole-v1.*is no Gymnasium vector environment; give gymnasium.make_vec"):
+        gymnasium_vector(env, seed=0)
+    env.close()
     env = countdowns()
     env.single_observation_space = gymnasium.spaces.Dict({"x": Countdown.observation_space})
     with pytest.raises(ValueError, match=r"observation space Dict\(.*FlattenObservation"):

@@ -189,7 +189,7 @@ sys.exit(0 if run.is_finished else 143)
 """
 
 
-def test_a_signal_saves_and_stops_and_a_new_process_goes_on(trainer, trained, tmp_path):
+def test_a_signal_saves_and_stops_and_a_new_process_goes_on(trainer, trained, tmp_path, capsys):
     folder = tmp_path / "run"
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_NUMPY_RANK_PROMOTION": "raise"}
@@ -204,6 +204,9 @@ def test_a_signal_saves_and_stops_and_a_new_process_goes_on(trainer, trained, tm
     options = {"hyper": HYPER, "chunk_iterations": CHUNK, "settings": {"algorithm": "rigl"}}
     run = train(trainer, KEYS, total, folder, **options)
     assert run.is_finished
+    end = f"{total:,} environment steps; mean return "
+    assert repr(run).startswith(f"FusedRun finished: {end}")
+    assert f"{end}{np.nanmean(run.curve[-1].mean_return):.4g}, loss " in capsys.readouterr().err
     assert [point.environment_steps for point in run.curve] == [
         *range(CONFIG.environment_steps(20), total + 1, 6 * CHUNK)
     ]
@@ -273,8 +276,12 @@ def test_seeds_and_hyper_parameters_are_checked(trainer):
         FusedTrainer(Corridor(), learner(), CONFIG).init(KEYS, HYPER)
     with pytest.raises(ValueError, match=r"keys have shape \(\); give one per seed"):
         trainer.init(KEYS[0], HYPER)
+    with pytest.raises(TypeError, match="keys is 3; give an array of JAX keys"):
+        trainer.init(3, HYPER)
     with pytest.raises(TypeError, match="learner_of is 'dqn'; give a SparseLearner"):
         FusedTrainer(Corridor(), "dqn", CONFIG)
+    with pytest.raises(TypeError, match=r"config is 8; give an rl\.FusedConfig"):
+        FusedTrainer(Corridor(), learner(), 8)
 
 
 def test_what_cannot_be_done_is_said(trainer, trained):

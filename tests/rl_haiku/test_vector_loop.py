@@ -21,6 +21,7 @@ from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.rl import (
     Checkpoints,
     EnvironmentFailure,
+    FusedConfig,
     Group,
     VectorConfig,
     VectorStep,
@@ -240,15 +241,46 @@ def test_a_run_whose_environment_breaks_goes_on_from_its_last_checkpoint(agent, 
         train_vector(trainer_of([Group("one", agent, (1,))]), 80, tmp_path)
 
 
-def test_sigterm_stops_after_the_chunk_with_a_checkpoint(agent, tmp_path):
-    groups, trainers = [Group("one", agent, (0,))], []
-    stop = lambda step, episodes: os.kill(os.getpid(), signal.SIGTERM) if step == 32 else None  # noqa: E731
-    runs = []
-    for _ in range(2):
+def test_a_signal_stops_after_the_chunk_with_a_checkpoint_and_lines_say_how_far_it_is(agent, tmp_path, capsys):
+    groups, trainers, runs = [Group("one", agent, (0,))], [], []
+    stop = lambda step, episodes: os.kill(os.getpid(), signal.SIGINT) if step == 32 else None  # noqa: E731
+    for report in (stop, None):
         trainers.append(trainer_of(groups))
-        runs.append(train_vector(trainers[-1], 64, tmp_path, chunk_iterations=2, report=stop))
+        runs.append(train_vector(trainers[-1], 64, tmp_path, chunk_iterations=2, report=report))
     assert [run.is_finished for run in runs] == [False, True]
     assert [trainer.environment_steps for trainer in trainers] == [32, 64]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "environment steps" in line]
+    ended = [episode.score for episode in runs[1].episodes if episode.step >= 48]
+    assert lines[-1] == (f"64 of 64 environment steps; one: {len(ended)} episodes, mean score {np.mean(ended):.4g}")
+    scores = [episode.score for episode in runs[1].episodes]
+    assert repr(runs[1]) == (
+        f"VectorRun finished: {len(scores)} episodes; one 0: last {len(scores)} episodes, "
+        f"mean score {np.mean(scores):.4g}"
+    )
+
+
+def test_a_run_hands_out_its_parameters_and_biases_of_many_seeds_are_not_prunable():
+    agent = haiku.SparseDQN(
+        num_actions=2,
+        torso=haiku.mlp_torso((16,)),
+        optimizer=optax.adam(1e-3),
+        updater=core.build_updater("static_sparse", sparsity=0.75),
+    )
+    trainer = trainer_of([Group("one", agent, (3, 5))])
+    assert float(trainer.summarize()["one"]["_total_sparsity"]) == 0.75
+    assert int(trainer.summarize()["one"]["_nparams"]) == 2 * (5 * 16 + 16 * 2)
+    for place, seed in enumerate((3, 5)):
+        learner = trainer.learner("one", seed)
+        jax.tree.map(
+            lambda own, many, place=place: np.testing.assert_array_equal(own, many[place]),
+            learner.params,
+            trainer.states[0].learner.params,
+        )
+        summary = learner.summarize()
+        assert float(summary["_total_sparsity"]) == 0.75
+        assert int(summary["_nparams"]) == 5 * 16 + 16 * 2
+    with pytest.raises(KeyError, match=r"no run of 'one' with seed 4; there are {'one': \(3, 5\)}"):
+        trainer.learner("one", 4)
 
 
 def test_what_can_not_be_trained_is_an_error(agent):
@@ -256,6 +288,16 @@ def test_what_can_not_be_trained_is_an_error(agent):
         trainer_of([Group("one", agent, (1, 1))])
     with pytest.raises(ValueError, match=r"groups are called \['one', 'one'\]"):
         trainer_of([Group("one", agent, (1,)), Group("one", agent, (2,))])
+    with pytest.raises(TypeError, match=r"groups is Group\(name='one'.*give a list"):
+        trainer_of(Group("one", agent, (1,)))
+    with pytest.raises(TypeError, match="seeds of 'one' are 0; give a tuple"):
+        trainer_of([Group("one", agent, 0)])
+    with pytest.raises(TypeError, match=r"config is FusedConfig.*; give an rl.VectorConfig"):
+        trainer_of([Group("one", agent, (0,))], FusedConfig())
+    with pytest.raises(TypeError, match=r"gave int, which is no VectorEnvironment: it lacks close, .*gymnasium_vector"):
+        trainer_of([Group("one", agent, (0,))], make=lambda *where: 7)
+    with pytest.raises(ValueError, match=r"first=0, size=2\) gave 4 environments; .* use its argument `size`"):
+        trainer_of([Group("one", agent, (0,))], make=lambda seed, first, size: Corridors(seed, first, 4))
     with pytest.raises(ValueError, match="num_envs is 3; give a multiple of num_halves=2"):
         VectorConfig(num_envs=3, warm_up=9)
     with pytest.raises(ValueError, match="warm_up is 9000 and capacity 5000: the first 4000 steps would be gone"):

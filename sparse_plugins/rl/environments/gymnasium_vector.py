@@ -38,6 +38,7 @@ def gymnasium_vector(
         The environment; it closes `env` when it is closed.
 
     Raises:
+        TypeError: If `env` is no vector environment.
         ValueError: If `env` resets environments in the same step or never, its actions are not discrete, or its
             observations are not arrays.
 
@@ -48,6 +49,11 @@ def gymnasium_vector(
         ((2, 4), 2, False)
         >>> env.close()
     """
+    if not hasattr(env, "single_action_space"):
+        raise TypeError(
+            f"env is {env}, which is no Gymnasium vector environment; give gymnasium.make_vec(id, num_envs=size), or "
+            "gymnasium.vector.SyncVectorEnv([make] * size) of functions that make one each."
+        )
     own = name or getattr(env.spec, "id", None) or type(env).__name__
     mode = env.metadata.get("autoreset_mode")
     if getattr(mode, "value", mode) != "NextStep":

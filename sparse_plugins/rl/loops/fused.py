@@ -78,7 +78,7 @@ class FusedTrainer:
         config: How to play, remember and learn: a `FusedConfig` (DQN and its relatives) or a `PQNConfig`.
 
     Raises:
-        TypeError: If `learner_of` is neither.
+        TypeError: If `learner_of` is neither, or `config` no `FusedConfig`.
 
     Example:
         >>> import optax
@@ -106,6 +106,8 @@ class FusedTrainer:
             raise TypeError(
                 f"learner_of is {self.learner_of!r}; give a SparseLearner, or a function from hyper-parameters to one."
             )
+        if not isinstance(self.config, FusedConfig):
+            raise TypeError(f"config is {self.config!r}; give an rl.FusedConfig.")
         self.config.check_memory()
         # Made once, so that what is compiled for one number of iterations is found again.
         jitted = {
@@ -127,6 +129,7 @@ class FusedTrainer:
             The state.
 
         Raises:
+            TypeError: If `keys` is no array.
             ValueError: If a seed repeats with the same hyper-parameters, or these or the network don't fit.
         """
         self._check_seeds(keys, hyper)
@@ -213,6 +216,10 @@ class FusedTrainer:
         if isinstance(self.learner_of, SparseLearner) != (hyper is None):
             raise ValueError(
                 "hyper-parameters belong to a learner_of that is a function of them: give both or neither."
+            )
+        if not hasattr(keys, "dtype"):
+            raise TypeError(
+                f"keys is {keys!r}; give an array of JAX keys, e.g. jax.random.split(jax.random.key(0), 8)."
             )
         is_typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
         words = np.asarray(jax.random.key_data(keys) if is_typed else keys)

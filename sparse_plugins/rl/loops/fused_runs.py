@@ -11,6 +11,7 @@ import numpy as np
 
 from sparse_plugins.core.trees import PyTree, leaf_names
 from sparse_plugins.rl.learner import SparseLearner
+from sparse_plugins.rl.loops import progress
 from sparse_plugins.rl.loops.fused import FusedState, FusedTrainer
 from sparse_plugins.rl.loops.runs import to_the_end
 
@@ -39,12 +40,17 @@ class FusedRun(NamedTuple):
     Attributes:
         state: The state it ended with.
         curve: All chunks, those before an interruption included.
-        is_finished: Whether all steps are made; False if SIGTERM came first.
+        is_finished: Whether all steps are made; False if Ctrl-C or SIGTERM came first.
     """
 
     state: FusedState
     curve: list[Chunk]
     is_finished: bool
+
+    def __repr__(self) -> str:
+        """Its end in a line."""
+        end = f": {progress.of_chunk(self.curve[-1])}" if self.curve else ""
+        return f"FusedRun {'finished' if self.is_finished else 'unfinished'}{end}"
 
 
 def train(
@@ -61,7 +67,8 @@ def train(
 ) -> FusedRun:
     """Trains to the end, going on where the folder's run stopped.
 
-    On SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again to go on.
+    On Ctrl-C or SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again to go
+    on. Ctrl-C again is a KeyboardInterrupt, which costs the steps since the last checkpoint.
 
     Args:
         trainer: What to train.
@@ -74,7 +81,7 @@ def train(
         checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too.
         settings: What else makes the run what it is and JSON can take, such as the name of its algorithm. Recorded
             and compared, like `trainer.config`, the game, keys and hyper-parameters.
-        report: Called after every chunk.
+        report: Called after every chunk; None writes a line to standard error, `lambda chunk: None` nothing.
 
     Returns:
         The state, the curve and whether the run is finished.
@@ -87,6 +94,7 @@ def train(
     if isinstance(trainer.learner_of, SparseLearner):  # else each seed may have another updater
         for concern in trainer.config.concerns(trainer.learner_of.updater, total_steps):
             warnings.warn(concern, stacklevel=2)
+    told = report or (lambda chunk: progress.show(f"{progress.of_chunk(chunk)}; {total_steps:,} to make"))
     run = _Run(trainer, keys, hyper)
     curve, is_finished = to_the_end(
         run,
@@ -95,7 +103,7 @@ def train(
         _described(trainer, keys, hyper, settings or {}),
         chunk_iterations=chunk_iterations,
         checkpoint_chunks=checkpoint_chunks,
-        report=None if report is None else lambda point: report(Chunk(*point)),
+        report=lambda point: told(Chunk(*point)),
     )
     return FusedRun(run.state, [Chunk(*point) for point in curve], is_finished)
 

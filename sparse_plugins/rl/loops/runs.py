@@ -1,21 +1,20 @@
 """A run from its folder's newest checkpoint to its end, or to the signal to stop; for any loop."""
 
-import contextlib
 import json
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints, SettingsMismatchError
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.rl.stopping import stop_requests
 
 __all__ = ["Resumable", "to_the_end"]
 
 _SETTINGS = "settings.json"
+_ANSWER = "Stopping: the chunk under way is finished and saved first; Ctrl-C again drops it."
 
 
 class Resumable(Protocol):
@@ -49,7 +48,8 @@ def to_the_end(
 ) -> tuple[list[Any], bool]:
     """Trains to the end, going on where the folder's run stopped.
 
-    On SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again to go on.
+    On Ctrl-C or SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again to go
+    on. Ctrl-C again is a KeyboardInterrupt, which costs the steps since the last checkpoint.
 
     Args:
         run: What to train.
@@ -72,7 +72,7 @@ def to_the_end(
     whole_number("checkpoint_chunks", checkpoint_chunks, 1)
     _check_settings(Path(folder), json.loads(json.dumps(settings)))
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
-    with _sigterm() as is_asked_to_stop:
+    with stop_requests(_ANSWER) as request:
         saved = checkpoints.restore(like=run.template())
         if saved is None:
             done, curve = 0, []
@@ -93,7 +93,7 @@ def to_the_end(
             done += count
             if report is not None:
                 report(curve[-1])
-            stops = is_asked_to_stop.is_set() or done == last
+            stops = bool(request) or done == last
             if stops or (number + 1) % checkpoint_chunks == 0:
                 tree, extra = run.save()
                 checkpoints.save(done, tree, extra={"curve": curve, "run": extra})
@@ -127,17 +127,3 @@ def _check_settings(folder: Path, own: dict[str, Any]) -> None:
                 f"{path} is that of another run: {name} is {old!r} there and {new!r} here. Give the run its old "
                 "settings again, or the new ones another folder."
             )
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; only the main thread can listen, in others it is never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

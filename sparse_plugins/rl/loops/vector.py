@@ -19,8 +19,9 @@ from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.storage.values import fields, listed, whole
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments.interfaces import VectorEnvironment, VectorStep, check_network
-from sparse_plugins.rl.learner import SparseLearner
+from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.loops.vector_step import RunState, VectorAgent, VectorConfig
+from sparse_plugins.rl.stopping import left_to_the_parent
 
 __all__ = ["Episode", "Group", "VectorTrainer"]
 
@@ -74,7 +75,9 @@ class VectorTrainer:
         states: Per group its `RunState`, with a leading axis of seeds.
 
     Raises:
-        ValueError: If names or seeds repeat, or a network can't take what the environments show.
+        TypeError: If an argument is of another type, or `make_environment` gives something else than environments.
+        ValueError: If names or seeds repeat, `make_environment` gives more or fewer environments than it is asked for,
+            or a network can't take what they show.
 
     Example:
         >>> import optax
@@ -101,13 +104,17 @@ class VectorTrainer:
         config: VectorConfig,
     ) -> None:
         _check_groups(groups)
+        if not isinstance(config, VectorConfig):
+            raise TypeError(f"config is {config!r}; give an rl.VectorConfig.")
         config.check_memory()
         self.groups, self.iterations = tuple(groups), 0
         size = config.num_envs // config.num_halves
-        self._environments = [
-            [[make_environment(seed, half * size, size) for seed in group.seeds] for half in range(config.num_halves)]
-            for group in groups
-        ]
+        firsts = [half * size for half in range(config.num_halves)]
+        with left_to_the_parent():  # workers of environments, so that Ctrl-C lets `train_vector` save
+            self._environments = [
+                [[_made(make_environment, seed, first, size) for seed in group.seeds] for first in firsts]
+                for group in groups
+            ]
         example = self._environments[0][0][0]
         self.config = config = config.for_frames(example.frame_shape)
         self.name, replay = example.name, config.replay(example)
@@ -131,6 +138,27 @@ class VectorTrainer:
     def environment_steps(self) -> int:
         """Environment steps of each run so far."""
         return self.iterations * self.config.vector_steps * self.config.num_envs
+
+    def learner(self, group: str, seed: int) -> LearnerState:
+        """The parameters, masks and optimizer state of one run, without the axis of seeds.
+
+        Args:
+            group: Name of its group.
+            seed: Its seed.
+
+        Raises:
+            KeyError: If there is no such run.
+
+        Example: `trainer.learner("corridor", seed=1).params`
+        """
+        seeds = {own.name: own.seeds for own in self.groups}
+        if seed not in seeds.get(group, ()):
+            raise KeyError(f"there is no run of {group!r} with seed {seed}; there are {seeds}.")
+        return self.states[[*seeds].index(group)].learner.of_seed(seeds[group].index(seed))
+
+    def summarize(self) -> dict[str, dict[str, jax.Array]]:
+        """By group, the sparsity of its networks over all seeds; see `core.summarize_sparsity`."""
+        return {group.name: state.learner.summarize() for group, state in zip(self.groups, self.states, strict=True)}
 
     def advance(self, iterations: int) -> list[Episode]:
         """Plays and learns; see `FusedConfig` for what an iteration is. During the warm-up nothing is learnt.
@@ -279,12 +307,33 @@ def _keys(seeds: Sequence[int]) -> jax.Array:
 
 
 def _check_groups(groups: Sequence[Group]) -> None:
+    if isinstance(groups, Group) or not all(isinstance(group, Group) for group in groups):
+        raise TypeError(f"groups is {groups!r}; give a list of rl.Group(name, learner, seeds), also of one.")
     names = [group.name for group in groups]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"groups are called {names}; give one or more, each with a name of its own.")
-    for group in groups:
-        if not group.seeds or len(set(group.seeds)) < len(group.seeds):
-            raise ValueError(f"seeds of {group.name!r} are {list(group.seeds)}; give one or more, each once.")
+    for name, _, seeds in groups:
+        if not isinstance(seeds, Sequence) or isinstance(seeds, str):
+            raise TypeError(f"seeds of {name!r} are {seeds!r}; give a tuple, such as (0,) for one run.")
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds of {name!r} are {list(seeds)}; give one or more, each once.")
+
+
+def _made(make: Callable[[int, int, int], VectorEnvironment], seed: int, first: int, size: int) -> VectorEnvironment:
+    """The environments of a half, if they are what was asked for."""
+    environment, asked = make(seed, first, size), f"make_environment(seed={seed}, first={first}, size={size})"
+    needed = sorted(name for name in vars(VectorEnvironment) if not name.startswith("_"))
+    if missing := [name for name in needed if not hasattr(environment, name)]:
+        raise TypeError(
+            f"{asked} gave {type(environment).__name__}, which is no VectorEnvironment: it lacks {', '.join(missing)}. "
+            "Wrap a Gymnasium vector in rl.vector_environments.gymnasium_vector(vector, seed=seed, first_slot=first)."
+        )
+    if environment.num_envs != size:
+        raise ValueError(
+            f"{asked} gave {environment.num_envs} environments; it is called for each half, and has to make {size} "
+            "then: use its argument `size`."
+        )
+    return environment
 
 
 def _to_text(arrays: dict[str, Any]) -> str:
