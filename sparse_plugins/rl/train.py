@@ -1,7 +1,7 @@
 """The command `python -m sparse_plugins.rl.train`: Dopamine's own, for sparse agents.
 
-`--gin_files`, `--gin_bindings` and `--base_dir` mean what they mean there. Started again with the same flags, a run
-goes on where it was stopped.
+`--gin_files`, `--gin_bindings` and `--base_dir` mean what they mean there. Ctrl-C and SIGTERM let the iteration under
+way end and be saved. Started again with the same flags, a run goes on where it was stopped.
 """
 
 import contextlib
@@ -9,8 +9,11 @@ import difflib
 import importlib.resources
 import os
 import re
+import shlex
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +39,27 @@ _SHORTCUTS = {
     "plasticity": "IterationMetrics.plasticity",
 }
 
+
+def config_names() -> list[str]:
+    """Names of the packaged configurations, for `--config`.
+
+    Example:
+        >>> all(name.islower() for name in config_names())
+        True
+    """
+    return sorted(Path(file.name).stem for file in _CONFIGS.iterdir() if file.name.endswith(".gin"))
+
+
+# What gin adds to a message for each function that it was called through, with addresses.
+_CALLER = re.compile(r"\n[^\n]*In call to configurable '([^']+)'[^\n]*")
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("base_dir", None, "Folder of the run; a run that has begun there resumes.")
 flags.DEFINE_multi_string("gin_files", [], "Paths of gin files.")
 flags.DEFINE_multi_string("gin_bindings", [], "gin bindings, which win over the files: 'JaxDQNAgent.gamma = 0.99'.")
-flags.DEFINE_string("config", None, "A configuration of this package, read before --gin_files: 'cartpole_dqn'.")
+flags.DEFINE_string(
+    "config", None, f"A configuration of this package, read before --gin_files: {', '.join(config_names())}."
+)
 flags.DEFINE_string("algorithm", None, f"For {_SHORTCUTS['algorithm']}: 'magnitude', 'rigl', 'no_prune', ...")
 flags.DEFINE_string("pruner", None, "The paper's name for --algorithm.")
 flags.DEFINE_float("sparsity", None, f"For {_SHORTCUTS['sparsity']}: fraction of zeros.")
@@ -58,13 +77,26 @@ def main(argv: Sequence[str]) -> int:
         argv: The program's name and what is left of the command line.
 
     Returns:
-        0 if the run is finished, 2 if it could not start.
+        0 if the run is finished, 2 if it could not start; 130 if Ctrl-C stopped it, 143 if SIGTERM did.
     """
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is no flag; each value needs its own, like --gin_bindings=... again.")
     if FLAGS.base_dir is None and not FLAGS.plan_only:
-        raise app.UsageError("--base_dir is missing: where is the run to be kept?")
+        raise app.UsageError(
+            f"--base_dir is missing: where is the run to be kept? For --config there are {', '.join(config_names())}."
+        )
+    try:
+        with _interrupted_by_sigterm():
+            return _run()
+    except KeyboardInterrupt:
+        print("Stopped before the first iteration; what was saved before is as it was.", file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     with _quiet():
+        import gymnasium
+
         from sparse_plugins.rl.dopamine import runners
         from sparse_plugins.rl.dopamine.checkpoints import run_folder
     if not FLAGS["verbosity"].present:
@@ -74,24 +106,29 @@ def main(argv: Sequence[str]) -> int:
         try:
             _configure()
             runner = runners.create_sparse_runner(folder)
-        except (ValueError, SyntaxError, OSError, run_folder.CheckpointError) as error:
+        except (
+            ValueError,
+            TypeError,
+            SyntaxError,
+            OSError,
+            run_folder.CheckpointError,
+            gymnasium.error.Error,
+        ) as error:
+            if FLAGS.verbosity > 0:
+                raise
             print(f"error: {_with_near_names(error)}", file=sys.stderr)
             return 2
         if FLAGS.plan_only:
             print(runner.describe_plan())
-        else:
-            runner.run_experiment()
-    return 0
-
-
-def config_names() -> list[str]:
-    """Names of the packaged configurations, for `--config`.
-
-    Example:
-        >>> all(name.islower() for name in config_names())
-        True
-    """
-    return sorted(Path(file.name).stem for file in _CONFIGS.iterdir() if file.name.endswith(".gin"))
+            return 0
+        try:
+            status = runner.run_experiment()
+        except KeyboardInterrupt:
+            status = 130
+    if status:
+        saved, command = runner.saved_iterations, shlex.join(["python", "-m", "sparse_plugins.rl.train", *sys.argv[1:]])
+        print(f"Stopped; {saved} iterations are saved in {folder}. Go on with:\n  {command}", file=sys.stderr)
+    return status
 
 
 def shortcut_bindings(values: dict[str, Any], explicit: Iterable[str] = ()) -> list[str]:
@@ -176,10 +213,12 @@ def _parted(binding: str) -> tuple[str, str]:
 
 
 def _with_near_names(error: Exception) -> str:
-    """The message of gin, and names that a misspelt one may have meant."""
-    text = str(error).strip()
+    """The message of gin with what is bound, and with names that a misspelt one may have meant."""
     from gin import config
 
+    text = str(error).strip()
+    callers = re.findall(_CALLER, text)
+    text = re.sub(_CALLER, "", text)
     registry = config._REGISTRY
     if found := re.search(r"No configurable matching '([^']+)'", text):
         known = {selector.rpartition(".")[2] for selector, _ in registry.items()}
@@ -187,14 +226,40 @@ def _with_near_names(error: Exception) -> str:
     elif found := re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", text):
         near = difflib.get_close_matches(found[2], _parameters(registry.get_match(found[1]).wrapped))
     else:
-        return text
+        return "\n".join([text, *(_bindings_behind(text, callers[0]) if callers else ())])
     return f"{text}\nDid you mean {' or '.join(near)}?" if near else text
+
+
+def _bindings_behind(text: str, configurable: str) -> list[str]:
+    """The bindings of what gin called that an error names, or whose values it names; all of them if it names none."""
+    import gin
+
+    stated = [line.partition(" = ") for line in gin.config_str(max_line_length=10_000).splitlines() if " = " in line]
+    own = [(name, value) for name, _, value in stated if name.split(".")[-2:-1] == [configurable.split(".")[-1]]]
+    is_named = lambda word: re.search(rf"(?<![\w.]){re.escape(word)}(?![\w])", text)  # noqa: E731
+    behind = [(name, value) for name, value in own if is_named(name.split(".")[-1]) or is_named(value.strip("'"))]
+    return (
+        ["It was called with these bindings:", *(f"  {name} = {value}" for name, value in behind or own)] if own else []
+    )
 
 
 def _parameters(configurable: Any) -> list[str]:
     import inspect
 
     return list(inspect.signature(configurable).parameters)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM raise what Ctrl-C does, while nothing is under way that could be saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

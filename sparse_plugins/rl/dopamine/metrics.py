@@ -13,6 +13,8 @@ import numpy as np
 from dopamine.jax.agents.dqn import dqn_agent
 
 from sparse_plugins import core
+from sparse_plugins.core.masks import kept as kept_by
+from sparse_plugins.core.masks import map_pruned
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl import plasticity
 from sparse_plugins.rl.dopamine.checkpoints.run_folder import write_whole
@@ -60,8 +62,8 @@ class IterationMetrics:
             iteration: Its number, which chooses the states.
 
         Returns:
-            'optimizer_steps', 'sparsity' (fraction of zeros in the layers that are pruned; a weight that has just been
-            grown may still be 0), 'target_sparsity',
+            'optimizer_steps', 'sparsity' (fraction of the pruned layers that is outside their masks), 'target_sparsity'
+            (fraction of zeros there in the target network; a weight that has just been grown may still be 0),
             'mask_overlap' (of the masks before the iteration, the fraction kept), 'target_l2', 'target_mask_hamming'
             (see `plasticity.network_distance`); without a target network only the others. With plasticity also
             'dormant_share', 'srank' and 'policy_churn', or for continuous actions 'action_distance'; none of these
@@ -156,9 +158,10 @@ class MetricsFile:
 
 @jax.jit
 def _compare(params: PyTree, target: PyTree | None, masks: PyTree, masks_before: PyTree) -> dict[str, jax.Array]:
+    kept = map_pruned(kept_by, params, masks, otherwise=lambda param: param)
     shared = core.summarize_intersection(masks_before, masks, True)["_total_intersection"]
     measured = {
-        "sparsity": core.summarize_sparsity(params, True, masks=masks)["_total_sparsity"],
+        "sparsity": core.summarize_sparsity(kept, True, masks=masks)["_total_sparsity"],
         "mask_overlap": shared if jax.tree.leaves(masks) else jnp.float32(1),  # a dense run keeps all it has
     }
     if target is not None:

@@ -32,7 +32,9 @@ from sparse_plugins.rl.dopamine.checkpoints.run_folder import (
 )
 from sparse_plugins.rl.dopamine.checkpoints.snapshots import restore_environment, seed_environment, take_snapshot
 from sparse_plugins.rl.dopamine.metrics import IterationMetrics, MetricsFile
+from sparse_plugins.rl.dopamine.scalars import ScalarCollector as ScalarCollector  # which takes the place of Dopamine's
 from sparse_plugins.rl.dopamine.sparse_agent import SparseAgent
+from sparse_plugins.rl.stopping import stop_requests
 
 __all__ = [
     "ExactRun",
@@ -107,39 +109,64 @@ class ExactRun:
         """Of the whole run, if no episode is longer than its iteration."""
         return self._agent.clock.optimizer_step(self._num_iterations * self._training_steps, "environment step")
 
-    def run_experiment(self) -> None:
-        """Runs the iterations that are left."""
+    def run_experiment(self) -> int:
+        """Runs the iterations that are left.
+
+        On Ctrl-C or SIGTERM the current iteration is finished and saved; a new runner of the folder goes on after it.
+
+        Returns:
+            0 if all iterations are done; 130 or 143, as a shell has it, if Ctrl-C or SIGTERM came first.
+
+        Raises:
+            KeyboardInterrupt: At Ctrl-C again, which drops the iteration; what was saved before stays.
+        """
         print(self.describe_plan(), flush=True)
         left = range(self._start_iteration, self._num_iterations)
-        with tqdm.tqdm(left, initial=left.start, total=left.stop, unit="iteration") as bar:
+        answer = "Stopping: the iteration under way is finished and saved first; Ctrl-C again drops it."
+        with (
+            stop_requests(answer) as request,
+            tqdm.tqdm(left, initial=left.start, total=left.stop, unit="iteration") as bar,
+        ):
             for iteration in bar:
                 statistics = self._run_one_iteration(iteration)
                 row = self._report(iteration, statistics)
                 bar.set_postfix({"return": row["train_return"], "sparsity": row["sparsity"]})
                 if self._use_legacy_logger:
                     self._log_experiment(iteration, statistics)
-                self._checkpoint_experiment(iteration)
+                self._checkpoint_experiment(iteration, is_last=bool(request))
                 self._collector_dispatcher.flush()
+                if request and iteration + 1 < left.stop:
+                    bar.update()
+                    break
+            else:
+                request.signal = None  # it came too late to stop anything
         self._collector_dispatcher.close()
+        return request.exit_status
+
+    @property
+    def saved_iterations(self) -> int:
+        """How many iterations the newest checkpoint of the folder has; a run goes on after them."""
+        return self._checkpointer.newest() + 1
 
     def _report(self, iteration: int, statistics: dict[str, list[Any]]) -> dict[str, Any]:
         self._steps = self._steps_made(statistics)
-        row: dict[str, Any] = {"iteration": iteration, "steps": self._steps}
+        row: dict[str, Any] = {}
         for phase in ("train", "eval"):
             if f"{phase}_average_return" in statistics:
                 episodes = len(statistics.get(f"{phase}_episode_returns", []))
                 # Without an episode, Dopamine's average is 0.
                 row[f"{phase}_return"] = float(statistics[f"{phase}_average_return"][-1]) if episodes else None
                 row[f"{phase}_episodes"] = episodes
-        measured = self._metrics.measure(iteration)
+        row |= self._metrics.measure(iteration)
         self._collector_dispatcher.write(
             [
-                statistics_instance.StatisticsInstance(f"Sparse/{name}", value, iteration)
-                for name, value in measured.items()
+                statistics_instance.StatisticsInstance(f"Sparse/{name}", value, self._steps)
+                for name, value in row.items()
+                if value is not None
             ]
         )
-        self._file.append(row | measured)
-        return row | measured
+        self._file.append({"iteration": iteration, "steps": self._steps, **row})
+        return row
 
     def _steps_made(self, statistics: dict[str, list[Any]]) -> int:
         """Environment steps of training since the run began."""
@@ -179,9 +206,9 @@ class ExactRun:
             self._logger.data = read_logs(logs)
         self._set_run_state(run)
 
-    def _checkpoint_experiment(self, iteration: int) -> None:
+    def _checkpoint_experiment(self, iteration: int, is_last: bool = False) -> None:
         # Dopamine saves the replay at every iteration, and with it drops those of the checkpoints that are rarer.
-        if not self._checkpointer.is_due(iteration):
+        if not is_last and not self._checkpointer.is_due(iteration):
             return
         bundle = self._agent.bundle_and_checkpoint(self._checkpoint_dir, iteration)
         logs = log_values(self._logger.data) if self._use_legacy_logger else None

@@ -51,6 +51,10 @@ class SealedCheckpointer(checkpointer.Checkpointer):
         """Whether there is to be a checkpoint after an iteration; see gin's `Checkpointer.checkpoint_frequency`."""
         return iteration % self._checkpoint_frequency == 0
 
+    def newest(self) -> int:
+        """The iteration of the newest checkpoint that was finished; -1 if there is none."""
+        return max(self._finished(), default=-1)
+
     def save(self, iteration: int, run: Any) -> None:
         """Writes everything but the replay memory, which the agent has saved, and the sentinel.
 
@@ -59,7 +63,13 @@ class SealedCheckpointer(checkpointer.Checkpointer):
             run: Numbers and arrays for `write_values`.
         """
         checksum = _checksum(replay_file(self._folder, iteration))
-        self.save_checkpoint(iteration, dict(zip(_ENTRIES, (iteration, checksum, run), strict=True)))
+        values = dict(zip(_ENTRIES, (iteration, checksum, run), strict=True))
+        if self.is_due(iteration):
+            self.save_checkpoint(iteration, values)
+        else:  # out of turn, because the run stops here; Dopamine would write nothing
+            _, file, sentinel = self._parts(iteration)
+            self._save_data_to_file(values, str(file))
+            sentinel.write_text("done")
 
     def restore_newest(self, restore: Callable[[int, Any], None]) -> int | None:
         """Restores the newest checkpoint that is whole; what was written after it is removed.
@@ -180,6 +190,8 @@ class SealedCheckpointer(checkpointer.Checkpointer):
 def check_settings(folder: str | Path, settings: str, plan: str, seeds: str = "") -> None:
     """Records the settings of a run in `settings.gin`, or compares with those it was started with.
 
+    How long the run lasts and what it reports may change; the file then follows.
+
     Args:
         folder: The run's folder.
         settings: gin's configuration, one binding to a line.
@@ -202,17 +214,23 @@ def check_settings(folder: str | Path, settings: str, plan: str, seeds: str = ""
         Give the run its old settings (-) again, or the new ones (+) another --base_dir.
     """
     path = Path(folder) / "settings.gin"
-    lines = [f"{_SEEDS}{seeds}", *_bindings(settings), *(f"# {line}" for line in plan.splitlines())]
+    lines = [*_bindings(settings), *(f"# {line}" for line in plan.splitlines())]
     if not path.exists():
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_whole(path, "\n".join(lines) + "\n")
+        write_whole(path, "\n".join([f"{_SEEDS}{seeds}", *lines]) + "\n")
         return
     if path.stat().st_size > _LARGEST_SETTINGS:
         raise SettingsMismatchError(
             f"{path} is larger than settings are, so it is no run's; choose another --base_dir."
         )
-    old, new = ([line for line in text if not _is_free(line)] for text in (path.read_text().splitlines(), lines))
-    if old != new:
+    stored = path.read_text().splitlines()
+    old, new = ([line for line in text if not _is_free(line)] for text in (stored, lines))
+    if old == new:
+        # The seeds stay those that the run began with: its checkpoints go on with these.
+        lines = [*(line for line in stored if line.startswith(_SEEDS)), *lines]
+        if lines != stored:
+            write_whole(path, "\n".join(lines) + "\n")
+    else:
         differing = [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
         raise SettingsMismatchError(
             "\n".join(
