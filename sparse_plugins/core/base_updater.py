@@ -37,7 +37,7 @@ from sparse_plugins.core.transform.skipped_steps import check_some_move
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, map_sparse_states
 from sparse_plugins.core.transform.step import ZEROS_NEED_GRAPH, refreshed_state, sparse_transformation
 from sparse_plugins.core.transform.walk import one_walk
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names, out_of_boxes
 
 __all__ = ["BaseUpdater", "check_updater"]
 
@@ -432,6 +432,7 @@ class BaseUpdater(UpdaterHooks):
         state = find_sparse_state(opt_state)
         if self.use_packed_masks != "zeros":
             return apply_masks(params, state.masks)
+        state = out_of_boxes(state)
         own = own_leaves(params, state.masks)
         with one_walk():
             plans = self.leaf_plans(own)
@@ -449,7 +450,7 @@ class BaseUpdater(UpdaterHooks):
             Parameters on the mask.
         """
         on_masks = self.pre_forward_update(params, opt_state)
-        masks = find_sparse_state(opt_state).masks
+        masks = out_of_boxes(find_sparse_state(opt_state).masks)
         own = own_leaves(on_masks, masks)
         plans = self.leaf_plans(own)
         columns = zip(plans.leaves, plans.acting(masks), strict=True)

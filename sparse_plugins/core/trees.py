@@ -17,6 +17,7 @@ __all__ = [
     "common_dtype",
     "exportable",
     "leaf_names",
+    "out_of_boxes",
     "prunable_dtype",
     "stands_for_params",
 ]
@@ -47,11 +48,12 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
 
     Args:
         params: The tree that gives the structure.
-        tree: A tree of the same structure; in place of a leaf it may hold any node.
+        tree: A tree of the same structure; in place of a leaf it may hold any node. Leaves may be boxed otherwise, as
+            NNX's optimizers do.
         what: What `tree` is, for the message.
 
     Returns:
-        One node per leaf of `params`, in order.
+        One node per leaf of `params`, in order, out of its box.
 
     Raises:
         ValueError: If the structures differ.
@@ -62,7 +64,7 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
     """
     treedef: Any = jax.tree.structure(params)
     try:
-        return treedef.flatten_up_to(tree)
+        return trees.all_unboxed(treedef.flatten_up_to(tree))
     except (ValueError, TypeError, KeyError):
         return trees.aligned(params, tree, what)  # slower; it knows markers of hidden parts, and tells what differs
 
@@ -71,9 +73,14 @@ def aligned_columns(params: PyTree, columns: Sequence[PyTree], what: Sequence[st
     """`aligned`, of several trees."""
     treedef: Any = jax.tree.structure(params)
     try:
-        return [*map(treedef.flatten_up_to, columns)]
+        return [trees.all_unboxed(treedef.flatten_up_to(tree)) for tree in columns]
     except (ValueError, TypeError, KeyError):
         return [aligned(params, tree, name) for tree, name in zip(columns, what, strict=True)]
+
+
+def out_of_boxes(tree: PyTree) -> PyTree:
+    """The tree with what is in its boxes, such as Flax's Variables, in place of them."""
+    return jax.tree.map(trees.unboxed, tree, is_leaf=trees.is_box)
 
 
 def prunable_dtype(leaf: Any) -> bool:

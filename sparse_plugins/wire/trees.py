@@ -13,9 +13,10 @@ import numpy as np
 
 from sparse_plugins.wire.markers import is_masked_node
 
-__all__ = ["PyTree", "aligned", "named_leaves", "with_leaves"]
+__all__ = ["PyTree", "aligned", "all_unboxed", "is_box", "named_leaves", "unboxed", "with_leaves"]
 
 PyTree = Any
+_PLAIN: set[type] = set()  # types that are known to be no boxes
 
 
 class _Node(NamedTuple):
@@ -25,6 +26,7 @@ class _Node(NamedTuple):
     keys: Sequence[str]
     children: Sequence[Any]
     rebuild: Callable[[Sequence[Any]], Any]
+    is_box: bool = False
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
@@ -69,11 +71,12 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
     Args:
         params: The tree that gives the structure.
         tree: A tree of the same structure; in place of a leaf it may hold any node, and in place of a whole part
-            that `optax.masked` hides its marker.
+            that `optax.masked` hides its marker. Leaves may be boxed otherwise, or not at all, as those that an NNX
+            optimizer holds are beside those of its model.
         what: What `tree` is, for the message.
 
     Returns:
-        One node per leaf of `params`, in order.
+        One node per leaf of `params`, in order, out of its box.
 
     Raises:
         ValueError: If the structures differ.
@@ -98,6 +101,27 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
     )
 
 
+def is_box(node: Any) -> bool:
+    """Whether a node is registered with JAX and holds one attribute `value`, as Flax's Variables and Partitioned do."""
+    if type(node) in _PLAIN:
+        return False
+    opened = _opened(node)
+    if opened is not None and opened.is_box:
+        return True
+    _PLAIN.add(type(node))
+    return False
+
+
+def unboxed(node: Any) -> Any:
+    """What is in a box; any other node as it is."""
+    return _opened(node).children[0] if is_box(node) else node  # type: ignore[union-attr]
+
+
+def all_unboxed(nodes: list[Any]) -> list[Any]:
+    """The same of many nodes; this is asked of every leaf at every update, so it looks at types first."""
+    return nodes if _PLAIN.issuperset(map(type, nodes)) else [*map(unboxed, nodes)]
+
+
 class _DifferenceError(Exception):
     """Two containers are not alike."""
 
@@ -105,15 +129,18 @@ class _DifferenceError(Exception):
 def _beside(params: PyTree, tree: PyTree) -> Iterator[Any]:
     node = _opened(params)
     if node is None:
-        yield tree
+        yield unboxed(tree)
     elif is_masked_node(tree):
         yield from (tree for _ in named_leaves(params))
     else:
         other = _opened(tree)
-        if other is None or other.layout != node.layout:
+        if other is not None and other.layout == node.layout:
+            for child, beside in zip(node.children, other.children, strict=True):
+                yield from _beside(child, beside)
+        elif node.is_box:
+            yield from _beside(node.children[0], unboxed(tree))
+        else:
             raise _DifferenceError
-        for child, beside in zip(node.children, other.children, strict=True):
-            yield from _beside(child, beside)
 
 
 def _walked(tree: PyTree, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -166,4 +193,5 @@ def _opened_by_jax(jax: Any, tree: PyTree) -> _Node | None:
     if [path for path, _ in inside] == [()]:
         return None
     keys = [jax.tree_util.keystr(path, simple=True) for path, _ in inside]
-    return _Node((type(tree), treedef), keys, [child for _, child in inside], treedef.unflatten)
+    is_box = [path for path, _ in inside] == [(jax.tree_util.GetAttrKey("value"),)] and not isinstance(tree, tuple)
+    return _Node((type(tree), treedef), keys, [child for _, child in inside], treedef.unflatten, is_box)

@@ -1,6 +1,7 @@
 """A Flax NNX script that changes its optimizer."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -167,6 +168,43 @@ def test_moments_are_sharded_like_parameters_and_masks_of_other_shapes_are_not()
     assert specs["target_sparsities"]["layer"]["kernel"].get_value() == PartitionSpec()
     assert state.masks["layer"]["kernel"].get_value().shape == (2, 8)
     assert int(jnp.count_nonzero(model.layer.kernel[...])) == 64
+
+
+@pytest.mark.parametrize("storage", [True, False, "zeros"])
+@pytest.mark.parametrize("optimizer_class", ["ours", "flax"])
+def test_states_are_taken_as_they_are_from_optimizer_to_export(
+    storage: bool | str, optimizer_class: str, tmp_path: Path
+) -> None:
+    """A model's state of Params beside an optimizer's of other Variables, and both as arrays."""
+    model, updater = Linear(), core.build_updater("static_sparse", sparsity=0.75, use_packed_masks=storage)
+    if optimizer_class == "ours":
+        optimizer = vision.Optimizer(model, optax.sgd(0.1), updater)
+    else:
+        optimizer = nnx.Optimizer(model, updater.wrap_optax(optax.sgd(0.1)), wrt=nnx.Param)
+    optimizer.update(model, weights(model))
+    boxed, opt_state = weights(model), optimizer.opt_state
+    for params in (boxed, nnx.as_pure(boxed)):
+        for state in (opt_state, nnx.as_pure(opt_state)):
+            assert_equal(updater.pre_forward_update(params, state), params)
+            core.check_state(params, state)
+            core.check_sparse(params, state)
+            assert float(core.summarize_sparsity(params, masks=state.masks)["_total_sparsity"]) == 0.75
+            unpacked = core.unpack_masks(params, state.masks)
+            np.testing.assert_array_equal(jax.tree.leaves(unpacked)[0], np.asarray(model.layer.kernel[...]) != 0)
+            average = jax.tree.map(lambda leaf: 0.5 * leaf + 0.125, params)
+            assert np.count_nonzero(jax.tree.leaves(core.apply_masks(average, unpacked))[1]) == 32
+            assert jax.tree.leaves(core.export.to_bcoo(params, state.masks))[1].size == 32
+            core.export.save_sparse(tmp_path / "model.npz", params, state.masks, overwrite=True)
+            assert_equal(core.export.load_sparse(tmp_path / "model.npz", params)[0], params)
+
+
+def test_a_state_of_another_model_is_refused_boxed_or_not() -> None:
+    model = Linear()
+    masks = vision.Optimizer(model, optax.sgd(0.1), half()).opt_state.masks
+    with pytest.raises(ValueError, match=r"masks \['layer/kernel/value'\]. If the model changed, call init again"):
+        core.apply_masks(nnx.state(nnx.Sequential(Linear()), nnx.Param), masks)
+    with pytest.raises(ValueError, match=r"masks \['layer/kernel/value'\]|has shape"):
+        core.apply_masks(nnx.state(nnx.Dict(layer=nnx.Linear(24, 8, rngs=nnx.Rngs(0)))), masks)
 
 
 SPARSE = functools.partial(core.uniform, sparsity=0.5)
