@@ -57,8 +57,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (old / "checkpoints").mkdir(parents=True)
         save = runners.SparseTrainRunner._checkpoint_experiment
 
-        def save_both(self: Any, iteration: int) -> None:
-            save(self, iteration)
+        def save_both(self: Any, iteration: int, is_last: bool) -> None:
+            save(self, iteration, is_last)
             write_old(self, old / "checkpoints", iteration)
 
         patches.setattr(runners.SparseTrainRunner, "_checkpoint_experiment", save_both)

@@ -133,7 +133,7 @@ class ExactRun:
                 bar.set_postfix({"return": row["train_return"], "sparsity": row["sparsity"]})
                 if self._use_legacy_logger:
                     self._log_experiment(iteration, statistics)
-                self._checkpoint_experiment(iteration, is_last=bool(request))
+                self._checkpoint_experiment(iteration, bool(request))
                 self._collector_dispatcher.flush()
                 if request and iteration + 1 < left.stop:
                     bar.update()
