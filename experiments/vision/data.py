@@ -98,7 +98,7 @@ def _digits(size: int) -> Images:
 
 
 def _strokes(size: int) -> Images:
-    """The repository's 62 classes of synthetic handwriting; test images are of other writers."""
+    """The repository's 62 classes of synthetic pen strokes; test images are of other writers."""
     from sparse_plugins import fed
 
     fed.import_fedjax()
@@ -112,7 +112,7 @@ def _strokes(size: int) -> Images:
     data, _ = strokes.load(STROKES_WRITERS + unseen, seed=0, cached_writers=0)
     border = strokes.client_id(STROKES_WRITERS)
     train, test = of_writers(data.slice(stop=border)), of_writers(data.slice(start=border))
-    about = f"strokes (synthetic handwriting, 62 classes, {STROKES_WRITERS} writers and {unseen} unseen ones)"
+    about = f"strokes (synthetic pen strokes, 62 classes, {STROKES_WRITERS} writers and {unseen} unseen ones)"
     return _in_memory(train, test, size, 62, about)
 
 

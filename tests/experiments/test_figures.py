@@ -41,3 +41,9 @@ def test_panels_of_layers_go_from_the_lowest_target_to_the_highest() -> None:
     targets = [float(axes.get_title().split(" at ")[1].split()[0].rstrip("%")) for axes in axes_of]
     assert targets == [90, 98]
     assert all(axes.get_ylim() == (0, 100) for axes in axes_of)
+    names = [[text.get_text() for text in axes.get_xticklabels()] for axes in axes_of]
+    empty = [
+        [axes_names[int(text.get_position()[0])] for text in axes.texts]
+        for axes, axes_names in zip(axes_of, names, strict=True)
+    ]
+    assert empty == [["values/w"], []], "a layer without zeros says so"

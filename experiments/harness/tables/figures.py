@@ -140,7 +140,7 @@ def bytes_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, 
             axes.plot(spent, score, color=colour, linestyle=style, label=outcome.cell.label, zorder=order)
             axes.plot(spent[-1:], score[-1:], "o", color=colour, markersize=5, zorder=order + 3)  # where it ends
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(direction.label)

@@ -76,6 +76,9 @@ def layers_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
             width = 0.8 / len(cells)
             places_of = [layers.index(layer) + width * (number + 0.5) - 0.4 for layer in own]
             axes.bar(places_of, values, width, color=colours[cell.label], label=cell.label)
+        for number, layer in enumerate(layers):
+            if all(ends.get((cell, layer), 0.0) < 0.005 for cell in cells):
+                axes.text(number, 1, "none", ha="center", fontsize="small")  # no bar would be seen
         axes.set_ylim(0, 100)
         axes.set_ylabel("zeros (%)")
         _name_ticks(axes, layers)
@@ -87,7 +90,9 @@ def churn_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
     """Share of all mask entries that changed from one evaluation to the next, a panel per group and target."""
     lines = layers_of(study)
     changes, places = churn(lines), _places(lines)
-    figure, axes_of = panels([_title(place) for place in places], f"{study.layout.title}: mask churn")
+    figure, axes_of = panels(
+        [_title(place) for place in places], f"{study.layout.title}: masks, from evaluation to evaluation"
+    )
     for axes, place in zip(axes_of, places, strict=True):
         for cell, own in changes.items():
             if _place(cell) == place:
@@ -95,7 +100,7 @@ def churn_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
                 style = style_of(cell.label, colours)
                 axes.plot([*own], shares, linestyle=style, color=colours[cell.label], label=cell.label)
         axes.set_xlabel(study.layout.step_label)
-        axes.set_ylabel("mask entries changed since the evaluation before (%)")
+        axes.set_ylabel("entries changed (%)")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     legend(figure, axes_of)
     return figure
