@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.harness.files import write_whole
 from experiments.harness.layout import Layout
-from experiments.harness.tables.colours_and_labels import COLOURS, PALETTE, tidy
+from experiments.harness.tables.colours_and_labels import COLOURS, tidy
 from experiments.harness.tables.figures import by_step
 from experiments.harness.tables.outcomes import Outcome
 from experiments.harness.tables.stored import joined, read_study
@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "gains.png"
 AGENTS = (RESULTS / "minatar_breakout", RESULTS / "minatar_breakout_50_80_95")
 STYLES = ("-", "--", ":")
+SPARSE = tuple(COLOURS[name] for name in ("magnitude", "rigl", "saliency"))  # by sparsity: told apart at a glance
 
 
 def picture(federated: Path, agents: Sequence[Path]) -> Figure:
@@ -48,7 +49,7 @@ def _bytes_panel(axes: Axes, folder: Path) -> None:
     _bytes_line(axes, dense, study.layout, "dense", COLOURS["dense"], "-")
     for place, outcome in enumerate(sorted(sparse, key=lambda outcome: outcome.cell.sparsity or 0.0)):
         name = f"RigL, {100 * (outcome.cell.sparsity or 0.0):.0f}% sparse"
-        _bytes_line(axes, outcome, study.layout, name, PALETTE[place], STYLES[place % len(STYLES)])
+        _bytes_line(axes, outcome, study.layout, name, SPARSE[place % len(SPARSE)], STYLES[place % len(STYLES)])
     seeds = len(dense.finished)
     axes.set_title("Federated averaging: more accuracy for the same upload", loc="left", fontsize=11)
     axes.set_xscale("log")
@@ -76,7 +77,7 @@ def _agents_panel(axes: Axes, folders: Sequence[Path]) -> None:
     level = statistics.fmean(chosen[0].values(measure))
     for place, outcome in enumerate(chosen):
         shares = [100 * value / level for value in outcome.values(measure)]
-        mean, colour = statistics.fmean(shares), COLOURS["dense"] if outcome.cell.is_dense else PALETTE[0]
+        mean, colour = statistics.fmean(shares), COLOURS["dense"] if outcome.cell.is_dense else SPARSE[0]
         bar = {"capsize": 3, "ecolor": "#555555"}
         axes.bar(place, mean, 0.7, color=colour, alpha=0.85, yerr=statistics.stdev(shares), error_kw=bar)
         axes.text(place, 4, f"{mean:.0f}%", ha="center", color="white", fontsize=9, fontweight="bold")
