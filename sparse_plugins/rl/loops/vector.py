@@ -313,7 +313,7 @@ def _check_groups(groups: Sequence[Group]) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"groups are called {names}; give one or more, each with a name of its own.")
     for name, _, seeds in groups:
-        if not isinstance(seeds, Sequence) or isinstance(seeds, str):
+        if not isinstance(seeds, Sequence):
             raise TypeError(f"seeds of {name!r} are {seeds!r}; give a tuple, such as (0,) for one run.")
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds of {name!r} are {list(seeds)}; give one or more, each once.")
