@@ -42,7 +42,7 @@ Runner.fine_grained_print_to_console = False
 CollectorDispatcher.collectors = []
 """
 SPARSE = """
-create_updater_from_config.pruner_type = 'magnitude'
+create_updater_from_config.algorithm = 'magnitude'
 create_updater_from_config.sparsity = 0.9
 create_updater_from_config.total_steps = {total}
 """

@@ -25,13 +25,16 @@ def main(steps=40):
     """
     train, test = datasets.load("digits")
     model = fedjax.models.emnist.create_dense_model(only_digits=True, hidden_units=64)
-    updater = core.build_updater("magnitude", sparsity=0.8, total_steps=steps, step_unit="round")
+    adam = optax.adam(0.01)
+    server_optimizer = fed.sparse_server_optimizer(
+        adam, "magnitude", sparsity=0.8, rounds=steps
+    )  # the line that changes
     ledger = fed.Ledger()
     with fedjax.for_each_client_backend(fed.MeteredBackend(ledger)):
         algorithm = fedjax.algorithms.fed_avg.federated_averaging(
             fedjax.model_grad(model),
             fed.sparse_client_optimizer(fedjax.optimizers.sgd(0.05)),  # clients keep the zeros that they get
-            fed.sparse_server_optimizer(optax.adam(0.01), updater),  # the line that changes
+            server_optimizer,
             fedjax.ShuffleRepeatBatchHParams(batch_size=20, seed=0),
         )
     state = algorithm.init(model.init(jax.random.PRNGKey(0)))

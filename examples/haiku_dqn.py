@@ -32,7 +32,9 @@ def main(steps=48_000, games=8):
         num_actions=game.num_actions,
         torso=haiku.mlp_torso((64, 64), low=(-2.4, -5.0, -0.26, -6.3), high=(2.4, 5.0, 0.26, 6.3)),
         optimizer=optax.adam(1e-3),
-        updater=core.build_updater("magnitude", sparsity=0.9, total_steps=optimizer_steps),  # the line that changes
+        updater="magnitude",  # the line that changes, with the two below
+        sparsity=0.9,
+        total_steps=optimizer_steps,
         target_period=400,
     )
     trainer = rl.FusedTrainer(game, agent, config)

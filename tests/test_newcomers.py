@@ -6,16 +6,20 @@ Both forms are run, and have to make the same plan.
 
 import ast
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
 
-from sparse_plugins import core, fed, rl, vision
+from sparse_plugins import core, fed, rl, t5, vision
 from sparse_plugins.rl import haiku
 
+KEY = jax.random.key(0)
 PARAMS = {"body": {"kernel": jnp.ones((64, 32))}, "head": {"kernel": jnp.ones((32, 16)), "bias": jnp.ones(16)}}
 MODULES = {"core": core, "fed": fed, "rl": rl, "haiku": haiku, "vision": vision}
 RIGL = """
@@ -58,17 +62,16 @@ WISHES = {
     ),
     "a sparse DQN with Haiku": Wish(
         RIGL + "sparse = agent(updater=updater).updater",
-        'sparse = agent(updater=core.build_updater("rigl", sparsity=0.9, total_steps=10_000)).updater',
+        'sparse = agent(updater="rigl", sparsity=0.9, total_steps=10_000).updater',
         lines=(5, 1),
-        concepts=(13, 4),
+        concepts=(13, 3),
     ),
     "FedJAX's federated averaging with a RigL server": Wish(
         RIGL.replace("7_500)", '7_500, step_unit="round")', 1)
         + "server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), sparse := updater)",
-        'sparse = core.build_updater("rigl", sparsity=0.9, total_steps=10_000, step_unit="round")\n'
-        "server_optimizer = fed.sparse_server_optimizer(optax.adam(0.01), sparse)",
-        lines=(5, 2),
-        concepts=(14, 5),
+        'sparse = fed.sparse_server_optimizer(optax.adam(0.01), "rigl", sparsity=0.9, rounds=10_000)',
+        lines=(5, 1),
+        concepts=(14, 3),
     ),
     "2:4 in one layer and ERK elsewhere": Wish(
         MAGNITUDE.replace("0.8)", '0.8, rules=[("body/.*", 0.5)])').replace(
@@ -123,7 +126,7 @@ def test_the_one_call_makes_the_same_plan_with_less(name: str) -> None:
 
 
 GIN_BEFORE = """
-create_updater_from_config.pruner_type = 'rigl'
+create_updater_from_config.algorithm = 'rigl'
 create_updater_from_config.dist_type = 'erk'
 create_updater_from_config.sparsity = 0.9
 create_updater_from_config.update_start_step = 0
@@ -131,7 +134,7 @@ create_updater_from_config.update_end_step = 7_500
 create_updater_from_config.update_freq = 75
 """
 GIN_AFTER = """
-create_updater_from_config.pruner_type = 'rigl'
+create_updater_from_config.algorithm = 'rigl'
 create_updater_from_config.sparsity = 0.9
 create_updater_from_config.total_steps = 10_000
 """
@@ -152,3 +155,71 @@ def test_three_bindings_make_a_sparse_dopamine_agent() -> None:
     assert plans[0] == plans[1]
     assert "RigL" in plans[1]
     assert (lines(GIN_BEFORE), lines(GIN_AFTER)) == (6, 3)
+
+
+WORDS = {"sparsity": 0.9, "total_steps": 10_000, "rules": [("head/.*", None)]}
+NETWORK = (lambda key: PARAMS, None)
+
+
+@flax.struct.dataclass
+class ScenicState:
+    params: Any
+    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+    opt_state: Any = ()
+    global_step: int = 0
+
+
+class ZooAgent:
+    def __init__(self, optimizer: optax.GradientTransformation, rng_key: Any) -> None:
+        self.optimizer = optimizer
+        self._online_params = self._target_params = PARAMS
+        self._opt_state = optimizer.init(PARAMS)
+
+    def get_state(self) -> None: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+class T5XDefinition:
+    init_state = apply_gradient = update_hyper_params = create = None
+
+
+FRONT_ENDS: dict[str, Callable[..., Any]] = {
+    "a learner": lambda updater, **words: rl.SparseLearner(
+        network=NETWORK, loss_fn=len, act_fn=len, optimizer=optax.sgd(0.1), updater=updater, **words
+    ),
+    "a Haiku agent": lambda updater, **words: haiku.SparseDQN(
+        num_actions=2, torso=haiku.mlp_torso((16,)), optimizer=optax.sgd(0.1), updater=updater, **words
+    ),
+    "an agent of DQN Zoo": lambda updater, **words: (
+        haiku.sparsify_dqn_zoo(ZooAgent)(
+            optimizer=optax.sgd(0.1), rng_key=jax.random.key(0), updater=updater, **words
+        ).optimizer
+    ),
+    "a Flax train state": lambda updater, **words: (
+        vision.TrainState.create(apply_fn=len, params=PARAMS, tx=optax.sgd(0.1), updater=updater, **words).tx
+    ),
+    "a Scenic train state": lambda updater, **words: (
+        vision.scenic.sparsify_train_state(ScenicState(params=PARAMS, tx=optax.sgd(0.1)), updater, **words).tx
+    ),
+    "a T5X optimizer": lambda updater, **words: t5.SparseOptimizer(T5XDefinition(), updater, **words),
+}
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_every_front_end_takes_the_same_words_and_says_the_same_of_wrong_ones(name: str) -> None:
+    build = FRONT_ENDS[name]
+    found = build("rigl", **WORDS)
+    updater = getattr(found, "updater", None) or core.updater_of(found)
+    wanted = core.build_updater(core.RigL, **WORDS)
+    # Agents draw their masks from keys of their own.
+    assert core.describe_plan(updater.seeded(KEY), PARAMS) == core.describe_plan(wanted.seeded(KEY), PARAMS)
+    for updater, words, error, message in (
+        ("rigl", {"sparsity": 0.9}, ValueError, "give total_steps="),
+        ("rigl", WORDS | {"sparsty": 0.9}, ValueError, "'sparsty' is unknown.*Did you mean 'sparsity'"),
+        ("RigL", WORDS, ValueError, "Did you mean 'rigl'"),
+        (core.NoPruning(), WORDS, ValueError, "says all of itself: give sparsity, rules to the updater"),
+        (None, {}, TypeError, "updater is a NoneType; give an updater"),
+    ):
+        with pytest.raises(error, match=message):
+            build(updater, **words)

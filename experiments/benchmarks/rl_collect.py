@@ -30,7 +30,7 @@ def _dopamine(trains: bool) -> Callable[[int], None]:
     from dopamine.discrete_domains import atari_lib
 
     bindings = (
-        "create_updater_from_config.pruner_type = 'no_prune'",
+        "create_updater_from_config.algorithm = 'no_prune'",
         "ReplayBuffer.max_capacity = 10_000",
         f"JaxDQNAgent.min_replay_history = {64 if trains else NEVER}",
     )

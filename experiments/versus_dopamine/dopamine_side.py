@@ -27,7 +27,7 @@ def run(task: str, side: str, seed: int, steps: int) -> End:
     """
     config, units = TASKS[task].config, TASKS[task].units
     bindings = [
-        "create_updater_from_config.pruner_type = 'no_prune'",
+        "create_updater_from_config.algorithm = 'no_prune'",
         f"create_sparse_agent.keep_last_transitions = {side == REPAIRED}",
         f"ReplayBuffer.max_capacity = {steps}",
         f"JaxDQNAgent.epsilon_decay_period = {steps // 4}",

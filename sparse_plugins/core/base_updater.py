@@ -500,6 +500,6 @@ def check_updater(updater: Any) -> None:
     if not isinstance(updater, BaseUpdater):
         given = f"the class {updater.__name__}" if isinstance(updater, type) else f"a {type(updater).__name__}"
         raise TypeError(
-            f"updater is {given}; give an updater such as core.RigL(...) or core.create_updater_from_config(...), next "
-            "to the dense optimizer and not in its place."
+            f"updater is {given}; give an updater such as core.build_updater('rigl', ...), or an algorithm such as "
+            "'rigl' and its sparsity=..., next to the dense optimizer and not in its place."
         )

@@ -1,6 +1,7 @@
 """From an algorithm, a sparsity and the length of a run to an updater: what papers use where nothing is said."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,15 @@ from sparse_plugins.core.run_length import check_length
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structures import ByPath, NByM, Structure
 
-__all__ = ["PRESETS", "build_updater", "updater_from"]
+__all__ = ["PRESETS", "AnyUpdater", "build_updater", "updater_and_rest", "updater_from"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "jaxpruner": {"distribution": "uniform", "drop_fraction": 0.1, "rescale": False},
 }
 _WORDS = ("step_unit", "drop_fraction", "filter_fn", *SCHEDULE_KEYS)
+_NAMED = ("sparsity", "total_steps", "distribution", "rules", "structure", "layers", "preset")
+# What front ends take: an updater, or an algorithm by its name or class, with the words of `core.sparsify` beside it.
+AnyUpdater = BaseUpdater | type[BaseUpdater] | str
 # Fields for which there is a word of its own.
 _SAID_OTHERWISE = {"sparsity_type": "structure", "sparsity_distribution_fn": "distribution"}
 
@@ -83,7 +87,7 @@ def build_updater(
     return updater
 
 
-def updater_from(updater: BaseUpdater | type[BaseUpdater] | str, **words: Any) -> BaseUpdater:
+def updater_from(updater: AnyUpdater, **words: Any) -> BaseUpdater:
     """The updater of a front end, which takes one, or an algorithm and words for `build_updater`.
 
     Raises:
@@ -96,6 +100,38 @@ def updater_from(updater: BaseUpdater | type[BaseUpdater] | str, **words: Any) -
     if not isinstance(updater, str) and not (isinstance(updater, type) and issubclass(updater, BaseUpdater)):
         check_updater(updater)
     return build_updater(updater, **words)
+
+
+def updater_and_rest(
+    updater: AnyUpdater, given: Mapping[str, Any], front_end: type
+) -> tuple[BaseUpdater, dict[str, Any]]:
+    """The updater of a front end whose constructor takes keywords of its own and the words of `core.sparsify`.
+
+    Args:
+        updater: An updater, or an algorithm by its name or class.
+        given: All keywords of the call.
+        front_end: The class that is built; what no constructor of it or its bases knows is a word about an algorithm.
+
+    Returns:
+        The updater, and the keywords that are left for the front end.
+
+    Raises:
+        TypeError: If `updater` is neither of them.
+        ValueError: If there are words beside an updater, which says all of itself, or they do not make one.
+
+    Example:
+        >>> class Agent:
+        ...     def __init__(self, num_actions): ...
+        >>> updater, rest = updater_and_rest("set", {"sparsity": 0.9, "total_steps": 1000, "num_actions": 2}, Agent)
+        >>> type(updater).__name__, rest
+        ('SET', {'num_actions': 2})
+    """
+    constructors = [base.__init__ for base in front_end.__mro__ if "__init__" in vars(base)]
+    known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    is_updater = isinstance(updater, BaseUpdater)
+    is_word = lambda name: name not in known and (not is_updater or name in (*_NAMED, *_WORDS))  # noqa: E731
+    words = {name: value for name, value in given.items() if is_word(name)}
+    return updater_from(updater, **words), {name: value for name, value in given.items() if name not in words}
 
 
 def _built(
@@ -111,12 +147,11 @@ def _built(
 ) -> BaseUpdater:
     """The updater, not yet held against the length of the run."""
     if isinstance(algorithm, BaseUpdater):
-        given = {**words, "preset": preset}
-        extra = [*(key for key, value in given.items() if value is not None), *settings]
-        if extra or rules:
+        given = {**words, "rules": rules or None, "preset": preset}
+        if extra := [*(key for key, value in given.items() if value is not None), *settings]:
             raise ValueError(
                 f"algorithm is an updater, {type(algorithm).__name__}, which says all of itself: give "
-                f"{', '.join(extra) or 'rules'} to the updater, or the algorithm by its name."
+                f"{', '.join(extra)} to the updater, or the algorithm by its name."
             )
         return algorithm
     chosen = PRESETS[known("preset", preset, PRESETS)] if preset is not None else {}
@@ -153,7 +188,8 @@ def _check_words(algorithm: Algorithm, settings: Mapping[str, Any]) -> None:
     for key in settings:
         if key in _SAID_OTHERWISE:
             raise ValueError(f"{key} is called {_SAID_OTHERWISE[key]} here: give {_SAID_OTHERWISE[key]}=...")
-        known(f"setting of {name}", key, dict.fromkeys([*_WORDS, *algorithm.fields]))
+        fields = [field for field in algorithm.fields if field not in _SAID_OTHERWISE]
+        known(f"setting of {name}", key, dict.fromkeys([*_NAMED, *_WORDS, *fields]))
     timed = [key for key in settings if key in SCHEDULE_KEYS]
     for same in (["drop_fraction", "drop_fraction_fn"], ["scheduler", *timed[:1]]):
         if len(same) > 1 and set(same) <= set(settings):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
@@ -40,12 +40,10 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         tx: The sparse optimizer.
 
     Example:
-        >>> import functools
         >>> import numpy as np
-        >>> from sparse_plugins import core
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="head")], name="net")
-        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
-        >>> model.compile(optimizer=SparseOptimizer(updater, optax.adam(1e-3)), loss="mse")
+        >>> optimizer = SparseOptimizer("static_sparse", optax.adam(1e-3), sparsity=0.75)
+        >>> model.compile(optimizer=optimizer, loss="mse")
         >>> _ = model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
         >>> int(np.count_nonzero(model.get_layer("head").kernel))
         8
@@ -53,16 +51,17 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        updater: BaseUpdater,
+        updater: AnyUpdater,
         tx: optax.GradientTransformation,
         learning_rate: Any = 1.0,
         name: str = "sparse_optimizer",
         paths: Iterable[str] = (),
+        **words: Any,
     ) -> None:
         """Makes an optimizer.
 
         Args:
-            updater: Which weights to keep, how many and when.
+            updater: Which weights to keep, how many and when; or an algorithm, by name or class.
             tx: The dense optimizer, with a learning rate of its own.
             learning_rate: Factor on the updates of `tx`: a float, which callbacks may set, or a schedule of Keras.
                 Callbacks that set absolute rates go with a `tx` that has the rate 1.
@@ -70,21 +69,23 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             paths: Names of the trainable variables, in their order, in place of those that Keras gives them: a
                 `Sequential` that `load_model` made calls its kernels 'conv/kernel' where it was 'net/conv/kernel', and
                 rules and random masks go by names. `get_config` holds those of a built optimizer.
+            **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`.
 
         Raises:
             RuntimeError: If Keras runs on another backend than JAX.
             TypeError: If `updater` is none, or `tx` no optax transformation or sparse already.
+            ValueError: If the words do not make an updater.
         """
         if (backend := keras.backend.backend()) != "jax":
             raise RuntimeError(
                 f"Keras runs on {backend}, and sparse_plugins.keras needs JAX: set KERAS_BACKEND=jax before Keras is "
                 "imported."
             )
-        check_updater(updater)
-        updater.wrap_optax(tx)  # says what is wrong with tx
+        made = updater_from(updater, **words)
+        made.wrap_optax(tx)  # says what is wrong with tx
         super().__init__(learning_rate=learning_rate, name=name)
         self._paths = tuple(paths)
-        self.updater, self.tx = updater, updater.wrap_optax(_times_learning_rate(tx))
+        self.updater, self.tx = made, made.wrap_optax(_times_learning_rate(tx))
 
     @property
     def state(self) -> SparseState:

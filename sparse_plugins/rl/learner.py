@@ -14,6 +14,7 @@ from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.summary import summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree, exportable
+from sparse_plugins.core.updater_defaults import updater_and_rest
 from sparse_plugins.rl.target_network import TargetFollower, TargetPolicy
 
 __all__ = ["LearnerState", "SparseLearner"]
@@ -61,8 +62,18 @@ class LearnerState(NamedTuple):
         return summarize_sparsity(self.params, masks=self.sparse_state.masks)
 
 
+class _TakesWords(type):
+    """Lets an `updater` be an algorithm with the words of `core.sparsify` beside the fields, of subclasses too."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        if "updater" in fields:
+            updater, fields = updater_and_rest(fields.pop("updater"), fields, cls)
+            fields["updater"] = updater
+        return super().__call__(*args, **fields)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class SparseLearner:
+class SparseLearner(metaclass=_TakesWords):
     """Pure functions of a sparse agent: init, act, learn and sync; jit, scan and vmap them as you like.
 
     Under `vmap` over seeds a mask update and a copy to the target network stay branches, so that a step without one
@@ -73,7 +84,8 @@ class SparseLearner:
         loss_fn: `(params, target_params, key, batch) -> (loss float[], anything else to return)`.
         act_fn: `(params, key, observation, *arguments) -> action`.
         optimizer: Any optax transformation.
-        updater: Keeps the masks; its schedule counts optimizer steps (`rl.Clock` converts others).
+        updater: Keeps the masks; its schedule counts optimizer steps (`rl.Clock` converts others). Given as an
+            algorithm, by name or class, it takes beside it what `core.sparsify` does: `sparsity`, `total_steps`, ...
         target_policy: When the target network gets the masks.
         target_period: Optimizer steps between two copies to the target network; None for no target network.
         target_step_size: Part of the online network in each copy, in (0, 1]; below 1 it is Polyak averaging.
@@ -81,17 +93,16 @@ class SparseLearner:
             `rng_seed` counts, too: agents of two keys, or of two seeds, have different masks.
 
     Raises:
-        TypeError: If the network has no `init`.
-        ValueError: If a field has a value that is not allowed.
+        TypeError: If the network has no `init`, or `updater` is none.
+        ValueError: If a field has a value that is not allowed, or the words do not make an updater.
 
     Example:
-        >>> from sparse_plugins import core
         >>> learner = SparseLearner(
         ...     network=(lambda key, x: {"w": jnp.ones((x.size, 2))}, None),
         ...     loss_fn=lambda params, target, key, x: (jnp.sum((x @ params["w"]) ** 2), {}),
         ...     act_fn=lambda params, key, x: jnp.argmax(x @ params["w"]),
         ...     optimizer=optax.sgd(0.1),
-        ...     updater=core.StaticRandomSparse(sparsity_distribution_fn=lambda p: {"w": 0.5}))
+        ...     updater="static_sparse", sparsity=0.5)
         >>> state = learner.init(jax.random.key(0), jnp.ones(4))
         >>> state, _ = learner.learn(state, jnp.ones(4))
         >>> int(state.steps), int(jnp.count_nonzero(state.params["w"]))

@@ -182,17 +182,20 @@ def _configure() -> None:
 
 
 def _use_one_name() -> None:
-    """Lets --algorithm and --pruner overrule a file that binds the other of the two names."""
+    """Lets a flag or binding of the algorithm overrule a file that binds the other of its two names."""
+    import gin
+
     from sparse_plugins.rl.dopamine.bindings import bound
 
-    given = {flag: FLAGS[flag].value for flag in ("algorithm", "pruner") if FLAGS[flag].value is not None}
-    if len(set(given.values())) > 1:
+    stated = dict(map(_parted, FLAGS.gin_bindings))
+    given = {
+        flag: FLAGS[flag].value or stated.get(_SHORTCUTS[flag], "").strip("'\"") for flag in ("algorithm", "pruner")
+    }
+    if len(values := set(filter(None, given.values()))) > 1:
         raise ValueError(f"--algorithm={given['algorithm']} and --pruner={given['pruner']} are one flag; give one.")
-    for value in given.values():
-        for flag in ("algorithm", "pruner"):
+    for value in values:
+        for flag in given:
             if bound(_SHORTCUTS[flag]) is not None:
-                import gin
-
                 gin.parse_config(f"{_SHORTCUTS[flag]} = {value!r}")
 
 

@@ -8,8 +8,8 @@ from flax.core import unfreeze
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 from sparse_plugins.t5.axes import state_axes
 from sparse_plugins.t5.upstream import import_t5x
 
@@ -26,7 +26,8 @@ class SparseOptimizer:
 
     Args:
         optimizer: An `OptimizerDef` such as T5X's Adafactor, or an optax transformation.
-        updater: Which weights to keep, how many and from which step on.
+        updater: Which weights to keep, how many and from which step on; or an algorithm, by name or class.
+        **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`.
 
     Attributes:
         dense: The `OptimizerDef` inside.
@@ -34,18 +35,18 @@ class SparseOptimizer:
 
     Raises:
         TypeError: If `optimizer` is neither of the two or is sparse already, or `updater` is no updater.
+        ValueError: If the words do not make an updater.
         ModuleNotFoundError: If `optimizer` is an optax transformation, which T5X has to wrap, and T5X is missing.
 
     Example:
-        >>> from sparse_plugins import core
-        >>> SparseOptimizer("adafactor", core.create_updater_from_config(algorithm="static_sparse", sparsity=0.8))
+        >>> SparseOptimizer("adafactor", "static_sparse", sparsity=0.8)
         Traceback (most recent call last):
         TypeError: optimizer is 'adafactor'; give an OptimizerDef of T5X such as adafactor.Adafactor(), or ...
     """
 
-    def __init__(self, optimizer: Any, updater: BaseUpdater) -> None:
-        check_updater(updater)
-        self.dense, self.updater = _definition(optimizer), updater
+    def __init__(self, optimizer: Any, updater: AnyUpdater, **words: Any) -> None:
+        self.updater = updater_from(updater, **words)
+        self.dense = _definition(optimizer)
         if hasattr(self.dense, "set_param_axes"):  # T5X goes by whether it is there
             self.set_param_axes = self.dense.set_param_axes
 

@@ -1,6 +1,5 @@
 """Flax Linen: a train state whose parameters are sparse from step 0 on."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -11,12 +10,11 @@ from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.layers.describe import describe_layers
 from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.transform.state import map_sparse_states
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.core.updater_defaults import updater_from
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 
 __all__ = ["TrainState", "get_partition_spec"]
 
@@ -50,7 +48,7 @@ class TrainState(train_state.TrainState):
         apply_fn: Callable,
         params: PyTree,
         tx: optax.GradientTransformation,
-        updater: BaseUpdater | type[BaseUpdater] | str,
+        updater: AnyUpdater,
         inputs: Sequence[Any] = (),
         **fields: Any,
     ) -> Self:
@@ -78,10 +76,7 @@ class TrainState(train_state.TrainState):
             TypeError: If `updater` is none, or `tx` no optax transformation or sparse already.
             ValueError: If the updater finds nothing to prune.
         """
-        if not isinstance(updater, BaseUpdater):
-            known = {field.name for field in dataclasses.fields(cls)}
-            words = {name: fields.pop(name) for name in [*fields] if name not in known}
-            updater = updater_from(updater, **words)
+        updater, fields = updater_and_rest(updater, fields, cls)
         trained = params["params"] if _is_float8(params) else params
         if inputs:
             rest = {} if trained is params else {name: params[name] for name in params if name != "params"}

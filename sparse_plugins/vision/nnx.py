@@ -1,6 +1,5 @@
 """Flax NNX: optimizers that make a model sparse in place and keep it so."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -8,11 +7,10 @@ import jax
 import optax
 from flax import nnx
 
-from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.layers.describe import describe_layers
 from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.trees import PyTree
-from sparse_plugins.core.updater_defaults import updater_from
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 
 __all__ = ["ModelAndOptimizer", "Optimizer"]
 
@@ -48,7 +46,7 @@ class Optimizer(nnx.Optimizer[M]):
         self,
         model: M,
         tx: optax.GradientTransformation,
-        updater: BaseUpdater | type[BaseUpdater] | str,
+        updater: AnyUpdater,
         *,
         wrt: Any = nnx.Param,
         inputs: Sequence[Any] = (),
@@ -72,10 +70,7 @@ class Optimizer(nnx.Optimizer[M]):
             TypeError: If `updater` is none, or `tx` no optax transformation or sparse already.
             ValueError: If `wrt` selects nothing, or the updater finds nothing to prune in what it selects.
         """
-        if not isinstance(updater, BaseUpdater):
-            known = inspect.signature(nnx.Optimizer.__init__).parameters
-            words = {name: options.pop(name) for name in [*options] if name not in known}
-            updater = updater_from(updater, **words)
+        updater, options = updater_and_rest(updater, options, nnx.Optimizer)
         params = nnx.state(model, wrt)
         if not jax.tree.leaves(params):
             raise ValueError(

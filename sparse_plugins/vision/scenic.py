@@ -16,11 +16,12 @@ from typing import Any
 import jax
 
 from sparse_plugins.core.algorithms.pruning import NoPruning
-from sparse_plugins.core.base_updater import BaseUpdater, check_updater
+from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.config import create_updater_from_config
 from sparse_plugins.core.distributions import kernels_only
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 
 __all__ = ["create_updater", "sparsify_train_state", "sparsify_trainer"]
 
@@ -60,7 +61,7 @@ def create_updater(config: Any) -> BaseUpdater:
     return create_updater_from_config(settings, filter_fn=given or kernels_only)
 
 
-def sparsify_train_state(train_state: Any, updater: BaseUpdater) -> Any:
+def sparsify_train_state(train_state: Any, updater: AnyUpdater, **words: Any) -> Any:
     """A Scenic train state with masks, its parameters on them.
 
     Call it on the new, unreplicated state, after pretrained weights were put in and before a checkpoint is restored
@@ -69,7 +70,8 @@ def sparsify_train_state(train_state: Any, updater: BaseUpdater) -> Any:
 
     Args:
         train_state: `scenic.train_lib.train_utils.TrainState` at step 0, with the dense optimizer as `tx`.
-        updater: Which weights to keep, how many and when; see `create_updater`.
+        updater: Which weights to keep, how many and when; see `create_updater`. Or an algorithm, by name or class.
+        **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`.
 
     Returns:
         The state with a sparse `tx`, its `opt_state` and parameters.
@@ -77,24 +79,23 @@ def sparsify_train_state(train_state: Any, updater: BaseUpdater) -> Any:
     Raises:
         TypeError: If `train_state` lacks what Scenic's has, its `tx` is no optax transformation or sparse already, or
             `updater` is none.
-        ValueError: If it has taken steps, or the updater finds nothing to prune in it.
+        ValueError: If it has taken steps, the words do not make an updater, or it finds nothing to prune in the state.
 
     Example:
-        >>> import functools
         >>> import flax.struct, jax.numpy as jnp, optax
-        >>> from sparse_plugins import core, vision
+        >>> from sparse_plugins import vision
         >>> @flax.struct.dataclass
         ... class TrainState:
         ...     params: dict
         ...     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
         ...     opt_state: tuple = ()
         ...     global_step: int = 0
-        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
         >>> state = TrainState(params={"kernel": jnp.ones((4, 4))}, tx=optax.sgd(0.1))
-        >>> float(vision.scenic.sparsify_train_state(state, updater).params["kernel"].sum())
-        4.0
+        >>> state = vision.scenic.sparsify_train_state(state, "static_sparse", sparsity=0.75)
+        >>> int(jnp.count_nonzero(state.params["kernel"]))
+        4
     """
-    check_updater(updater)
+    made = updater_from(updater, **words)
     if missing := [name for name in _FIELDS if not hasattr(train_state, name)]:
         raise TypeError(
             f"a {type(train_state).__name__} has no {', '.join(missing)}; give a "
@@ -105,12 +106,12 @@ def sparsify_train_state(train_state: Any, updater: BaseUpdater) -> Any:
             f"the train state has taken {train_state.global_step} steps; make the new one sparse, with global_step=0, "
             "and restore the checkpoint into that."
         )
-    tx = updater.wrap_optax(train_state.tx)
+    tx = made.wrap_optax(train_state.tx)
 
     @jax.jit  # one program for all layers
     def start(params: PyTree) -> tuple[PyTree, PyTree]:
         opt_state = tx.init(params)
-        return updater.first_params(params, opt_state), opt_state
+        return made.first_params(params, opt_state), opt_state
 
     params, opt_state = start(train_state.params)
     return train_state.replace(tx=tx, params=params, opt_state=opt_state)

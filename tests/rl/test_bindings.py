@@ -72,6 +72,7 @@ def test_every_key_of_a_configuration_can_be_bound():
         ("create_sparse_agent.target_policy = 'sync'", "allowed are at_mask_update, at_sync, after_polyak, dense"),
         ("create_sparse_agent.agent_name = 'dqn'", "agent_name is 'dqn'; allowed are jax_dqn, jax_rainbow"),
         ("create_sparse_agent.agent_nam = 'dqn'", "agent_nam"),
+        ("create_sparse_agent.sparsity = 0.9", "got sparsity, which it takes beside an algorithm only"),
     ],
 )
 def test_a_misspelt_binding_is_an_error(binding, message):

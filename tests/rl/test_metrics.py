@@ -34,7 +34,7 @@ def entries(agent: Any) -> np.ndarray:
 
 
 def test_numbers_are_those_of_slow_loops() -> None:
-    gin_bindings = ["create_updater_from_config.pruner_type = 'set'", "create_updater_from_config.update_freq = 2"]
+    gin_bindings = ["create_updater_from_config.algorithm = 'set'", "create_updater_from_config.update_freq = 2"]
     window = ["create_updater_from_config.update_start_step = 1", "create_updater_from_config.update_end_step = 500"]
     gin.parse_config([*gin_bindings, *window])
     agent = driving.build("jax_dqn", target_policy="at_sync")

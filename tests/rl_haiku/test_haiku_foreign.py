@@ -22,12 +22,12 @@ PERIOD = 7
 pruned_in_use = jax.jit(outside)
 
 
-def zoo(updater: core.BaseUpdater, agent_class: type = ZooAgent, **options: Any) -> Any:
+def zoo(updater: core.BaseUpdater | str, agent_class: type = ZooAgent, **options: Any) -> Any:
     settings = {"optimizer": OPTIMIZER, "target_network_update_period": PERIOD, "rng_key": KEY, **options}
     return haiku.sparsify_dqn_zoo(agent_class)(ROWS[0].observation, updater=updater, **settings)
 
 
-def acme(updater: core.BaseUpdater, **options: Any) -> Any:
+def acme(updater: core.BaseUpdater | str, **options: Any) -> Any:
     settings = {"optimizer": OPTIMIZER, "target_update_period": PERIOD, "random_key": KEY, **options}
     return haiku.sparsify_acme(AcmeLearner)(loss, data_iterator=iter(ROWS), updater=updater, **settings)
 
@@ -212,3 +212,12 @@ def test_agents_that_cannot_be_served_are_named():
         haiku.sparsify_acme(ZooAgent)
     with pytest.raises(TypeError, match="SparseZooAgent is sparse already"):
         haiku.sparsify_dqn_zoo(haiku.sparsify_dqn_zoo(ZooAgent))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_of_both_networks_are_rescaled_at_the_start(shape: str) -> None:
+    build, _ = SHAPES[shape]
+    rescaled, plain = (build("static_sparse", sparsity=0.5, rescale=rescale) for rescale in (True, False))
+    assert_same_bits(networks(rescaled)[0], remembered(rescaled))
+    for ours, theirs in zip(networks(rescaled), networks(plain), strict=True):
+        assert float(optax.tree.norm(ours)) > 1.2 * float(optax.tree.norm(theirs))

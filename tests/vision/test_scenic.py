@@ -164,7 +164,8 @@ def test_misspelt_configurations_are_errors(config: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("state", "updater", "error", "message"),
     [
-        (dense_state(), core.RigL, TypeError, "updater is the class RigL"),
+        (dense_state(), optax.sgd(0.1), TypeError, "updater is a GradientTransformation"),
+        (dense_state(), core.RigL, ValueError, "sparsity is missing"),
         (types.SimpleNamespace(params={}), half(), TypeError, "SimpleNamespace has no tx, opt_state, global_step, rep"),
         (dense_state(tx=None), half(), TypeError, "wrap_optax got None"),
         (dense_state(tx=half().wrap_optax(optax.sgd(0.1))), half(), TypeError, "sparse already"),

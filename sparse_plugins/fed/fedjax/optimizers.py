@@ -16,7 +16,7 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.trees import exportable
-from sparse_plugins.core.updater_defaults import updater_from
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 from sparse_plugins.fed.mask_change import can_change_masks, check_counts_rounds, with_fields
 from sparse_plugins.fed.mask_in_params import broadcast_masks, first_broadcast, mark_in_use
 from sparse_plugins.wire.trees import PyTree
@@ -33,7 +33,7 @@ __all__ = [
 
 def sparse_server_optimizer(
     optimizer: optax.GradientTransformation | fedjax.Optimizer,
-    updater: core.BaseUpdater | type[core.BaseUpdater] | str,
+    updater: AnyUpdater,
     *,
     rounds: int | None = None,
     skip_broken_rounds: bool = False,

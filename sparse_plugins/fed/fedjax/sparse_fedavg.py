@@ -12,6 +12,7 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.masks import map_pruned
+from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
@@ -35,7 +36,7 @@ def sparse_federated_averaging(
     grad_fn: GradFn,
     client_optimizer: fedjax.Optimizer,
     server_optimizer: optax.GradientTransformation | fedjax.Optimizer,
-    updater: core.BaseUpdater | type[core.BaseUpdater] | str,
+    updater: AnyUpdater,
     client_batch_hparams: fedjax.ShuffleRepeatBatchHParams,
     *,
     growth: str | GrowthProtocol | None = None,

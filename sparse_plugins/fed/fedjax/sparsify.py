@@ -11,6 +11,7 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.transform.state import find_sparse_state
+from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer, updater_in_rounds
 from sparse_plugins.fed.mask_in_params import first_broadcast, mark_in_use
 from sparse_plugins.wire.trees import PyTree
@@ -39,7 +40,7 @@ class SparsifiedState:
 
 def sparsify(
     algorithm: fedjax.FederatedAlgorithm,
-    updater: core.BaseUpdater | type[core.BaseUpdater] | str,
+    updater: AnyUpdater,
     *,
     rounds: int | None = None,
     **words: Any,

@@ -16,6 +16,7 @@ from dopamine.labs.atari_100k import atari_100k_rainbow_agent
 
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.rl.dopamine.bindings import bound
 from sparse_plugins.rl.dopamine.environments import frames_per_step
 from sparse_plugins.rl.dopamine.episode_ends import keep_last_transitions as with_last_transitions
@@ -54,9 +55,10 @@ def create_sparse_agent(
     summary_writer: str | None = None,
     agent_name: str | None = None,
     target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
-    updater: BaseUpdater | None = None,
+    updater: AnyUpdater | None = None,
     debug_mode: bool | None = None,
     keep_last_transitions: bool = False,
+    **words: Any,
 ) -> SparseAgent:
     """A sparse agent for an environment, in place of Dopamine's `create_agent`.
 
@@ -69,33 +71,41 @@ def create_sparse_agent(
         summary_writer: Folder for the agent's own summaries; 'sac' and 'ppo' write none.
         agent_name: One of `AGENTS`; None for the one that gin binds to `create_agent.agent_name`.
         target_policy: When the target network gets the masks; see `TargetPolicy`.
-        updater: The updater; None for the one that `create_updater_from_config` is bound to describe.
+        updater: The updater, or an algorithm, by name or class; None for the one that `create_updater_from_config` is
+            bound to describe.
         debug_mode: Whether the agent writes its losses; None for what gin binds to `create_agent.debug_mode`.
         keep_last_transitions: Whether the replay gets the last transition of each episode, which Dopamine leaves out;
             see `WholeEpisodeAccumulator`.
+        **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`, which
+            counts optimizer steps, or what `step_unit` says.
 
     Returns:
         The agent.
 
     Raises:
-        ValueError: If the name is missing or unknown.
+        ValueError: If the name is missing or unknown, or the words do not make an updater.
 
     Example:
         >>> from dopamine.discrete_domains import gym_lib
         >>> pendulum = gym_lib.create_gym_environment("Pendulum", "v1")
         >>> with gin.unlock_config():
         ...     _ = gin.parse_config(["ReplayBuffer.max_capacity = 10", "ReplayBuffer.batch_size = 2"])
-        >>> updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.9)
-        >>> agent = create_sparse_agent(None, pendulum, agent_name="sac", updater=updater)
+        >>> agent = create_sparse_agent(None, pendulum, agent_name="sac", updater="static_sparse", sparsity=0.9)
         >>> round(float(core.summarize_sparsity(agent.sparse_params)["_total_sparsity"]), 3)
         0.9
         >>> gin.clear_config()
     """
+    if words and (updater is None or isinstance(updater, BaseUpdater)):
+        raise ValueError(
+            f"create_sparse_agent got {', '.join(words)}, which it takes beside an algorithm only: give "
+            "updater='rigl' or another one of core.all_algorithm_names(), or check how it is written."
+        )
     agent_class = chosen_agent(agent_name)
     options: dict[str, Any] = {
         "updater": updater,
         "target_policy": target_policy,
         "frames_per_step": frames_per_step(environment),
+        **words,
     }
     if agent_class in _CONTINUOUS:
         options |= _continuous_spaces(environment, agent_class)

@@ -18,6 +18,7 @@ from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
 from sparse_plugins.rl.dopamine.checkpoints.bundles import check_bundle
@@ -60,14 +61,15 @@ class SparseAgent:
     def __init__(
         self,
         *args: Any,
-        updater: BaseUpdater | None = None,
+        updater: AnyUpdater | None = None,
         target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
         frames_per_step: int = 1,
         **kwargs: Any,
     ) -> None:
         self.target_policy = TargetPolicy.of(target_policy)
         self._frames_per_step = frames_per_step
-        self._given_updater = create_updater_from_config() if updater is None else updater
+        chosen = create_updater_from_config() if updater is None else updater
+        self._given_updater, kwargs = updater_and_rest(chosen, kwargs, type(self))
         super().__init__(*args, **kwargs)
 
     @property
@@ -181,7 +183,8 @@ def sparsify(agent_class: type, name: str | None = None) -> type:
 
     Returns:
         A class whose constructor takes what `agent_class` takes, and `updater` (by default the one that gin's
-        `create_updater_from_config` describes), `target_policy` and `frames_per_step`.
+        `create_updater_from_config` describes; or an algorithm, with what `core.sparsify` takes beside it),
+        `target_policy` and `frames_per_step`.
 
     Raises:
         TypeError: If the class is no such agent.

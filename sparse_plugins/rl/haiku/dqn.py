@@ -45,10 +45,10 @@ class SparseDQN(SparseLearner):
         ValueError: If a field has a value that is not allowed, or two exclude each other.
 
     Example:
-        >>> from sparse_plugins import core
         >>> from sparse_plugins.rl import haiku
         >>> agent = haiku.SparseDQN(
-        ...     num_actions=2, torso=haiku.mlp_torso((16,)), optimizer=optax.adam(1e-3), updater=core.NoPruning())
+        ...     num_actions=2, torso=haiku.mlp_torso((16,)), optimizer=optax.adam(1e-3),
+        ...     updater="rigl", sparsity=0.9, total_steps=10_000)
         >>> state = agent.init(jax.random.key(0), jnp.zeros((1, 4)))
         >>> actions, state = agent.act(state, jnp.zeros((3, 4)), 0.1)
         >>> actions.shape

@@ -18,6 +18,7 @@ from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 from sparse_plugins.rl.haiku.remembered_params import remember_params, renew_params
 from sparse_plugins.rl.target_network import HostFollower, TargetPolicy, is_replicated
 
@@ -38,17 +39,18 @@ class SparseZooAgent:
         self,
         *args: Any,
         optimizer: optax.GradientTransformation,
-        updater: BaseUpdater,
+        updater: AnyUpdater,
         target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
         **kwargs: Any,
     ) -> None:
-        updater = _seeded(updater, super().__init__, args, kwargs)
-        self._follower = HostFollower(updater, target_policy)
-        wrapped = remember_params(updater.wrap_optax(optimizer))
+        made, kwargs = updater_and_rest(updater, kwargs, type(self))
+        made = _seeded(made, super().__init__, args, kwargs)
+        self._follower = HostFollower(made, target_policy)
+        wrapped = remember_params(made.wrap_optax(optimizer))
         super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
         _check_has(self, self, ("_online_params", "_target_params", "_opt_state"))
         self._target_params = self._follower.initial(self._target_params, self._opt_state)
-        self._online_params = self._follower.onto_masks(self._online_params, self._opt_state)
+        self._online_params = self._follower.first_params(self._online_params, self._opt_state)
 
     @property
     def sparse_state(self) -> SparseState:
@@ -86,19 +88,20 @@ class SparseAcmeLearner:
         self,
         *args: Any,
         optimizer: optax.GradientTransformation,
-        updater: BaseUpdater,
+        updater: AnyUpdater,
         target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
         **kwargs: Any,
     ) -> None:
-        updater = _seeded(updater, super().__init__, args, kwargs)
-        self._follower = HostFollower(updater, target_policy)
-        wrapped = remember_params(updater.wrap_optax(optimizer))
+        made, kwargs = updater_and_rest(updater, kwargs, type(self))
+        made = _seeded(made, super().__init__, args, kwargs)
+        self._follower = HostFollower(made, target_policy)
+        wrapped = remember_params(made.wrap_optax(optimizer))
         super().__init__(*args, optimizer=wrapped, **kwargs)  # type: ignore[call-arg]
         _check_has(self, self, ("_state",))
         _check_has(self, self._state, ("params", "target_params", "opt_state"))
         state = self._state
         self._state = state._replace(
-            params=self._follower.onto_masks(state.params, state.opt_state),
+            params=self._follower.first_params(state.params, state.opt_state),
             target_params=self._follower.initial(state.target_params, state.opt_state),
         )
 
@@ -147,9 +150,10 @@ def sparsify_dqn_zoo(agent_class: type) -> type:
             changes them by assignment, and has get_state and set_state.
 
     Returns:
-        A class whose constructor takes what `agent_class` takes, and `updater` and `target_policy`. Its get_state
-        carries the masks. Random ones are drawn from the agent's `rng_key` and the updater's `rng_seed` together; from
-        `rng_seed` alone, with a warning, if the agent takes no such key.
+        A class whose constructor takes what `agent_class` takes, `target_policy`, and `updater`: an updater, or an
+        algorithm with what `core.sparsify` takes beside it. Its get_state carries the masks. Random ones are
+        drawn from the agent's `rng_key` and the updater's `rng_seed` together; from `rng_seed` alone, with a warning,
+        if the agent takes no such key.
 
     Raises:
         TypeError: If the class has no such methods; when an agent is built, if it has no such attributes.
@@ -161,13 +165,11 @@ def sparsify_dqn_zoo(agent_class: type) -> type:
         ...         self._opt_state = optimizer.init(params)
         ...     def get_state(self): ...
         ...     def set_state(self, state): ...
-        >>> from sparse_plugins import core
-        >>> updater = core.StaticRandomSparse(sparsity_distribution_fn=lambda params: {"w": 0.75})
-        >>> params = {"w": jax.numpy.ones((4, 4))}
         >>> agent = sparsify_dqn_zoo(Agent)(
-        ...     params=params, rng_key=jax.random.key(0), optimizer=optax.sgd(0.1), updater=updater)
-        >>> float(agent._target_params["w"].sum())
-        4.0
+        ...     params={"w": jax.numpy.ones((4, 4))}, rng_key=jax.random.key(0), optimizer=optax.sgd(0.1),
+        ...     updater="static_sparse", sparsity=0.75)
+        >>> int(jax.numpy.count_nonzero(agent._target_params["w"]))
+        4
 
     Source: Quan and Ostrovski, DQN Zoo (2020).
     """
@@ -184,8 +186,8 @@ def sparsify_acme(learner_class: type) -> type:
             and opt_state, with a leading axis of devices or without, and has save and restore.
 
     Returns:
-        A class whose constructor takes what `learner_class` takes, and `updater` and `target_policy`. What it saves
-        carries the masks. Random ones are drawn from the learner's `random_key`, as in `sparsify_dqn_zoo`.
+        A class whose constructor takes what `learner_class` takes, and `updater` and `target_policy` as in
+        `sparsify_dqn_zoo`. What it saves carries the masks. Random ones are drawn from the learner's `random_key`.
 
     Raises:
         TypeError: If the class has no such methods; when a learner is built, if it has no such attributes.
