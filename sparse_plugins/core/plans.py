@@ -9,7 +9,7 @@ from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.empty_channels import empty_channels, first_masks
 from sparse_plugins.core.run_length import concerns_of_length
 from sparse_plugins.core.schedules import whole_number
-from sparse_plugins.core.sparse_optimizer import changed_afterwards, updater_of
+from sparse_plugins.core.sparse_optimizer import updater_of, what_follows
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
 
@@ -65,8 +65,8 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
     """
     updater = optimizer if isinstance(optimizer, BaseUpdater) else updater_of(optimizer)
     found = () if steps is None else tuple(concerns_of_length(updater, whole_number("steps", steps, 1)))
-    if undone := [] if updater is optimizer else changed_afterwards(optimizer):
-        found = (*found, f"{', '.join(undone)} after the sparse optimizer moves weights off their masks: put it last")
+    if undone := "" if updater is optimizer else what_follows(optimizer):
+        found = (*found, undone)
     for concern in found:
         warnings.warn(concern, stacklevel=2)
     return Plan(describe_plan(updater, params), tuple(_notes(updater, params)), found)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.schedules import NoUpdateSchedule, whole_number
 
-__all__ = ["check_length", "concerns_of_length", "never_changes"]
+__all__ = ["check_length", "concerns_of_length", "first_update", "never_changes"]
 
 
 def check_length(updater: BaseUpdater, steps: int, word: str = "total_steps") -> None:
@@ -52,6 +52,18 @@ def never_changes(updater: BaseUpdater, steps: int) -> str:
         ''
     """
     return next((concern for concern, is_idle in _concerns(updater, steps) if is_idle), "")
+
+
+def first_update(updater: BaseUpdater) -> int:
+    """The step that first updates masks, of all parts of an updater; 0 where there are masks from the start.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> first_update(core.MagnitudePruning(scheduler=core.OneShotSchedule(49)))
+        49
+    """
+    parts = [part for _, part in updater.parts] or [updater]
+    return max((_first_and_last(part)[0] or 0) for part in parts)
 
 
 def _concerns(updater: BaseUpdater, steps: int) -> Iterator[tuple[str, bool]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import build_updater
 
-__all__ = ["changed_afterwards", "sparsify", "start", "updater_of"]
+__all__ = ["changed_afterwards", "sparsify", "start", "updater_of", "what_follows"]
 
 
 def sparsify(
@@ -98,6 +99,7 @@ def start(optimizer: optax.GradientTransformation, params: PyTree, *, output_axi
 
     Returns:
         The parameters on their first masks, rescaled if the updater's `rescale` says so, and `optimizer.init(params)`.
+        It warns of what follows the sparse optimizer in a chain and undoes its masks.
 
     Raises:
         ValueError: If there is no updater in the optimizer.
@@ -110,6 +112,8 @@ def start(optimizer: optax.GradientTransformation, params: PyTree, *, output_axi
         >>> int(jnp.count_nonzero(params["w"])), round(float(jnp.square(params["w"]).sum(axis=0).mean()))
         (1024, 65)
     """
+    if undone := what_follows(optimizer):
+        warnings.warn(undone, stacklevel=2)
     state = optimizer.init(params)
     return updater_of(optimizer).first_params(params, state, output_axis), state
 
@@ -167,6 +171,20 @@ def changed_afterwards(optimizer: Any) -> list[str]:
         elif _name(function) in _CHANGE_PARAMETERS and any(_updaters(function, set())):
             found.append(_name(function))
     return list(dict.fromkeys(found))
+
+
+def what_follows(optimizer: Any) -> str:
+    """What is wrong with the place of a sparse optimizer, in words; nothing if it is the last link.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.adam(1e-3), "static_sparse", sparsity=0.9)
+        >>> what_follows(optax.chain(tx, optax.ema(0.9)))
+        'ema after the sparse optimizer moves weights off their masks: put the sparse optimizer last'
+    """
+    if not (names := ", ".join(changed_afterwards(optimizer))):
+        return ""
+    return f"{names} after the sparse optimizer moves weights off their masks: put the sparse optimizer last"
 
 
 # Around an optimizer they train something else than what it lands on its masks.

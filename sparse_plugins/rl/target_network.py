@@ -169,6 +169,11 @@ class HostFollower:
         self._each = 0  # steps from one state to the next; 0 if not known yet
         self._is_restoring = False
 
+    @property
+    def is_restoring(self) -> bool:
+        """Whether the state is being taken from a checkpoint."""
+        return self._is_restoring
+
     def after_step(self, target: PyTree, opt_state: PyTree) -> PyTree:
         """The target network after the agent took over an optimizer state."""
         return self.after_change(target, opt_state) if self._masks_changed(opt_state) else target

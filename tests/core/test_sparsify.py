@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.core.sparse_checks import FirstCheck
 
 PARAMS = {"conv": {"w": jnp.ones((3, 3, 4, 8)), "b": jnp.ones(8)}, "head": {"w": jnp.ones((64, 16)), "b": jnp.ones(16)}}
 SHAPES = jax.eval_shape(lambda: PARAMS)
@@ -256,6 +257,8 @@ def test_what_undoes_masks_is_recognised_and_found(name: str) -> None:
     tx = UNDOING[name]
     with pytest.warns(UserWarning, match=f"{name} after the sparse optimizer moves weights off their masks"):
         core.plan(tx, PARAMS)
+    with pytest.warns(UserWarning, match=f"{name} after the sparse optimizer moves weights off their masks"):
+        core.start(tx, PARAMS)
     if name == "schedule_free":  # its parameters come nearer to the masks with every step
         return
     state, params = tx.init(PARAMS), PARAMS
@@ -266,6 +269,22 @@ def test_what_undoes_masks_is_recognised_and_found(name: str) -> None:
         ValueError, match=r"of the \d+ pruned weights of '\w+/w' are not 0, .* put the sparse optimizer"
     ):
         core.check_sparse(params, state)
+    with pytest.raises(ValueError, match=rf"are not 0, .*: {name} after the sparse optimizer moves weights off their"):
+        core.check_sparse(params, state, tx)
+
+
+def test_the_first_check_asks_nothing_before_masks_are_updated_and_nothing_afterwards() -> None:
+    parts = [
+        ("conv/.*", core.StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))),
+        ("head/.*", core.MagnitudePruning(scheduler=core.OneShotSchedule(3))),
+    ]
+    state = SPARSE.init(PARAMS)
+    for check in (FirstCheck(parts[1][1]), FirstCheck(core.PerModule(parts))):
+        check(3, None, None)
+        with pytest.warns(RuntimeWarning, match="after the first mask update, .* pruned weights of 'conv/w' are not 0"):
+            check(4, PARAMS, state)
+        check(5, PARAMS, state)
+    FirstCheck(core.NoPruning())(5, None, None)
 
 
 STORED = [(name, storage) for name in ("static_sparse", "rigl", "magnitude") for storage in (True, "zeros")]

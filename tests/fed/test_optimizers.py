@@ -226,6 +226,16 @@ def test_an_algorithm_and_the_rounds_of_a_run_say_all_of_a_server() -> None:
         npt.assert_allclose(params[layer]["w"], np.where(mask, np.asarray(dense[layer]["w"]) * scale, 0), rtol=1e-5)
 
 
+def test_a_server_warns_once_of_an_algorithm_that_moves_weights_off_their_masks() -> None:
+    params = {"w": jnp.ones((4, 4))}
+    server = fed.sparse_server_optimizer(optax.sgd(1.0), "static_sparse", sparsity=0.5)
+    state = server.init(params)
+    state, _ = server.apply(params, state, params)  # round 0 may begin with dense parameters
+    with pytest.warns(RuntimeWarning, match="after the first mask update, 8 of the 8 pruned weights of 'w' are not 0"):
+        server.apply(params, state, params)
+    server.apply(params, state, params)
+
+
 @pytest.mark.parametrize(
     ("updater", "words", "message"),
     [

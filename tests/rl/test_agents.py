@@ -121,6 +121,18 @@ def test_sparsity_0_is_the_dense_agent_bit_for_bit(name, pruner, full_compilatio
     assert_same_bits(sparse.target_sparse_params, target)
 
 
+def test_an_agent_whose_parameters_are_changed_from_outside_warns_once():
+    agent = build("jax_dqn", updater=updater_of("magnitude"))
+    state = agent.optimizer_state
+    for _ in range(4):  # as after steps 0 to 3; step 4 is the first to prune
+        agent.optimizer_state = jax.tree.map(lambda leaf: leaf, state)
+    zeros = jax.tree.map(lambda mask: 0 * mask, state.masks)
+    agent.optimizer_state = state._replace(masks=zeros)
+    with pytest.warns(RuntimeWarning, match="after the first mask update, .* pruned weights of '.*kernel' are not 0"):
+        agent.optimizer_state = state
+    agent.optimizer_state = state._replace(masks=zeros)
+
+
 def test_straight_through_acts_sparse_and_trains_pruned_weights():
     agent = build("jax_dqn", updater=updater_of("magnitude_ste", update_start_step=0, update_end_step=0))
     before = agent.sparse_state.dense_params

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from sparse_plugins import core
 from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints, SettingsMismatchError
 from sparse_plugins.rl import haiku
 from sparse_plugins.rl.loops.config import FusedConfig
-from sparse_plugins.rl.loops.fused import FusedTrainer
+from sparse_plugins.rl.loops.fused import FusedMetrics, FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import _Run, train
 from sparse_plugins.rl.loops.runs import to_the_end
 from tests.rl_haiku.tiny import LIMIT, UPDATER, Corridor, learner
@@ -110,6 +111,19 @@ def test_a_training_counts_on_where_its_state_cannot(trainer):
     many = state._replace(replay=state.replay._replace(steps=jnp.int32(2**31 - 1)))
     restored.restore(many, 3 * 10**10)
     assert restored.advance(CHUNK).environment_steps == 3 * 10**10 + CHUNK * 3 * 2
+
+
+def test_parameters_off_their_masks_are_warned_of():
+    whole = learner()
+    state = jax.tree.map(lambda leaf: leaf[None], whole.init(jax.random.key(0), jnp.ones((1, 5))))
+    dense = state._replace(params=jax.tree.map(jnp.ones_like, state.params))
+    metrics = FusedMetrics(*[jnp.ones(1)] * len(FusedMetrics._fields))
+    after = types.SimpleNamespace(learner=dense)
+    run = _Run(types.SimpleNamespace(learner_of=whole, config=CONFIG, run=lambda *_: (after, metrics)), KEYS, None)
+    run.restore(after, 16)
+    with pytest.warns(RuntimeWarning, match="after the first mask update, 40 of the 40 pruned weights of 'in' are not"):
+        run.advance(CHUNK)
+    run.advance(CHUNK)
 
 
 def test_a_learning_rate_of_0_changes_nothing_but_masks(trainer, trained):

@@ -221,3 +221,21 @@ def test_weights_of_both_networks_are_rescaled_at_the_start(shape: str) -> None:
     assert_same_bits(networks(rescaled)[0], remembered(rescaled))
     for ours, theirs in zip(networks(rescaled), networks(plain), strict=True):
         assert float(optax.tree.norm(ours)) > 1.2 * float(optax.tree.norm(theirs))
+
+
+def change_from_outside(agent: Any) -> None:
+    """Assigns other parameters and the state of another step."""
+    if hasattr(agent, "_state"):
+        agent._state = agent._state._replace(params=jax.tree.map(np.ones_like, agent._state.params))
+        return
+    agent._online_params = jax.tree.map(np.ones_like, agent._online_params)
+    for _ in range(2):
+        agent._opt_state = jax.tree.map(lambda leaf: leaf, agent._opt_state)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_off_their_masks_are_warned_of_once(shape: str) -> None:
+    agent = SHAPES[shape][0](updater_of("static_sparse"))
+    with pytest.warns(RuntimeWarning, match="after the first mask update, .* pruned weights of 'hidden/w' are not 0"):
+        change_from_outside(agent)
+    change_from_outside(agent)

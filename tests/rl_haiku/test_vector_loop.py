@@ -148,6 +148,17 @@ def test_learning_begins_after_the_warm_up_and_is_spread_over_the_turns(agent):
     assert trainer.environment_steps == CONFIG.clock.environment_step(30)
 
 
+def test_parameters_off_their_masks_are_warned_of_once(agent):
+    trainer = trainer_of([Group("one", agent, (0, 1))])
+    trainer.iterations = 10
+    (state,) = trainer.states
+    dense = jax.tree.map(jnp.ones_like, state.learner.params)
+    trainer.states = [state._replace(learner=state.learner._replace(params=dense))]
+    with pytest.warns(RuntimeWarning, match="after the first mask update, 40 of the 40 pruned weights of 'in' are not"):
+        trainer.advance(0)
+    trainer.advance(0)
+
+
 def test_groups_do_not_meet_and_seeds_differ(agent):
     other = tiny.learner(updater=core.NoPruning())
     alone = trainer_of([Group("rigl", agent, (0, 1))])

@@ -5,6 +5,7 @@ client needs nothing but the parameters to train inside the mask.
 """
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 from sparse_plugins.fed.mask_change import can_change_masks, check_counts_rounds, with_fields
@@ -111,7 +113,10 @@ def sparse_server_optimizer(
         for one in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))
     )
 
+    calls, first_check = itertools.count(), FirstCheck(updater)
+
     def apply(grads: PyTree, opt_state: core.SparseState, params: PyTree) -> tuple[core.SparseState, PyTree]:
+        first_check(next(calls), params, opt_state)  # what the algorithm made of the parameters since the last round
         if skip_broken_rounds and not _all_finite(grads):
             warnings.warn(
                 f"round {int(opt_state.count)}: the mean delta is not finite, as if the training of a client broke, "

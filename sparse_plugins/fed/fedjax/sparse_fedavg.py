@@ -1,6 +1,7 @@
 """Federated averaging with masks as first-class citizens: broadcast, kept by clients, and paid for byte by byte."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import optax
 
 from sparse_plugins import core
 from sparse_plugins.core.masks import map_pruned
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
 from sparse_plugins.fed.faults import Faults
@@ -194,11 +196,16 @@ class _Averaging:
     channel: Channel
     ledger: Ledger
 
+    @functools.cached_property
+    def _first_check(self) -> FirstCheck:
+        return FirstCheck(self.server.updater)
+
     def apply(
         self, state: SparseServerState, clients: Sequence[Client]
     ) -> tuple[SparseServerState, dict[Hashable, dict[str, Any]]]:
         """One round."""
         self.aggregation.check_drawn(len(clients))
+        self._first_check(state.round, state.params, state.opt_state)
         masks = self.server.masks(state)
         if self.narrow is None:
             exchange, updates, signal = self._gathered(state, masks, clients)

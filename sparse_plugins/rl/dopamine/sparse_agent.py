@@ -15,6 +15,7 @@ import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree
@@ -110,10 +111,15 @@ class SparseAgent:
         setattr(self, self._online_attribute, self.follower.first_params(dense, self.optimizer_state))
         if self._target_attribute is not None:
             setattr(self, self._target_attribute, self.follower.initial(dense, self.optimizer_state))
+        self._steps_taken_over, self._first_check = 0, FirstCheck(self.updater)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and lets the target network follow the masks; see the module's docstring."""
         before = vars(self)
+        if name == "optimizer_state" and "_first_check" in before and not self.follower.is_restoring:
+            # Here alone parameters and state are of one step, the last one: agents assign them in either order.
+            before["_steps_taken_over"] += 1
+            self._first_check(before["_steps_taken_over"] - 1, self.sparse_params, self.optimizer_state)
         target = before.get("_target_attribute")
         if target is not None and name == target:
             value = self.follower.after_write(value, self.optimizer_state)

@@ -16,6 +16,7 @@ import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.random_scores import key_of_masks
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
@@ -51,6 +52,7 @@ class SparseZooAgent:
         _check_has(self, self, ("_online_params", "_target_params", "_opt_state"))
         self._target_params = self._follower.initial(self._target_params, self._opt_state)
         self._online_params = self._follower.first_params(self._online_params, self._opt_state)
+        self._steps_taken_over, self._first_check = 0, FirstCheck(made)
 
     @property
     def sparse_state(self) -> SparseState:
@@ -70,6 +72,9 @@ class SparseZooAgent:
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and keeps in step what belongs together; see the module's docstring."""
         others = vars(self)
+        if name == "_opt_state" and "_first_check" in others and not self._follower.is_restoring:
+            others["_steps_taken_over"] += 1
+            self._first_check(others["_steps_taken_over"] - 1, self._online_params, self._opt_state)
         if name == "_target_params" and "_opt_state" in others:
             value = self._follower.after_write(value, self._opt_state)
         super().__setattr__(name, value)
@@ -104,6 +109,7 @@ class SparseAcmeLearner:
             params=self._follower.first_params(state.params, state.opt_state),
             target_params=self._follower.initial(state.target_params, state.opt_state),
         )
+        self._steps_taken_over, self._first_check = 0, FirstCheck(made)
 
     @property
     def sparse_state(self) -> SparseState:
@@ -123,7 +129,12 @@ class SparseAcmeLearner:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and keeps in step what belongs together; see the module's docstring."""
-        if name == "_state" and "_state" in vars(self):
+        others = vars(self)
+        if name == "_state" and "_first_check" in others and not self._follower.is_restoring:
+            others["_steps_taken_over"] += 1
+            check = self._first_check.of_first_seed if is_replicated(value.opt_state) else self._first_check
+            check(others["_steps_taken_over"], value.params, value.opt_state)
+        if name == "_state" and "_state" in others:
             target = self._follower.after_step(value.target_params, value.opt_state)
             value = value._replace(
                 target_params=self._follower.after_write(target, value.opt_state),

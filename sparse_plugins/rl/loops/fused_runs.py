@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.trees import PyTree, leaf_names
 from sparse_plugins.rl.learner import SparseLearner
 from sparse_plugins.rl.loops import progress
@@ -115,6 +116,8 @@ class _Run:
 
     def __init__(self, trainer: FusedTrainer, keys: jax.Array, hyper: PyTree) -> None:
         self._trainer, self._keys, self._hyper = trainer, keys, hyper
+        learner = trainer.learner_of
+        self._first_check = FirstCheck(learner.updater) if isinstance(learner, SparseLearner) else None
 
     def template(self) -> FusedState:
         return self._trainer.template(self._keys, self._hyper)
@@ -132,6 +135,10 @@ class _Run:
         self.state, metrics = self._trainer.run(self.state, iterations)
         episodes, _, loss = map(np.asarray, metrics)
         self._steps += iterations * self._trainer.config.vector_steps * self._trainer.config.num_envs
+        if self._first_check is not None:
+            learner = self.state.learner
+            steps = self._trainer.config.learnt_steps(self._steps)
+            self._first_check.of_first_seed(steps, learner.params, learner.optimizer_state)
         return Chunk(self._steps, episodes.tolist(), metrics.mean_return.tolist(), loss.tolist())
 
     def save(self) -> tuple[FusedState, int]:

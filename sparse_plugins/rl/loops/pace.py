@@ -59,6 +59,16 @@ class Pace:
         """Iterations after which at least so many environment steps are made, warm-up included."""
         return max(math.ceil((environment_steps - self.warm_up) / (self.vector_steps * self.num_envs)), 0)
 
+    def learnt_steps(self, environment_steps: int) -> int:
+        """Optimizer steps that are certainly made after so many environment steps of one seed.
+
+        Example:
+            >>> from sparse_plugins.rl.loops.config import FusedConfig
+            >>> FusedConfig(num_envs=8, updates=4, warm_up=1_000).learnt_steps(1_080)
+            36
+        """
+        return max((environment_steps - self.warm_up) // (self.vector_steps * self.num_envs) - 1, 0) * self.updates
+
     def check_iterations(self, iterations: int) -> int:
         """The same number of iterations.
 

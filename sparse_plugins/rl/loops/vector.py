@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.storage.archives import Archive, damage
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.storage.values import fields, listed, whole
@@ -121,6 +122,7 @@ class VectorTrainer:
         for group in groups:
             check_network(example, group.learner, stack=config.stacked(example.frame_shape))
         self._programs = [_program(VectorAgent(group.learner, replay, config), len(group.seeds)) for group in groups]
+        self._first_checks = [FirstCheck(group.learner.updater) for group in groups]
         self._steps = self._each(lambda environment: environment.reset())
         self._scores = [np.zeros((config.num_halves, len(group.seeds), size)) for group in groups]
         self._lengths = [np.zeros_like(scores) for scores in self._scores]
@@ -180,6 +182,9 @@ class VectorTrainer:
         for group in range(len(self.groups)):  # so that environments are idle between two calls
             for half in range(self.config.num_halves):
                 self._received(group, half)
+        steps = self.config.learnt_steps(self.environment_steps)
+        for check, state in zip(self._first_checks, self.states, strict=True):
+            check.of_first_seed(steps, state.learner.params, state.learner.optimizer_state)
         return episodes
 
     def save(self) -> tuple[PyTree, dict[str, Any]]:
