@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update, has_own_rule
+from sparse_plugins.core.descriptions import described, inherit_meanings
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.layers.axes import Layers
@@ -105,6 +106,16 @@ class BaseUpdater(UpdaterHooks):
 
     # The schedule that start, end and period in a configuration mean.
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Lets `print` and `help` of every algorithm read as those of this class."""
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = BaseUpdater.__repr__  # type: ignore[method-assign]  # which dataclass would make anew
+        inherit_meanings(cls)
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:
         """Says what to write to whom gives an updater what makes one."""

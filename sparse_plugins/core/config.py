@@ -100,7 +100,12 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
     Args:
         config: `SparsityConfig`, any mapping (a dict, OmegaConf's DictConfig) or ml_collections ConfigDict with its
             keys, of which `algorithm` may be called `pruner_type`, as in the paper; None for keywords alone.
-        **keywords: Single keys, which take precedence. Keys given as None count as not given.
+        **keywords: Single keys, which take precedence. Keys given as None count as not given. `core.SparsityConfig`
+            explains them: `algorithm`; how sparse and where `sparsity`, `dist_type`, `sparsity_type`, `rules`,
+            `custom_sparsity_map`, `filter_fn`, `layers`; when `total_steps`, `update_start_step`, `update_end_step`,
+            `update_freq`, `step_unit`; of what drops and grows weights `drop_fraction`, `drop_schedule`,
+            `drop_fraction_fn`; of all `rng_seed`, `rescale`, `skip_gradients`, `is_sparse_gradients`,
+            `use_packed_masks`, `topk_fn`; of rankings across layers `use_normalization`, `normalization_eps`.
 
     Returns:
         The updater.

@@ -26,7 +26,7 @@ def _one_for_each_description(make: Callable[..., BaseUpdater]) -> Callable[...,
     def first_made(*given: Any) -> BaseUpdater:
         updater = make(*given)
         updater.pre_forward_update = updater.pre_forward_update  # one method, too, for what is compiled of it
-        return made.setdefault(repr(updater), updater)
+        return made.setdefault(repr((type(updater), vars(updater))), updater)
 
     return first_made
 

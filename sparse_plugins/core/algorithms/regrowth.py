@@ -165,14 +165,16 @@ class RigL(GradientGrowthMixin, SET):
     """Replaces the smallest weights by those with the largest gradients at every mask update.
 
     Example:
-        >>> import functools
+        >>> import jax, optax
         >>> from sparse_plugins import core
-        >>> updater = RigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
-        ...                drop_fraction_fn=core.ConstantDrop(0.5), use_packed_masks=False)
-        >>> params, grads = {"w": jnp.array([[1.0, 2.0, 0.0, 0.0]])}, {"w": jnp.array([[0.0, 0.0, 5.0, 9.0]])}
-        >>> state = updater.init_state(params)._replace(masks={"w": jnp.array([[1, 1, 0, 0]], jnp.uint8)})
-        >>> updater.refresh(state, params, grads).masks["w"].tolist()
-        [[0, 1, 0, 1]]
+        >>> tx = core.sparsify(optax.adam(0.1), core.RigL, sparsity=0.75, total_steps=40)
+        >>> params, state = core.start(tx, {"w": jnp.ones((16, 1))})
+        >>> before = core.unpack_masks(params, state.masks)["w"]
+        >>> for _ in range(40):  # the gradient of (w - 2)**2, summed up
+        ...     updates, state = tx.update({"w": 2 * (params["w"] - 2)}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> int(before.sum()), int(jnp.count_nonzero(params["w"])), int((before != (params["w"] != 0)).sum()) > 0
+        (4, 4, True)
 
     Source: Evci et al., Rigging the Lottery: Making All Tickets Winners (2020).
     """
