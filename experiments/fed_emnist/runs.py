@@ -85,7 +85,7 @@ def train_run(
     """
     task, ledger = prepare(config), fed.Ledger()
     algorithm = averaging(config, run, task, ledger, aggregation)
-    checkpoints = Checkpoints(recorder.scratch)
+    checkpoints = Checkpoints(recorder.scratch, updater=algorithm)
     state = _newest(checkpoints, first_state(config, run, task, algorithm), ledger, recorder)
     bar = tqdm(total=config.rounds, desc=str(recorder.run), unit="round", leave=False, disable=config.jobs > 1 or None)
     try:

@@ -7,7 +7,7 @@ class CheckpointMismatchError(ValueError):
     """A checkpoint is whole, but belongs to another run than the one that asks for it."""
 
 
-class SettingsMismatchError(ValueError):
+class SettingsMismatchError(CheckpointMismatchError):
     """The folder belongs to a run with other settings."""
 
 

@@ -10,7 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from sparse_plugins.checkpoints.errors import CheckpointAccessError
+from sparse_plugins.checkpoints.sparse_runs import check_identity, with_targets
 from sparse_plugins.checkpoints.tree_file import read_tree, write_tree
+from sparse_plugins.core.descriptions import identity
+from sparse_plugins.core.sparse_optimizer import updater_of
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.trees import PyTree
 
@@ -45,9 +48,11 @@ class Checkpoints:
     Args:
         folder: Where they are; made when it is needed.
         keep: How many to keep, 1 or more. With 2, a damaged one costs the steps since the one before.
+        updater: The updater of the run, or an optimizer or algorithm made with it. Recorded in every checkpoint and
+            compared when one is read, since a state does not tell whether RigL or a static mask is to go on from it.
 
     Raises:
-        ValueError: If `keep` is less than 1.
+        ValueError: If `keep` is less than 1, or there is no updater in `updater`.
 
     Example:
         >>> import tempfile
@@ -63,7 +68,8 @@ class Checkpoints:
 
     unit: ClassVar[str] = "step"  # what a subclass counts, for messages
 
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+    def __init__(self, folder: str | Path, keep: int = 2, updater: Any = None) -> None:
+        self._identity = None if updater is None else identity(updater_of(updater))
         if keep < 1:
             raise ValueError(f"keep is {keep}; give the number of checkpoints to keep, 1 or more.")
         self._folder, self._keep = Path(folder), keep
@@ -101,7 +107,7 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with half.open("wb") as file:
-                write_tree(file, tree, extra)
+                write_tree(file, tree, extra, self._identity)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(half, self._path(step))
@@ -117,7 +123,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 half.unlink()
 
-    def restore(self, like: PyTree) -> Saved | None:
+    def restore(self, like: PyTree, *, keep_targets: bool = True) -> Saved | None:
         """Reads the newest checkpoint that can be read.
 
         One whose bytes are wrong is renamed, not deleted, and a warning says what is lost with it.
@@ -126,6 +132,9 @@ class Checkpoints:
             like: Tree of the structure, shapes and dtypes to restore; `jax.eval_shape` makes one without memory. Where
                 it has arrays of NumPy or Python's numbers, such come back; arrays that JAX has placed on devices come
                 back there.
+            keep_targets: True refuses a checkpoint of another updater (see the class), or whose layers end at other
+                sparsities than those of `like`. False goes on from it on purpose, with the sparsities of `like`: masks
+                that only move weights about, or never change, keep the number of weights that they have.
 
         Returns:
             The checkpoint; None if there is none.
@@ -140,7 +149,10 @@ class Checkpoints:
             step = steps.pop()
             what = f"the checkpoint of {self.unit} {step} in {self._folder}"
             try:
-                return Saved(step, *read_tree(self._path(step), like, what))
+                tree, extra, stored = read_tree(self._path(step), like, what)
+                if keep_targets:
+                    check_identity(self._identity, stored, what)
+                return Saved(step, with_targets(tree, like, what, keep_targets), extra)
             except DamagedFileError as error:
                 self._set_aside(step, error, steps)
             except _OUTSIDE as error:

@@ -31,13 +31,14 @@ _PYTHON = {f"Python {kind.__name__}": kind for kind in (bool, int, float)}
 _Description = tuple[str, str, list[int]]
 
 
-def write_tree(file: BinaryIO, tree: PyTree, extra: Any) -> None:
+def write_tree(file: BinaryIO, tree: PyTree, extra: Any, identity: str | None = None) -> None:
     """Writes a tree and what stands beside it.
 
     Args:
         file: Opened for writing.
         tree: Tree of arrays, typed keys among them, and of Python's ints, floats and bools.
         extra: Anything that JSON takes.
+        identity: What the run's updater is and wants, if that is known.
 
     Raises:
         TypeError: If a leaf is none of these, or JSON can't take `extra`.
@@ -59,11 +60,11 @@ def write_tree(file: BinaryIO, tree: PyTree, extra: Any) -> None:
             leaves.append([*description, _digest(array)])
             _write(archive, f"{i}.npy", array)
             del array  # before the next one is fetched
-        text = f'{{"leaves": {json.dumps(leaves)}, "extra": {beside}}}'
+        text = f'{{"leaves": {json.dumps(leaves)}, "updater": {json.dumps(identity)}, "extra": {beside}}}'
         _write(archive, _MANIFEST, np.frombuffer(text.encode(), np.uint8))
 
 
-def read_tree(path: Path, like: PyTree, what: str) -> tuple[PyTree, Any]:
+def read_tree(path: Path, like: PyTree, what: str) -> tuple[PyTree, Any, str | None]:
     """Reads what `write_tree` wrote.
 
     Args:
@@ -72,7 +73,7 @@ def read_tree(path: Path, like: PyTree, what: str) -> tuple[PyTree, Any]:
         what: Name of the checkpoint, for messages.
 
     Returns:
-        The tree, and what was written beside it.
+        The tree, what was written beside it, and the identity of the updater, if the file has one.
 
     Raises:
         CheckpointMismatchError: If it holds other leaves.
@@ -80,12 +81,12 @@ def read_tree(path: Path, like: PyTree, what: str) -> tuple[PyTree, Any]:
     """
     wanted = _described(like)
     with open_archive(path) as archive:
-        described, contents, extra = _manifest(archive)
+        described, contents, extra, identity = _manifest(archive)
         if described != wanted:
             raise CheckpointMismatchError(_difference(what, described, wanted))
         places = enumerate(zip(jax.tree.leaves(like), contents, strict=True))
         leaves = [_restored(archive, i, leaf, content) for i, (leaf, content) in places]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), extra
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), extra, identity
 
 
 def _is_key(leaf: Any) -> bool:
@@ -117,12 +118,14 @@ def _write(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
         np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _manifest(archive: zipfile.ZipFile) -> tuple[list[_Description], list[Any], Any]:
+def _manifest(archive: zipfile.ZipFile) -> tuple[list[_Description], list[Any], Any, str | None]:
     """Descriptions of the leaves, values of those of Python and digests of others, and what stands beside them."""
     try:
         match json.loads(read_bytes(archive, _MANIFEST, _LARGEST_MANIFEST)):
-            case {"leaves": list(leaves), "extra": extra} if all(map(_is_leaf, leaves)):
-                return [(name, kind, shape) for name, kind, shape, _ in leaves], [leaf[3] for leaf in leaves], extra
+            case {"leaves": list(leaves), "extra": extra, **rest} if all(map(_is_leaf, leaves)):
+                described = [(name, kind, shape) for name, kind, shape, _ in leaves]
+                identity = rest.get("updater")  # older files have none
+                return described, [leaf[3] for leaf in leaves], extra, identity if isinstance(identity, str) else None
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"its manifest can't be read ({type(error).__name__}: {error})") from error
     raise DamagedFileError("its manifest is not that of a checkpoint")

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["described", "inherit_meanings", "readable"]
+__all__ = ["described", "identity", "inherit_meanings", "readable"]
+
+_IN_IDENTITY = ("sparsity_distribution_fn", "sparsity", "filter_fn", "custom_sparsity_map", "rules")
 
 _SECTION = re.compile(r"^(Attributes|Raises|Example|Source):", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+): .*(?:\n      .*)*", re.MULTILINE)
@@ -63,6 +65,25 @@ def described(updater: Any) -> str:
         values.pop("topk_fn", None)  # the structure's own, which nobody gave
     said = (f"{name}={value}" for name, value in values.items() if value != defaults[name])
     return f"{type(updater).__name__}({', '.join(said)})"
+
+
+def identity(updater: Any) -> str:
+    """What an updater is and wants: all that the masks of a finished run depend on, apart from seeds and schedules.
+
+    Two updaters of one identity go on from each other's checkpoints.
+
+    Args:
+        updater: An updater.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> identity(core.build_updater("rigl", sparsity=0.9, total_steps=1_000))
+        'RigL, Unstructured(), erk(sparsity=0.9)'
+    """
+    if updater.parts:
+        return "; ".join(f"{pattern!r}: {identity(part)}" for pattern, part in updater.parts)
+    said = [getattr(updater, name, None) for name in ("sparsity_type", *_IN_IDENTITY)]
+    return ", ".join([type(updater).__name__, *(readable(value) for value in said if value not in (None, ()))])
 
 
 def inherit_meanings(updater_class: type) -> None:

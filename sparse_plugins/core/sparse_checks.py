@@ -82,15 +82,16 @@ class FirstCheck:
         self._first = first_update(updater)
         self._is_due = updater.prunes
 
-    def __call__(self, steps: int, params: PyTree, opt_state: PyTree) -> None:
+    def __call__(self, steps: Any, params: PyTree, opt_state: PyTree) -> None:
         """Looks, if it is time.
 
         Args:
-            steps: Optimizer steps so far, as the host counts them; fewer than there were make the check late.
-            params: Parameters after them. While they are traced nothing is known.
+            steps: Optimizer steps so far, as the host counts them, or the count in a state, which is waited for until
+                the check was made; traced, nothing is known. Fewer than there were make the check late.
+            params: Parameters after them.
             opt_state: Optimizer state after them.
         """
-        if not self._is_due or steps <= self._first or isinstance(jax.tree.leaves(params)[0], jax.core.Tracer):
+        if not self._is_due or isinstance(steps, jax.core.Tracer) or steps <= self._first:
             return
         self._is_due = False
         try:

@@ -2,13 +2,8 @@
 
 from typing import Any
 
-import jax
-import numpy as np
-
 from sparse_plugins import checkpoints
-from sparse_plugins.checkpoints import CheckpointMismatchError
-from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.core.trees import PyTree
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -41,9 +36,11 @@ class Checkpoints(checkpoints.Checkpoints):
     Args:
         folder: Where they are; made when it is needed.
         keep: How many finished ones to keep, 1 or more. With 2, a damaged one costs the rounds since the one before.
+        updater: The updater, the server optimizer or the algorithm of the run. Recorded in every checkpoint and
+            compared when one is read, since a state does not tell whether RigL or a static mask is to go on from it.
 
     Raises:
-        ValueError: If `keep` is less than 1.
+        ValueError: If `keep` is less than 1, or there is no updater in `updater`.
 
     Example:
         >>> import tempfile
@@ -72,9 +69,7 @@ class Checkpoints(checkpoints.Checkpoints):
 
         Args:
             like: A state of the structure, shapes and types to restore, such as that of the algorithm's `init`.
-            keep_targets: True refuses a checkpoint whose layers end at other sparsities than those of `like`. False
-                goes on from it with the sparsities of `like`, on purpose: masks that only move weights about, or
-                never change, keep the number of weights that they have.
+            keep_targets: False goes on from a checkpoint of another updater or of other sparsities, on purpose.
 
         Returns:
             The checkpoint, its arrays where those of `like` are; None if there is none.
@@ -85,35 +80,5 @@ class Checkpoints(checkpoints.Checkpoints):
             CheckpointMismatchError: If it is the checkpoint of another model or optimizer, of a dense run, or of one
                 that is to be sparse in another way.
         """
-        found = super().restore(like)
-        if found is None:
-            return None
-        wanted, own = _sparse_states(like), _sparse_states(found.tree)
-        for here, there in zip(wanted, own, strict=True) if keep_targets else ():
-            _check_targets(here.target_sparsities, there.target_sparsities, f"round {found.step}")
-        if not keep_targets:
-            targets = iter([state.target_sparsities for state in wanted])
-            retargeted = lambda node: (  # noqa: E731
-                node._replace(target_sparsities=next(targets)) if _is_sparse(node) else node
-            )
-            found = found._replace(tree=jax.tree.map(retargeted, found.tree, is_leaf=_is_sparse))
-        return Checkpoint(*found)
-
-
-def _is_sparse(node: Any) -> bool:
-    return isinstance(node, SparseState)
-
-
-def _sparse_states(tree: PyTree) -> list[SparseState]:
-    return [node for node in jax.tree.leaves(tree, is_leaf=_is_sparse) if _is_sparse(node)]
-
-
-def _check_targets(wanted: PyTree, stored: PyTree, what: str) -> None:
-    """Of shapes alone nothing is known."""
-    for name, here, there in zip(leaf_names(wanted), jax.tree.leaves(wanted), jax.tree.leaves(stored), strict=True):
-        if not isinstance(here, jax.ShapeDtypeStruct) and not np.array_equal(here, there):
-            raise CheckpointMismatchError(
-                f"the checkpoint of {what} is of a run in which {name!r} ends at sparsity {float(there):.4g}, and here "
-                f"it is {float(here):.4g}: give the updater its old sparsity, another folder to the new one, or "
-                "keep_targets=False to change it on purpose."
-            )
+        found = super().restore(like, keep_targets=keep_targets)
+        return None if found is None else Checkpoint(*found)

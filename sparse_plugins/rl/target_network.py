@@ -170,6 +170,11 @@ class HostFollower:
         self._is_restoring = False
 
     @property
+    def updater(self) -> BaseUpdater:
+        """Keeps the masks."""
+        return self._follower.updater
+
+    @property
     def is_restoring(self) -> bool:
         """Whether the state is being taken from a checkpoint."""
         return self._is_restoring

@@ -10,6 +10,7 @@ import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
@@ -19,6 +20,7 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
+from sparse_plugins import core
 from sparse_plugins.checkpoints import CheckpointAccessError, CheckpointMismatchError, Checkpoints
 from tests.disks import WAYS, few_open_files, little_space
 
@@ -349,3 +351,30 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
         assert (found.tree["w"] == found.step).all()
         assert found.step > reached
         reached = found.step
+
+
+def state_of(algorithm: str, sparsity: float) -> tuple[core.BaseUpdater, Any]:
+    """An updater of an algorithm, and its first state of a small layer."""
+    updater = core.build_updater(algorithm, sparsity=sparsity, total_steps=9)
+    return updater, {"opt_state": updater.wrap_optax(optax.sgd(0.1)).init({"w": jnp.ones((10, 10))})}
+
+
+def test_a_checkpoint_of_another_algorithm_or_sparsity_is_refused_or_changed_on_purpose(tmp_path: Path) -> None:
+    rigl, tree = state_of("rigl", 0.8)
+    static, like = state_of("static_sparse", 0.8)
+    Checkpoints(tmp_path, updater=rigl.wrap_optax(optax.sgd(0.1))).save(3, tree)
+    asked = Checkpoints(tmp_path, updater=static)
+    message = (
+        r"step 3 .* of a run of RigL, Unstructured\(\), erk\(sparsity=0.8\), and this is one of StaticRandomSparse"
+    )
+    with pytest.raises(CheckpointMismatchError, match=message):
+        asked.restore(jax.eval_shape(lambda: like))
+    assert asked.restore(like, keep_targets=False).step == 3
+    assert Checkpoints(tmp_path, updater=rigl).restore(tree).step == 3
+    assert Checkpoints(tmp_path).restore(like).step == 3, "nobody says which updater it is"
+    with pytest.raises(CheckpointMismatchError, match=r"'w' ends at sparsity 0.8, and here it is 0.9: .*keep_t"):
+        Checkpoints(tmp_path).restore(state_of("rigl", 0.9)[1])
+    other = Checkpoints(tmp_path).restore(state_of("rigl", 0.9)[1], keep_targets=False)
+    assert float(other.tree["opt_state"].target_sparsities["w"]) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="no updaters in this"):
+        Checkpoints(tmp_path, updater=optax.sgd(0.1))

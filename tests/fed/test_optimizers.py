@@ -231,6 +231,7 @@ def test_a_server_warns_once_of_an_algorithm_that_moves_weights_off_their_masks(
     server = fed.sparse_server_optimizer(optax.sgd(1.0), "static_sparse", sparsity=0.5)
     state = server.init(params)
     state, _ = server.apply(params, state, params)  # round 0 may begin with dense parameters
+    server.apply(params, server.init(params), params)  # and so may that of another cluster
     with pytest.warns(RuntimeWarning, match="after the first mask update, 8 of the 8 pruned weights of 'w' are not 0"):
         server.apply(params, state, params)
     server.apply(params, state, params)

@@ -11,9 +11,11 @@ import pytest
 from dopamine.jax.agents.dqn import dqn_agent
 
 from sparse_plugins import core
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.rl import Clock, TargetPolicy, dopamine, target_network
+from sparse_plugins.rl.dopamine.checkpoints.bundles import check_bundle
 from tests.rl.driving import BINDINGS, INHERITED, assert_same_bits, build, drive, observe, outside_masks, reload
 
 AGENTS = sorted(dopamine.AGENTS)
@@ -131,6 +133,16 @@ def test_an_agent_whose_parameters_are_changed_from_outside_warns_once():
     with pytest.warns(RuntimeWarning, match="after the first mask update, .* pruned weights of '.*kernel' are not 0"):
         agent.optimizer_state = state
     agent.optimizer_state = state._replace(masks=zeros)
+
+
+def test_the_checkpoint_of_another_algorithm_is_refused_by_name():
+    bundle = {"updater": "SET, Unstructured(), erk(sparsity=0.8)", "optimizer_state": None}
+    agent = build("jax_dqn", updater=updater_of("rigl"))
+    bundle["optimizer_state"] = agent.optimizer_state
+    with pytest.raises(CheckpointMismatchError, match=r"an agent of SET, .*, and SparseJaxDQNAgent is one of RigL"):
+        check_bundle(bundle, agent.updater, agent.optimizer_state, type(agent).__name__)
+    del bundle["updater"]  # one of before updaters were recorded
+    check_bundle(bundle, agent.updater, agent.optimizer_state, type(agent).__name__)
 
 
 def test_straight_through_acts_sparse_and_trains_pruned_weights():

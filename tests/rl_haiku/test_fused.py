@@ -17,8 +17,8 @@ from sparse_plugins.checkpoints import CheckpointMismatchError, Checkpoints, Set
 from sparse_plugins.rl import haiku
 from sparse_plugins.rl.loops.config import FusedConfig
 from sparse_plugins.rl.loops.fused import FusedMetrics, FusedTrainer
-from sparse_plugins.rl.loops.fused_runs import _Run, train
-from sparse_plugins.rl.loops.runs import to_the_end
+from sparse_plugins.rl.loops.fused_runs import _described, _Run, train
+from sparse_plugins.rl.loops.runs import _check_settings, to_the_end
 from tests.rl_haiku.tiny import LIMIT, UPDATER, Corridor, learner
 
 CONFIG = FusedConfig(
@@ -254,6 +254,21 @@ def test_a_folder_of_something_else_is_left_alone(trainer, tmp_path):
         (tmp_path / "settings.json").write_text(damaged, errors="surrogatepass")
         with pytest.raises(SettingsMismatchError, match=r"settings\.json is damaged and does not tell to which run"):
             train(trainer, KEYS, 100, tmp_path, hyper=HYPER)
+
+
+def test_the_folder_of_another_algorithm_is_refused_unless_its_file_is_changed(tmp_path):
+    whole = FusedTrainer(Corridor(), learner(), CONFIG)
+    described = _described(whole, KEYS, None, {})
+    assert described["updater"] == "RigL, Unstructured(), uniform(sparsity=0.5)"
+    old = {name: value for name, value in described.items() if name != "updater"}
+    (tmp_path / "settings.json").write_text(json.dumps(old))  # of before updaters were recorded
+    _check_settings(tmp_path, described)
+    (tmp_path / "settings.json").write_text(json.dumps(described))
+    other = {**described, "updater": "SET, Unstructured(), uniform(sparsity=0.5)"}
+    with pytest.raises(CheckpointMismatchError, match=r"updater is 'RigL.*' there and 'SET.*write the new value into"):
+        _check_settings(tmp_path, other)
+    (tmp_path / "settings.json").write_text(json.dumps(other))
+    _check_settings(tmp_path, other)
 
 
 def test_a_folder_that_was_left_before_its_settings_were_written_is_begun(trainer, tmp_path):

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.rl import haiku
 from tests.rl_haiku.foreign_agents import AcmeLearner, OtherNames, ZooAgent
 from tests.rl_haiku.toy_learner import BATCHES, OPTIMIZER, assert_same_bits, loss, outside, updater_of
@@ -239,3 +240,11 @@ def test_weights_off_their_masks_are_warned_of_once(shape: str) -> None:
     with pytest.warns(RuntimeWarning, match="after the first mask update, .* pruned weights of 'hidden/w' are not 0"):
         change_from_outside(agent)
     change_from_outside(agent)
+
+
+def test_an_agent_of_another_algorithm_is_no_start_unless_that_is_meant() -> None:
+    saved = zoo(updater_of("set")).get_state()
+    agent = zoo(updater_of("rigl"))
+    with pytest.raises(CheckpointMismatchError, match=r"is of a run of SET, .* and this is one of RigL"):
+        agent.set_state(saved)
+    agent.set_state({name: part for name, part in saved.items() if name != "updater"})

@@ -5,7 +5,6 @@ client needs nothing but the parameters to train inside the mask.
 """
 
 import inspect
-import itertools
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -113,10 +112,12 @@ def sparse_server_optimizer(
         for one in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))
     )
 
-    calls, first_check = itertools.count(), FirstCheck(updater)
+    first_check = FirstCheck(updater)
 
     def apply(grads: PyTree, opt_state: core.SparseState, params: PyTree) -> tuple[core.SparseState, PyTree]:
-        first_check(next(calls), params, opt_state)  # what the algorithm made of the parameters since the last round
+        first_check(
+            opt_state.count, params, opt_state
+        )  # what the algorithm made of the parameters since the last round
         if skip_broken_rounds and not _all_finite(grads):
             warnings.warn(
                 f"round {int(opt_state.count)}: the mean delta is not finite, as if the training of a client broke, "

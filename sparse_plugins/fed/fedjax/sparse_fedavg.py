@@ -205,7 +205,7 @@ class _Averaging:
     ) -> tuple[SparseServerState, dict[Hashable, dict[str, Any]]]:
         """One round."""
         self.aggregation.check_drawn(len(clients))
-        self._first_check(state.round, state.params, state.opt_state)
+        self._first_check(state.opt_state.count, state.params, state.opt_state)
         masks = self.server.masks(state)
         if self.narrow is None:
             exchange, updates, signal = self._gathered(state, masks, clients)

@@ -14,6 +14,7 @@ import jax
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.descriptions import identity
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.summary import describe_plan
@@ -135,6 +136,7 @@ class SparseAgent:
         """The agent's checkpoint, with its random key and what it saw last; the replay is saved to a file."""
         bundle = super().bundle_and_checkpoint(checkpoint_dir, iteration_number)  # type: ignore[misc]
         if bundle is not None:
+            bundle["updater"] = identity(self.updater)
             bundle["between_steps"] = {name: vars(self).get(name) for name in _BETWEEN_STEPS}
         return bundle
 
@@ -142,7 +144,8 @@ class SparseAgent:
         """The same of the agent as it is, the replay left alone: what a checkpoint has to look like."""
         replay, self._replay = self._replay, types.SimpleNamespace(save=lambda *_: None)
         try:
-            return self.bundle_and_checkpoint(checkpoint_dir, 0) or {}
+            bundle = self.bundle_and_checkpoint(checkpoint_dir, 0) or {}
+            return {name: part for name, part in bundle.items() if name != "updater"}
         finally:
             self._replay = replay
 
@@ -153,8 +156,9 @@ class SparseAgent:
             Whether it does; False where Dopamine's agents say so, as when there is no replay to be read.
 
         Raises:
-            ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way; a
-                `DamagedFileError` if the replay's file is not what this agent writes.
+            CheckpointMismatchError: If the checkpoint is that of a dense agent, or of one that is sparse in another
+                way. To go on with another updater on purpose, take "updater" out of the bundle.
+            DamagedFileError: If the replay's file is not what this agent writes.
         """
         is_lost = is_missing(self._replay, checkpoint_dir, iteration_number) and not self.allow_partial_reload
         if bundle_dictionary is None or is_lost:

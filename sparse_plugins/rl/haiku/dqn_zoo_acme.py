@@ -14,7 +14,10 @@ import jax
 import numpy as np
 import optax
 
+from sparse_plugins.checkpoints.errors import CheckpointMismatchError
+from sparse_plugins.checkpoints.sparse_runs import check_identity
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.descriptions import identity
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state
@@ -59,13 +62,20 @@ class SparseZooAgent:
         """Masks, schedule count and random key."""
         return find_sparse_state(self._opt_state)
 
+    def get_state(self) -> Mapping[str, Any]:
+        """The agent's checkpoint, which says what its updater is."""
+        return {**super().get_state(), "updater": identity(self._follower.updater)}  # type: ignore[misc]
+
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint, masks included.
 
         Raises:
-            ValueError: If the checkpoint is that of a dense agent, or of one that is sparse in another way.
+            CheckpointMismatchError: If the checkpoint is that of a dense agent, or of one that is sparse in another
+                way. To go on with another updater on purpose, take "updater" out of it.
         """
         _check_same_kind(state["opt_state"], self._opt_state, type(self).__name__)
+        wanted, stored = identity(self._follower.updater), state.get("updater")
+        check_identity(wanted, stored, f"the checkpoint of {type(self).__name__}")
         with self._follower.restoring():
             super().set_state(state)  # type: ignore[misc]
 
@@ -121,7 +131,7 @@ class SparseAcmeLearner:
         """Goes on from what `save` gave, masks included.
 
         Raises:
-            ValueError: If it comes from a dense learner, or from one that is sparse in another way.
+            CheckpointMismatchError: If it comes from a dense learner, or from one that is sparse in another way.
         """
         _check_same_kind(state.opt_state, self._state.opt_state, type(self).__name__)
         with self._follower.restoring():
@@ -222,20 +232,24 @@ def _check_same_kind(restored: PyTree, own: PyTree, who: str) -> None:
         who: Name of the agent, for the message.
 
     Raises:
-        ValueError: If the state holds no masks, or other layers, target sparsities or optimizers.
+        CheckpointMismatchError: If the state holds no masks, or other layers, target sparsities or optimizers.
     """
     remedy = f"Build {who} as the agent was built that wrote it; nothing has been changed."
     if not holds_sparse_state(restored):
-        raise ValueError(f"the checkpoint holds no masks: it was written by a dense agent. {remedy}")
+        raise CheckpointMismatchError(f"the checkpoint holds no masks: it was written by a dense agent. {remedy}")
     own = jax.tree.map(lambda leaf: leaf[0], own) if is_replicated(own) else own
     if differing := dict(_layout(restored).items() ^ _layout(own).items()):
-        raise ValueError(f"the checkpoint is laid out differently, for example at {sorted(differing)[0]!r}. {remedy}")
+        raise CheckpointMismatchError(
+            f"the checkpoint is laid out differently, for example at {sorted(differing)[0]!r}. {remedy}"
+        )
     theirs, ours = (
         [float(target) for target in jax.tree.leaves(find_sparse_state(state).target_sparsities)]
         for state in (restored, own)
     )
     if theirs != ours:
-        raise ValueError(f"the checkpoint has target sparsities {theirs}, and {who} asks for {ours}. {remedy}")
+        raise CheckpointMismatchError(
+            f"the checkpoint has target sparsities {theirs}, and {who} asks for {ours}. {remedy}"
+        )
 
 
 def _subclass(mixin: type, base: type, methods: tuple[str, ...]) -> type:

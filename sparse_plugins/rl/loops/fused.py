@@ -106,8 +106,8 @@ class FusedTrainer:
             raise TypeError(
                 f"learner_of is {self.learner_of!r}; give a SparseLearner, or a function from hyper-parameters to one."
             )
-        if not isinstance(self.config, FusedConfig):
-            raise TypeError(f"config is {self.config!r}; give an rl.FusedConfig.")
+        if not isinstance(self.config, Pace):
+            raise TypeError(f"config is {self.config!r}; give an rl.FusedConfig or an rl.PQNConfig.")
         self.config.check_memory()
         # Made once, so that what is compiled for one number of iterations is found again.
         jitted = {

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sparse_plugins.core.descriptions import identity
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.trees import PyTree, leaf_names
 from sparse_plugins.rl.learner import SparseLearner
@@ -150,6 +151,7 @@ def _described(trainer: FusedTrainer, keys: jax.Array, hyper: PyTree, settings: 
     return {
         **{f"config.{name}": value for name, value in dataclasses.asdict(trainer.config).items()},
         "environment": trainer.environment.name,
+        **({"updater": identity(learner.updater)} if isinstance(learner := trainer.learner_of, SparseLearner) else {}),
         "keys": np.asarray(jax.random.key_data(keys) if is_typed else keys).tolist(),
         **{
             f"hyper.{name}": np.asarray(leaf).tolist()

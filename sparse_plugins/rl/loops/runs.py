@@ -122,8 +122,11 @@ def _check_settings(folder: Path, own: dict[str, Any]) -> None:
             "the same settings, or choose another folder."
         ) from error
     for name in dict.fromkeys([*own, *stored]):
+        if name.startswith("updater") and name not in stored:
+            continue  # a folder of before updaters were recorded
         if (old := stored.get(name, "missing")) != (new := own.get(name, "missing")):
             raise SettingsMismatchError(
                 f"{path} is that of another run: {name} is {old!r} there and {new!r} here. Give the run its old "
-                "settings again, or the new ones another folder."
+                "settings again, or the new ones another folder; to change a run on purpose, write the new value into "
+                "that file."
             )

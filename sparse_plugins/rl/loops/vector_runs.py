@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparse_plugins.core.descriptions import identity
 from sparse_plugins.rl.loops import progress
 from sparse_plugins.rl.loops.runs import to_the_end
 from sparse_plugins.rl.loops.vector import Episode, VectorTrainer
@@ -78,6 +79,7 @@ def train(
     described = {
         **{f"config.{name}": value for name, value in dataclasses.asdict(config).items()},
         "environment": trainer.name,
+        **{f"updater.{group.name}": identity(group.learner.updater) for group in trainer.groups},
         **{f"seeds.{group.name}": group.seeds for group in trainer.groups},
         **{f"settings.{name}": value for name, value in (settings or {}).items()},
     }

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.descriptions import identity
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.storage.array_files import DamagedFileError, StoredArray
 from sparse_plugins.core.storage.values import fields, like_tree, refuse, stored_array, tree_values
@@ -32,23 +34,28 @@ def check_bundle(bundle: dict[str, Any], updater: BaseUpdater, own_state: PyTree
         agent: Name of the agent, for the message.
 
     Raises:
-        ValueError: If the checkpoint is dense, or has other masks, other target sparsities or another optimizer.
+        CheckpointMismatchError: If the checkpoint is dense, or has other masks, other target sparsities, another
+            updater or another optimizer.
     """
     if not holds_sparse_state(bundle.get("optimizer_state")):
-        raise ValueError(
+        raise CheckpointMismatchError(
             f"the checkpoint holds no masks, it was written by a dense agent, and {agent} uses "
             f"{type(updater).__name__}: its masks would be drawn anew. {_REMEDY}"
         )
     theirs, ours = find_sparse_state(bundle["optimizer_state"]), find_sparse_state(own_state)
     if _targets(theirs.target_sparsities) != _targets(ours.target_sparsities):
-        raise ValueError(
+        raise CheckpointMismatchError(
             f"the checkpoint has target sparsities {_described(theirs.target_sparsities)}, and {agent} with "
             f"{type(updater).__name__} asks for {_described(ours.target_sparsities)}. {_REMEDY}"
         )
     if _layout(bundle["optimizer_state"]) != _layout(own_state):
-        raise ValueError(
+        raise CheckpointMismatchError(
             f"the optimizer state in the checkpoint is laid out differently from that of {agent} with "
             f"{type(updater).__name__}: another optimizer, network, updater or way to store masks. {_REMEDY}"
+        )
+    if bundle.get("updater", wanted := identity(updater)) != wanted:
+        raise CheckpointMismatchError(
+            f"the checkpoint was written by an agent of {bundle['updater']}, and {agent} is one of {wanted}. {_REMEDY}"
         )
 
 
@@ -58,7 +65,8 @@ def bundle_values(bundle: dict[str, Any]) -> dict[str, Any]:
     Args:
         bundle: What `bundle_and_checkpoint` gave.
     """
-    values = {name: tree_values(part) for name, part in bundle.items() if name not in ("state", _BETWEEN_STEPS)}
+    apart = ("state", "updater", _BETWEEN_STEPS)  # the settings of the folder say what the updater is
+    values = {name: tree_values(part) for name, part in bundle.items() if name not in apart}
     between = {
         name: tree_values(part) if name in ("_rng", "_seed") else part for name, part in bundle[_BETWEEN_STEPS].items()
     }
