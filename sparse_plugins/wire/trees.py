@@ -65,6 +65,12 @@ def with_leaves(tree: PyTree, leaves: Iterable[Any]) -> PyTree:
     return _rebuilt(tree, iter(leaves))
 
 
+_OF_NNX = (
+    " In Flax NNX, take both out of their Variables: flax.nnx.as_pure(nnx.state(model, nnx.Param)) and "
+    "flax.nnx.as_pure(optimizer.opt_state)."
+)
+
+
 def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
     """The nodes of `tree` that stand where `params` has its leaves.
 
@@ -89,15 +95,17 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
         return list(_beside(params, tree))
     except _DifferenceError:
         names, others = ([name for name, _ in named_leaves(each)] for each in (params, tree))
+    is_nnx = any(type(node).__module__.startswith("flax.nnx") for node in (params, tree))
+    hint = _OF_NNX if is_nnx else ""
     difference = f"{what} and the parameters have different tree structures: "
     if names == others:
         raise ValueError(
             f"{difference}the same leaves {names}, but in other containers (outermost: {type(tree).__name__} and "
-            f"{type(params).__name__}). Give both as the same kind of tree."
+            f"{type(params).__name__}). Give both as the same kind of tree.{hint}"
         )
     raise ValueError(
         f"{difference}parameters have the leaves {names}, {what} {others}. If the model changed, call init again "
-        "on the new parameters; if this is a restored checkpoint, restore the one that belongs to this model."
+        f"on the new parameters; if this is a restored checkpoint, restore the one that belongs to this model.{hint}"
     )
 
 

@@ -115,9 +115,7 @@ def sparse_server_optimizer(
     first_check = FirstCheck(updater)
 
     def apply(grads: PyTree, opt_state: core.SparseState, params: PyTree) -> tuple[core.SparseState, PyTree]:
-        first_check(
-            opt_state.count, params, opt_state
-        )  # what the algorithm made of the parameters since the last round
+        first_check(opt_state.count, params, opt_state)  # what became of them since the last round
         if skip_broken_rounds and not _all_finite(grads):
             warnings.warn(
                 f"round {int(opt_state.count)}: the mean delta is not finite, as if the training of a client broke, "
