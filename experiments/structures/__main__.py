@@ -22,7 +22,7 @@ from experiments.harness.study import Plan, Question, Variants
 from experiments.harness.variants import VariantSettings, plan_of
 from experiments.registry import STUDIES
 from sparse_plugins import core
-from sparse_plugins.core.config import parse_structure
+from sparse_plugins.core.structure_names import parse_structure
 from sparse_plugins.fed import datasets
 
 

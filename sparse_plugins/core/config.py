@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from sparse_plugins.core import drop_fractions, schedules
+from sparse_plugins.core.algorithms.per_module import PerModule
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.checks import without_changes
 from sparse_plugins.core.default_schedules import default_schedule
-from sparse_plugins.core.distributions import FilterFn, Rules, erk, uniform
+from sparse_plugins.core.distributions import SHARED, FilterFn, erk, uniform
+from sparse_plugins.core.layer_rules import LayerRule, read_layer_rules, structures_by_rule, without_earlier
 from sparse_plugins.core.layers.axes import Layers
-from sparse_plugins.core.path_rules import read_rule
 from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
 from sparse_plugins.core.run_length import check_length
 from sparse_plugins.core.selection.counts import check_fraction
-from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure, Unstructured
+from sparse_plugins.core.structure_names import parse_structure
+from sparse_plugins.core.structures import ByPath, NByM, Structure
 
-__all__ = ["DISTRIBUTIONS", "SparsityConfig", "create_updater_from_config", "parse_structure"]
+__all__ = ["DISTRIBUTIONS", "SparsityConfig", "create_updater_from_config"]
 
 DISTRIBUTIONS: Mapping[str, Callable] = {"uniform": uniform, "erk": erk}
 DROP_SCHEDULES: Mapping[str, Callable[..., drop_fractions.ConstantDrop]] = {
@@ -52,7 +54,8 @@ class SparsityConfig:
         drop_schedule: Of the same: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
         filter_fn: Which leaves are pruned; see `uniform`.
         custom_sparsity_map: Sparsity by path; see `uniform`.
-        rules: Sparsity by regular expression; see `uniform`.
+        rules: What differs by layer, as in `core.sparsify`: pairs (regular expression for a path, what), where what is
+            None (dense), a sparsity, a structure, an algorithm or a mapping of these.
         rng_seed: Seed of random masks and scores.
         use_packed_masks: How masks are stored; see `BaseUpdater`.
         skip_gradients: See `BaseUpdater`.
@@ -78,7 +81,7 @@ class SparsityConfig:
     drop_fraction_fn: Callable[[Any], Any] | None = None
     filter_fn: FilterFn | None = None
     custom_sparsity_map: Mapping[Sequence[str] | str, float] | None = None
-    rules: Rules = ()
+    rules: Sequence[tuple[str, Any]] = ()
     rng_seed: Any = None
     use_packed_masks: bool | Literal["zeros"] | None = None
     skip_gradients: bool | None = None
@@ -99,7 +102,8 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
 
     Args:
         config: `SparsityConfig`, any mapping (a dict, OmegaConf's DictConfig) or ml_collections ConfigDict with its
-            keys, of which `algorithm` may be called `pruner_type`, as in the paper; None for keywords alone.
+            keys; None for keywords alone. `algorithm` may be called `pruner_type`, as in the paper, and `dist_type` and
+            `sparsity_type` may be `distribution` and `structure`, as in `core.sparsify`.
         **keywords: Single keys, which take precedence. Keys given as None count as not given. `core.SparsityConfig`
             explains them: `algorithm`; how sparse and where `sparsity`, `dist_type`, `sparsity_type`, `rules`,
             `custom_sparsity_map`, `filter_fn`, `layers`; when `total_steps`, `update_start_step`, `update_end_step`,
@@ -121,16 +125,36 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
         1000
     """
     settings = _read(config, keywords)
+    named = without_earlier(read_layer_rules(settings.rules), lambda rule: rule.algorithm is not None)
+    if not named:
+        return _single(settings)
+    rest = [rule for rule in settings.rules if read_layer_rules([rule])[0].algorithm is None]
+    others = _single(dataclasses.replace(settings, rules=rest))
+    return PerModule([*((pattern, _of_rule(rule, settings)) for pattern, rule in named), (".*", others)])
+
+
+def _of_rule(rule: LayerRule, settings: SparsityConfig) -> BaseUpdater:
+    """The updater of the layers for which a rule names an algorithm."""
+    if isinstance(rule.algorithm, BaseUpdater):
+        return rule.algorithm
+    said = {"sparsity": None if rule.sparsity == SHARED else rule.sparsity, "sparsity_type": rule.structure}
+    said = {key: value for key, value in said.items() if value is not None}
+    return _single(dataclasses.replace(settings, algorithm=rule.algorithm, rules=(), **said))
+
+
+def _single(settings: SparsityConfig) -> BaseUpdater:
+    """An updater of one algorithm."""
     algorithm = ALGORITHMS[known("algorithm", settings.algorithm, ALGORITHMS)]
     if not algorithm.updater_class.prunes:
         return algorithm.updater_class(**algorithm.defaults)
     structure = algorithm.default("sparsity_type")
     if settings.sparsity_type is not None:
         structure = parse_structure(settings.sparsity_type)
+    rules = read_layer_rules(settings.rules)
     options = {
         **{name: getattr(settings, name) for name in _AS_GIVEN},
-        **_sparsity(settings, structure, algorithm),
-        "sparsity_type": structure,
+        **_sparsity(settings, rules, structure, algorithm),
+        "sparsity_type": structures_by_rule(structure, rules),
         "scheduler": _scheduler(settings, algorithm),
     }
     if "drop_fraction_fn" in algorithm.fields:
@@ -145,84 +169,32 @@ def create_updater_from_config(config: Any = None, **keywords: Any) -> BaseUpdat
     return updater
 
 
-_LAYERS = ("filter_fn", "custom_sparsity_map", "rules")
 _AS_GIVEN = (
     *("rng_seed", "use_packed_masks", "skip_gradients", "is_sparse_gradients", "topk_fn", "rescale"),
     *("use_normalization", "normalization_eps", "layers"),
 )
 
 
-def _sparsity(settings: SparsityConfig, structure: Structure | ByPath, algorithm: Algorithm) -> dict[str, Any]:
+def _sparsity(
+    settings: SparsityConfig, rules: Sequence[LayerRule], structure: Structure | ByPath, algorithm: Algorithm
+) -> dict[str, Any]:
     """How sparse layers are: fields of one ranking across layers, or a distribution."""
     sparsity = settings.sparsity
     if sparsity is None:
         if not isinstance(structure, NByM):
             raise ValueError("sparsity is missing; give the fraction of zeros, e.g. sparsity=0.8.")
         sparsity = 1.0 - structure.n / structure.m
-    layers = {name: value for name in _LAYERS if (value := getattr(settings, name)) is not None}
+    said = {"filter_fn": settings.filter_fn, "custom_sparsity_map": settings.custom_sparsity_map}
+    layers = {name: value for name, value in said.items() if value is not None}
+    layers |= {"rules": [(rule.pattern, rule.sparsity) for rule in rules]} if rules else {}
     if "sparsity" in algorithm.fields:
         return {"sparsity": sparsity, **layers}
     distribution = DISTRIBUTIONS[known("dist_type", settings.dist_type, DISTRIBUTIONS)]
     return {"sparsity_distribution_fn": functools.partial(distribution, sparsity=sparsity, **layers)}
 
 
-def parse_structure(structure: Any) -> Structure | ByPath:
-    """A structure from its short name, or structures by path.
-
-    Args:
-        structure: A structure or `ByPath`; 'unstructured', 'nm_2,4' or '2:4', 'block_4,4' or '4x4', 'channel', 'heads',
-            'fan_in', or 'channel_-1', 'fan_in_-1' with an axis; or a sequence of pairs (regular expression, one of
-            these).
-
-    Returns:
-        The structure.
-
-    Raises:
-        ValueError: For any other name.
-
-    Example:
-        >>> parse_structure("2:4"), parse_structure([("head/.*", "4x4")]).rules
-        (NByM(n=2, m=4, axis=None), (('head/.*', Block(block_shape=(4, 4), use_avg_pooling=True)),))
-    """
-    if isinstance(structure, Structure | ByPath):
-        return structure
-    if isinstance(structure, Sequence) and not isinstance(structure, str):
-        rules = [read_rule(rule, "structure", "('head/.*', '2:4')") for rule in structure]
-        return ByPath([(pattern, _one_structure(kind)) for pattern, kind in rules])
-    return _one_structure(structure)
-
-
-_BY_NAME: Mapping[str, Structure] = {
-    "unstructured": Unstructured(),
-    "channel": Channel(),
-    "heads": Channel(whole_heads=True),
-    "fan_in": ConstantFanIn(),
-}
-
-
-def _one_structure(structure: str | Structure) -> Structure:
-    if isinstance(structure, Structure):
-        return structure
-    name, _, numbers = str(structure).rpartition("_")
-    try:
-        if structure in _BY_NAME:
-            return _BY_NAME[structure]
-        if name == "channel":
-            return Channel(int(numbers))
-        if name == "fan_in":
-            return ConstantFanIn(int(numbers))
-        if name == "nm" or (not name and ":" in numbers):
-            n, m = map(int, numbers.replace(":", ",").split(","))
-            return NByM(n, m)
-        if name == "block" or (not name and "x" in numbers):
-            return Block(tuple(map(int, numbers.replace("x", ",").split(","))))
-    except ValueError as error:
-        if "NByM" in str(error) or "Block" in str(error):
-            raise
-    raise ValueError(
-        f"sparsity_type {structure!r} is unknown; allowed are a structure such as NByM(2, 4), or 'unstructured', "
-        "'nm_2,4' ('2:4'), 'block_4,4' ('4x4'), 'channel', 'heads', 'fan_in', 'channel_-1', 'fan_in_-1'."
-    )
+# The paper's name for the algorithm, and what `core.sparsify` calls two keys of the paper.
+_OTHER_NAMES = {"pruner_type": "algorithm", "distribution": "dist_type", "structure": "sparsity_type"}
 
 
 def _read(config: Any, keywords: dict[str, Any]) -> SparsityConfig:
@@ -233,12 +205,13 @@ def _read(config: Any, keywords: dict[str, Any]) -> SparsityConfig:
     else:
         raise TypeError(f"config is {config!r}; give a SparsityConfig, a mapping or a ConfigDict.")
     given = {key: value for key, value in {**given, **keywords}.items() if value is not None}
-    name = given.pop("pruner_type", None)  # the paper's name for it
-    if name is not None and given.setdefault("algorithm", name) != name:
-        raise ValueError(
-            f"pruner_type is {name!r} and algorithm {given['algorithm']!r}: these are two names of one key; give one."
-        )
-    names = [field.name for field in dataclasses.fields(SparsityConfig)]
+    for other, key in _OTHER_NAMES.items():
+        value = given.pop(other, None)
+        if value is not None and given.setdefault(key, value) != value:
+            raise ValueError(
+                f"{other} is {value!r} and {key} {given[key]!r}: these are two names of one key; give one."
+            )
+    names = [*(field.name for field in dataclasses.fields(SparsityConfig)), *_OTHER_NAMES]
     for key in given:
         known("sparsity configuration key", key, names)
     if "algorithm" not in given:

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.config import parse_structure
 from sparse_plugins.core.distributions import SHARED
 from sparse_plugins.core.path_rules import read_rule
 from sparse_plugins.core.registry import ALGORITHMS, known
 from sparse_plugins.core.selection.counts import check_fraction
+from sparse_plugins.core.structure_names import parse_structure
 from sparse_plugins.core.structures import ByPath, NByM, Structure
 
-__all__ = ["LayerRule", "read_layer_rules", "sparsity_of_groups", "without_earlier"]
+__all__ = ["LayerRule", "read_layer_rules", "sparsity_of_groups", "structures_by_rule", "without_earlier"]
 
 _KEYS = ("sparsity", "structure", "algorithm")
 _EXAMPLE = "('head/.*', None)"
@@ -108,6 +108,20 @@ def _key_of(pattern: str, what: Any) -> str:
         known(f"rule {pattern!r}:", what, (*ALGORITHMS, "default", "2:4", "4x4", "channel_-1", "fan_in_-1"))
         raise error
     return "structure"
+
+
+def structures_by_rule(structure: Structure | ByPath, rules: Sequence[LayerRule]) -> Structure | ByPath:
+    """One structure, or one by path where a rule names another: then every rule does, so that the first one decides.
+
+    Example:
+        >>> structures_by_rule(NByM(2, 4), read_layer_rules([("head/.*", "1:4")])).rules
+        (('head/.*', NByM(n=1, m=4, axis=None)),)
+    """
+    if all(rule.structure is None for rule in rules):
+        return structure
+    if isinstance(structure, ByPath):
+        raise ValueError("structure is a ByPath and rules name structures too; say it with rules alone.")
+    return ByPath([(rule.pattern, rule.structure or structure) for rule in rules], structure)
 
 
 def without_earlier(rules: Sequence[LayerRule], chosen: Callable[[LayerRule], bool]) -> list[tuple[str, LayerRule]]:

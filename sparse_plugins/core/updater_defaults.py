@@ -8,12 +8,19 @@ from typing import Any
 from sparse_plugins.core import schedules
 from sparse_plugins.core.algorithms.per_module import PerModule
 from sparse_plugins.core.base_updater import BaseUpdater, check_updater
-from sparse_plugins.core.config import DISTRIBUTIONS, parse_structure
+from sparse_plugins.core.config import DISTRIBUTIONS
 from sparse_plugins.core.default_schedules import SCHEDULE_KEYS, default_drop_fraction, default_schedule
-from sparse_plugins.core.layer_rules import LayerRule, read_layer_rules, sparsity_of_groups, without_earlier
+from sparse_plugins.core.layer_rules import (
+    LayerRule,
+    read_layer_rules,
+    sparsity_of_groups,
+    structures_by_rule,
+    without_earlier,
+)
 from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
 from sparse_plugins.core.run_length import check_length
 from sparse_plugins.core.selection.counts import check_fraction
+from sparse_plugins.core.structure_names import parse_structure
 from sparse_plugins.core.structures import ByPath, NByM, Structure
 
 __all__ = ["PRESETS", "AnyUpdater", "build_updater", "updater_and_rest", "updater_from"]
@@ -126,7 +133,7 @@ def updater_and_rest(
         >>> type(updater).__name__, rest
         ('SET', {'num_actions': 2})
     """
-    constructors = [base.__init__ for base in front_end.__mro__ if "__init__" in vars(base)]
+    constructors = [vars(base)["__init__"] for base in front_end.__mro__ if "__init__" in vars(base)]
     known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
     is_updater = isinstance(updater, BaseUpdater)
     is_word = lambda name: name not in known and (not is_updater or name in (*_NAMED, *_WORDS))  # noqa: E731
@@ -235,7 +242,7 @@ def _single(
     if not updater_class.prunes:
         return updater_class(**{**algorithm.defaults, **settings})
     kind = algorithm.default("sparsity_type") if structure is None else parse_structure(structure)
-    fields = dict(algorithm.defaults) | settings | {"sparsity_type": _structures(kind, rules)}
+    fields = dict(algorithm.defaults) | settings | {"sparsity_type": structures_by_rule(kind, rules)}
     fields |= _sparsities(algorithm, kind, rules, sparsity, distribution, filter_fn)
     if scheduler is None and ("scheduler" not in algorithm.defaults or given):
         scheduler = default_schedule(updater_class, total_steps, step_unit, length_word=length_word, **given)
@@ -249,15 +256,6 @@ def _single(
             raise ValueError(f"{name} does not know layers; leave it out.")
         fields["layers"] = layers
     return updater_class(**fields)
-
-
-def _structures(kind: Structure | ByPath, rules: Sequence[LayerRule]) -> Structure | ByPath:
-    """One structure, or one by path where a rule names another: then every rule does, so that the first one decides."""
-    if all(rule.structure is None for rule in rules):
-        return kind
-    if isinstance(kind, ByPath):
-        raise ValueError("structure is a ByPath and rules name structures too; say it with rules alone.")
-    return ByPath([(rule.pattern, kind if rule.structure is None else rule.structure) for rule in rules], kind)
 
 
 def _sparsities(

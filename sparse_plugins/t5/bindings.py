@@ -17,13 +17,13 @@ __all__ = ["SparseOptaxWrapper", "chain", "create_updater_from_config"]
 
 
 def create_updater_from_config(
-    algorithm: str | None = None, dist_type: str = "erk", *, pruner_type: str | None = None, **settings: Any
+    algorithm: str | None = None, dist_type: str | None = None, *, pruner_type: str | None = None, **settings: Any
 ) -> BaseUpdater:
     """The updater that gin bindings describe.
 
     Args:
         algorithm: One of `core.all_algorithm_names()`; None for 'magnitude'.
-        dist_type: 'erk' or 'uniform'.
+        dist_type: 'erk' or 'uniform'; None for 'erk'. `distribution` is another name for it.
         pruner_type: The paper's name for `algorithm`.
         **settings: Any other key of `core.SparsityConfig`: sparsity, update_start_step, update_end_step, update_freq,
             drop_fraction, rules, ...
@@ -43,6 +43,8 @@ def create_updater_from_config(
     """
     if algorithm is None and pruner_type is None:
         algorithm = "magnitude"
+    if dist_type is None and settings.get("distribution") is None:
+        dist_type = "erk"
     return create_from_core(algorithm=algorithm, pruner_type=pruner_type, dist_type=dist_type, **settings)
 
 

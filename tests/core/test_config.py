@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from sparse_plugins import core
 from sparse_plugins.core import create_updater_from_config
-from sparse_plugins.core.config import parse_structure
 from sparse_plugins.core.registry import ALGORITHMS
+from sparse_plugins.core.structure_names import parse_structure
 from tests.contract.rows import score_arguments
 
 GRADUAL = {"sparsity": 0.8, "update_freq": 10, "update_start_step": 200, "update_end_step": 1000}
@@ -198,3 +198,22 @@ def test_sparsity_0_is_the_dense_optimizer_bit_for_bit(algorithm):
             own = optax.apply_updates(own, updates)
         ends.append(own)
     jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_rules_of_a_configuration_say_what_those_of_the_call_say() -> None:
+    rules = [("head/b", None), ("head/.*", "2:4"), ("conv/.*", {"algorithm": "set", "sparsity": 0.5})]
+    params = {
+        "conv": {"w": jnp.ones((4, 4))},
+        "body": {"w": jnp.ones((8, 8))},
+        "head": {"w": jnp.ones((8, 4)), "b": jnp.ones(4)},
+    }
+    words = {"sparsity": 0.75, "total_steps": 200, "rules": rules, "distribution": "uniform"}
+    ours = core.create_updater_from_config(algorithm="magnitude", **words)
+    assert isinstance(ours, core.PerModule)
+    assert str(core.plan(ours, params)) == str(core.plan(core.build_updater("magnitude", **words), params))
+    structure = core.create_updater_from_config({"algorithm": "static_sparse", "structure": "2:4"})
+    assert structure.sparsity_type == core.NByM(2, 4)
+    with pytest.raises(ValueError, match="distribution is 'erk' and dist_type 'uniform': these are two names"):
+        core.create_updater_from_config(algorithm="magnitude", distribution="erk", dist_type="uniform", sparsity=0.5)
+    with pytest.raises(ValueError, match="Did you mean 'magnitude'"):
+        core.create_updater_from_config(algorithm="static_sparse", sparsity=0.5, rules=[("head/.*", "magnitud")])

@@ -7,8 +7,8 @@ import gin
 
 from sparse_plugins import core
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.config import parse_structure
 from sparse_plugins.core.distributions import FilterFn
+from sparse_plugins.core.structure_names import parse_structure
 from sparse_plugins.rl.noise_scales import without_noise_scales
 
 __all__ = ["bound", "create_updater_from_config"]
@@ -17,7 +17,7 @@ __all__ = ["bound", "create_updater_from_config"]
 @gin.configurable(module="sparse_plugins.rl")
 def create_updater_from_config(
     algorithm: str | None = None,
-    dist_type: str = "erk",
+    dist_type: str | None = None,
     sparsity: float | None = None,
     total_steps: int | None = None,
     update_start_step: int | None = None,
@@ -27,7 +27,7 @@ def create_updater_from_config(
     drop_fraction: float | None = None,
     drop_schedule: str | None = None,
     sparsity_type: Any = None,
-    rules: Sequence[tuple[str, float | None]] = (),
+    rules: Sequence[tuple[str, Any]] = (),
     filter_fn: FilterFn | None = None,
     rng_seed: int = 0,
     use_packed_masks: bool = True,
@@ -40,7 +40,7 @@ def create_updater_from_config(
 
     Args:
         algorithm: One of `core.all_algorithm_names()`; None, with nothing else bound, for a dense agent.
-        dist_type: 'erk' or 'uniform'.
+        dist_type: 'erk' or 'uniform'; None for 'erk'. `distribution` is another name for it.
         sparsity: Fraction of zeros in [0, 1] over the prunable layers; None for 0.8, or what an n:m structure is.
         total_steps: Length of the run in `step_unit`; without the three keys below, masks then change when papers have
             them change.
@@ -50,8 +50,8 @@ def create_updater_from_config(
         step_unit: 'optimizer step' (the paper's), 'environment step' or 'frame'.
         drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced at first; None for 0.3.
         drop_schedule: How that fraction falls: 'cosine', 'linear' or 'constant'.
-        sparsity_type: Structure, by name or by path; see `core.SparsityConfig`.
-        rules: Pairs (regular expression for a path, sparsity); see `core.uniform`.
+        sparsity_type: Structure, by name or by path; see `core.SparsityConfig`. `structure` is another name for it.
+        rules: Pairs (regular expression for a path, what), as in `core.sparsify`.
         filter_fn: Which layers are pruned; None for all kernels but the noise scales of noisy layers.
         rng_seed: Seed of random masks and scores, beside the agent's own seed: two agents differ in their masks.
         use_packed_masks: True stores eight mask entries to a byte.
@@ -83,8 +83,11 @@ def create_updater_from_config(
             "create_updater_from_config.algorithm, or give --algorithm, one of "
             f"{', '.join(core.all_algorithm_names())} ('no_prune' for a dense agent)."
         )
-    if sparsity is None and not isinstance(sparsity_type and parse_structure(sparsity_type), core.NByM):
+    structure = sparsity_type or settings.get("structure")
+    if sparsity is None and not isinstance(structure and parse_structure(structure), core.NByM):
         sparsity = 0.8
+    if dist_type is None and settings.get("distribution") is None:
+        dist_type = "erk"
     return core.create_updater_from_config(
         algorithm=algorithm if is_named else "no_prune",
         pruner_type=pruner_type,
