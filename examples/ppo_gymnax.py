@@ -1,4 +1,4 @@
-"""PPO in the style of PureJaxRL: `make_train(steps)` gives one pure function of a key. CartPole, RigL at 80%.
+"""PPO in the style of PureJaxRL on CartPole: `train` is one pure function of a key. RigL at 80%.
 
 Install and run:
 
@@ -6,7 +6,8 @@ Install and run:
     python examples/ppo_gymnax.py
 """
 
-import argparse
+import sys
+from functools import partial
 
 import flax.linen as nn
 import gymnax
@@ -17,82 +18,62 @@ import optax
 from sparse_plugins import core
 
 GAMES, LENGTH, EPOCHS, GAMMA, LAMBDA, CLIP = 16, 64, 4, 0.99, 0.95, 0.2
+ACTOR, CRITIC = (nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh, nn.Dense(n)]) for n in (2, 1))
 
 
-class ActorCritic(nn.Module):
-    """Logits of two actions, and a value."""
+def train(key, steps):
+    """(Parameters, ...) after so many environment steps, and mean lengths of episodes; jit it, or map it over keys."""
+    (game, rules), iterations = gymnax.make("CartPole-v1"), steps // (GAMES * LENGTH)
+    tx = core.sparsify(optax.adam(1e-3), "rigl", sparsity=0.8, total_steps=iterations * EPOCHS)  # the line that changes
 
-    @nn.compact
-    def __call__(self, x):
-        actor, critic = (nn.tanh(nn.Dense(64)(nn.tanh(nn.Dense(64)(x)))) for _ in range(2))
-        return nn.Dense(2, kernel_init=nn.initializers.orthogonal(0.01))(actor), nn.Dense(1)(critic)[..., 0]
-
-
-def make_train(steps):
-    """A function from a key to (parameters, mean episode length by iteration); jit it, or map it over keys."""
-    game, rules = gymnax.make("CartPole-v1")
-    network, iterations = ActorCritic(), steps // (GAMES * LENGTH)
-    adam = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3))
-    tx = core.sparsify(adam, "rigl", sparsity=0.8, total_steps=iterations * EPOCHS)  # the line that changes
+    def apply(params, shown):
+        return nn.log_softmax(ACTOR.apply(params["actor"], shown)), CRITIC.apply(params["critic"], shown)[..., 0]
 
     def loss(params, shown, action, old, advantage, target):
-        logits, value = network.apply(params, shown)
-        log_probs = jax.nn.log_softmax(logits)
-        ratio = jnp.exp(jnp.take_along_axis(log_probs, action[..., None], -1)[..., 0] - old)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * advantage)
-        entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
-        return (0.5 * (value - target) ** 2 - gain - 0.01 * entropy).mean()
+        log_probs, value = apply(params, shown)
+        ratio = jnp.exp((log_probs * nn.one_hot(action, 2)).sum(-1) - old)
+        gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * advantage) / advantage.std()
+        return (0.5 * (value - target) ** 2 - gain + 0.01 * (jnp.exp(log_probs) * log_probs).sum(-1)).mean()
+
+    def play(params, carry, key):
+        (games, shown), (log_probs, value) = carry, apply(params, carry[1])
+        action, keys = jax.random.categorical(key, log_probs), jax.random.split(key, GAMES)
+        after, games, reward, ended, *_ = jax.vmap(game.step, (0, 0, 0, None))(keys, games, action, rules)
+        return (games, after), (shown, action, (log_probs * nn.one_hot(action, 2)).sum(-1), value, reward, 1.0 - ended)
+
+    def accumulate(carry, now):  # generalized advantages, from the last step to the first
+        (advantage, after), (value, reward, goes_on) = carry, now
+        advantage = reward + GAMMA * goes_on * (after + LAMBDA * advantage) - value
+        return (advantage, value), advantage
+
+    def learn(batch, carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params, *batch), state, params)
+        return (optax.apply_updates(params, updates), state), None
 
     def iteration(carry, key):
         params, state, games = carry
+        games, (*played, value, reward, on) = jax.lax.scan(partial(play, params), games, jax.random.split(key, LENGTH))
+        last = 0 * value[0], apply(params, games[1])[1]
+        _, advantage = jax.lax.scan(accumulate, last, (value, reward, on), reverse=True)
+        batch = *played, advantage - advantage.mean(), advantage + value
+        (params, state), _ = jax.lax.scan(partial(learn, batch), (params, state), length=EPOCHS)
+        return (params, state, games), GAMES * LENGTH / jnp.maximum((1 - on).sum(), 1)
 
-        def play(carry, key):
-            games, shown = carry
-            logits, value = network.apply(params, shown)
-            action, keys = jax.random.categorical(key, logits), jax.random.split(key, GAMES)
-            old = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], 1)[:, 0]
-            after, games, reward, ended, *_ = jax.vmap(game.step, (0, 0, 0, None))(keys, games, action, rules)
-            return (games, after), (shown, action, old, value, reward, 1.0 - ended)
-
-        def accumulate(carry, now):  # generalized advantages, from the last step to the first
-            (advantage, after), (value, reward, goes_on) = carry, now
-            advantage = reward + GAMMA * goes_on * (after + LAMBDA * advantage) - value
-            return (advantage, value), advantage
-
-        games, (shown, action, old, value, reward, goes_on) = jax.lax.scan(play, games, jax.random.split(key, LENGTH))
-        start = jnp.zeros(GAMES), network.apply(params, games[1])[1]
-        _, advantage = jax.lax.scan(accumulate, start, (value, reward, goes_on), reverse=True)
-
-        def learn(carry, _):
-            params, state = carry
-            grads = jax.grad(loss)(params, shown, action, old, advantage, advantage + value)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, state), _ = jax.lax.scan(learn, (params, state), length=EPOCHS)
-        return (params, state, games), GAMES * LENGTH / jnp.maximum((1 - goes_on).sum(), 1)
-
-    def train(key):
-        init_key, game_key, run_key = jax.random.split(key, 3)
-        shown, games = jax.vmap(game.reset, (0, None))(jax.random.split(game_key, GAMES), rules)
-        params, state = core.start(tx, network.init(init_key, shown))
-        carry = params, state, (games, shown)
-        (params, _, _), lengths = jax.lax.scan(iteration, carry, jax.random.split(run_key, iterations))
-        return params, lengths
-
-    return train
+    init_key, game_key, run_key = jax.random.split(key, 3)
+    shown, games = jax.vmap(game.reset, (0, None))(jax.random.split(game_key, GAMES), rules)
+    params = {"actor": ACTOR.init(init_key, shown), "critic": CRITIC.init(game_key, shown)}
+    carry = *core.start(tx, params), (games, shown)
+    return jax.lax.scan(iteration, carry, jax.random.split(run_key, iterations))
 
 
 def main(steps=200_000):
     """Trains, prints the result, and returns the sparse parameters."""
-    params, lengths = jax.jit(make_train(steps))(jax.random.key(0))
+    (params, *_), lengths = jax.jit(train, static_argnums=1)(jax.random.key(0), steps)
     zeros = core.summarize_sparsity(params)["_total_sparsity"]
     print(f"episodes last {float(lengths[-5:].mean()):.0f} steps, {float(zeros):.1%} of the weights are zero")
     return params
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200_000, help="environment steps")
-    main(parser.parse_args().steps)
+    main(*map(int, sys.argv[1:]))  # environment steps

@@ -137,8 +137,8 @@ def _of_rule(rule: LayerRule, settings: SparsityConfig) -> BaseUpdater:
     """The updater of the layers for which a rule names an algorithm."""
     if isinstance(rule.algorithm, BaseUpdater):
         return rule.algorithm
-    said = {"sparsity": None if rule.sparsity == SHARED else rule.sparsity, "sparsity_type": rule.structure}
-    said = {key: value for key, value in said.items() if value is not None}
+    said: dict[str, Any] = {"sparsity": rule.sparsity, "sparsity_type": rule.structure}
+    said = {key: value for key, value in said.items() if value not in (None, SHARED)}
     return _single(dataclasses.replace(settings, algorithm=rule.algorithm, rules=(), **said))
 
 
@@ -185,7 +185,7 @@ def _sparsity(
             raise ValueError("sparsity is missing; give the fraction of zeros, e.g. sparsity=0.8.")
         sparsity = 1.0 - structure.n / structure.m
     said = {"filter_fn": settings.filter_fn, "custom_sparsity_map": settings.custom_sparsity_map}
-    layers = {name: value for name, value in said.items() if value is not None}
+    layers: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     layers |= {"rules": [(rule.pattern, rule.sparsity) for rule in rules]} if rules else {}
     if "sparsity" in algorithm.fields:
         return {"sparsity": sparsity, **layers}

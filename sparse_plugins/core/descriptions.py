@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparse_plugins.core.transform.hooks import UpdaterHooks
+
 __all__ = ["described", "identity", "inherit_meanings", "readable"]
 
 _IN_IDENTITY = ("sparsity_distribution_fn", "sparsity", "filter_fn", "custom_sparsity_map", "rules")
@@ -45,7 +47,7 @@ def readable(value: Any) -> str:
     return repr(value)
 
 
-def described(updater: Any) -> str:
+def described(updater: UpdaterHooks) -> str:
     """An updater as the call that makes it, with the fields that are not as the class has them.
 
     Args:
@@ -67,7 +69,7 @@ def described(updater: Any) -> str:
     return f"{type(updater).__name__}({', '.join(said)})"
 
 
-def identity(updater: Any) -> str:
+def identity(updater: UpdaterHooks) -> str:
     """What an updater is and wants: all that the masks of a finished run depend on, apart from seeds and schedules.
 
     Two updaters of one identity go on from each other's checkpoints.

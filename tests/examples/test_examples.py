@@ -46,7 +46,7 @@ def test_an_example_ends_at_its_sparsity(name: str, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("name", LENGTHS)
 def test_an_example_is_short_and_says_what_to_install(name: str) -> None:
     text = (FOLDER / f"{name}.py").read_text()
-    assert 40 <= len(text.splitlines()) <= (100 if name == "ppo_gymnax" else 80)
+    assert 40 <= len(text.splitlines()) <= 80
     assert "    pip install " in text
     assert f"    python examples/{name}.py" in text
     assert "# the line that changes" in text
