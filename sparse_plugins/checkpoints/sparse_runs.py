@@ -18,7 +18,7 @@ def check_identity(wanted: str | None, stored: str | None, what: str) -> None:
     """Refuses a checkpoint of another updater; where either side does not say which it is, nothing is known.
 
     Args:
-        wanted: `core.descriptions.identity` of the run's updater.
+        wanted: `core.identity.identity` of the run's updater.
         stored: That of the checkpoint's.
         what: Name of the checkpoint, for the message.
 

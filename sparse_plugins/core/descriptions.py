@@ -12,9 +12,8 @@ import numpy as np
 
 from sparse_plugins.core.transform.hooks import UpdaterHooks
 
-__all__ = ["described", "identity", "inherit_meanings", "readable"]
+__all__ = ["described", "inherit_meanings", "readable"]
 
-_IN_IDENTITY = ("sparsity_distribution_fn", "sparsity", "filter_fn", "custom_sparsity_map", "rules")
 
 _SECTION = re.compile(r"^(Attributes|Raises|Example|Source):", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+): .*(?:\n      .*)*", re.MULTILINE)
@@ -60,32 +59,13 @@ def described(updater: UpdaterHooks) -> str:
             update_end_step=750), sparsity_distribution_fn=erk(sparsity=0.9), rescale=True,
             drop_fraction_fn=CosineDrop(fraction=0.3, end_step=750))
     """
-    fields = [field for field in dataclasses.fields(updater) if field.init and field.repr]
+    fields = [field for field in dataclasses.fields(updater) if field.init and field.repr]  # type: ignore[arg-type]
     values = {field.name: readable(getattr(updater, field.name)) for field in fields}
     defaults = {field.name: readable(field.default) for field in fields}
     if updater.topk_fn is not None and not hasattr(updater.topk_fn, "__qualname__"):
         values.pop("topk_fn", None)  # the structure's own, which nobody gave
     said = (f"{name}={value}" for name, value in values.items() if value != defaults[name])
     return f"{type(updater).__name__}({', '.join(said)})"
-
-
-def identity(updater: UpdaterHooks) -> str:
-    """What an updater is and wants: all that the masks of a finished run depend on, apart from seeds and schedules.
-
-    Two updaters of one identity go on from each other's checkpoints.
-
-    Args:
-        updater: An updater.
-
-    Example:
-        >>> from sparse_plugins import core
-        >>> identity(core.build_updater("rigl", sparsity=0.9, total_steps=1_000))
-        'RigL, Unstructured(), erk(sparsity=0.9)'
-    """
-    if updater.parts:
-        return "; ".join(f"{pattern!r}: {identity(part)}" for pattern, part in updater.parts)
-    said = [getattr(updater, name, None) for name in ("sparsity_type", *_IN_IDENTITY)]
-    return ", ".join([type(updater).__name__, *(readable(value) for value in said if value not in (None, ()))])
 
 
 def inherit_meanings(updater_class: type) -> None:

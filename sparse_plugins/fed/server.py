@@ -128,13 +128,14 @@ class Server:
         is_due = self.is_due(state)
         votes = is_due and self.has_personal_masks
         if is_due and not votes and not self._can_change_masks(state, mean, signal, lost_growth):
+            # By scores that are all alike the lower index would win. The count stays, so that the next round is due.
             after = self._moved(state, mean, state.opt_state)
             opt_state = after.opt_state._replace(count=state.opt_state.count)
             return dataclasses.replace(after, opt_state=opt_state)
-        if votes:
+        if votes:  # clients have changed masks already, and the server takes what enough of them hold
             return self._finished(state, *self._elect(state, updates, mean, aggregation))
         opt_state = state.opt_state
-        if is_due:
+        if is_due:  # by the parameters that clients were sent, from which they know what is certain to stay
             opt_state = self.refresh(opt_state, state.params, mean if signal is None else signal)
         return self._moved(state, mean, opt_state)
 
@@ -155,6 +156,7 @@ class Server:
         return self._finished(state, *self.step(mean, opt_state, state.params))
 
     def _finished(self, state: SparseServerState, opt_state: core.SparseState, params: PyTree) -> SparseServerState:
+        # Clients read masks from zeros, so a kept weight may not be one.
         params = mark_in_use(params, opt_state.masks)
         _check_density(params, opt_state.masks)
         return SparseServerState(params, opt_state, state.round + 1)

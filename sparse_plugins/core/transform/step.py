@@ -100,23 +100,27 @@ def sparse_transformation(
         check_update(updater, updates, state, params)
         plans = updater.leaf_plans(params)
         due = updater.changes_before(state.count) if refresh_in_graph else False
+        # Masks first: what this step prunes or grows is pruned or grown for its gradients and moments, too.
         masks, state = masks_before(due, plans, updates, state, params, **extra)
         acting = plans.acting(masks)
         latent = plans.latent_params(params, acting, state)
         inner_state = state.inner_state
         restarted = plans.tree(_restarted(plans, acting))
         if jax.tree.leaves(restarted):
+            # A weight that comes back must not start with the moments that it had when it was pruned.
             latent = apply_masks(latent, restarted)  # some optimizers keep parameters in their state
             inner_state = reset_pruned(inner_state, inner.init(latent), latent, restarted)
         gradients = _inner_gradients(plans, plans.column(updates, "gradients"), jax.tree.leaves(latent), acting)
         moves, inner_state = inner.update(plans.tree(gradients), inner_state, latent, **extra)
+        # Held before they are landed, so that a step that moves no weight still takes them onto its masks.
         held = _held(plans, plans.column(moves, "updates"), state.count)
         moved = _dense_weights(plans, held, jax.tree.leaves(latent))
         dense = plans.tree(moved) if updater.keeps_dense_weights else ()
         due = updater.changes_after(state.count)
-        if due is not False:
+        if due is not False:  # straight-through masks are those of the weights as they are after the step
             masks = masks_after(due, masks, dense, updates, state, params, **extra)
             acting = plans.acting(masks)
+        # Differences to where parameters are to be: optax adds them, and no hook comes after it.
         landed = plans.tree(_landed(plans, held, jax.tree.leaves(params), moved, acting, in_zeros))
         return landed, SparseState(
             masks=state.masks if in_zeros else masks,

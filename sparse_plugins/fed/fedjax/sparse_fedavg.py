@@ -218,6 +218,7 @@ class _Averaging:
         for entry in entries:
             self.ledger.add(entry)
         if updates.clients < self.aggregation.min_clients:
+            # The schedule does not count it: without an update there is nothing by which masks could change.
             warn_of_idle_round(entries, updates.clients, self.aggregation.min_clients)
             return dataclasses.replace(state, round=state.round + 1), diagnostics
         mean = updates.aggregate(self.aggregation)
@@ -239,6 +240,7 @@ class _Averaging:
         masks_of_training = server.growth.training_masks(exchange.masks) if signals is not None else exchange.masks
         are_others = masks_of_training is not exchange.masks
         asked = as_many_as(exchange.masks) if votes else exactly(masks_of_training)
+        # Clients train what they can decode, not what the server has: what a number format loses shows in the run.
         for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
             sent = output["masks"] if votes or are_others else None
             message = exchange.receive(place, output["delta"], sent, asked=asked)
@@ -247,6 +249,7 @@ class _Averaging:
                 updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
                 if signals is not None:
                     signals.add_update(message.values)
+        # Nobody is asked for gradients in a round that changes nothing, or after an update that was refused.
         is_idle = updates.clients < self.aggregation.min_clients
         return exchange, updates, None if signals is None or is_idle else self._growth_signal(signals, exchange, used)
 

@@ -14,7 +14,7 @@ import jax
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.descriptions import identity
+from sparse_plugins.core.identity import identity
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.summary import describe_plan

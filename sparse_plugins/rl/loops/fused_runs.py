@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparse_plugins.core.descriptions import identity
+from sparse_plugins.core.identity import identity
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.trees import PyTree, leaf_names
 from sparse_plugins.rl.learner import SparseLearner

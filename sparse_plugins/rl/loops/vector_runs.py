@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_plugins.core.descriptions import identity
+from sparse_plugins.core.identity import identity
 from sparse_plugins.rl.loops import progress
 from sparse_plugins.rl.loops.runs import to_the_end
 from sparse_plugins.rl.loops.vector import Episode, VectorTrainer

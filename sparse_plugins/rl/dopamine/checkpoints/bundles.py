@@ -7,7 +7,7 @@ import numpy as np
 
 from sparse_plugins.checkpoints import CheckpointMismatchError
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.descriptions import identity
+from sparse_plugins.core.identity import identity
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.storage.array_files import DamagedFileError, StoredArray
 from sparse_plugins.core.storage.values import fields, like_tree, refuse, stored_array, tree_values
