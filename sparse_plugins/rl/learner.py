@@ -1,20 +1,21 @@
 """A sparse learner for any network: online and target parameters, masks, optimizer state and key in one pytree."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.layers.at_hand import layers_at_hand
 from sparse_plugins.core.selection.random_scores import key_of_masks
-from sparse_plugins.core.summary import summarize_sparsity
+from sparse_plugins.core.summary import describe_plan, summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state
 from sparse_plugins.core.trees import PyTree, exportable
 from sparse_plugins.core.updater_defaults import updater_and_rest
+from sparse_plugins.rl.network_layers import layers_of_network
 from sparse_plugins.rl.target_network import TargetFollower, TargetPolicy
 
 __all__ = ["LearnerState", "SparseLearner"]
@@ -72,9 +73,22 @@ class _TakesWords(type):
         return super().__call__(*args, **fields)
 
 
+class _Follows(NamedTuple):
+    """What keeps an agent sparse, once the axes of its parameters are known."""
+
+    updater: BaseUpdater
+    follower: TargetFollower
+    optimizer: optax.GradientTransformationExtraArgs
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SparseLearner(metaclass=_TakesWords):
     """Pure functions of a sparse agent: init, act, learn and sync; jit, scan and vmap them as you like.
+
+    Which axes of a parameter stack layers, and which are inputs and outputs, `init` reads from the network's `apply`
+    with the inputs that it is given, unless the updater knows its `layers` already; `describe_plan` says what it read.
+    It is traced once. A learner that goes on from a state without having made one asks for `reading(*inputs)` if that
+    makes a difference.
 
     Under `vmap` over seeds a mask update and a copy to the target network stay branches, so that a step without one
     costs what it costs alone.
@@ -119,6 +133,8 @@ class SparseLearner(metaclass=_TakesWords):
     target_step_size: float = 1.0
     mask_key: jax.Array | None = None
 
+    _read: dict[Any, _Follows] = dataclasses.field(init=False, repr=False, default_factory=dict)
+
     def __post_init__(self) -> None:
         if not hasattr(self.network, "init") and not (isinstance(self.network, tuple) and len(self.network) == 2):
             raise TypeError(
@@ -135,19 +151,54 @@ class SparseLearner(metaclass=_TakesWords):
             raise ValueError(
                 f"the updater's schedule counts {unit!r}; convert it with rl.Clock(...).in_optimizer_steps(updater)."
             )
-        object.__setattr__(self, "target_policy", self._follower.policy)
+        object.__setattr__(self, "target_policy", self._following(self.updater).follower.policy)
 
-    @functools.cached_property
-    def _follower(self) -> TargetFollower:
-        return TargetFollower(self.updater, self.target_policy, self.target_period, self.target_step_size)
+    def _following(self, updater: BaseUpdater) -> _Follows:
+        follower = TargetFollower(updater, self.target_policy, self.target_period, self.target_step_size)
+        return _Follows(updater, follower, updater.wrap_optax(self.optimizer))
 
-    @functools.cached_property
-    def _wrapped(self) -> optax.GradientTransformationExtraArgs:
-        return self.updater.wrap_optax(self.optimizer)
+    @property
+    def _init(self) -> Callable[..., PyTree]:
+        return self.network.init if hasattr(self.network, "init") else self.network[0]
 
-    def seeded(self, key: jax.Array) -> "SparseLearner":
+    def reading(self, *inputs: Any) -> Self:
+        """The learner with an updater that knows the axes of the network's parameters.
+
+        Args:
+            *inputs: What the network's `init` takes after its key; shapes will do.
+        """
+        if self.updater.layers is not None:
+            return self
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        layers = layers_of_network(self.network, jax.eval_shape(self._init, key, *inputs), key, inputs)
+        return self if layers is None else dataclasses.replace(self, updater=self.updater.knowing(layers))
+
+    def seeded(self, key: jax.Array) -> Self:
         """The learner with another `mask_key`, which may be traced."""
-        return dataclasses.replace(self, mask_key=key)
+        other = dataclasses.replace(self, mask_key=key)
+        object.__setattr__(other, "_read", self._read)  # of the same network
+        return other
+
+    def describe_plan(self, state: LearnerState) -> str:
+        """What a run is going to do, as `core.describe_plan`, and how the axes of the parameters are read."""
+        return describe_plan(self._of(state.params).updater, state.params)
+
+    def _of(self, params: PyTree, *loss_inputs: Any) -> _Follows:
+        """What keeps these parameters sparse; what the loss takes besides tells where nobody has read their axes."""
+        if (shapes := _shapes(params)) in self._read:
+            return self._read[shapes]
+        follows = self._following(self.updater)
+        if not loss_inputs:
+            return follows
+        if self.updater.layers is None and self.updater.prunes:
+            found = layers_at_hand(lambda *arguments: self.loss_fn(*arguments)[0], params, *loss_inputs)
+            if differing := [path for path, axes in found.items() if not axes.is_as_by_shape]:
+                raise ValueError(
+                    f"this learner has not made its state, and how {differing[0]!r} is pruned depends on what its axes "
+                    f"are ({found[differing[0]]}): call learner.reading(*inputs), with what the network's init takes "
+                    "after its key, and go on with the learner that it gives."
+                )
+        return self._read.setdefault(shapes, follows)
 
     def init(self, key: jax.Array, *inputs: Any) -> LearnerState:
         """Fresh parameters, sparse already where the algorithm starts sparse.
@@ -160,12 +211,14 @@ class SparseLearner(metaclass=_TakesWords):
             The learner's state; its masks are those of this key, unless there is a `mask_key`.
         """
         own, of_params = jax.random.split(key)
-        init = self.network.init if hasattr(self.network, "init") else self.network[0]
-        dense = init(of_params, *inputs)
-        updater = self.updater.seeded(key_of_masks(key) if self.mask_key is None else self.mask_key)
+        dense = self._init(of_params, *inputs)
+        if (shapes := _shapes(dense)) not in self._read:
+            self._read[shapes] = self._following(self.reading(*inputs).updater)
+        follows = self._read[shapes]
+        updater = follows.updater.seeded(key_of_masks(key) if self.mask_key is None else self.mask_key)
         optimizer_state = updater.wrap_optax(self.optimizer).init(dense)
-        params = self.updater.first_params(dense, optimizer_state)
-        target = self._follower.initial(dense, optimizer_state)
+        params = follows.updater.first_params(dense, optimizer_state)
+        target = follows.follower.initial(dense, optimizer_state)
         # Copies, because a caller that donates the state must not give one buffer twice.
         return LearnerState(params, jax.tree.map(jnp.copy, target), optimizer_state, own)
 
@@ -192,15 +245,22 @@ class SparseLearner(metaclass=_TakesWords):
         """
         key, of_loss = jax.random.split(state.key)
         grads, extra = jax.grad(self.loss_fn, has_aux=True)(state.params, state.target_params, of_loss, batch)
-        updates, optimizer_state = self._wrapped.update(grads, state.optimizer_state, state.params)
+        follows = self._of(state.params, state.target_params, of_loss, batch)
+        updates, optimizer_state = follows.optimizer.update(grads, state.optimizer_state, state.params)
         after = LearnerState(optax.apply_updates(state.params, updates), state.target_params, optimizer_state, key)
         masks_changed = self.updater.is_refresh_due(state.steps)
-        target = self._follower.after_learning(
+        target = follows.follower.after_learning(
             after.params, after.target_params, optimizer_state, after.steps, masks_changed
         )
         return after._replace(target_params=target), extra
 
     def sync(self, state: LearnerState) -> LearnerState:
         """Copies the online network to the target network now; `learn` calls it every `target_period` steps."""
-        copied = self._follower.copied(state.params, state.target_params, state.optimizer_state)
+        copied = self._of(state.params).follower.copied(state.params, state.target_params, state.optimizer_state)
         return state._replace(target_params=copied)
+
+
+def _shapes(params: PyTree) -> Any:
+    """What tells parameters of one network apart from those of another size."""
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)

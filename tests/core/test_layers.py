@@ -205,6 +205,24 @@ def test_weights_that_are_made_of_others() -> None:
     assert found["b"].endswith(", outputs 8")
 
 
+def test_noise_that_a_kernel_and_its_bias_share_makes_no_layer_of_the_bias() -> None:
+    """Noisy networks: the outputs of both are multiplied by one array."""
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+    noise = np.ones((1, 3), np.float32)
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        return x @ (params["kernel"] * noise) + params["bias"] * noise[0]
+
+    def from_one(params: Any, x: jax.Array) -> jax.Array:
+        shared = jnp.sin(noise)
+        return x @ (params["kernel"] * shared) + params["bias"] * jnp.squeeze(shared)
+
+    for function in (apply, from_one):
+        layers = core.trace_layers(function, params, jnp.ones((2, 4)))
+        assert roles(layers) == {"kernel": "inputs 4, outputs 3", "bias": "elementwise 3"}
+        assert all(axes.is_as_by_shape for axes in layers.values())
+
+
 def test_what_is_not_used_or_not_followed_says_so() -> None:
     params = {"w": jnp.ones((3, 3)), "odd": jnp.ones((3, 3)), "left": jnp.ones((3, 3))}
 

@@ -20,7 +20,7 @@ _FACTORIES = ("adam", "adamw", "add_decayed_weights", "chain", "clip_by_global_n
 
 
 def _one_for_each_description(make: Callable[..., BaseUpdater]) -> Callable[..., BaseUpdater]:
-    """The first of all updaters made that show the same fields; it stays alive, so no address comes twice."""
+    """The first of all updaters with the same fields and layers; it stays alive, so no address comes twice."""
     made: dict[str, BaseUpdater] = {}
 
     def first_made(*given: Any) -> BaseUpdater:

@@ -158,6 +158,11 @@ class LayerAxes:
     tied: tuple[tuple[tuple[Part, ...], ...], ...] = ()
     note: str = ""
 
+    @classmethod
+    def unknown(cls, path: str, shape: tuple[int, ...], note: str) -> "LayerAxes":
+        """Axes of which nothing is known, and why."""
+        return cls(path, shape, tuple((Part(length, None),) for length in shape), note=note)
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """All parts, major to minor."""
@@ -165,8 +170,11 @@ class LayerAxes:
 
     @property
     def is_layer(self) -> bool:
-        """Whether it maps inputs or rows to outputs; biases, scales and what is not followed do not."""
-        return any(part.role in ("inputs", "outputs", "rows") for part in self.parts)
+        """Whether it maps inputs or rows to outputs; biases, scales and what is not followed do not.
+
+        What meets a single number for each output, as a bias that is multiplied by noise, is no layer.
+        """
+        return any(part.role in ("inputs", "space", "rows") for part in self.parts)
 
     def size(self, *roles: Role) -> int:
         """Product of the sizes of all parts of some roles."""
@@ -220,6 +228,12 @@ class LayerAxes:
         """Whether every axis that has more than one entry has a role."""
         return all(part.role or part.size == 1 for part in self.parts)
 
+    @property
+    def is_as_by_shape(self) -> bool:
+        """Whether knowing it changes nothing: it is one layer `[*space, inputs, outputs]`, or a bias of one axis."""
+        by_shape = LayerView.of_one(self.shape)
+        return self.as_stored == by_shape and (not self.is_known or self.as_matrices == by_shape)
+
     @functools.cached_property
     def as_stored(self) -> LayerView:
         """Its layers, each with the axes that the parameter has, less those of the stack."""
@@ -241,7 +255,7 @@ class LayerAxes:
 
     def _inputs_and(self, last: list[int]) -> LayerView:
         if not self.is_layer or not self.is_known:
-            return self._view([self._places("elementwise")]) if self.is_known else self.as_stored
+            return self._view([self._places("elementwise", "outputs")]) if self.is_known else self.as_stored
         within = [place for place in self._places("outputs") if place not in last]
         space = [[place] for place in self._places("space")]
         return self._view([*space, [*self._places("inputs", "rows"), *within], last])

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.layers.axes import LayerAxes, Layers, Part
+from sparse_plugins.core.layers.axes import LayerAxes, Layers
 from sparse_plugins.core.layers.axis_names import (
     axes_of_names,
     is_keras_layer,
@@ -88,4 +88,4 @@ def _told_by_names(params: PyTree, axis_names: PyTree | None) -> list[tuple[str,
 def _described(name: str, shape: tuple[int, ...], axes: Axes | None) -> LayerAxes:
     if axes is not None:
         return axes.of(name, shape)
-    return LayerAxes(name, shape, tuple((Part(length, None),) for length in shape), note="not described")
+    return LayerAxes.unknown(name, shape, "not described")

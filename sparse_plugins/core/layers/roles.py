@@ -199,8 +199,10 @@ def _layer(
     every = [factor for axis in axes for factor in axis]
     uses = sorted({use for factor in every for use in roles.get(factor, {}) if use is not None})
     variants = list(dict.fromkeys(_parts(axes, roles, use) for use in uses))
-    layers = [parts for parts in variants if any(p.role in ("inputs", "outputs") for axis in parts for p in axis)]
-    chosen = layers or variants
+    found = [LayerAxes(name, shape, parts) for parts in variants]
+    layers = [parts for parts, its in zip(variants, found, strict=True) if its.is_layer]
+    chosen = layers or [parts for parts, its in zip(variants, found, strict=True) if not its.size("outputs") > 1]
+    chosen = chosen or variants
     mine = set(map(id, every))
     note = next((text for axis, text in notes if not mine.isdisjoint(map(id, factors(axis)))), "")
     if not chosen:

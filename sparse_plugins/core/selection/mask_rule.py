@@ -156,8 +156,13 @@ class MaskRule:
     @property
     def reading(self) -> str:
         """How the axes of one of its layers are read, in words."""
-        if self.axes is not None:
+        if self.axes is None:
+            return self._reading_of_shape()
+        if self.axes.is_known or self.layers.layers is not None:
             return str(self.axes.of_layer)
+        return f"{self._reading_of_shape()} ({self.axes.note or 'axes not known'})"
+
+    def _reading_of_shape(self) -> str:
         if isinstance(self.structure, Unstructured) or len(self.shape) < 2:
             return "one layer"
         if isinstance(self.structure, Block) or self.structure.axis is None:

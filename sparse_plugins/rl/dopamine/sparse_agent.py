@@ -1,9 +1,10 @@
 """Any Dopamine JAX agent, made sparse at its own seams.
 
 The optimizer is wrapped where the agent builds its networks, so that its training step, which is left alone, lands on
-the masks. Every agent assigns `optimizer_state` after it has learnt: that assignment is where the target network
-follows the masks. What the agent acts, learns and is copied with are its parameters, which are the forward view at
-every step; straight-through updaters keep their dense weights in the optimizer state.
+the masks, and what the axes of parameters are is read from the network there. Every agent assigns `optimizer_state`
+after it has learnt: that assignment is where the target network follows the masks. What the agent acts, learns and is
+copied with are its parameters, which are the forward view at every step; straight-through updaters keep their dense
+weights in the optimizer state.
 """
 
 import fractions
@@ -25,6 +26,7 @@ from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
 from sparse_plugins.rl.dopamine.checkpoints.bundles import check_bundle
 from sparse_plugins.rl.dopamine.checkpoints.replay_files import is_missing, keep_in_checked_files
+from sparse_plugins.rl.dopamine.network_calls import first_call
 from sparse_plugins.rl.target_network import HostFollower, TargetPolicy
 
 __all__ = ["SparseAgent", "sparsify"]
@@ -97,12 +99,14 @@ class SparseAgent:
 
     def _build_networks_and_optimizer(self) -> None:
         of_masks = key_of_masks(self._rng)  # before networks are drawn from it
-        super()._build_networks_and_optimizer()  # type: ignore[misc]
+        with first_call() as call:
+            super()._build_networks_and_optimizer()  # type: ignore[misc]
         self._optimizer_attribute = _first_of(self, _OPTIMIZERS, "an optimizer")
         self._online_attribute = _first_of(self, _ONLINE, "parameters")
         self._target_attribute = next((name for name in _TARGETS if name in vars(self)), None)
         self.clock = _clock_of(self, self._frames_per_step)
-        self.updater = self.clock.in_optimizer_steps(self._given_updater).seeded(of_masks)
+        knowing = self._given_updater.knowing(call.layers(self.sparse_params))
+        self.updater = self.clock.in_optimizer_steps(knowing).seeded(of_masks)
         self.follower = HostFollower(self.updater, self.target_policy)
         # One object for the agent's life: optimizers are static arguments, and another one would compile again.
         self.wrapped_optimizer = self.updater.wrap_optax(getattr(self, self._optimizer_attribute))

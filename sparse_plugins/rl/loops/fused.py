@@ -210,7 +210,10 @@ class FusedTrainer:
         return FusedState(0, 0, 0, 0, 0, 0, self._replay.axes, 0)  # type: ignore[arg-type]
 
     def _learner(self, hyper: PyTree) -> SparseLearner:
-        return self.learner_of if isinstance(self.learner_of, SparseLearner) else self.learner_of(hyper)
+        if isinstance(self.learner_of, SparseLearner):
+            return self.learner_of
+        shape = (self.config.num_envs, *self.environment.observation_shape)
+        return self.learner_of(hyper).reading(jax.ShapeDtypeStruct(shape, self.environment.observation_dtype))
 
     def _check_seeds(self, keys: jax.Array, hyper: PyTree) -> None:
         if isinstance(self.learner_of, SparseLearner) != (hyper is None):
