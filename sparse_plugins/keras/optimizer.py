@@ -4,6 +4,7 @@ Keras takes its backend when it is first imported. Where this module is imported
 `KERAS_BACKEND` says otherwise.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from typing import Any, Self
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparse_plugins.core.layers.axes import Layers
+from sparse_plugins.core.layers.describe import describe_layers
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
@@ -56,6 +59,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         learning_rate: Any = 1.0,
         name: str = "sparse_optimizer",
         paths: Iterable[str] = (),
+        model: keras.Model | None = None,
         **words: Any,
     ) -> None:
         """Makes an optimizer.
@@ -69,6 +73,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             paths: Names of the trainable variables, in their order, in place of those that Keras gives them: a
                 `Sequential` that `load_model` made calls its kernels 'conv/kernel' where it was 'net/conv/kernel', and
                 rules and random masks go by names. `get_config` holds those of a built optimizer.
+            model: The model, of which Keras tells an optimizer the variables alone. The classes of its layers say which
+                axes of a kernel are inputs, outputs and heads, unless the updater knows its `layers` already.
             **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`.
 
         Raises:
@@ -85,7 +91,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         made.wrap_optax(tx)  # says what is wrong with tx
         super().__init__(learning_rate=learning_rate, name=name)
         self._paths = tuple(paths)
-        self.updater, self.tx = made, made.wrap_optax(_times_learning_rate(tx))
+        self._layers = (lambda: None) if model is None else lambda: describe_layers(model)
+        self._dense = _times_learning_rate(tx)
+        self.updater, self.tx = made, made.wrap_optax(self._dense)
 
     @property
     def state(self) -> SparseState:
@@ -107,6 +115,15 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         variables = list(variables)
         paths = self._paths or tuple(variable.path for variable in variables)
         _check_variables(variables, paths)
+        if (layers := self._layers()) is not None:
+            names = dict(zip((variable.path for variable in variables), paths, strict=True))
+            told = Layers(
+                (names[path], dataclasses.replace(axes, path=names[path]))
+                for path, axes in layers.items()
+                if path in names
+            )
+            self.updater = self.updater.knowing(told)
+            self.tx = self.updater.wrap_optax(self._dense)
         params = {path: variable.value for path, variable in _trained(paths, variables)}
         state = self.tx.init(params)
         super().build(variables)

@@ -8,6 +8,7 @@ from flax.core import unfreeze
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
+from sparse_plugins.core.layers.describe import describe_layers
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 from sparse_plugins.t5.axes import state_axes
@@ -23,6 +24,7 @@ class SparseOptimizer:
 
     Trainer, partitioner, checkpoints, evaluation and export stay T5X's own. Parameters are sparse from the train state
     that T5X creates and after every step, for straight-through updaters, too: their dense weights are in the state.
+    Which axes stack layers, and which are inputs and outputs, is read from the names that the model gives its axes.
 
     Args:
         optimizer: An `OptimizerDef` such as T5X's Adafactor, or an optax transformation.
@@ -31,7 +33,7 @@ class SparseOptimizer:
 
     Attributes:
         dense: The `OptimizerDef` inside.
-        updater: The updater.
+        updater: The updater; once there are parameters, with its `layers`, unless it knew them already.
 
     Raises:
         TypeError: If `optimizer` is neither of the two or is sparse already, or `updater` is no updater.
@@ -45,10 +47,14 @@ class SparseOptimizer:
     """
 
     def __init__(self, optimizer: Any, updater: AnyUpdater, **words: Any) -> None:
-        self.updater = updater_from(updater, **words)
-        self.dense = _definition(optimizer)
-        if hasattr(self.dense, "set_param_axes"):  # T5X goes by whether it is there
-            self.set_param_axes = self.dense.set_param_axes
+        self.dense, self.updater = _definition(optimizer), updater_from(updater, **words)
+        self._axis_names: PyTree = None
+
+    def set_param_axes(self, param_logical_axes: PyTree) -> None:
+        """Takes the names of the parameters' axes; T5X calls it before there is a state, and so with every model."""
+        self._axis_names = to_state_dict(param_logical_axes)
+        if hasattr(self.dense, "set_param_axes"):
+            self.dense.set_param_axes(param_logical_axes)
 
     @property
     def hyper_params(self) -> Any:
@@ -78,6 +84,9 @@ class SparseOptimizer:
         Raises:
             ValueError: If nothing is pruned, or a rule matches no parameter.
         """
+        if self._axis_names is not None:
+            layers = describe_layers(to_state_dict(params), axis_names=self._axis_names)
+            self.updater = self.updater.knowing(layers)
         state = self.dense.init_state(params)
         return state.replace(param_states=self._transformation(None, state).init(params))
 

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -312,3 +313,41 @@ def test_a_weight_that_is_broken_when_it_is_pruned_is_zero_in_the_broadcast(brok
     outside = np.asarray(core.unpack_masks(after, state.masks)["w"]) == 0
     assert outside.sum() == 8
     assert (np.asarray(after["w"])[outside] == 0).all()
+
+
+class TestLayersOfAModel:
+    """A model at hand says which axes stack layers."""
+
+    MODEL = fedjax.create_model_from_haiku(
+        transformed_forward_pass=hk.transform(
+            lambda batch: hk.experimental.layer_stack(3)(lambda x: jnp.tanh(hk.Linear(8)(x)))(batch["x"])
+        ),
+        sample_batch={"x": np.zeros((1, 8), np.float32)},
+        train_loss=lambda batch, out: jnp.sum(out**2, axis=1),
+    )
+    BATCH = {"x": jax.ShapeDtypeStruct((4, 8), jnp.float32)}  # noqa: RUF012
+    WORDS = {"sparsity": 0.75, "distribution": "uniform", "rounds": 2}  # noqa: RUF012
+
+    def test_servers_rank_every_layer_of_its_stacks_by_itself(self):
+        params = self.MODEL.init(jax.random.PRNGKey(0))
+        server = fed.sparse_server_optimizer(
+            optax.sgd(1.0), "static_sparse", model=self.MODEL, batch=self.BATCH, **self.WORDS
+        )
+        averaging = fed.sparse_federated_averaging(
+            fedjax.model_grad(self.MODEL),
+            fedjax.optimizers.sgd(0.1),
+            optax.sgd(1.0),
+            core.build_updater("static_sparse", sparsity=0.75, distribution="uniform"),
+            fedjax.ShuffleRepeatBatchHParams(batch_size=2, num_epochs=1, seed=0),
+            model=self.MODEL,
+            batch=self.BATCH,
+        )
+        for sparse in (fed.first_params(server, params), averaging.init(params).params):
+            (stack,) = [layer for path, layer in sparse.items() if "linear" in path]
+            assert np.count_nonzero(stack["w"], axis=(1, 2)).tolist() == [16] * 3
+
+    def test_a_model_without_a_batch_and_what_is_no_model_are_refused(self):
+        with pytest.raises(ValueError, match="give model= and batch=, or neither"):
+            fed.sparse_server_optimizer(optax.sgd(1.0), "static_sparse", model=self.MODEL, **self.WORDS)
+        with pytest.raises(TypeError, match=r"model is a function; give a fedjax\.Model"):
+            fed.sparse_server_optimizer(optax.sgd(1.0), "set", model=lambda x: x, batch=self.BATCH, **self.WORDS)

@@ -245,6 +245,22 @@ def expect(kind: type[Exception], message: str, act: Callable[[], Any]) -> None:
         act()
 
 
+def axes_are_read_from_the_layers_of_a_model() -> None:
+    inputs = keras.Input((5, 8))
+    model = keras.Model(inputs, keras.layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs), name="net")
+    updater = core.build_updater("static_sparse", structure="2:4", filter_fn=core.kernels_only)
+    expect(ValueError, "needs to know which axes", lambda: compiled(SparseOptimizer(updater, optax.sgd(0.1)), model))
+    # Files name variables otherwise: the layers follow.
+    paths = [f"other/{variable.path}" for variable in model.trainable_variables]
+    compiled(SparseOptimizer(updater, optax.sgd(0.1), paths=paths, model=model), model)
+    for name in ("query", "attention_output"):
+        kernel = np.asarray(getattr(model.get_layer("attention"), f"_{name.removeprefix('attention_')}_dense").kernel)
+        matrix = kernel.reshape(8, 8)
+        assert (np.count_nonzero(matrix.reshape(2, 4, 8), axis=1) == 2).all(), name
+    assert str(model.optimizer.updater.layers[paths[0]]) == "inputs 8, outputs 2 heads, outputs 4"
+    assert "model" not in model.optimizer.get_config()
+
+
 def mistakes_with_the_optimizer_are_named() -> None:
     updater = rigl()
     twins = [keras.Variable(np.ones((2, 2)), name="kernel") for _ in range(2)]
@@ -292,5 +308,6 @@ CHECKS: tuple[Callable[[], None], ...] = (
     a_registered_subclass_is_loaded_with_its_model,
     a_loop_of_its_own_takes_the_same_steps,
     scales_of_float8_layers_are_overwritten,
+    axes_are_read_from_the_layers_of_a_model,
     mistakes_with_the_optimizer_are_named,
 )

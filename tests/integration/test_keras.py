@@ -30,6 +30,7 @@ OF_KERAS_ALONE = [
     "a_registered_subclass_is_loaded_with_its_model",
     "a_loop_of_its_own_takes_the_same_steps",
     "scales_of_float8_layers_are_overwritten",
+    "axes_are_read_from_the_layers_of_a_model",
     "mistakes_with_the_optimizer_are_named",
 ]
 

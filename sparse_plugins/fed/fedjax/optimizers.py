@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
+from sparse_plugins.core.layers.at_hand import layers_at_hand
+from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
@@ -70,7 +72,9 @@ def sparse_server_optimizer(
         rounds: Length of the run. Algorithms that change masks while they train need it, unless the schedule is given.
         skip_broken_rounds: Leave out, with a warning, a round whose mean delta is not finite, as one client whose
             training broke makes it: FedJAX's own algorithms refuse nobody's. Model and schedule stay as they were.
-        **words: What else `core.sparsify` takes with an algorithm: `sparsity`, `distribution`, `rules`, ...
+        **words: What else `core.sparsify` takes with an algorithm: `sparsity`, `distribution`, `rules`, ... With any
+            updater, `model` and `batch`: a `fedjax.Model` and a batch that it takes, or shapes of one. Which axes stack
+            layers, and which are inputs and outputs, is then read from `model.apply_for_train`, traced once.
 
     Returns:
         The optimizer, whose state is a `core.SparseState`. An updater that starts sparse prunes in the first
@@ -156,16 +160,29 @@ def updater_in_rounds(updater: Any, rounds: int | None, words: Mapping[str, Any]
         words: As in `sparse_server_optimizer`.
 
     Raises:
-        TypeError: If it is neither an updater nor an algorithm.
-        ValueError: If the words do not make one, or its schedule does not count rounds.
+        TypeError: If it is neither an updater nor an algorithm, or the model no `fedjax.Model`.
+        ValueError: If the words do not make one, its schedule does not count rounds, or there is a model without a
+            batch.
 
     Example:
         >>> updater_in_rounds("rigl", 1000, {"sparsity": 0.9}).describe_schedule()
         'masks change 76 times, every 10 rounds from round 0 to 750'
     """
+    words = dict(words)
+    model, batch = words.pop("model", None), words.pop("batch", None)
     made = updater_from(updater, total_steps=rounds, length_word="rounds", step_unit="round", **words)
     check_counts_rounds(made)
-    return made
+    if (model is None) != (batch is None):
+        raise ValueError("a model is traced with a batch of examples: give model= and batch=, or neither.")
+    return made if model is None else made.knowing(_layers_of_model(model, batch))
+
+
+def _layers_of_model(model: Any, batch: Any) -> Layers:
+    """The axes of the parameters of a `fedjax.Model`."""
+    if not isinstance(model, fedjax.Model):
+        raise TypeError(f"model is a {type(model).__name__}; give a fedjax.Model, or layers=core.trace_layers(...).")
+    key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+    return layers_at_hand(model.apply_for_train, jax.eval_shape(model.init, key), batch, key)
 
 
 def first_params(server_optimizer: fedjax.Optimizer, params: PyTree) -> PyTree:
