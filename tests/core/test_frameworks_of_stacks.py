@@ -81,32 +81,49 @@ def test_a_stack_of_any_framework_is_pruned_as_its_layers(make: Any) -> None:
             assert mask == alone[name][0] == core.NOT_PRUNED
 
 
-def linen_attention() -> tuple[Any, Any]:
+SEQUENCE = jnp.ones((2, 5, 8))
+
+
+def heads_in_axes(name: str, leaf: jax.Array) -> jax.Array:
+    """Kernels (inputs, heads, dims) and (heads, dims, outputs) as matrices, biases as vectors."""
+    return leaf.reshape({1: leaf.shape, 2: (leaf.size,), 3: (-1, 8) if "out" in name else (8, -1)}[leaf.ndim])
+
+
+def linen_attention() -> tuple[Any, Any, Any]:
     model = nn.MultiHeadDotProductAttention(4)
-    x = jnp.ones((2, 5, 8))
-    return (lambda params, x: model.apply({"params": params}, x, x)), model.init(KEY, x, x)["params"]
+    apply = lambda params, x: model.apply({"params": params}, x, x)  # noqa: E731
+    return apply, model.init(KEY, SEQUENCE, SEQUENCE)["params"], heads_in_axes
 
 
-def nnx_attention() -> tuple[Any, Any]:
+def nnx_attention() -> tuple[Any, Any, Any]:
     graph, params = nnx.split(nnx.MultiHeadAttention(4, 8, decode=False, rngs=nnx.Rngs(0)), nnx.Param)
-    return (lambda params, x: nnx.merge(graph, params)(x)), params
+    return (lambda params, x: nnx.merge(graph, params)(x)), params, heads_in_axes
 
 
-@pytest.mark.parametrize("make", [linen_attention, nnx_attention])
+def haiku_attention() -> tuple[Any, Any, Any]:
+    attend = lambda x: hk.MultiHeadAttention(4, 2, w_init=hk.initializers.RandomNormal())(x, x, x)  # noqa: E731
+    model = hk.without_apply_rng(hk.transform(attend))
+    return model.apply, model.init(KEY, SEQUENCE), lambda name, leaf: leaf
+
+
+def equinox_attention() -> tuple[Any, Any, Any]:
+    params, static = eqx.partition(eqx.nn.MultiheadAttention(4, 8, key=KEY, use_output_bias=True), eqx.is_array)
+    attend = lambda params, x: jax.vmap(lambda x: eqx.combine(params, static)(x, x, x))(x)  # noqa: E731
+    return attend, params, lambda name, leaf: leaf.T
+
+
+@pytest.mark.parametrize("make", [linen_attention, nnx_attention, haiku_attention, equinox_attention])
 @pytest.mark.parametrize("settings", [{"dist_type": "erk", "sparsity_type": "fan_in"}, {"sparsity_type": "2:4"}])
 def test_attention_is_pruned_as_its_kernels_flattened(make: Any, settings: dict[str, Any]) -> None:
-    apply, params = make()
+    apply, params, flattened = make()
     with jax.numpy_rank_promotion("allow"):
-        layers = core.trace_layers(apply, params, jnp.ones((2, 5, 8)))
-    flat = {}
-    for name, leaf in zip(layers, jax.tree.leaves(params), strict=True):
-        shape = {1: leaf.shape, 2: (leaf.size,), 3: (-1, 8) if "out" in name else (8, -1)}[leaf.ndim]
-        flat[name] = leaf.reshape(shape)
+        layers = core.trace_layers(apply, params, SEQUENCE)
+    flat = {name: flattened(name, leaf) for name, leaf in zip(layers, jax.tree.leaves(params), strict=True)}
     make_updater = functools.partial(core.create_updater_from_config, algorithm="magnitude", sparsity=0.6)
     _, masks = make_updater(layers=layers, **settings).instant_sparsify(params)
     _, expected = make_updater(**settings).instant_sparsify(flat)
     for name, mask in zip(layers, jax.tree.structure(params).flatten_up_to(masks), strict=True):
         if hasattr(mask, "shape"):
-            np.testing.assert_array_equal(mask.reshape(flat[name].shape), expected[name])
+            np.testing.assert_array_equal(flattened(name, mask), expected[name])
         else:
             assert mask == expected[name] == core.NOT_PRUNED

@@ -202,7 +202,7 @@ def test_weights_that_are_made_of_others() -> None:
     found = roles(core.trace_layers(apply, params, jnp.ones((4, 8))))
     assert found["qkv"] == "inputs 8, outputs 24"
     assert found["a"].startswith("inputs 8, ")
-    assert found["b"].endswith(", outputs 8")
+    assert found["b"].startswith("unknown 2, outputs 8")
 
 
 def test_noise_that_a_kernel_and_its_bias_share_makes_no_layer_of_the_bias() -> None:
@@ -221,6 +221,30 @@ def test_noise_that_a_kernel_and_its_bias_share_makes_no_layer_of_the_bias() -> 
         layers = core.trace_layers(function, params, jnp.ones((2, 4)))
         assert roles(layers) == {"kernel": "inputs 4, outputs 3", "bias": "elementwise 3"}
         assert all(axes.is_as_by_shape for axes in layers.values())
+
+
+def test_tokens_that_are_repeated_for_every_example() -> None:
+    """As class tokens are, whose tile has a length of 1, and others."""
+    params = {"token": jnp.ones((1, 1, 4)), "pair": jnp.ones((2, 4)), "w": jnp.ones((4, 3))}
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        x = jnp.concatenate([jnp.tile(params["token"], (x.shape[0], 1, 1)), x], axis=1)
+        return (x + jnp.tile(params["pair"], (3, 1))) @ params["w"]
+
+    found = roles(core.trace_layers(apply, params, jnp.ones((2, 5, 4))))
+    assert found["token"] == "single 1, elementwise 1, elementwise 4"
+    assert found["pair"] == "elementwise 2, elementwise 4"
+    assert found["w"] == "inputs 4, outputs 3"
+
+
+def test_weights_that_only_constants_are_multiplied_by_say_so() -> None:
+    params = {"bias": jnp.ones((4, 8))}
+    near = np.eye(8, dtype=np.float32)[[0, 1, 2]]
+    layers = core.trace_layers(lambda p, x: x + near @ p["bias"].T, params, jnp.ones((2, 3, 4)))
+    note = "not followed, because no input meets all of its axes"
+    assert str(layers["bias"]) == f"elementwise 4, unknown 8: {note}"
+    plan = core.describe_plan(core.build_updater("static_sparse", sparsity=0.5, layers=layers), params)
+    assert f"one layer ({note})" in plan
 
 
 def test_what_is_not_used_or_not_followed_says_so() -> None:

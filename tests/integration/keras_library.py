@@ -98,6 +98,27 @@ def layers_are_told_by_their_classes_as_by_the_trace() -> None:
     assert words == {path: str(axes).removesuffix("single 1") for path, axes in traced.items()}
 
 
+def attention_is_pruned_as_its_kernels_flattened() -> None:
+    import keras
+
+    inputs = keras.Input((5, 8))
+    model = keras.Model(inputs, keras.layers.MultiHeadAttention(4, 2, name="attention")(inputs, inputs))
+    params = values(model.trainable_variables)
+    flatten = lambda path, leaf: leaf.reshape(  # noqa: E731
+        {1: leaf.shape, 2: (leaf.size,), 3: (-1, 8) if "output" in path else (8, -1)}[leaf.ndim]
+    )
+    flat = {path: flatten(path, leaf) for path, leaf in params.items()}
+    for settings in ({"sparsity_type": "fan_in"}, {"sparsity_type": "2:4"}):
+        make_updater = functools.partial(core.create_updater_from_config, "magnitude", sparsity=0.5, **settings)
+        _, masks = make_updater(layers=core.describe_layers(model)).instant_sparsify(params)
+        _, expected = make_updater().instant_sparsify(flat)
+        for path, mask in masks.items():
+            if hasattr(mask, "shape"):
+                np.testing.assert_array_equal(flatten(path, mask), expected[path])
+            else:
+                assert mask == expected[path] == core.NOT_PRUNED
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     **{name: functools.partial(check, keras_()) for name, check in CONTRACTS.items()},
     **{
@@ -107,6 +128,7 @@ CHECKS: dict[str, Callable[[], None]] = {
             the_example_of_the_docstring_runs,
             mistakes_are_named,
             layers_are_told_by_their_classes_as_by_the_trace,
+            attention_is_pruned_as_its_kernels_flattened,
             *OF_THE_OPTIMIZER,
         )
     },

@@ -21,6 +21,7 @@ OF_KERAS_ALONE = [
     "the_example_of_the_docstring_runs",
     "mistakes_are_named",
     "layers_are_told_by_their_classes_as_by_the_trace",
+    "attention_is_pruned_as_its_kernels_flattened",
     # of the optimizer for `model.compile`
     "fit_is_sparse_at_every_step_and_goes_on_bit_for_bit",
     "mixed_precision_is_sparse_at_every_step",

@@ -127,6 +127,16 @@ def _broadcast(equation: Any, operands: list[Shape], results: list[Shape]) -> Fl
     return Flow(symbols.sizes, (first, *((),) * (len(operands) - 1)), (result,))
 
 
+def _tile(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
+    """Every axis as often as it is repeated: copies, and what is copied."""
+    symbols = _Symbols()
+    axes = symbols.axes(operands[0])
+    copies = [(symbols.new(count),) if count > 1 else () for count in equation.params["reps"]]
+    result = tuple((*copy, *axis) for copy, axis in zip(copies, axes, strict=True))
+    mixed = dict.fromkeys((symbol for copy in copies for symbol in copy), "copies of an array")
+    return Flow(symbols.sizes, (axes,), (result,), mixed=mixed)
+
+
 def _reshape(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow | None:
     """The common division of both shapes; entries of what has none are mixed."""
     symbols = _Symbols()
@@ -451,6 +461,7 @@ def _made(reason: str) -> Callable[[Any, list[Shape], list[Shape]], Flow]:
 _RULES: dict[str, Callable[[Any, list[Shape], list[Shape]], Flow | None]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
+    "tile": _tile,
     "transpose": _transpose,
     "squeeze": _without("dimensions"),
     **{f"reduce_{name}": _without("axes") for name in ("sum", "max", "min", "and", "or", "prod", "xor")},

@@ -207,7 +207,10 @@ def _layer(
     note = next((text for axis, text in notes if not mine.isdisjoint(map(id, factors(axis)))), "")
     if not chosen:
         return LayerAxes(name, shape, _parts(axes, roles, None), note=note if is_read else "not used by the function")
-    return LayerAxes(name, shape, chosen[0], tuple(layers[1:]), note)
+    layer = LayerAxes(name, shape, chosen[0], tuple(layers[1:]), note)
+    if layer.is_known or note:
+        return layer
+    return dataclasses.replace(layer, note="not followed, because no input meets all of its axes")
 
 
 def _parts(

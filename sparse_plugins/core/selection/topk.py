@@ -22,12 +22,14 @@ from sparse_plugins.core.trees import common_dtype
 
 __all__ = ["exact_topk", "is_one_cpu", "of_one_type", "order_keys"]
 
-_MIN_CHUNK = 16384
+# What a chunk's hits are summed up to at the end costs as much as counting a few chunks: small arrays have small ones.
+_SMALL_CHUNK, _LARGE_CHUNK = 512, 16384
+_MIN_CHUNKS = 32
 # A chunk's hits are summed in 8-bit lanes, so one accumulation may take at most 255 chunks.
 _MAX_CHUNKS = 128
 _LANES = np.arange(0, 8 * PIVOTS, 8, dtype=np.uint32)[:, None]
 _SAMPLE = 4096
-_MIN_STRIDE = 32  # to sort a larger part than that costs as much as the passes it saves
+_MIN_STRIDE = 64  # to sort a larger part than that costs as much as the passes it saves
 
 Counter = Callable[[Bracket, jax.Array], jax.Array]
 
@@ -205,7 +207,8 @@ def _count_in_chunks(
 
     An elementwise accumulation over chunks stays in cache; the hits of each pivot have 8 bits of a word.
     """
-    chunk = min(flat.size, _MIN_CHUNK * math.ceil(flat.size / (_MIN_CHUNK * _MAX_CHUNKS)))
+    chunk = min(max(math.ceil(flat.size / _MIN_CHUNKS), _SMALL_CHUNK), _LARGE_CHUNK)
+    chunk = min(flat.size, chunk * math.ceil(flat.size / (chunk * _MAX_CHUNKS)))
     chunks = math.ceil(flat.size / chunk)
     lane = lax.iota(jnp.uint32, chunk)
 

@@ -1,0 +1,1 @@
+"""Models that others publish, small: what `core.trace_layers` reads of them, and what pruning keeps."""
