@@ -22,8 +22,7 @@ _HEAD = ("model", "arrays", "stacks", "layers pruned", "with heads", "dense", "n
 
 def read(model: Traced) -> core.Layers:
     """What its axes are."""
-    with jax.numpy_rank_promotion("allow"):
-        return core.trace_layers(model.apply, model.params, *model.inputs)
+    return core.trace_layers(model.apply, model.params, *model.inputs)
 
 
 def updater_of(layers: core.Layers) -> core.BaseUpdater:

@@ -1,9 +1,20 @@
 """The table of published models is what their command makes of them."""
 
+from collections.abc import Iterator
+
+import jax
 import numpy as np
+import pytest
 
 from experiments.real_models import __main__ as real_models
 from experiments.real_models import sequences
+
+
+@pytest.fixture(autouse=True)
+def _as_they_are_written() -> Iterator[None]:
+    """Biases are added without a word about axes."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def test_the_page_has_the_table_and_every_axis_that_inputs_meet_is_known() -> None:
