@@ -109,7 +109,9 @@ def attention_is_pruned_as_its_kernels_flattened() -> None:
     )
     flat = {path: flatten(path, leaf) for path, leaf in params.items()}
     for settings in ({"sparsity_type": "fan_in"}, {"sparsity_type": "2:4"}):
-        make_updater = functools.partial(core.create_updater_from_config, "magnitude", sparsity=0.5, **settings)
+        make_updater = functools.partial(
+            core.create_updater_from_config, algorithm="magnitude", sparsity=0.5, **settings
+        )
         _, masks = make_updater(layers=core.describe_layers(model)).instant_sparsify(params)
         _, expected = make_updater().instant_sparsify(flat)
         for path, mask in masks.items():
