@@ -33,7 +33,7 @@ from sparse_plugins.core.schedules import (
 )
 from sparse_plugins.core.sparse_checks import check_sparse
 from sparse_plugins.core.sparse_optimizer import sparsify, start, updater_of
-from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Unstructured
+from sparse_plugins.core.structures import Block, ByPath, Channel, ChannelGroups, ConstantFanIn, NByM, Unstructured
 from sparse_plugins.core.summary import describe_plan, summarize_intersection, summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, check_state, find_sparse_state
 from sparse_plugins.core.updater_defaults import build_updater
@@ -64,6 +64,7 @@ __all__ = [
     "Channel",
     "ChannelGraph",
     "ChannelGroup",
+    "ChannelGroups",
     "ConstantDrop",
     "ConstantFanIn",
     "CosineDrop",

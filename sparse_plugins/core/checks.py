@@ -16,7 +16,7 @@ from sparse_plugins.core.schedules import LAST_STEP, NoUpdateSchedule
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.selection.random_scores import key_words
 from sparse_plugins.core.selection.structured_topk import StructureTopK
-from sparse_plugins.core.structures import ByPath, Structure
+from sparse_plugins.core.structures import ByPath, ChannelGroups, Structure, all_structures
 from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
@@ -50,8 +50,10 @@ def check_fields(updater: UpdaterHooks) -> None:
     if not isinstance(updater.sparsity_type, Structure | ByPath):
         raise TypeError(
             f"sparsity_type is {updater.sparsity_type!r}; give Unstructured(), NByM(2, 4), Block((4, 4)), Channel(), "
-            "ConstantFanIn() or ByPath([...]), an instance and not the class."
+            "ConstantFanIn(), ChannelGroups(graph) or ByPath([...]), an instance and not the class."
         )
+    if has_own_rule(updater) and any(isinstance(kind, ChannelGroups) for kind in all_structures(updater.sparsity_type)):
+        raise ValueError("topk_fn ranks one array by itself, and channel groups couple several: give one of the two.")
     if not isinstance(updater.scheduler, NoUpdateSchedule):
         raise TypeError(
             f"scheduler is {updater.scheduler!r}; give an instance of a schedule, such as PolynomialSchedule(...). "

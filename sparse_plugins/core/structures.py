@@ -11,7 +11,18 @@ from typing import Any
 
 from sparse_plugins.core.path_rules import first_match, read_rule
 
-__all__ = ["Block", "ByPath", "Channel", "ConstantFanIn", "NByM", "Structure", "Unstructured", "structure_per_leaf"]
+__all__ = [
+    "Block",
+    "ByPath",
+    "Channel",
+    "ChannelGroups",
+    "ConstantFanIn",
+    "NByM",
+    "Structure",
+    "Unstructured",
+    "all_structures",
+    "structure_per_leaf",
+]
 
 
 def _integer(name: str, value: object, lowest: int | None = None) -> None:
@@ -221,7 +232,67 @@ class ConstantFanIn:
         return shape[self.place]
 
 
-Structure = Unstructured | NByM | Block | Channel | ConstantFanIn
+@dataclasses.dataclass(frozen=True, repr=False)
+class ChannelGroups:
+    """Channels are kept or pruned in all parameters that make them, so that `core.shrink` can take them out.
+
+    What makes a channel is the outputs of layers, biases and the scales and shifts of norms; the last two are pruned
+    along, whatever the filter of the distribution and rules for other structures say. A channel is ranked by the sum of
+    the scores of all entries that make it. Each group keeps as many channels as the target sparsity of its layers says:
+    their mean, weighted by entries, where they differ, and all if one of them is left dense. Groups whose channels one
+    layer makes together, as attention heads and the entries of a head, have one target, and each of them keeps so many.
+    Layers that make no channels, such as the last one, stay dense. Growth by gradients sees nothing of a pruned channel
+    behind a relu, whose derivative at 0 is 0.
+
+    Attributes:
+        graph: The network's groups, from `core.channel_graph`. It may be that of all variables of a model, or of the
+            part of the parameters for which a `ByPath` or `PerModule` names this structure.
+        multiple_of: Every group keeps a multiple of so many channels, rounded up, or all that it has.
+
+    Raises:
+        TypeError: If the graph is none.
+        ValueError: If no channels can leave it, or multiple_of is below 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import core
+        >>> params = {"a": jnp.ones((3, 8)).at[:, :4].set(2.0), "b": jnp.ones((8, 2)), "bias": jnp.zeros(8)}
+        >>> apply = lambda params, x: jnp.tanh(x @ params["a"] + params["bias"][None]) @ params["b"]
+        >>> groups = ChannelGroups(core.channel_graph(apply, params, jnp.ones((1, 3))))
+        >>> updater = core.build_updater("magnitude", sparsity=0.75, total_steps=100, structure=groups)
+        >>> masks = updater.instant_sparsify(params)[1]
+        >>> masks["a"][0].tolist(), masks["bias"].tolist()
+        ([1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0])
+
+    Source: Fang et al., DepGraph: Towards Any Structural Pruning (2023).
+    """
+
+    graph: Any
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if not all(hasattr(self.graph, name) for name in ("groups", "stays", "layers", "params")):
+            raise TypeError(
+                f"ChannelGroups.graph is a {type(self.graph).__name__}; give what core.channel_graph(apply, params, "
+                "*inputs) returns."
+            )
+        _integer("ChannelGroups.multiple_of", self.multiple_of, 1)
+        if not self.graph.groups:
+            raise ValueError(f"no channels can leave this network, so none can be pruned as groups:\n{self.graph}")
+
+    def __repr__(self) -> str:
+        rounded = f", multiple_of={self.multiple_of}" if self.multiple_of > 1 else ""
+        return f"ChannelGroups(graph of {len(self.graph.groups)} groups{rounded})"
+
+    def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
+        """Accepts any shape."""
+
+    def units(self, shape: tuple[int, ...]) -> int:
+        """Number of channels of a group, whose scores have `shape`."""
+        return math.prod(shape)
+
+
+Structure = Unstructured | NByM | Block | Channel | ConstantFanIn | ChannelGroups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +322,18 @@ class ByPath:
         for pattern, structure in (*self.rules, ("default", self.default)):
             if not isinstance(structure, Structure):
                 raise TypeError(f"the structure of {pattern!r} is {structure!r}; give an instance such as NByM(2, 4).")
+
+
+def all_structures(sparsity_type: Structure | ByPath) -> list[Structure]:
+    """The structures that some layers may have.
+
+    Example:
+        >>> all_structures(ByPath([("head/.*", Channel())]))
+        [Channel(axis=None, whole_heads=False), Unstructured()]
+    """
+    if not isinstance(sparsity_type, ByPath):
+        return [sparsity_type]
+    return [*(structure for _, structure in sparsity_type.rules), sparsity_type.default]
 
 
 def structure_per_leaf(sparsity_type: Structure | ByPath, names: Sequence[str]) -> list[Structure]:

@@ -12,8 +12,7 @@ from sparse_plugins.core.checks import check_leaves
 from sparse_plugins.core.layers.axes import Layers, LayerView
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
 from sparse_plugins.core.selection.counts import keep_count
-from sparse_plugins.core.selection.structured_topk import kept_units
-from sparse_plugins.core.structures import Block, ConstantFanIn, NByM, Structure
+from sparse_plugins.core.structures import NByM
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["describe_plan", "summarize_intersection", "summarize_sparsity"]
@@ -193,7 +192,7 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
                 rows.append((*first, f"{target:.4g} in all", f"some of {size}"))
             else:
                 structure = plan.rule.of_layer
-                kept, about = _planned_entries(structure, plan.rule.layer_shape, target)
+                kept, about = plan.rule.planned_entries(target)
                 kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
                 # Groups keep n of m, whatever more is asked for.
                 reached = min(target, 1.0 - structure.n / structure.m) if isinstance(structure, NByM) else target
@@ -234,16 +233,3 @@ def _emptied_lines(updater: BaseUpdater, params: PyTree) -> list[str]:
     if unknown:
         lines.append(f"ranked together by scores not known yet, which may empty some: {', '.join(unknown)}")
     return lines
-
-
-def _planned_entries(structure: Structure, shape: tuple[int, ...], target: float) -> tuple[int, str]:
-    """Entries kept, and whether that is about so many: blocks at an edge may be smaller, and may be kept or not."""
-    kept, size = int(kept_units(structure, shape, target)), math.prod(shape)
-    if isinstance(structure, NByM):
-        length = shape[structure.place]
-        of_axis = length // structure.m * kept + min(length % structure.m, kept)
-        return size // max(length, 1) * of_axis, ""
-    if isinstance(structure, ConstantFanIn):
-        return kept * structure.units(shape), ""
-    units = max(structure.units(shape), 1)
-    return round(kept * size / units), "about " if isinstance(structure, Block) and size % units else ""

@@ -39,6 +39,14 @@ SHAPES = {"w": jnp.ones((8, 6)), "head": jnp.ones((6, 4)), "b": jnp.ones(6)}
 BIAS = ("b", core.Axes(elementwise=0))
 ROWS_AS_LAYERS = core.describe_layers(SHAPES, [BIAS, (".*", core.Axes(stack=0, inputs=1))])
 COLUMNS_AS_HEADS = core.describe_layers(SHAPES, [BIAS, (".*", core.Axes(inputs=0, outputs=1, heads=1))])
+# Outputs are summed over, so that those of head can leave; b belongs to none of them.
+GROUPS = core.ChannelGroups(
+    core.channel_graph(
+        lambda p, x: jnp.sum(jnp.tanh(jnp.tanh(x @ p["w"]) @ p["head"]), 1) + jnp.sum(p["b"] ** 2),
+        SHAPES,
+        jnp.ones((1, 8)),
+    )
+)
 UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "no_prune": ({}, (48, 24)),
     **dict.fromkeys(("magnitude", "random", "saliency"), ({}, (12, 6))),
@@ -55,6 +63,9 @@ UPDATERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "rigl channel": ({"sparsity_type": "channel_-1"}, (16, 6)),
     "rigl stacked": ({"layers": ROWS_AS_LAYERS}, (16, 6)),
     "magnitude heads": ({"layers": COLUMNS_AS_HEADS, "sparsity_type": "heads"}, (16, 6)),
+    "magnitude groups": ({"sparsity_type": GROUPS}, (16, 6)),
+    "set groups": ({"sparsity_type": GROUPS}, (16, 6)),
+    "rigl groups and 2:4": ({"sparsity_type": [("w", GROUPS), ("head", "2:4")]}, (16, 16)),
     "magnitude erk": ({"dist_type": "erk"}, (18,)),
     "gradual_set 2:4": ({"sparsity_type": "2:4"}, (24, 16)),
     "gradual_rigl 2x2": ({"sparsity_type": "2x2"}, (12, 8)),

@@ -79,7 +79,7 @@ class GraspPruning(GlobalPruningMixin):
             )
         aligned(params, hessian_gradient, "hessian_gradient")
         scores = jax.tree.map(lambda p, hg: p.astype(jnp.float32) * hg.astype(jnp.float32), params, hessian_gradient)
-        scores = finite_or_magnitude(params, scores, self.rankings(params), self.layer_views(params))
+        scores = finite_or_magnitude(params, scores, self.compared(params), self.layer_views(params))
         return self.normalized_layers(scores) if self.use_normalization else scores
 
 

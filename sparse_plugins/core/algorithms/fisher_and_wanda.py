@@ -65,7 +65,7 @@ class FisherPruning(BaseUpdater):
         nu = aligned(params, _second_moment(sparse_state.inner_state), "second moments")
         leaves, treedef = jax.tree.flatten(params)
         costs = treedef.unflatten([cost(*pair) for pair in zip(leaves, nu, strict=True)])
-        return finite_or_magnitude(params, costs, self.rankings(params), self.layer_views(params))
+        return finite_or_magnitude(params, costs, self.compared(params), self.layer_views(params))
 
     def check_inner_state(self, inner_state: PyTree) -> None:
         """Refuses an optimizer without a second moment, and a mask update before there is any."""
@@ -133,10 +133,12 @@ class WandaPruning(BaseUpdater):
         scores = plans.tree(
             [self._score(plan.rule, leaf, own) if plan.is_pruned else leaf for plan, leaf, own in columns]
         )
-        return finite_or_magnitude(params, scores, self.rankings(params), self.layer_views(params))
+        return finite_or_magnitude(params, scores, self.compared(params), self.layer_views(params))
 
     def _score(self, rule: MaskRule, param: jax.Array, inputs: Any) -> jax.Array:
         along = MaskRule(NByM(1, 1, self.input_axis), rule.shape, rule.axes, rule.name)
+        if rule.channels and not rule.channels[0].is_layer:
+            return jnp.abs(param)  # of a bias or a scale, which is pruned with its channels
         view, axis = along.view, along.place
         norms = _norms(along, inputs)
 

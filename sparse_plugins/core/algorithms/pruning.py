@@ -118,7 +118,7 @@ class SaliencyPruning(BaseUpdater):
             return jnp.abs(param.astype(wide) * grad.astype(wide))
 
         return finite_or_magnitude(
-            params, jax.tree.map(saliency, params, grads), self.rankings(params), self.layer_views(params)
+            params, jax.tree.map(saliency, params, grads), self.compared(params), self.layer_views(params)
         )
 
 

@@ -1,6 +1,7 @@
 """Sparse training: masks are sparse from the start and, but for the static one, move their weights about."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,13 +16,12 @@ from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
 from sparse_plugins.core.selection.counts import survivor_count
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
-from sparse_plugins.core.selection.mask_rule import by_layer
 from sparse_plugins.core.selection.random_scores import leaf_keys, random_score
 from sparse_plugins.core.selection.structured_topk import kept_units
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.transform.hooks import LeafPlan
 from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.core.trees import PyTree
+from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = ["SET", "GradientGrowthMixin", "RigL", "SRigL", "StaticRandomSparse"]
 
@@ -141,18 +141,28 @@ class SET(ExchangeMixin, RandomStartMixin):
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """Drops the smallest active weights and grows as many others."""
+        counts = functools.partial(self.kept_and_survivors, step=sparse_state.count)
 
-        def regrown(param: jax.Array, mask: jax.Array, source: jax.Array, leaf: LeafPlan) -> jax.Array:
-            unit = leaf.rule.of_layer, leaf.rule.layer_shape
-            counts = lambda target: self.kept_and_survivors(*unit, target, sparse_state.count)  # noqa: E731
-            grow = self.grow_score(param, source)
-            active = unpack(mask, param.shape)
-            return leaf.rule.regrow_mask(active, jnp.abs(param), grow, *by_layer(counts, leaf.target))
+        def regrown(param: jax.Array, mask: jax.Array, source: jax.Array, leaf: LeafPlan, pooled: Any) -> jax.Array:
+            own = lambda: (unpack(mask, param.shape), jnp.abs(param), self.grow_score(param, source))  # noqa: E731
+            return leaf.rule.regrow_mask(*(pooled or own()), counts, leaf.target)
 
         plans = self.leaf_plans(params)
-        beside = (self.grow_sources(params, sparse_state, grads), plans.tree(plans.leaves))
+        sources = self.grow_sources(params, sparse_state, grads)
+        beside = (sources, plans.tree(plans.leaves), self._of_channels(params, sparse_state.masks, sources))
         masks = map_pruned(in_turns(regrown), params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
         return sparse_state._replace(masks=masks)
+
+    def _of_channels(self, params: PyTree, masks: PyTree, sources: PyTree) -> PyTree:
+        """Activity, drop scores and growth scores of the channels of groups, by leaf; () where it makes none."""
+        rules, pools = self.mask_rules(params), self.channel_pools(params)
+        nodes = aligned(params, masks, "masks"), aligned(params, sources, "growth")
+        columns = list(zip(rules, jax.tree.leaves(params), *nodes, strict=True))
+        active = pools.active([unpack(mask, p.shape) if rule.channels else None for rule, p, mask, _ in columns])
+        drop = pools.summed([jnp.abs(p) if rule.channels else None for rule, p, _, _ in columns])
+        grow = pools.summed([self.grow_score(p, source) if rule.channels else None for rule, p, _, source in columns])
+        found = [tuple(pools.units(r, own) for own in (active, drop, grow)) if r.channels else () for r in rules]
+        return jax.tree.unflatten(jax.tree.structure(params), found)
 
     def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
         """Units kept after the mask update, and those of them that were active before."""

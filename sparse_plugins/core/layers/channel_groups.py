@@ -228,7 +228,7 @@ def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Ch
     for factor, its in members.items():
         first = next((m for m in its if m.makes and layers[m.path].is_layer), its[0])
         name = first.path if first.path not in groups else f"{first.path}[{first.axis}]"
-        groups[name] = ChannelGroup(name, factor.size, tuple(its))
+        groups[name] = ChannelGroup(name, int(factor.size), tuple(its))
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     return ChannelGraph(apply, groups, stays, layers, shapes, inputs)
 

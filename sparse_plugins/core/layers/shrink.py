@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.algorithms.regrowth import StaticRandomSparse
 from sparse_plugins.core.layers.channel_groups import ChannelGraph, ChannelGroup, Member, followed, labels, movable
 from sparse_plugins.core.layers.factors import Factor
 from sparse_plugins.core.layers.smaller_program import Sizes, run
@@ -41,6 +42,37 @@ class Shrunk:
     apply: Callable[..., Any]
     kept: Mapping[str, np.ndarray]
     graph: ChannelGraph
+
+    @functools.cached_property
+    def updater(self) -> StaticRandomSparse:
+        """An updater that keeps the masks that are left as they are, for the state in `opt_state`.
+
+        A parameter whose mask keeps all of it is left to the optimizer alone.
+
+        Example:
+            >>> import optax
+            >>> from sparse_plugins import core
+            >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+            >>> apply = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]
+            >>> graph = core.channel_graph(apply, params, jnp.ones((1, 3)))
+            >>> tx = core.sparsify(optax.sgd(0.1), "static_sparse", sparsity=0.5, distribution="uniform",
+            ...     structure=core.ChannelGroups(graph))
+            >>> params, state = core.start(tx, params)
+            >>> small = core.shrink(graph, params, state.masks, opt_state=state)
+            >>> updates, state = small.updater.wrap_optax(optax.sgd(0.1)).update(
+            ...     small.params, small.opt_state, small.params)
+            >>> updates["a"].shape
+            (3, 4)
+        """
+        left = lambda p, m: float(1 - np.mean(np.asarray(m) != 0, dtype=np.float64))  # noqa: E731
+        targets = map_pruned(left, self.params, self.masks, otherwise=lambda p: NOT_PRUNED)
+        return StaticRandomSparse(sparsity_distribution_fn=lambda params: targets, use_packed_masks=self._is_packed)
+
+    @property
+    def _is_packed(self) -> bool:
+        """Whether the state stores eight mask entries to a byte."""
+        stored = [state.masks for state in sparse_states(self.opt_state)]
+        return not stored or any(_packs(self.params, masks) for masks in stored)
 
 
 def shrink(
@@ -325,10 +357,7 @@ def _smaller_state(
 
     def smaller(sparse: SparseState) -> SparseState:
         rest = map_pruned(lambda p, m: 1 - jnp.mean(m, dtype=jnp.float32), small, masks, otherwise=lambda p: NOT_PRUNED)
-        packed = any(
-            is_pruned(stored) and stored.shape != leaf.shape
-            for stored, leaf in zip(aligned(params, sparse.masks, "masks"), jax.tree.leaves(params), strict=True)
-        )
+        packed = _packs(params, sparse.masks)
         return sparse._replace(masks=store_masks(small, masks, packed), target_sparsities=rest)
 
     entries = _entries(graph, kept)
@@ -336,10 +365,16 @@ def _smaller_state(
         return _taken_state(entries, state, params)
     hidden = map_sparse_states(lambda sparse: sparse._replace(masks=(), target_sparsities=()), state)
     found = _taken_state(entries, hidden, params)
-    originals = iter(_sparse_states(state))
+    originals = iter(sparse_states(state))
     return map_sparse_states(
         lambda sparse: (lambda old: smaller(sparse._replace(masks=old.masks)))(next(originals)), found
     )
+
+
+def _packs(params: PyTree, masks: PyTree) -> bool:
+    """Whether masks are stored in fewer bytes than entries."""
+    columns = zip(aligned(params, masks, "masks"), jax.tree.leaves(params), strict=True)
+    return any(is_pruned(stored) and jnp.shape(stored) != leaf.shape for stored, leaf in columns)
 
 
 def _taken_state(entries: list[list[np.ndarray] | None], state: PyTree, params: PyTree) -> PyTree:
@@ -359,7 +394,7 @@ def _taken_state(entries: list[list[np.ndarray] | None], state: PyTree, params: 
     return jax.tree.unflatten(treedef, list(map(taken, leaves, owners(state, params))))
 
 
-def _sparse_states(state: PyTree) -> list[SparseState]:
+def sparse_states(state: PyTree) -> list[SparseState]:
     found: list[SparseState] = []
     map_sparse_states(lambda sparse: found.append(sparse) or sparse, state)  # type: ignore[func-returns-value]
     return found

@@ -6,6 +6,7 @@ seen as [*window, inputs, outputs], whatever its axes are.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.layers.axes import LayerAxes, LayerView
-from sparse_plugins.core.selection.counts import Count, as_number
+from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelUnits, spread
+from sparse_plugins.core.selection.counts import as_number
 from sparse_plugins.core.selection.structured_topk import keep_best, kept_units, rank_active_first, regrow_mask
-from sparse_plugins.core.structures import Block, Channel, ConstantFanIn, NByM, Structure, Unstructured
+from sparse_plugins.core.structures import (
+    Block,
+    Channel,
+    ChannelGroups,
+    ConstantFanIn,
+    NByM,
+    Structure,
+    Unstructured,
+)
 
 __all__ = ["MaskRule", "by_layer"]
 
@@ -59,6 +69,7 @@ class MaskRule:
         axes: What its axes are; None if nobody told. It is one layer then, and a structure without an axis of its own
             reads [inputs, outputs] and [height, width, inputs, outputs], the window no longer than 16.
         name: Its path, for messages.
+        channels: The channels of groups that it makes. If there are any, scores and masks of it come as `ChannelUnits`.
 
     Example:
         >>> scores = jnp.array([[[4.0], [3.0]], [[2.0], [1.0]]])
@@ -75,6 +86,7 @@ class MaskRule:
     shape: tuple[int, ...]
     axes: LayerAxes | None = None
     name: str = ""
+    channels: tuple[AxisOfChannels, ...] = ()
 
     @functools.cached_property
     def layers(self) -> LayerView:
@@ -99,7 +111,7 @@ class MaskRule:
             TypeError: If the structure runs along none.
         """
         structure = self.of_layer
-        if isinstance(structure, (Unstructured, Block)):
+        if isinstance(structure, (Unstructured, Block, ChannelGroups)):
             raise TypeError(f"{structure} runs along no axis; give NByM, Channel or ConstantFanIn.")
         return structure.place % len(self.layer_shape)
 
@@ -111,7 +123,7 @@ class MaskRule:
     @functools.cached_property
     def _placed(self) -> tuple[Structure, LayerView]:
         structure, axes = self.structure, self.axes
-        if isinstance(structure, Unstructured):
+        if isinstance(structure, (Unstructured, ChannelGroups)):
             return structure, self.layers
         if isinstance(structure, Block):
             names_axes = len(structure.block_shape) > 2
@@ -156,6 +168,8 @@ class MaskRule:
     @property
     def reading(self) -> str:
         """How the axes of one of its layers are read, in words."""
+        if self.channels:
+            return f"channels of {', '.join(axis.group for axis in self.channels)}"
         if self.axes is None:
             return self._reading_of_shape()
         if self.axes.is_known or self.layers.layers is not None:
@@ -187,6 +201,9 @@ class MaskRule:
             ValueError: If the structure does not fit the shape, or its axes are not known.
         """
         structure, view = self._placed
+        if isinstance(scores, ChannelUnits):
+            best = [keep_best(structure, unit, kept_units(structure, unit.shape, sparsity)) for unit in scores.units]
+            return spread(self.channels, self.shape, best)
         structure.check(view.shape, f"parameter {self.name!r}")
         kept = by_layer(functools.partial(kept_units, structure, view.shape), sparsity)
         return view.mapped(functools.partial(keep_best, structure), scores, beside=[kept])
@@ -196,22 +213,65 @@ class MaskRule:
         return self.layers.mapped(rule, scores, beside=[by_layer(as_number, sparsity)])
 
     def regrow_mask(
-        self, mask: jax.Array, drop_scores: jax.Array, grow_scores: jax.Array, kept: Count, survivors: Count
+        self,
+        mask: Any,
+        drop_scores: Any,
+        grow_scores: Any,
+        counts: Callable[[Structure, tuple[int, ...], Any], tuple[Any, Any]],
+        target: Any,
     ) -> jax.Array:
-        """`structured_topk.regrow_mask` in every layer; counts may be arrays [layers]."""
+        """`structured_topk.regrow_mask` in every layer.
+
+        Args:
+            mask: bool of the parameter's shape.
+            drop_scores: As there.
+            grow_scores: As there.
+            counts: From structure, shape and target of a layer to the units kept, and the survivors among them.
+            target: Target sparsity, or a tuple of one per layer.
+        """
         structure, view = self._placed
         regrown = lambda mask, drop, grow, *counts: regrow_mask(mask, drop, grow, structure, *counts)  # noqa: E731
-        return view.mapped(regrown, mask, drop_scores, grow_scores, beside=[kept, survivors])
+        if isinstance(mask, ChannelUnits):
+            columns = zip(mask.units, drop_scores.units, grow_scores.units, strict=True)
+            found = [regrown(active, *scores, *counts(structure, active.shape, target)) for active, *scores in columns]
+            return spread(self.channels, self.shape, found)
+        kept = by_layer(functools.partial(counts, structure, view.shape), target)
+        return view.mapped(regrown, mask, drop_scores, grow_scores, beside=kept)
 
-    def rank_active_first(self, scores: jax.Array, active: jax.Array) -> jax.Array:
+    def rank_active_first(self, scores: Any, active: Any) -> Any:
         """`structured_topk.rank_active_first` in every layer."""
         structure, view = self._placed
+        if isinstance(scores, ChannelUnits):
+            columns = zip(scores.units, active.units, strict=True)
+            return ChannelUnits(scores.shape, tuple(rank_active_first(*column, structure) for column in columns))
         return view.mapped(functools.partial(rank_active_first, structure=structure), scores, active)
+
+    def planned_entries(self, target: float) -> tuple[int, str]:
+        """Entries of a layer that a target keeps, and 'about ' if it is about so many.
+
+        Blocks at an edge may be smaller, and channels may have more entries than others.
+        """
+        structure, shape = self.of_layer, self.layer_shape
+        size = math.prod(shape)
+        if self.channels:
+            first = [np.arange(a.size) < kept_units(structure, (a.size,), target) for a in self.channels]
+            kept = np.asarray(spread(self.channels, self.shape, [units.astype(np.uint8) for units in first]))
+            even = all(len(set(np.bincount(a.labels[a.labels >= 0]))) == 1 for a in self.channels)
+            return int(np.count_nonzero(kept)), "" if even else "about "
+        kept = int(kept_units(structure, shape, target))
+        if isinstance(structure, NByM):
+            length = shape[structure.place]
+            of_axis = length // structure.m * kept + min(length % structure.m, kept)
+            return size // max(length, 1) * of_axis, ""
+        if isinstance(structure, ConstantFanIn):
+            return kept * structure.units(shape), ""
+        units = max(structure.units(shape), 1)
+        return round(kept * size / units), "about " if isinstance(structure, Block) and size % units else ""
 
 
 def _on_matrix(structure: Structure) -> Structure:
     """A structure of [..., inputs, outputs]."""
-    if isinstance(structure, (Block, Unstructured)):
+    if isinstance(structure, (Block, Unstructured, ChannelGroups)):
         return structure
     if isinstance(structure, NByM):
         return dataclasses.replace(structure, axis=-2)

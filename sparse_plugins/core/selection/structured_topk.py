@@ -15,7 +15,7 @@ from jax import lax
 from sparse_plugins.core.selection.counts import Count, Fraction, keep_count
 from sparse_plugins.core.selection.exact_sums import exact_sum
 from sparse_plugins.core.selection.topk import exact_topk, order_keys
-from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure
+from sparse_plugins.core.structures import Block, ByPath, Channel, ChannelGroups, ConstantFanIn, NByM, Structure
 
 __all__ = [
     "StructureTopK",
@@ -92,7 +92,7 @@ def keep_best(structure: Structure, scores: jax.Array, kept: Count) -> jax.Array
 def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction) -> Count:
     """How many units a sparsity keeps: of all entries, blocks or channels; else of each group or output.
 
-    One at least if the sparsity is below 1; of a group of N:M n at any sparsity.
+    One at least if the sparsity is below 1; of a group of N:M n at any sparsity; of channel groups a multiple.
 
     Example:
         >>> [int(kept_units(NByM(2, 4), (8, 8), sparsity)) for sparsity in (0.25, 0.9, 1.0)]
@@ -102,9 +102,11 @@ def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction)
     """
     size, least = competitors(structure, shape)
     kept = keep_count(size, sparsity)
-    if isinstance(kept, int):
-        return max(kept, least)
-    return np.maximum(kept, least) if isinstance(kept, np.ndarray) else jnp.maximum(kept, least)
+    xp = np if isinstance(kept, (int, np.ndarray)) else jnp
+    if isinstance(structure, ChannelGroups):
+        kept = xp.minimum(-(-kept // structure.multiple_of) * structure.multiple_of, size)
+    kept = xp.maximum(kept, least)
+    return int(kept) if isinstance(kept, np.integer) else kept
 
 
 def competitors(structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:

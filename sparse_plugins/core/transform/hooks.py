@@ -12,12 +12,13 @@ import numpy as np
 from sparse_plugins.core.layers.axes import Layers, LayerView
 from sparse_plugins.core.masks import NOT_PRUNED, apply_mask, is_pruned, store_masks, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
+from sparse_plugins.core.selection.channel_pools import ChannelPools, ChannelUnits, channels_of_leaves
 from sparse_plugins.core.selection.mask_rule import MaskRule
-from sparse_plugins.core.structures import ByPath, Structure, structure_per_leaf
+from sparse_plugins.core.structures import ByPath, ChannelGroups, Structure, structure_per_leaf
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.transform.varying import masks_varying_with
 from sparse_plugins.core.transform.walk import once
-from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names, stands_for_params
 
 __all__ = ["LeafPlan", "LeafPlans", "UpdaterHooks"]
 
@@ -202,8 +203,32 @@ class UpdaterHooks(abc.ABC):
     def _made_rules(self, tree: PyTree) -> list[MaskRule]:
         names, leaves = leaf_names(tree), jax.tree.leaves(tree)
         axes = [None] * len(leaves) if self.layers is None else self.layers.of(tree)
-        columns = zip(structure_per_leaf(self.sparsity_type, names), leaves, axes, names, strict=True)
-        return [MaskRule(structure, np.shape(leaf), known, name) for structure, leaf, known, name in columns]
+        structures, channels = structure_per_leaf(self.sparsity_type, names), [()] * len(names)
+        if any(isinstance(structure, ChannelGroups) for structure in structures) and not stands_for_params(tree):
+            structures, channels = channels_of_leaves(structures, names, [*map(np.shape, leaves)])
+        columns = zip(structures, leaves, axes, names, channels, strict=True)
+        return [MaskRule(structure, np.shape(leaf), known, name, own) for structure, leaf, known, name, own in columns]
+
+    def channel_pools(self, tree: PyTree) -> ChannelPools:
+        """The groups of channels whose masks several leaves share."""
+        return once(self, "channel pools", tree, lambda: ChannelPools.of([r.channels for r in self.mask_rules(tree)]))
+
+    def pooled_scores(self, scores: PyTree) -> PyTree:
+        """The scores, those of the channels of a group in place of those of the entries that make them."""
+        pools, (leaves, treedef) = self.channel_pools(scores), jax.tree.flatten(scores)
+        if not pools.groups or any(isinstance(leaf, ChannelUnits) for leaf in leaves):
+            return scores
+        sums = pools.summed(leaves)
+        columns = zip(self.mask_rules(scores), leaves, strict=True)
+        return treedef.unflatten([pools.units(rule, sums) if rule.channels else leaf for rule, leaf in columns])
+
+    def compared(self, params: PyTree) -> PyTree:
+        """By leaf 0 if its scores are compared among themselves, else a number that all share whose scores are."""
+        rules, rankings = self.mask_rules(params), jax.tree.leaves(self.rankings(params))
+        numbers = [
+            rule.channels[0].together if rule.channels else own for rule, own in zip(rules, rankings, strict=True)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params), numbers)
 
     def layer_views(self, params: PyTree) -> list[LayerView]:
         """How every leaf is seen as layers."""

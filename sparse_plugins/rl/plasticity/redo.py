@@ -26,7 +26,7 @@ from sparse_plugins.core.masks import (
 )
 from sparse_plugins.core.selection.random_scores import key_words, leaf_keys, random_score
 from sparse_plugins.core.selection.structured_topk import rank_active_first, regrow_mask
-from sparse_plugins.core.structures import Unstructured, structure_per_leaf
+from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.transform.implicit_masks import beside_zero
 from sparse_plugins.core.transform.moments import reset_pruned
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state, map_sparse_states
@@ -202,7 +202,7 @@ def check_growable(params: PyTree, opt_state: PyTree, updater: BaseUpdater) -> N
             "use recycle_inside_mask, or sparsity_type in place of topk_fn."
         )
     names = leaf_names(params)
-    kinds = structure_per_leaf(updater.sparsity_type, names)
+    kinds = [rule.structure for rule in updater.mask_rules(params)]
     for name, kind, mask in zip(
         names, kinds, aligned(params, _stored(params, opt_state, "masks"), "masks"), strict=True
     ):
