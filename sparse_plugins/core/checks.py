@@ -27,6 +27,7 @@ __all__ = [
     "check_leaves",
     "check_params",
     "check_schedule",
+    "check_settled",
     "check_targets",
     "check_update",
     "counts_steps",
@@ -138,6 +139,22 @@ def counts_steps(schedule: NoUpdateSchedule) -> bool:
     """
     steps = schedule.refresh_steps()
     return steps is None or bool(steps.any())
+
+
+def check_settled(updater: UpdaterHooks, steps: int) -> None:
+    """Raises ValueError if masks are still going to change after so many steps of their schedule.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> check_settled(core.StaticRandomSparse(), 0)
+    """
+    due = updater.scheduler.refresh_steps()
+    if not updater.masks_from_seed and (due is None or np.any(np.asarray(due) >= steps)):
+        last = "without an end" if due is None else f"the last time at step {int(np.max(due))}"
+        raise ValueError(
+            f"masks still change ({last}), and training is at step {steps}: take pruned channels out afterwards, for "
+            "the masks of a smaller network stay as they are."
+        )
 
 
 def check_params(updater: UpdaterHooks, params: PyTree) -> None:

@@ -21,7 +21,7 @@ from sparse_plugins.core.registry import ALGORITHMS, Algorithm, known
 from sparse_plugins.core.run_length import check_length
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.structure_names import parse_structure
-from sparse_plugins.core.structures import ByPath, NByM, Structure
+from sparse_plugins.core.structures import ByPath, ChannelGroups, NByM, Structure
 
 __all__ = ["PRESETS", "AnyUpdater", "build_updater", "updater_and_rest", "updater_from"]
 
@@ -272,6 +272,8 @@ def _sparsities(
         return {"sparsity_distribution_fn": distribution}
     if isinstance(kind, NByM):
         sparsity, distribution = sparsity_of_groups(kind, sparsity, name), distribution or "uniform"
+    if isinstance(kind, ChannelGroups) and "sparsity" not in algorithm.fields:
+        distribution = distribution or "uniform"  # channels of a group are not weights of a layer
     if sparsity is None:
         raise ValueError(f"sparsity is missing; give the fraction of zeros, such as sparsity=0.9 for {name}.")
     sparsity = check_fraction("sparsity", sparsity)

@@ -145,7 +145,8 @@ class SET(ExchangeMixin, RandomStartMixin):
 
         def regrown(param: jax.Array, mask: jax.Array, source: jax.Array, leaf: LeafPlan, pooled: Any) -> jax.Array:
             own = lambda: (unpack(mask, param.shape), jnp.abs(param), self.grow_score(param, source))  # noqa: E731
-            return leaf.rule.regrow_mask(*(pooled or own()), counts, leaf.target)
+            active, drop, grow = pooled or own()
+            return leaf.rule.regrow_mask(active, drop, grow, counts, leaf.target)
 
         plans = self.leaf_plans(params)
         sources = self.grow_sources(params, sparse_state, grads)

@@ -33,6 +33,7 @@ class Shrunk:
         apply: `(params, *inputs)` to outputs, an ordinary function for inputs of any shape that the network takes.
         kept: For each group the channels that are left, int[channels left].
         graph: The graph of the network as it was.
+        optimized: Key of the part of the parameters that the optimizer sees; None if it sees all.
     """
 
     params: PyTree
@@ -42,6 +43,7 @@ class Shrunk:
     apply: Callable[..., Any]
     kept: Mapping[str, np.ndarray]
     graph: ChannelGraph
+    optimized: str | None = None
 
     @functools.cached_property
     def updater(self) -> StaticRandomSparse:
@@ -55,8 +57,7 @@ class Shrunk:
             >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
             >>> apply = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]
             >>> graph = core.channel_graph(apply, params, jnp.ones((1, 3)))
-            >>> tx = core.sparsify(optax.sgd(0.1), "static_sparse", sparsity=0.5, distribution="uniform",
-            ...     structure=core.ChannelGroups(graph))
+            >>> tx = core.sparsify(optax.sgd(0.1), "static_sparse", sparsity=0.5, structure=core.ChannelGroups(graph))
             >>> params, state = core.start(tx, params)
             >>> small = core.shrink(graph, params, state.masks, opt_state=state)
             >>> updates, state = small.updater.wrap_optax(optax.sgd(0.1)).update(
@@ -66,13 +67,21 @@ class Shrunk:
         """
         left = lambda p, m: float(1 - np.mean(np.asarray(m) != 0, dtype=np.float64))  # noqa: E731
         targets = map_pruned(left, self.params, self.masks, otherwise=lambda p: NOT_PRUNED)
+        targets = targets if self.optimized is None else targets[self.optimized]
         return StaticRandomSparse(sparsity_distribution_fn=lambda params: targets, use_packed_masks=self._is_packed)
+
+    def narrow(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        """Another function of the same parameters and of inputs, such as one for evaluation, for the smaller ones."""
+        return narrowed(dataclasses.replace(self.graph, apply=apply), self.kept)
 
     @property
     def _is_packed(self) -> bool:
         """Whether the state stores eight mask entries to a byte."""
-        stored = [state.masks for state in sparse_states(self.opt_state)]
-        return not stored or any(_packs(self.params, masks) for masks in stored)
+        if self.opt_state is None:
+            return True
+        stored = [leaf for state in sparse_states(self.opt_state) for leaf in jax.tree.leaves(state.masks)]
+        masks = [mask for mask in jax.tree.leaves(self.masks) if is_pruned(mask)]
+        return any(jnp.shape(one) != mask.shape for one, mask in zip(stored, masks, strict=True))
 
 
 def shrink(
@@ -82,6 +91,7 @@ def shrink(
     *,
     opt_state: PyTree = None,
     also: Sequence[PyTree] = (),
+    optimized: str | None = None,
     tolerance: float | None = None,
 ) -> Shrunk:
     """Takes the channels that masks have pruned out of a network.
@@ -95,6 +105,8 @@ def shrink(
         masks: Their masks.
         opt_state: State of their optimizer, whose moments, masks and copies of parameters shrink along.
         also: Trees laid out like the parameters, such as those of a target network or their average.
+        optimized: Key of the part of the parameters that the optimizer sees, such as 'params' among the variables of a
+            Flax model; None if it sees all.
         tolerance: How far outputs may differ, as a share of the largest; None is 1e-4, and more in half precision.
 
     Returns:
@@ -130,11 +142,12 @@ def shrink(
     return Shrunk(
         small,
         small_masks,
-        None if opt_state is None else _smaller_state(graph, kept, opt_state, params, small, small_masks),
+        None if opt_state is None else _smaller_state(graph, kept, opt_state, params, small, small_masks, optimized),
         tuple(map(take, also)),
         narrowed(graph, kept),
         kept,
         graph,
+        optimized,
     )
 
 
@@ -352,15 +365,20 @@ def _smaller_state(
     params: PyTree,
     small: PyTree,
     masks: PyTree,
+    optimized: str | None,
 ) -> PyTree:
     """An optimizer state for what is left."""
+    entries = _entries(graph, kept)
+    if optimized is not None:
+        numbers = jax.tree.unflatten(jax.tree.structure(params), range(len(entries)))
+        entries = [entries[leaf] for leaf in jax.tree.leaves(numbers[optimized])]
+        params, small, masks = params[optimized], small[optimized], masks[optimized]
 
     def smaller(sparse: SparseState) -> SparseState:
         rest = map_pruned(lambda p, m: 1 - jnp.mean(m, dtype=jnp.float32), small, masks, otherwise=lambda p: NOT_PRUNED)
         packed = _packs(params, sparse.masks)
         return sparse._replace(masks=store_masks(small, masks, packed), target_sparsities=rest)
 
-    entries = _entries(graph, kept)
     if not holds_sparse_state(state):
         return _taken_state(entries, state, params)
     hidden = map_sparse_states(lambda sparse: sparse._replace(masks=(), target_sparsities=()), state)

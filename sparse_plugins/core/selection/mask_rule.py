@@ -177,7 +177,7 @@ class MaskRule:
         return f"{self._reading_of_shape()} ({self.axes.note or 'axes not known'})"
 
     def _reading_of_shape(self) -> str:
-        if isinstance(self.structure, Unstructured) or len(self.shape) < 2:
+        if isinstance(self.structure, (Unstructured, ChannelGroups)) or len(self.shape) < 2:
             return "one layer"
         if isinstance(self.structure, Block) or self.structure.axis is None:
             return ", ".join(["window"] * (len(self.shape) - 2) + ["inputs", "outputs"])
@@ -255,9 +255,9 @@ class MaskRule:
         size = math.prod(shape)
         if self.channels:
             first = [np.arange(a.size) < kept_units(structure, (a.size,), target) for a in self.channels]
-            kept = np.asarray(spread(self.channels, self.shape, [units.astype(np.uint8) for units in first]))
+            mask = np.asarray(spread(self.channels, self.shape, [units.astype(np.uint8) for units in first]))
             even = all(len(set(np.bincount(a.labels[a.labels >= 0]))) == 1 for a in self.channels)
-            return int(np.count_nonzero(kept)), "" if even else "about "
+            return int(np.count_nonzero(mask)), "" if even else "about "
         kept = int(kept_units(structure, shape, target))
         if isinstance(structure, NByM):
             length = shape[structure.place]

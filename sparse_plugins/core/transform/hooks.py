@@ -12,7 +12,7 @@ import numpy as np
 from sparse_plugins.core.layers.axes import Layers, LayerView
 from sparse_plugins.core.masks import NOT_PRUNED, apply_mask, is_pruned, store_masks, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
-from sparse_plugins.core.selection.channel_pools import ChannelPools, ChannelUnits, channels_of_leaves
+from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelPools, ChannelUnits, channels_of_leaves
 from sparse_plugins.core.selection.mask_rule import MaskRule
 from sparse_plugins.core.structures import ByPath, ChannelGroups, Structure, structure_per_leaf
 from sparse_plugins.core.transform.state import SparseState
@@ -203,7 +203,8 @@ class UpdaterHooks(abc.ABC):
     def _made_rules(self, tree: PyTree) -> list[MaskRule]:
         names, leaves = leaf_names(tree), jax.tree.leaves(tree)
         axes = [None] * len(leaves) if self.layers is None else self.layers.of(tree)
-        structures, channels = structure_per_leaf(self.sparsity_type, names), [()] * len(names)
+        structures = structure_per_leaf(self.sparsity_type, names)
+        channels: list[tuple[AxisOfChannels, ...]] = [()] * len(names)
         if any(isinstance(structure, ChannelGroups) for structure in structures) and not stands_for_params(tree):
             structures, channels = channels_of_leaves(structures, names, [*map(np.shape, leaves)])
         columns = zip(structures, leaves, axes, names, channels, strict=True)

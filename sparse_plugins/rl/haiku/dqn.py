@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,14 @@ import numpy as np
 import optax
 from jax import lax
 
+from sparse_plugins.core.checks import check_settled
+from sparse_plugins.core.layers.channel_groups import ChannelGraph
+from sparse_plugins.core.layers.shrink import Shrunk
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl import q_learning
 from sparse_plugins.rl.haiku.networks import XAVIER, Torso, q_network
-from sparse_plugins.rl.learner import SparseLearner
+from sparse_plugins.rl.learner import LearnerState, SparseLearner
+from sparse_plugins.rl.shrinking import network_of, shrunk_state
 
 __all__ = ["SparseDQN"]
 
@@ -40,6 +44,7 @@ class SparseDQN(SparseLearner):
         loss: Of a temporal-difference error e: 'mse' is e^2, 'huber' e^2 / 2 up to 1 and linear beyond, both as in
             Dopamine; None is 'mse'. Return distributions are trained by cross-entropy alone.
         w_init: Initializer of the heads' weights.
+        smaller_network: The network without pruned channels, (init, apply); `shrunk` sets it.
 
     Raises:
         ValueError: If a field has a value that is not allowed, or two exclude each other.
@@ -69,14 +74,55 @@ class SparseDQN(SparseLearner):
     v_max: float | None = None
     loss: Literal["mse", "huber"] | None = None
     w_init: Callable[..., jax.Array] = XAVIER
+    smaller_network: tuple[Callable[..., PyTree], Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
         self._check_options()
         options = {"dueling": self.dueling, "atoms": self.atoms, "w_init": self.w_init}
         network = q_network(self.num_actions, self.torso, **options)  # type: ignore[arg-type]
+        if self.smaller_network is not None:
+            network = type(network)(*self.smaller_network)
         for name, value in (("network", network), ("loss_fn", self._loss), ("act_fn", self._act)):
             object.__setattr__(self, name, value)
         super().__post_init__()
+
+    def shrunk(self, state: LearnerState, graph: ChannelGraph) -> tuple[Self, LearnerState]:
+        """The agent without the channels that its masks have pruned, which goes on where this one is.
+
+        Its parameters, target network, masks and optimizer state are smaller; masks stay as they are from now on.
+
+        Args:
+            state: Its state, after the last change of masks.
+            graph: Groups of its channels, `core.channel_graph(agent.network.apply, state.params, observations)`.
+
+        Returns:
+            The agent and its state.
+
+        Raises:
+            ValueError: If masks are still going to change, no channels can leave, or values would differ.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> from sparse_plugins.rl import haiku
+            >>> agent = haiku.SparseDQN(
+            ...     num_actions=2, torso=haiku.mlp_torso((16,)), optimizer=optax.adam(1e-3), updater=core.NoPruning())
+            >>> x = jnp.ones((1, 4))
+            >>> graph = core.channel_graph(agent.network.apply, agent.init(jax.random.key(0), x).params, x)
+            >>> agent = dataclasses.replace(agent, updater=core.build_updater(
+            ...     "static_sparse", sparsity=0.75, structure=core.ChannelGroups(graph)))
+            >>> state = agent.init(jax.random.key(0), x)
+            >>> small, smaller = agent.shrunk(state, graph)
+            >>> sorted(leaf.shape for leaf in jax.tree.leaves(smaller.params))
+            [(2,), (4,), (4, 2), (4, 4)]
+        """
+        check_settled(self.updater, int(state.steps))
+        small, smaller = shrunk_state(graph, state)
+        return self.with_channels(small), smaller
+
+    def with_channels(self, small: Shrunk) -> Self:
+        """The agent with the network that is left, whose masks stay as they are."""
+        smaller = network_of(self.network.init, small)
+        return dataclasses.replace(self, smaller_network=smaller, updater=small.updater)
 
     def values(self, params: PyTree, observations: jax.Array) -> jax.Array:
         """Action values.

@@ -3,18 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparse_plugins.core.layers.channel_groups import ChannelGraph
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments.interfaces import JaxEnvironment, check_network
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.loops.pace import Pace
 from sparse_plugins.rl.replay import Replay, ReplayState, Row
+from sparse_plugins.rl.shrinking import shrunk_learners
 
 __all__ = ["FusedMetrics", "FusedState", "FusedTrainer"]
 
@@ -187,6 +189,31 @@ class FusedTrainer:
                 "steps; give a larger `longest`, or an environment with a time limit."
             )
         return np.asarray(returns)
+
+    def shrunk(self, state: FusedState, graph: ChannelGraph) -> tuple[Self, FusedState]:
+        """The training without the channels that masks have pruned, which goes on where this one is.
+
+        Every seed keeps the channels of its own masks, and these stay as they are from now on. Environments, memories
+        and keys are the same.
+
+        Args:
+            state: The state, after the last change of masks.
+            graph: Groups of the channels of one seed's network; see `rl.haiku.SparseDQN.shrunk`.
+
+        Returns:
+            A trainer, and the state it goes on from.
+
+        Raises:
+            TypeError: If the learner's network cannot be replaced.
+            ValueError: If masks are still going to change, no channels can leave, or values would differ.
+        """
+        learner = self._learner(jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], state.hyper))
+        small, learners = shrunk_learners(learner, graph, state.learner)
+        if isinstance(self.learner_of, SparseLearner):
+            learner_of: Any = self.learner_of.with_channels(small)  # type: ignore[attr-defined]
+        else:
+            learner_of = lambda hyper: self._learner(hyper).with_channels(small)  # type: ignore[attr-defined]  # noqa: E731
+        return dataclasses.replace(self, learner_of=learner_of), state._replace(learner=learners)
 
     def environment_steps(self, state: FusedState) -> int:
         """Environment steps of each seed so far.

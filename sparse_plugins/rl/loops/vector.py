@@ -7,13 +7,14 @@ frames travel; stacks, replay, masks and networks stay on the device.
 import base64
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_plugins.core.layers.channel_groups import ChannelGraph
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.storage.archives import Archive, damage
 from sparse_plugins.core.storage.array_files import DamagedFileError
@@ -22,6 +23,7 @@ from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.environments.interfaces import VectorEnvironment, VectorStep, check_network
 from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.loops.vector_step import RunState, VectorAgent, VectorConfig
+from sparse_plugins.rl.shrinking import shrunk_learners
 from sparse_plugins.rl.stopping import left_to_the_parent
 
 __all__ = ["Episode", "Group", "VectorTrainer"]
@@ -118,10 +120,10 @@ class VectorTrainer:
             ]
         example = self._environments[0][0][0]
         self.config = config = config.for_frames(example.frame_shape)
-        self.name, replay = example.name, config.replay(example)
+        self.name, self._replay = example.name, config.replay(example)
         for group in groups:
             check_network(example, group.learner, stack=config.stacked(example.frame_shape))
-        self._programs = [_program(VectorAgent(group.learner, replay, config), len(group.seeds)) for group in groups]
+        self._programs = [self._program_of(group) for group in groups]
         self._first_checks = [FirstCheck(group.learner.updater) for group in groups]
         self._steps = self._each(lambda environment: environment.reset())
         self._scores = [np.zeros((config.num_halves, len(group.seeds), size)) for group in groups]
@@ -216,6 +218,35 @@ class VectorTrainer:
         self._steps = self._each(lambda environment: environment.restore(_from_text(next(saved))))
         for i, part in enumerate(sums):
             self._scores[i], self._lengths[i] = part["scores"], part["lengths"]
+
+    def shrink(self, graphs: Mapping[str, ChannelGraph]) -> None:
+        """Takes the channels that masks have pruned out of some groups, which go on where they are.
+
+        Every seed keeps the channels of its own masks, and these stay as they are from now on. To go on from a
+        checkpoint of a smaller network, make the trainer with the groups of this one.
+
+        Args:
+            graphs: By name of a group the groups of its network's channels; see `rl.haiku.SparseDQN.shrunk`.
+
+        Raises:
+            TypeError: If a learner's network cannot be replaced.
+            ValueError: If there is no such group, masks are still going to change, no channels can leave, or values
+                would differ; nothing has changed then.
+        """
+        names = [group.name for group in self.groups]
+        if unknown := sorted(set(graphs) - set(names)):
+            raise ValueError(f"graphs are for groups {unknown}, and the groups are {names}.")
+        groups, states = list(self.groups), list(self.states)
+        for i, group in enumerate(groups):
+            if group.name in graphs:
+                small, learners = shrunk_learners(group.learner, graphs[group.name], states[i].learner)
+                groups[i] = group._replace(learner=group.learner.with_channels(small))  # type: ignore[attr-defined]
+                states[i] = states[i]._replace(learner=learners)
+        self.groups, self.states = tuple(groups), states
+        self._programs = [self._program_of(group) for group in groups]
+
+    def _program_of(self, group: Group) -> "_Program":
+        return _program(VectorAgent(group.learner, self._replay, self.config), len(group.seeds))
 
     def close(self) -> None:
         """Lets go of the environments."""
