@@ -1,7 +1,7 @@
 """Flax Linen: a train state whose parameters are sparse from step 0 on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import flax.core
 import jax
@@ -10,13 +10,20 @@ from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
+from sparse_plugins.core.checks import check_settled
+from sparse_plugins.core.layers.channel_groups import ChannelGraph
 from sparse_plugins.core.layers.describe import describe_layers
 from sparse_plugins.core.layers.roles import trace_layers
-from sparse_plugins.core.transform.state import map_sparse_states
+from sparse_plugins.core.layers.shrink import Shrunk, shrink
+from sparse_plugins.core.masks import NOT_PRUNED
+from sparse_plugins.core.sparse_optimizer import updater_of
+from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 
-__all__ = ["TrainState", "get_partition_spec"]
+__all__ = ["TrainState", "get_partition_spec", "shrunk"]
+
+S = TypeVar("S", bound=train_state.TrainState)
 
 
 class TrainState(train_state.TrainState):
@@ -107,6 +114,54 @@ class TrainState(train_state.TrainState):
         update = lambda updates, state, params: self.tx.update(updates, state, params, **extra_args)  # noqa: E731
         informed = self.replace(tx=optax.GradientTransformation(self.tx.init, update))
         return super(TrainState, informed).apply_gradients(grads=grads, **fields).replace(tx=self.tx)
+
+
+def shrunk(state: S, graph: ChannelGraph, tx: optax.GradientTransformation) -> tuple[S, Shrunk]:
+    """A train state without the channels that its masks have pruned, to train on, save and serve.
+
+    Masks that are left stay as they are from now on.
+
+    Args:
+        state: The state, after the last change of masks.
+        graph: `core.channel_graph(apply, variables, *inputs)` of all variables of the model: 'params', and those
+            collections that are fields of the state, such as 'batch_stats'.
+        tx: The dense optimizer that the state was created with.
+
+    Returns:
+        The state, whose `apply_fn` is the graph's function for the smaller variables; and what left, whose `narrow`
+        does the same for another function, such as one for evaluation.
+
+    Raises:
+        ValueError: As `core.shrink`, or if masks are still going to change or the graph is not of variables.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sparse_plugins import core, vision
+        >>> model, x = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), jnp.ones((1, 4))
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> graph = core.channel_graph(model.apply, variables, x)
+        >>> state = vision.TrainState.create(apply_fn=model.apply, params=variables["params"], tx=optax.adam(1e-3),
+        ...     updater="static_sparse", sparsity=0.5, structure=core.ChannelGroups(graph))
+        >>> state, _ = vision.shrunk(state, graph, optax.adam(1e-3))
+        >>> state.apply_fn({"params": state.params}, x).shape, state.params["layers_0"]["kernel"].shape
+        ((1, 3), (4, 4))
+    """
+    collections = list(graph.params) if isinstance(graph.params, Mapping) else []
+    if "params" not in collections:
+        raise ValueError(
+            f"the graph is of {collections or 'no mapping'}; make it of variables: core.channel_graph(model.apply, "
+            "{'params': state.params, ...}, *inputs)."
+        )
+    sparse = find_sparse_state(state.opt_state)
+    check_settled(updater_of(state.tx), int(sparse.count))
+    others = {name: getattr(state, name) for name in collections if name != "params"}
+    dense = {name: jax.tree.map(lambda _: NOT_PRUNED, others[name]) for name in others}
+    masks = {"params": sparse.masks, **dense}
+    variables = {"params": state.params, **others}
+    small = shrink(graph, variables, masks, opt_state=state.opt_state, optimized="params")
+    fields = {name: small.params[name] for name in collections}
+    wrapped = small.updater.wrap_optax(tx)
+    return state.replace(apply_fn=small.apply, tx=wrapped, opt_state=small.opt_state, **fields), small
 
 
 def _is_box(node: Any) -> bool:

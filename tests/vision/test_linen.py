@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 
 from sparse_plugins import core, vision
+from tests.quick import quick_jit
 from tests.vision.networks import (
     ALGORITHMS,
     IMAGES,
@@ -233,3 +234,52 @@ def test_what_cannot_be_trained_sparsely_is_refused_when_built(
     fields = {"apply_fn": None, "params": KERNEL, "tx": optax.sgd(0.1), "updater": half(filter_fn=core.kernels_only)}
     with pytest.raises(error, match=message):
         vision.TrainState.create(**fields | arguments)
+
+
+def test_a_state_loses_its_pruned_channels_and_trains_on() -> None:
+    class Normalized(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool) -> Any:
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x)))
+            return nn.Dense(3)(x)
+
+    class State(vision.TrainState):
+        batch_stats: Any
+
+    model, x = Normalized(), jax.random.normal(jax.random.key(0), (6, 4))
+    variables = model.init(jax.random.key(1), x, train=False)
+    training = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    graph = core.channel_graph(training, variables, x)
+    words = {"sparsity": 0.5, "scheduler": core.OneShotSchedule(0), "structure": core.ChannelGroups(graph)}
+    tx = optax.sgd(0.1, momentum=0.9)  # Adam makes steps of the rounding of a bias before batch norm
+    state = State.create(apply_fn=training, tx=tx, updater="magnitude", **words, **variables)
+    with pytest.raises(ValueError, match=r"masks still change \(the last time at step 0\)"):
+        vision.shrunk(state, graph, tx)
+
+    def step(state: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits, changed = state.apply_fn({"params": params, "batch_stats": state.batch_stats}, x)
+            return jnp.sum(logits**2), changed
+
+        grads, changed = jax.grad(loss, has_aux=True)(state.params)
+        return state.apply_gradients(grads=grads, **changed)
+
+    step = quick_jit(step)
+    state = step(state)
+    small, left = vision.shrunk(state, graph, tx)
+    assert small.params["Dense_0"]["kernel"].shape == (4, 4)
+    assert small.batch_stats["BatchNorm_0"]["mean"].shape == (4,)
+    assert small.opt_state.inner_state[0].trace["Dense_1"]["kernel"].shape == (4, 3)
+    evaluate = left.narrow(functools.partial(model.apply, train=False))
+    for _ in range(2):
+        one, two = (
+            apply({"params": s.params, "batch_stats": s.batch_stats}, x)
+            for s, apply in ((state, functools.partial(model.apply, train=False)), (small, evaluate))
+        )
+        np.testing.assert_allclose(one, two, atol=1e-5)
+        state, small = step(state), step(small)
+    wrong = core.channel_graph(
+        lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 2))}, x
+    )
+    with pytest.raises(ValueError, match=r"the graph is of \['a', 'b'\]; make it of variables"):
+        vision.shrunk(small, wrong, tx)
