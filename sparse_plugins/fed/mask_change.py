@@ -25,11 +25,14 @@ __all__ = [
     "MaskChange",
     "can_change_masks",
     "check_counts_rounds",
+    "check_is_plain",
     "pruned_places",
     "replaced_per_layer",
     "settled_masks",
     "with_fields",
 ]
+
+_RULE = ("update_state", "kept_and_survivors", "grow_sources", "grow_score")
 
 
 class _Exchanging(Protocol):
@@ -252,6 +255,23 @@ def check_counts_rounds(updater: core.BaseUpdater) -> None:
                 f"the schedule of {type(part).__name__} counts {schedule.step_unit}s, and a server counts rounds: give "
                 f"it rounds and say so with step_unit='round' ({schedule})."
             )
+
+
+def check_is_plain(updater: core.BaseUpdater) -> None:
+    """Refuses an updater whose rule differs from those of SET and RigL, which clients without JAX know.
+
+    Raises:
+        ValueError: If it has a rule of its own.
+
+    Example:
+        >>> check_is_plain(core.RigL())
+    """
+    known = core.RigL if updater.grows_by_gradient else core.SET
+    if any(getattr(type(updater), name, None) is not getattr(known, name) for name in _RULE):
+        raise ValueError(
+            f"nodes change masks of their own by the rule of core.SET or core.RigL, and {type(updater).__name__} has "
+            "another; use one of the two, or fed.sparse_federated_averaging."
+        )
 
 
 def with_fields(updater: core.BaseUpdater, **fields: Any) -> core.BaseUpdater:

@@ -26,7 +26,7 @@ from sparse_plugins.fed.mask_in_params import first_broadcast, mark_in_use
 from sparse_plugins.wire import SeededMasks
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["Server", "SparseServerState", "sparse_server", "warn_of_idle_round"]
+__all__ = ["Server", "SparseServerState", "check_personal_masks", "sparse_server", "warn_of_idle_round"]
 
 
 @jax.tree_util.register_dataclass
@@ -214,6 +214,29 @@ def sparse_server(
         return opt_state, optax.apply_updates(params, updates)
 
     return Server(updater, transformation, step, jax.jit(updater.refresh), protocol, has_personal_masks)
+
+
+def check_personal_masks(updater: core.BaseUpdater, growth: object = None) -> None:
+    """Raises if clients can't have masks of their own.
+
+    Args:
+        updater: The server's.
+        growth: What was asked for as to growth; clients with masks of their own take none.
+
+    Raises:
+        ValueError: If the updater does not exchange weights in whole arrays, or growth is given.
+    """
+    if not (updater.exchanges_weights and not updater.starts_dense and updater.ranks_whole_arrays):
+        raise ValueError(
+            "personal_masks=True works with core.SET and core.RigL, unstructured masks and no stacks of layers, not "
+            f"with {updater}: every client changes its mask by the updater's rule and keeps as many weights. An "
+            "updater of your own has to declare exchanges_weights and not to start dense."
+        )
+    if growth is not None:
+        raise ValueError(
+            f"growth is {growth!r} and personal_masks=True, but clients with masks of their own grow by their own "
+            "gradients and are asked for none; drop one of the two."
+        )
 
 
 def warn_of_idle_round(entries: list[Entry], valid: int, wanted: int, stacklevel: int = 3) -> None:

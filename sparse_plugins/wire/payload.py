@@ -115,7 +115,9 @@ def encode(
     parts = [_SEED.pack(*seed.words, seed.step)] if seed is not None and of_seed else []
     for (_, value), mask, leaf, form in zip(named_leaves(values), bits, leaves, forms, strict=True):
         array = on_host(value, leaf.name).astype(leaf.dtype, copy=False).ravel()
-        parts += [form, encode_values(array if mask is None else array[mask], dtype, leaf.name, shuffled=zstd)]
+        # By positions: where masks are neither sparse nor dense, NumPy takes five times as long by the masks.
+        sent = array if mask is None else array[np.flatnonzero(mask)]
+        parts += [form, encode_values(sent, dtype, leaf.name, shuffled=zstd)]
     is_bound = binding is not None
     header = Header(
         flags=Flags(Flags.ZSTD * zstd | Flags.BASE * of_base | Flags.SEED * of_seed | Flags.BOUND * is_bound),
@@ -301,5 +303,5 @@ def _read_values(reader: Reader, mask: Array | None, leaf: Leaf, header: Header)
     if count == leaf.size:
         return values.copy()
     array = np.zeros(leaf.size, leaf.dtype)
-    array[mask] = values
+    array[np.flatnonzero(mask)] = values
     return array

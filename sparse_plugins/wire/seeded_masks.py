@@ -17,7 +17,7 @@ from sparse_plugins.wire.trees import PyTree, aligned, named_leaves, with_leaves
 if TYPE_CHECKING:  # a client of NumPy alone draws masks, too
     import jax
 
-__all__ = ["Key", "SeededMasks", "drawn_mask", "fold_in", "words_of_int"]
+__all__ = ["Key", "SeededMasks", "drawn_mask", "fold_in", "leaf_scores", "words_of_int"]
 
 Array = np.ndarray[Any, Any]
 Key = tuple[int, int]
@@ -171,12 +171,29 @@ def drawn_mask(key: Key, size: int, count: int) -> Array:
         undecided.append(scores[between])
     left, ranked = count - above, np.concatenate(undecided)
     if not 0 <= left <= ranked.size:
-        scores = _scores(key, 0, size)
+        scores = leaf_scores(key, size)
         return scores >= np.partition(scores, size - count)[size - count]
     if left < ranked.size:
         worst = np.argpartition(ranked, ranked.size - left - 1)[: ranked.size - left]
         mask[np.concatenate(places)[worst]] = False
     return mask
+
+
+def leaf_scores(key: Key, size: int) -> Array:
+    """The random scores of one leaf, as `core.selection.random_scores.random_score` has them.
+
+    Args:
+        key: The leaf's words.
+        size: Its number of entries, below 2**32.
+
+    Returns:
+        uint32[size].
+
+    Example:
+        >>> leaf_scores((0, 1), 4).tolist()
+        [1753845952, 3529208806, 305810056, 3374898043]
+    """
+    return _scores(key, 0, size)
 
 
 def _around_threshold(size: int, count: int) -> tuple[np.uint32, np.uint32]:

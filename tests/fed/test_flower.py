@@ -27,23 +27,27 @@ from tests.fed.updater_in_rounds import updater_of
 NODES = (11, 12, 13, 14)
 ROUNDS = 3
 
-# What both rims are held to: an updater, how it grows, number formats.
+# What both rims are held to: an updater, and how the run is set.
 CONTRACT = {
-    "pruning": ("magnitude", None, fed.Wire()),
-    "growth at random, 8 bits": ("set", None, fed.Wire(up="int8", zstd=True)),
-    "growth by the strongest gradients": ("rigl", "topk", fed.Wire(up="bfloat16")),
-    "growth by dense training": ("rigl", "delta", fed.Wire()),
-    "growth by all gradients": ("rigl", "dense", fed.Wire()),
+    "pruning": ("magnitude", {}),
+    "growth at random, 8 bits": ("set", {"wire": fed.Wire(up="int8", zstd=True)}),
+    "growth by the strongest gradients": ("rigl", {"growth": "topk", "wire": fed.Wire(up="bfloat16")}),
+    "growth by dense training": ("rigl", {"growth": "delta"}),
+    "growth by all gradients": ("rigl", {"growth": "dense"}),
+    "personal masks by draws": ("set", {"personal_masks": True}),
+    "personal masks by gradients": ("rigl", {"personal_masks": True, "min_votes": 2}),
 }
 
 
 @pytest.mark.parametrize("row", CONTRACT)
 def test_it_is_the_run_of_fedjax_with_the_same_bytes(row):
-    name, growth, wire = CONTRACT[row]
-    updater, options = toy.updater_of(name), {"growth": growth, "wire": wire, "run": "both"}
+    name, options = CONTRACT[row]
+    updater, options = toy.updater_of(name), {**options, "run": "both"}
     expected, theirs = fed.Ledger(), optax.sgd(1.0)
+    others = {key: value for key, value in options.items() if key != "min_votes"}
+    aggregation = fed.Aggregation(min_votes=options.get("min_votes", 1))
     algorithm = fed.sparse_federated_averaging(
-        toy.GRADIENT, toy.CLIENT, theirs, updater, toy.TRAIN, ledger=expected, **options
+        toy.GRADIENT, toy.CLIENT, theirs, updater, toy.TRAIN, ledger=expected, aggregation=aggregation, **others
     )
     state = algorithm.init(toy.MODEL.init(jax.random.PRNGKey(0)))
     for number in range(ROUNDS):
@@ -56,7 +60,7 @@ def test_it_is_the_run_of_fedjax_with_the_same_bytes(row):
         npt.assert_array_equal(array != 0, flat(state.params)[leaf] != 0)
     assert list(ours.ledger) == list(expected)
     assert {entry.status for entry in expected} == {"ok"}
-    if growth in ("topk", "dense"):
+    if options.get("growth") in ("topk", "dense"):
         assert expected.total().growth > 0
 
 

@@ -258,6 +258,40 @@ def test_a_client_without_a_gradient_function_is_told_of_it():
     assert {entry.status for entry in strategy.ledger} == {"ok"}
 
 
+def test_a_node_that_makes_no_mask_of_its_own_is_told_why_and_left_out():
+    def lost_its_masks(node, reply):
+        is_asked = grid.orders[-1].metadata.message_type == "query.grow"
+        if node == 13 and is_asked:
+            grid.contexts[13] = grid.context(13, 2)
+        return reply
+
+    app = ClientApp(mods=[sparse_mod])
+    app.train()(linear_app(mods=())._registered_funcs["train.default"])
+    grid = LocalGrid({11: linear_app(), 12: app, 13: linear_app(), 14: linear_app()}, lost_its_masks)
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("rigl"), personal_masks=True)
+    result = strategy.start(grid, linear_model(), 2, timeout=1)
+    told = {entry.client: entry.status for entry in strategy.ledger if entry.round == 1}
+    assert told["11"] == told["14"] == "ok"
+    assert told["12"].startswith("failed: ")
+    assert "@app.query('grow')" in told["12"]
+    assert told["13"].startswith("failed: ")
+    assert "has lost the masks that it made for this round" in told["13"]
+    assert np.count_nonzero(result.arrays["w"].numpy()) == 16
+
+
+def test_personal_masks_are_for_rules_that_nodes_without_jax_know():
+    class GrowsElsewhere(core.RigL):
+        def grow_score(self, param, source):
+            return -abs(source)
+
+    for updater, told in [
+        (updater_of("magnitude"), "personal_masks=True works with core.SET and core.RigL"),
+        (GrowsElsewhere(scheduler=updater_of("rigl").scheduler), "and GrowsElsewhere has another"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            SparseStrategy(inner.FedAvg(), updater, personal_masks=True)
+
+
 def broken_app(arrays) -> ClientApp:
     app = ClientApp(mods=[sparse_mod])
 
@@ -313,6 +347,7 @@ class Restarting(inner.FedAvg):
         (Restarting(), {}, TypeError, "Restarting has a start of its own"),
         (inner.FedAvg(fraction_train=0.0), {}, ValueError, "fraction_train=0: nobody would train"),
         (inner.FedAvg(), {"growth": "loud"}, ValueError, "growth is 'loud'; choose one of random, topk, delta, dense"),
+        (inner.FedAvg(), {"personal_masks": True, "growth": "topk"}, ValueError, "asked for none; drop one of the two"),
         (inner.FedAvg(), {"max_norm": 0}, ValueError, "max_norm is 0; give a number above 0"),
         (inner.FedAvg(), {"seed": -1}, ValueError, "seed is -1; give a number of 0 or more"),
         (

@@ -26,7 +26,13 @@ from sparse_plugins.fed.mask_change import can_change_masks
 from sparse_plugins.fed.messages import Channel, Exchange, Wire
 from sparse_plugins.fed.replies import as_many_as, exactly
 from sparse_plugins.fed.robust_aggregation import Krum
-from sparse_plugins.fed.server import Server, SparseServerState, sparse_server, warn_of_idle_round
+from sparse_plugins.fed.server import (
+    Server,
+    SparseServerState,
+    check_personal_masks,
+    sparse_server,
+    warn_of_idle_round,
+)
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["sparse_federated_averaging"]
@@ -146,18 +152,8 @@ def sparse_federated_averaging(
             "sparse_federated_averaging asks clients for one updater's growth signal and cannot serve a PerModule; "
             "use fed.sparse_server_optimizer, or one updater with rules for its layers."
         )
-    keeps_counts = updater.exchanges_weights and not updater.starts_dense
-    if personal_masks and not (keeps_counts and updater.ranks_whole_arrays):
-        raise ValueError(
-            "personal_masks=True works with core.SET and core.RigL, unstructured masks and no stacks of layers, not "
-            f"with {updater}: every client changes its mask by the updater's rule and keeps as many weights. An "
-            "updater of your own has to declare exchanges_weights and not to start dense."
-        )
-    if personal_masks and growth is not None:
-        raise ValueError(
-            f"growth is {growth!r} and personal_masks=True, but clients with masks of their own grow by their own "
-            "gradients and are asked for none; drop one of the two."
-        )
+    if personal_masks:
+        check_personal_masks(updater, growth)
     if aggregation is None:
         aggregation = Aggregation() if client_widths is None else Aggregation("voters")
     if personal_masks and isinstance(aggregation.rule, Krum) and aggregation.rule.num_to_keep < aggregation.min_votes:

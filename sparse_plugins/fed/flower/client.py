@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from sparse_plugins.fed.flower.personal import largest, personal_masks
 from sparse_plugins.fed.flower.records import (
     FORMAT,
     ORDERS,
@@ -19,15 +20,15 @@ from sparse_plugins.fed.flower.records import (
     payload_record,
     unpacked_masks,
 )
-from sparse_plugins.wire import Binding, decode, encode, masks_digest
+from sparse_plugins.wire import Binding, SeededMasks, decode, encode, masks_digest
 from sparse_plugins.wire.envelope import Flags, read_header
 from sparse_plugins.wire.markers import is_pruned
 from sparse_plugins.wire.value_codes import is_floating
 
 __all__ = ["sparse_mod", "training_masks"]
 
-_DENSELY = "train densely"
-_MASKS, _BROADCAST = f"{ORDERS}.masks", f"{ORDERS}.broadcast"
+_DENSELY, _PERSONALLY, _GROW_PERSONALLY = "train densely", "train personally", "grow personally"
+_MASKS, _PERSONAL, _BROADCAST = f"{ORDERS}.masks", f"{ORDERS}.personal", f"{ORDERS}.broadcast"
 
 NDArray = np.ndarray[Any, Any]
 
@@ -87,7 +88,7 @@ def training_masks(context: Context) -> dict[str, NDArray]:
     if orders is None:
         return {}
     like = Layout.from_text(str(orders["layout"])).sent
-    masks = unpacked_masks(_state(context, _MASKS), like)
+    masks = unpacked_masks(_state(context, _PERSONAL if _PERSONAL in context.state else _MASKS), like)
     densely = np.uint8(bool(orders["densely"]))
     return {name: mask | densely for name, mask in masks.items() if is_pruned(mask)}
 
@@ -99,6 +100,13 @@ class _Received(NamedTuple):
     values: dict[str, NDArray]
     round: int
     digest: int
+
+    def inside(self, masks: dict[str, Any]) -> "_Received":
+        """The same with weights 0 outside other masks."""
+        if masks is self.masks:
+            return self
+        values = {name: x * masks[name] if is_pruned(masks[name]) else x for name, x in self.values.items()}
+        return self._replace(values=values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +125,17 @@ class _Node:
             needs = ConfigRecord({"format": FORMAT, "needs": "masks"})
             return Message(RecordDict({ORDERS: needs}), reply_to=self.message)
         task = self.orders["task"]
-        reply = call_next(self._opened(received), self.context)
+        trains_in = self._masks_of_training(received)
+        reply = call_next(self._opened(received.inside(trains_in)), self.context)
         if task == "evaluate" or reply.has_error():
             return reply
         name, record = self._returned(reply)
         values = self.layout.read(record, f"the reply of {self.message.metadata.message_type!r}")
-        payload = self._gradients(values, received, settled) if task == "grow" else self._update(values, received)
+        if task == _GROW_PERSONALLY:
+            return self._keep_personal_masks(received, values)
+        payload = (
+            self._gradients(values, received, settled) if task == "grow" else self._update(values, received, trains_in)
+        )
         reply.content[name] = payload_record(payload)
         return reply
 
@@ -175,6 +188,8 @@ class _Node:
             state[_BROADCAST] = payload_record(payload)
         elif _BROADCAST in state:
             del state[_BROADCAST]
+        if _PERSONAL in state and self.orders["task"] != _PERSONALLY:
+            del state[_PERSONAL]
 
     def _opened(self, received: _Received) -> Message:
         """The message as the user's function knows it."""
@@ -198,12 +213,31 @@ class _Node:
         binding = Binding(what, run, received.round, str(self.context.node_id), received.digest)
         return encode(masks, values, dtype=dtype, base=base, zstd=bool(self.orders["zstd"]), binding=binding)
 
-    def _update(self, trained: dict[str, NDArray], received: _Received) -> bytes:
-        held, sent = received.masks, received.masks
+    def _keep_personal_masks(self, received: _Received, source: Any) -> Message:
+        """Changes the masks for this node, by its gradients or its draws; the answer to who asked for that."""
+        told: Any = self.orders["counts"]
+        counts = dict(zip(self.layout.sent, told, strict=True))
+        self.context.state[_PERSONAL] = packed_masks(personal_masks(received.values, received.masks, counts, source))
+        holds = ConfigRecord({"format": FORMAT, "holds": "masks"})
+        return Message(RecordDict({ORDERS: holds}), reply_to=self.message)
+
+    def _masks_of_training(self, received: _Received) -> dict[str, Any]:
+        if self.orders["task"] != _PERSONALLY:
+            return received.masks
+        if "words" in self.orders:
+            words, step = self.orders["words"], self.orders["step"]
+            self._keep_personal_masks(received, SeededMasks(tuple(words), step))  # type: ignore[arg-type]
+        if _PERSONAL not in self.context.state:
+            raise ValueError("this node has lost the masks that it made for this round; it takes part in the next one.")
+        return unpacked_masks(_state(self.context, _PERSONAL), self.layout.sent)
+
+    def _update(self, trained: dict[str, NDArray], received: _Received, trains_in: dict[str, Any]) -> bytes:
+        # As bits of the host they need no further copies.
+        held, sent = _as_bits(received.masks), _as_bits(trains_in)
         if self.orders["task"] == _DENSELY:
             sent = {name: np.ones_like(mask) if is_pruned(mask) else mask for name, mask in held.items()}
-        # In the place of what the function returned, which is a copy of its own.
-        delta = {name: np.subtract(received.values[name], values, out=values) for name, values in trained.items()}
+        # In the place of the broadcast, which has been read.
+        delta = {name: np.subtract(before, trained[name], out=before) for name, before in received.values.items()}
         _check_finite(delta, sent)
         return self._encode("update", sent, delta, received, base=held)
 
@@ -236,6 +270,10 @@ def _check_finite(delta: dict[str, NDArray], masks: dict[str, Any]) -> None:
             )
 
 
+def _as_bits(masks: dict[str, Any]) -> dict[str, Any]:
+    return {name: mask.view(np.bool_) if is_pruned(mask) else mask for name, mask in masks.items()}
+
+
 def _places(grad: NDArray, settled: Any, count: int | None) -> NDArray:
     """uint8 mask of the gradients to send: all that are not settled, or the `count` largest of them.
 
@@ -249,15 +287,10 @@ def _places(grad: NDArray, settled: Any, count: int | None) -> NDArray:
         return np.zeros(grad.shape, np.uint8)
     if count is None:
         return (settled == 0).astype(np.uint8)
-    magnitudes = np.where((settled == 0) & np.isfinite(grad), np.abs(grad).astype(np.float32), -1.0).ravel()
-    count = min(count, int(np.count_nonzero(magnitudes >= 0)))
-    places = np.zeros(grad.size, np.uint8)
-    if count > 0:
-        least = np.partition(magnitudes, -count)[-count]
-        above = magnitudes > least
-        equal = np.flatnonzero(magnitudes == least)[: count - np.count_nonzero(above)]
-        places[above], places[equal] = 1, 1
-    return places.reshape(grad.shape)
+    may_grow = (settled == 0) & np.isfinite(grad)
+    return (
+        largest(np.abs(grad).astype(np.float32).ravel(), may_grow.ravel(), count).astype(np.uint8).reshape(grad.shape)
+    )
 
 
 def _state(context: Context, name: str) -> ArrayRecord:

@@ -5,7 +5,9 @@ an ordinary one is told so by Flower. Orders stand beside it in a `ConfigRecord`
 """
 
 import dataclasses
+import io
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +42,7 @@ ORDERS = "sparse_plugins"  # the name of our record in a message
 SETTLED = f"{ORDERS}.settled"
 GROW = "query.grow"
 FORMAT = 1
-_STYPE = "sparse_plugins.wire"
+_STYPE, _NUMPY = "sparse_plugins.wire", "numpy.ndarray"  # the latter is Flower's
 _PAYLOAD = "payload"
 
 NDArray = np.ndarray[Any, Any]
@@ -119,10 +121,12 @@ class Layout:
 
     def record(self, values: Mapping[str, Any]) -> ArrayRecord:
         """An ordinary `ArrayRecord` of dense arrays, in the model's order and dtypes."""
-        return ArrayRecord({name: Array(_as(np.asarray(values[name]), dtype)) for name, dtype in self.dtypes.items()})
+        return ArrayRecord(
+            {name: _written(_as(np.asarray(values[name]), dtype)) for name, dtype in self.dtypes.items()}
+        )
 
     def read(self, record: ArrayRecord, whose: str, rounds: bool = False) -> dict[str, NDArray]:
-        """Arrays of an ordinary record, in the dtypes in which they travel.
+        """Arrays of an ordinary record, in the dtypes in which they travel; they may be views that can't be written to.
 
         Args:
             record: The record.
@@ -141,7 +145,7 @@ class Layout:
         return {name: self._fitting(record[name], name, whose, rounds) for name in self.sent}
 
     def _fitting(self, array: Array, name: str, whose: str, rounds: bool) -> NDArray:
-        value, spec = array.numpy(), self.sent[name]
+        value, spec = _read(array), self.sent[name]
         casting: Any = "unsafe" if rounds else "same_kind"
         if value.shape != spec.shape or not np.can_cast(value.dtype, spec.dtype, casting):
             raise ValueError(
@@ -156,6 +160,35 @@ def _as(value: NDArray, dtype: np.dtype) -> NDArray:
     if np.issubdtype(dtype, np.integer) and np.issubdtype(value.dtype, np.floating):
         value = np.asarray(np.rint(value))  # NumPy makes numbers of arrays without axes
     return value.astype(dtype, copy=False)
+
+
+def _written(value: NDArray) -> Array:
+    """What `Array(value)` is, with one copy of the values in place of three.
+
+    Example:
+        >>> value = np.arange(6, dtype=np.float32).reshape(2, 3)
+        >>> _written(value).data == Array(value).data, _read(_written(value)).tolist()
+        (True, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+    """
+    if value.dtype.isbuiltin != 1 or not value.flags.c_contiguous:
+        return Array(value)
+    front = io.BytesIO()
+    np.lib.format.write_array_header_1_0(front, np.lib.format.header_data_from_array_1_0(value))
+    data = b"".join((front.getvalue(), value.ravel().view(np.uint8).data))
+    return Array(value.dtype.name, value.shape, _NUMPY, data)
+
+
+def _read(array: Array) -> NDArray:
+    """What `array.numpy()` is, without a copy where its bytes are those of an array."""
+    file = io.BytesIO(array.data)
+    if array.stype != _NUMPY or np.lib.format.read_magic(file) != (1, 0):
+        return array.numpy()
+    shape, is_by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        return array.numpy()  # which refuses it
+    count = math.prod(shape)
+    values = np.frombuffer(array.data, dtype, count, file.tell()) if count else np.empty(0, dtype)
+    return values.reshape(shape, order="F" if is_by_columns else "C")
 
 
 def payload_record(payload: bytes) -> ArrayRecord:

@@ -11,6 +11,7 @@ from sparse_plugins.fed.aggregation import Aggregation, Sums
 from sparse_plugins.fed.flower.broadcast import Broadcast, Held
 from sparse_plugins.fed.flower.grid import OrderedGrid
 from sparse_plugins.fed.flower.inner import Inner
+from sparse_plugins.fed.flower.personal import key_of_node
 from sparse_plugins.fed.flower.records import (
     GROW,
     ORDERS,
@@ -25,7 +26,7 @@ from sparse_plugins.fed.ledger import DELIVERED, Entry
 from sparse_plugins.fed.mask_change import MaskChange
 from sparse_plugins.fed.messages import Message as Update
 from sparse_plugins.fed.messages import read_reply
-from sparse_plugins.fed.replies import exactly
+from sparse_plugins.fed.replies import as_many_as, exactly
 from sparse_plugins.fed.server import Server
 from sparse_plugins.wire import Binding
 from sparse_plugins.wire.trees import PyTree
@@ -66,6 +67,8 @@ class Round:
         change: The mask change about which nodes are asked; None if there is none.
         grid: Sends and receives.
         config: What the user sends beside the model.
+        personal: How nodes are to change masks of their own: `counts`, and `words` and `step` of draws; None if they
+            are not.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Round:
         change: MaskChange | None,
         grid: OrderedGrid,
         config: ConfigRecord,
+        personal: dict[str, Any] | None = None,
     ) -> None:
         self._settings, self._broadcast, self._change, self._grid = settings, broadcast, change, grid
         self._config, self._signals = config, settings.server.signals(change)
@@ -82,7 +86,8 @@ class Round:
         self._bytes: dict[int, dict[str, int]] = {}
         self._status: dict[int, str] = {}
         self._growth_status: dict[int, str] = {}
-        self._sums = Sums(broadcast.params)
+        self._personal = personal
+        self.sums = Sums(broadcast.params, None if personal is None else broadcast.masks)
         self._replies: list[Message] = []
         self._metrics: list[MetricRecord] = []
         self.used: list[int] = []
@@ -94,13 +99,43 @@ class Round:
         self._bytes[node] = {"down": len(payload), "up": 0, "growth": 0}
         if task == "train" and self._trains_densely:
             task = "train densely"
+        personal = {}
+        if task == "train" and self._personal is not None:
+            if "words" not in self._personal:
+                return self._order_after_growth(message, payload)
+            words = list(key_of_node(self._personal["words"], node))
+            task, personal = "train personally", {**self._personal, "words": words}
         keep = self._signals is not None and self._signals.asked is not None
         arrays_key = self._settings.inner.base.arrayrecord_key
         others = {name: record for name, record in message.content.items() if name != arrays_key}
-        orders = self._settings.orders(task, self._broadcast, keep=keep)
+        orders = self._settings.orders(task, self._broadcast, keep=keep, **personal)
         message.content = RecordDict({**others, arrays_key: payload_record(payload), ORDERS: orders})
         self._sent[node] = message
         return message
+
+    def _order_after_growth(self, message: Message, payload: bytes) -> Message:
+        """The order to train, to a node that is asked before for masks of its own and keeps the broadcast."""
+        inner, node = self._settings.inner, message.metadata.dst_node_id
+        orders = self._settings.orders("grow personally", self._broadcast, **{**(self._personal or {}), "keep": True})
+        records: dict[str, Any] = {inner.base.arrayrecord_key: payload_record(payload), ORDERS: orders}
+        self._sent[node] = Message(RecordDict({**records, inner.base.configrecord_key: self._config}), node, GROW)
+        others = {name: record for name, record in message.content.items() if name != inner.base.arrayrecord_key}
+        message.content = RecordDict({**others, ORDERS: self._settings.orders("train personally", self._broadcast)})
+        return message
+
+    def after_growth(self, orders: list[Message]) -> list[Message]:
+        """The orders to nodes that have made masks of their own, for which they are asked if it takes gradients."""
+        if self._personal is None or "words" in self._personal:
+            return orders
+        ready = set()
+        for reply in self._grid.send_and_receive(list(self._sent.values()), timeout=self._grid.timeout):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self._status[node] = f"failed: {reply.error.reason}{self._hint(reply)}"
+            else:
+                ready.add(node)
+        self._sent = {order.metadata.dst_node_id: order for order in orders if order.metadata.dst_node_id in ready}
+        return list(self._sent.values())
 
     def order_whole(self, node: int) -> Message | None:
         """The message once more for a node that holds no masks, with all of them; None if it was sent nothing."""
@@ -138,7 +173,8 @@ class Round:
         if metrics is None:
             return refusal
         held, like = self._broadcast.received.masks, self._broadcast.received.values
-        asked, limit = exactly(self._masks_of_training), self._settings.max_norm
+        limit = self._settings.max_norm
+        asked = exactly(self._masks_of_training) if self._personal is None else as_many_as(held)
         message, status, _ = read_reply(payload, like, held, self._binding("update", node), asked, limit)
         if message is None:
             return status
@@ -154,8 +190,9 @@ class Round:
         self._metrics.append(metrics)
         if self._signals is not None:
             self._signals.add_update(message.values)
+        if self._settings.inner.takes_the_mean or self._personal is not None:
+            self.sums.add(message.values, weight, message.masks)
         if self._settings.inner.takes_the_mean:
-            self._sums.add(message.values, weight)
             self._replies = [reply]
             return
         (name, _) = arrays_in(reply.content) or ("", None)
@@ -246,7 +283,7 @@ class Round:
         inner, number = self._settings.inner, self._broadcast.round + 1
         if not inner.takes_the_mean:
             return inner.strategy.aggregate_train(number, self._replies)
-        mean = self._sums.aggregate(Aggregation())
+        mean = self.sums.aggregate(Aggregation())
         if not all(np.isfinite(leaf).all() for leaf in mean.values()):
             self._status.update(dict.fromkeys(self.used, "refused: together the updates of this round overflow"))
             self.used = []

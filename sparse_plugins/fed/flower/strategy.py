@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from sparse_plugins import core
+from sparse_plugins.fed.aggregation import Aggregation
 from sparse_plugins.fed.checkpoints import Checkpoints
 from sparse_plugins.fed.flower.broadcast import Broadcast, Held
 from sparse_plugins.fed.flower.grid import OrderedGrid
@@ -22,8 +23,9 @@ from sparse_plugins.fed.flower.records import FORMAT, Layout, is_call_for_masks
 from sparse_plugins.fed.flower.round import Round
 from sparse_plugins.fed.growth import PROTOCOLS
 from sparse_plugins.fed.ledger import DELIVERED, Ledger
+from sparse_plugins.fed.mask_change import check_is_plain, replaced_per_layer
 from sparse_plugins.fed.messages import Wire
-from sparse_plugins.fed.server import SparseServerState, sparse_server, warn_of_idle_round
+from sparse_plugins.fed.server import SparseServerState, check_personal_masks, sparse_server, warn_of_idle_round
 
 __all__ = ["SparseStrategy"]
 
@@ -50,6 +52,11 @@ class SparseStrategy(Strategy):
         growth: As for `fed.sparse_federated_averaging`: 'random', 'topk', 'delta' or 'dense'. Under 'topk', which is
             the default for updaters that grow by gradients, and 'dense', clients answer `query.grow`; under 'delta'
             they train densely in rounds that change masks.
+        personal_masks: In rounds that change masks, every node changes its own by the rule of `core.SET` or `core.RigL`
+            before it trains, under RigL by what it answers to `query.grow`; the weights that enough nodes hold compete
+            by magnitude for the server's next mask, as in `fed.sparse_federated_averaging`.
+        min_votes: Nodes that must hold a weight for it to stay or to be grown where masks are personal; with fewer
+            valid updates a round changes nothing.
         max_norm: Refuse updates with a larger l2 norm; None takes any.
         wire: Number formats and compression.
         seed: What the choice of nodes derives from, and the round.
@@ -74,6 +81,8 @@ class SparseStrategy(Strategy):
         updater: core.BaseUpdater,
         *,
         growth: str | None = None,
+        personal_masks: bool = False,
+        min_votes: int = 1,
         max_norm: float | None = None,
         wire: Wire = Wire(),
         seed: int = 0,
@@ -89,8 +98,12 @@ class SparseStrategy(Strategy):
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a number of 0 or more.")
         self.inner = Inner(strategy)
+        self.aggregation = Aggregation(min_votes=min_votes)
+        if personal_masks:
+            check_personal_masks(updater, growth)
+            check_is_plain(updater)
         # What the strategy inside makes of a round is the update: taken as it is.
-        self.server = sparse_server(updater, optax.sgd(1.0), growth)
+        self.server = sparse_server(updater, optax.sgd(1.0), growth, personal_masks)
         if self.server.updater.parts:
             raise ValueError("SparseStrategy asks nodes for one updater's growth signal and cannot serve a PerModule.")
         self.inner.check_growth(updater, self.server.growth)
@@ -181,8 +194,10 @@ class SparseStrategy(Strategy):
             return metrics
 
         self._done = done
+        ordered = OrderedGrid(grid, self._again)
+        ordered.timeout = timeout
         super().start(
-            OrderedGrid(grid, self._again),
+            ordered,
             self.arrays(),
             max(num_rounds - done, 0),
             timeout,
@@ -209,8 +224,8 @@ class SparseStrategy(Strategy):
         messages = self._chosen(messages, grid, server_round)
         broadcast = self._broadcast(grid)
         change = self.server.mask_change(self.state, broadcast.received.values, broadcast.received.masks)
-        self._round = Round(self, broadcast, change, ordered, config)
-        return [self._round.order(message) for message in messages]
+        self._round = Round(self, broadcast, change, ordered, config, self._personal(broadcast))
+        return self._round.after_growth([self._round.order(message) for message in messages])
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -222,19 +237,21 @@ class SparseStrategy(Strategy):
         current.take(replies)
         signal = current.growth_signal()
         self._round = None
-        aggregated, metrics = current.aggregate() if current.used else (None, None)
+        is_enough = len(current.used) >= self.aggregation.min_clients
+        aggregated, metrics = current.aggregate() if is_enough else (None, None)
         for entry in current.entries():
             self.ledger.add(entry)
             if entry.status != DELIVERED:
                 _LOG.warning("round %d, node %s: %s", entry.round + 1, entry.client, entry.status)
         self._held.keep_newest()
         if aggregated is None:
-            warn_of_idle_round(current.entries(), len(current.used), 1)
+            warn_of_idle_round(current.entries(), len(current.used), self.aggregation.min_clients)
             self._state = dataclasses.replace(self.state, round=self.state.round + 1)
             return None, metrics
         after = self.layout.read(aggregated, type(self.inner.strategy).__name__, rounds=True)
         mean = {name: np.subtract(np.asarray(self.state.params[name]), after[name]) for name in after}
-        self._state = self.server.advance(self.state, mean, signal, current.lost_growth())
+        lost = current.lost_growth()
+        self._state = self.server.advance(self.state, mean, signal, lost, current.sums, self.aggregation)
         self.inner.confine(self.masks(), self.layout)
         self.inner.set_model(self.arrays())
         if metrics is not None:
@@ -299,6 +316,17 @@ class SparseStrategy(Strategy):
         params = {name: np.asarray(value) for name, value in state.params.items()}
         run = self.run or str(grid.run.run_id)
         return Broadcast(run, state.round, params, self.masks(), self.wire, self.server.seed(state))
+
+    def _personal(self, broadcast: Broadcast) -> dict[str, Any] | None:
+        """What nodes need to know to change masks of their own; None if they do not."""
+        if not (self.server.has_personal_masks and self.server.is_due(self.state)):
+            return None
+        updater, opt_state = self.server.updater, self.state.opt_state
+        counts = replaced_per_layer(updater, int(opt_state.count), broadcast.masks)
+        told = {"counts": [counts[name] if isinstance(counts[name], int) else -1 for name in self.layout.sent]}
+        if updater.grows_by_gradient:
+            return told
+        return {**told, "words": tuple(opt_state.rng.tolist()), "step": int(opt_state.count) + 1}
 
     def _ordered(self, grid: Grid) -> OrderedGrid:
         return grid if isinstance(grid, OrderedGrid) else OrderedGrid(grid, self._again)
