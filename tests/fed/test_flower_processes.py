@@ -1,5 +1,6 @@
-"""A SuperLink and three SuperNodes as processes of their own: the run of FedJAX, its bytes included."""
+"""A SuperLink and three SuperNodes as processes of their own: the run of FedJAX, and the run of those that live."""
 
+import time
 from pathlib import Path
 
 import jax
@@ -8,10 +9,14 @@ import numpy as np
 import numpy.testing as npt
 import optax
 import pytest
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAvg
 
-from experiments.demos.flower.processes import Federation
+from experiments.demos.flower.processes import Federation, end
 from sparse_plugins import fed
-from tests.fed.flower_linear import examples, linear_model
+from tests.fed.flower_hanging import VICTIM
+from tests.fed.flower_linear import examples, linear_app, linear_model
+from tests.fed.flower_nodes import LocalGrid, sparse_run
 from tests.fed.updater_in_rounds import updater_of
 
 fedjax = fed.import_fedjax()
@@ -55,16 +60,35 @@ def paid(ledger: fed.Ledger) -> list[tuple]:
     return sorted((e.round, e.down, e.up, e.growth, e.status, e.growth_status) for e in ledger)
 
 
-def test_real_processes_are_the_run_of_fedjax_with_the_same_bytes(
+def server_config(folder: Path, algorithm: str, **others: float) -> dict:
+    settings = {"nodes": NODES, "rounds": ROUNDS, "is_saved": 0, "dies_after": -1, "timeout": 200.0}
+    return {**settings, **others, "algorithm": algorithm, "folder": str(folder)}
+
+
+def start_and_kill_a_node(federation: Federation, folder: Path) -> str:
+    """Kills a SuperNode while its client trains in the second round; the log of the run."""
+    config = server_config(folder, "set", timeout=30.0)
+    run = federation.start_app("killed", "tests.fed.flower_server", "tests.fed.flower_hanging", **config)
+    deadline = time.monotonic() + 120
+    while not (folder / "trains").exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.1)
+    end(federation.nodes[VICTIM])
+    run.wait(timeout=200)
+    return federation.log("killed")
+
+
+def test_real_processes_are_the_run_of_fedjax_and_outlive_one_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = {"nodes": NODES, "rounds": ROUNDS, "algorithm": "rigl", "is_saved": 0, "dies_after": -1, "timeout": 200.0}
+    killed = tmp_path / "killed"
+    killed.mkdir()
     with Federation(Path("processes"), NODES) as federation:
-        log = federation.run_app(
-            "linear", "tests.fed.flower_server", "tests.fed.flower_linear", 300, folder=str(tmp_path), **config
-        )
+        config = server_config(tmp_path, "rigl")
+        log = federation.run_app("linear", "tests.fed.flower_server", "tests.fed.flower_linear", 300, **config)
+        log_of_killed = start_and_kill_a_node(federation, killed)
     assert (tmp_path / "model.npz").exists(), log
+    assert (killed / "model.npz").exists(), log_of_killed
     expected, theirs = run_of_fedjax()
     with np.load(tmp_path / "model.npz") as model:
         for name in ("w", "b", "steps"):
@@ -73,3 +97,26 @@ def test_real_processes_are_the_run_of_fedjax_with_the_same_bytes(
     ours = fed.Ledger.from_csv((tmp_path / "ledger.csv").read_text())
     assert paid(ours) == paid(theirs)
     assert theirs.total().growth > 0
+    check_the_rest_went_on(killed)
+
+
+def check_the_rest_went_on(folder: Path) -> None:
+    """The run with a node that never answers in its second round, in this process, is the same."""
+    answered = []
+
+    def carry(node: int, reply: Message) -> Message | None:
+        answered.append(node)
+        return None if node == VICTIM and answered.count(node) == 2 else reply
+
+    grid = LocalGrid(dict.fromkeys(range(NODES), linear_app()), carry)
+    options = {"run": "processes", "resends_masks": True, "rounds": ROUNDS, "grid": grid}
+    strategy, result = sparse_run(updater_of("set"), FedAvg(fraction_evaluate=0.0), **options)
+    with np.load(folder / "model.npz") as model:
+        for name, array in result.arrays.items():
+            npt.assert_allclose(model[name], array.numpy(), rtol=0, atol=1e-6)
+    ledger = fed.Ledger.from_csv((folder / "ledger.csv").read_text())
+    (lost,) = [entry for entry in ledger if entry.status != "ok"]
+    assert (lost.round, lost.up) == (1, 0)
+    assert lost.status == "no reply in time" or lost.status.startswith("failed: ")
+    sent = lambda entries: sorted((e.round, e.down, e.up) for e in entries)  # noqa: E731
+    assert sent(ledger) == sent(strategy.ledger)
