@@ -300,7 +300,7 @@ def _read_seed(reader: Reader) -> SeededMasks:
 def _read_values(reader: Reader, mask: Array | None, leaf: Leaf, header: Header) -> Array:
     count = leaf.size if mask is None else int(np.count_nonzero(mask))
     values = decode_values(reader, count, leaf.dtype, header.dtype, shuffled=Flags.ZSTD in header.flags)
-    if count == leaf.size:
+    if mask is None or count == leaf.size:
         return values.copy()
     array = np.zeros(leaf.size, leaf.dtype)
     array[np.flatnonzero(mask)] = values

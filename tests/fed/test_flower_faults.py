@@ -8,7 +8,9 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
+from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.serverapp import strategy as inner
 
 from sparse_plugins import core, fed
@@ -241,6 +243,20 @@ def test_a_client_without_the_mod_is_told_of_it():
     assert "mods=[fed.flower.sparse_mod]" in told["12"]
 
 
+def test_mods_that_cannot_go_with_it_are_named():
+    def reads_arrays(message, context, call_next):
+        [array.numpy() for record in message.content.array_records.values() for array in record.values()]
+        return call_next(message, context)
+
+    apps = {11: linear_app(), 12: linear_app((sparse_mod, secaggplus_mod)), 13: linear_app((reads_arrays, sparse_mod))}
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), updater_of("set"))
+    strategy.start(LocalGrid(apps), linear_model(), 1)
+    told = {entry.client: entry.status for entry in strategy.ledger}
+    assert told["11"] == "ok"
+    assert "secure aggregation is on Flower's older interface and is not supported" in told["12"]
+    assert "let sparse_mod be the first of its mods" in told["13"]
+
+
 def test_a_mod_without_the_strategy_says_what_is_missing():
     seen = []
     watch = lambda node, reply: seen.append(reply) or reply  # noqa: E731
@@ -343,6 +359,7 @@ class Restarting(inner.FedAvg):
     ("strategy", "options", "error", "told"),
     [
         (inner.FedAvg, {}, TypeError, "give an instance of a Flower strategy"),
+        (SecAggPlusWorkflow(3, 2), {}, TypeError, "secure aggregation is on Flower's older interface"),
         (inner.FedXgbBagging(), {}, TypeError, "its models are no arrays"),
         (Restarting(), {}, TypeError, "Restarting has a start of its own"),
         (inner.FedAvg(fraction_train=0.0), {}, ValueError, "fraction_train=0: nobody would train"),

@@ -46,6 +46,11 @@ class Inner:
             described = (
                 f"the class {strategy.__name__}" if isinstance(strategy, type) else f"a {type(strategy).__name__}"
             )
+            if "SecAgg" in described:
+                raise TypeError(
+                    f"strategy is {described}: secure aggregation is on Flower's older interface, sums up masked dense "
+                    "vectors, and is not supported. Give an instance of a Flower strategy, such as FedAvg()."
+                )
             raise TypeError(f"strategy is {described}; give an instance of a Flower strategy, such as FedAvg().")
         base: Any = strategy
         while isinstance(base, _PRIVATE):

@@ -35,8 +35,15 @@ __all__ = ["Round", "Settings"]
 
 _MOST_EXAMPLES = 1 << 53
 _NO_MOD = "let the client's app have mods=[fed.flower.sparse_mod]"
-_NO_GRADIENTS = "No query function registered with name 'grow'"
-_GIVE_GRADIENTS = "let it have a function @app.query('grow') that returns gradients, or use core.SET or growth='delta'"
+# What to do, by what Flower says.
+_REMEDIES = {
+    "No query function registered with name 'grow'": "let it have a function @app.query('grow') that returns "
+    "gradients, or use core.SET or growth='delta'",
+    "secaggplus": "secure aggregation is on Flower's older interface and is not supported: take secaggplus_mod out "
+    "of its mods",
+    "serialization type for numpy conversion: 'sparse_plugins": "a mod before sparse_mod wants dense arrays: let "
+    "sparse_mod be the first of its mods",
+}
 
 
 class Settings(Protocol):
@@ -215,8 +222,9 @@ class Round:
         return payload, "" if payload is not None else f"refused: it holds no payload; {_NO_MOD}"
 
     def _hint(self, reply: Message) -> str:
-        if _NO_GRADIENTS in str(reply.error.reason):
-            return f"; {_GIVE_GRADIENTS}"
+        for symptom, remedy in _REMEDIES.items():
+            if symptom in str(reply.error.reason):
+                return f"; {remedy}"
         has_answered = self._settings.held.masks(reply.metadata.src_node_id) is not None
         return "" if has_answered else f"; if it has no sparse_mod, {_NO_MOD}"
 
