@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from sparse_plugins.core.base_updater import BaseUpdater
+from sparse_plugins.core.checks import check_changes
 from sparse_plugins.core.empty_channels import empty_channels, first_masks
 from sparse_plugins.core.run_length import concerns_of_length
 from sparse_plugins.core.schedules import whole_number
 from sparse_plugins.core.sparse_optimizer import updater_of, what_follows
+from sparse_plugins.core.structures import NByM
 from sparse_plugins.core.summary import describe_plan
 from sparse_plugins.core.trees import PyTree
 
@@ -22,8 +24,8 @@ class Plan:
 
     Attributes:
         text: When masks are updated, and what each layer keeps.
-        notes: Layers that keep nothing, because sparsity 1 was asked for, and layers of which outputs or inputs keep
-            nothing when training starts, with their number.
+        notes: Layers that keep nothing, because sparsity 1 was asked for, layers that n:m groups do not divide, and
+            layers of which outputs or inputs keep nothing when training starts, with their number.
         concerns: What will not happen in a run of the given length.
     """
 
@@ -51,7 +53,7 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
         models of more than 2**26 weights it does not draw the first masks.
 
     Raises:
-        ValueError: If there is no updater in the optimizer.
+        ValueError: If there is no updater in the optimizer, or one whose masks are to change and never would.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -64,6 +66,7 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
         prunable: 8 of 16 kept (sparsity 0.5)
     """
     updater = optimizer if isinstance(optimizer, BaseUpdater) else updater_of(optimizer)
+    check_changes(updater, params)
     found = () if steps is None else tuple(concerns_of_length(updater, whole_number("steps", steps, 1)))
     if undone := "" if updater is optimizer else what_follows(optimizer):
         found = (*found, undone)
@@ -76,6 +79,15 @@ def _notes(updater: BaseUpdater, params: PyTree) -> Iterator[str]:
     whole = [leaf.name for leaf in updater.leaf_plans(params).leaves if leaf.is_pruned and leaf.target == 1]
     if whole:
         yield f"pruned whole, as sparsity 1 asks: {', '.join(whole)}"
+    for leaf in updater.leaf_plans(params).leaves:
+        structure = leaf.rule.of_layer
+        if leaf.is_pruned and leaf.target and isinstance(structure, NByM):
+            length = leaf.rule.layer_shape[structure.place]
+            if rest := length % structure.m:
+                yield (
+                    f"{leaf.name} has {length} entries along the axis of its groups, so the last group has {rest} of "
+                    f"{structure.m}, of which {min(rest, structure.n)} are kept"
+                )
     masks = first_masks(updater, params)
     if masks is None:
         return

@@ -340,3 +340,17 @@ def test_everyones_first_try_says_what_to_write() -> None:
 
 def test_the_names_of_core_are_those_of_its_api() -> None:
     assert [name for name in dir(core) if name[:2] != "__"] == sorted(core.__all__)
+
+
+def test_a_plan_names_layers_that_groups_do_not_divide_and_refuses_what_would_not_come_true() -> None:
+    shapes = {
+        "first": jax.ShapeDtypeStruct((3, 3, 3, 8), jnp.float32),
+        "rest": jax.ShapeDtypeStruct((8, 4), jnp.float32),
+    }
+    tx = core.sparsify(ADAM, "magnitude", sparsity=0.5, total_steps=100, structure=core.NByM(2, 4))
+    assert core.plan(tx, shapes).notes == (
+        "first has 3 entries along the axis of its groups, so the last group has 3 of 4, of which 2 are kept",
+    )
+    idle = core.MagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.8))
+    with pytest.raises(ValueError, match=r"MagnitudePruning with NoUpdateSchedule.* keeps every weight"):
+        core.plan(idle, shapes)
