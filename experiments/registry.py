@@ -31,15 +31,15 @@ _ROWS = (
     Study(
         "minatar",
         "Trains DQN on MinAtar's games, dense and sparse, and compares returns. Makes a new folder with tables, plots"
-        " and config.json. SIGTERM stops it after the current stretch of training, --resume goes on.",
+        " and config.json. Ctrl-C or SIGTERM stops it after the current stretch of training, --resume goes on.",
         minatar,
         ("dm-haiku", "gymnax", *_PACKAGES),
     ),
     Study(
         "atari",
         "Trains DQN on Atari games, dense and sparse, several cells at once, and compares returns with published ones."
-        " Makes a new folder with tables, plots and config.json. SIGTERM stops it after the current stretch of"
-        " training, --resume goes on. --measure first tells how long it will take.",
+        " Makes a new folder with tables, plots and config.json. Ctrl-C or SIGTERM stops it after the current stretch"
+        " of training, --resume goes on. --measure first tells how long it will take.",
         atari,
         ("ale-py", "dm-haiku", *_PACKAGES),
     ),
