@@ -52,7 +52,7 @@ def first_match(patterns: Sequence[str], names: Sequence[str]) -> list[int | Non
         [1, None, 0]
     """
     compiled = [re.compile(pattern) for pattern in patterns]
-    chosen = [next((i for i, one in enumerate(compiled) if one.fullmatch(name)), None) for name in names]
+    chosen = [next((i for i, pattern in enumerate(compiled) if pattern.fullmatch(name)), None) for name in names]
     for i, pattern in enumerate(compiled):
         if i not in chosen and names:  # optax maps over states by showing an empty tree
             _refuse_unused(pattern, names)

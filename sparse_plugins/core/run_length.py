@@ -68,7 +68,7 @@ def first_update(updater: BaseUpdater) -> int:
 
 def _concerns(updater: BaseUpdater, steps: int) -> Iterator[tuple[str, bool]]:
     """Each concern, and whether it is that no mask ever changes."""
-    for part in [one for _, one in updater.parts] or [updater]:
+    for part in [part for _, part in updater.parts] or [updater]:
         first, last = _first_and_last(part)
         schedule, name = part.describe_schedule(), type(part).__name__
         length = f"a run of {steps} {part.scheduler.step_unit}s"

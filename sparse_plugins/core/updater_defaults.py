@@ -241,9 +241,9 @@ def _single(
     given = {key: value for key in SCHEDULE_KEYS if (value := settings.pop(key, None)) is not None}
     if not updater_class.prunes:
         return updater_class(**{**algorithm.defaults, **settings})
-    kind = algorithm.default("sparsity_type") if structure is None else parse_structure(structure)
-    fields = dict(algorithm.defaults) | settings | {"sparsity_type": structures_by_rule(kind, rules)}
-    fields |= _sparsities(algorithm, kind, rules, sparsity, distribution, filter_fn)
+    base_structure = algorithm.default("sparsity_type") if structure is None else parse_structure(structure)
+    fields = dict(algorithm.defaults) | settings | {"sparsity_type": structures_by_rule(base_structure, rules)}
+    fields |= _sparsities(algorithm, base_structure, rules, sparsity, distribution, filter_fn)
     if scheduler is None and ("scheduler" not in algorithm.defaults or given):
         scheduler = default_schedule(updater_class, total_steps, step_unit, length_word=length_word, **given)
     fields |= {"scheduler": scheduler} if scheduler is not None else {}
@@ -260,7 +260,7 @@ def _single(
 
 def _sparsities(
     algorithm: Algorithm,
-    kind: Structure | ByPath,
+    base_structure: Structure | ByPath,
     rules: Sequence[LayerRule],
     sparsity: float | None,
     distribution: str | Callable | None,
@@ -270,9 +270,9 @@ def _sparsities(
     name = algorithm.updater_class.__name__
     if callable(distribution) and not rules and filter_fn is None and sparsity is None:
         return {"sparsity_distribution_fn": distribution}
-    if isinstance(kind, NByM):
-        sparsity, distribution = sparsity_of_groups(kind, sparsity, name), distribution or "uniform"
-    if isinstance(kind, ChannelGroups) and "sparsity" not in algorithm.fields:
+    if isinstance(base_structure, NByM):
+        sparsity, distribution = sparsity_of_groups(base_structure, sparsity, name), distribution or "uniform"
+    if isinstance(base_structure, ChannelGroups) and "sparsity" not in algorithm.fields:
         distribution = distribution or "uniform"  # channels of a group are not weights of a layer
     if sparsity is None:
         raise ValueError(f"sparsity is missing; give the fraction of zeros, such as sparsity=0.9 for {name}.")

@@ -210,8 +210,8 @@ class SparseLearner(metaclass=_TakesWords):
         Returns:
             The learner's state; its masks are those of this key, unless there is a `mask_key`.
         """
-        own, of_params = jax.random.split(key)
-        dense = self._init(of_params, *inputs)
+        acting_key, network_key = jax.random.split(key)
+        dense = self._init(network_key, *inputs)
         if (shapes := _shapes(dense)) not in self._read:
             self._read[shapes] = self._following(self.reading(*inputs).updater)
         follows = self._read[shapes]
@@ -220,7 +220,7 @@ class SparseLearner(metaclass=_TakesWords):
         params = follows.updater.first_params(dense, optimizer_state)
         target = follows.follower.initial(dense, optimizer_state)
         # Copies, because a caller that donates the state must not give one buffer twice.
-        return LearnerState(params, jax.tree.map(jnp.copy, target), optimizer_state, own)
+        return LearnerState(params, jax.tree.map(jnp.copy, target), optimizer_state, acting_key)
 
     def act(self, state: LearnerState, observation: Any, *arguments: Any) -> tuple[Any, LearnerState]:
         """An action of the online network, and the state with its key advanced.
@@ -230,8 +230,8 @@ class SparseLearner(metaclass=_TakesWords):
             observation: What `act_fn` reads.
             *arguments: Further arguments of `act_fn`, such as the probability of a random action.
         """
-        key, of_action = jax.random.split(state.key)
-        return self.act_fn(state.params, of_action, observation, *arguments), state._replace(key=key)
+        key, action_key = jax.random.split(state.key)
+        return self.act_fn(state.params, action_key, observation, *arguments), state._replace(key=key)
 
     def learn(self, state: LearnerState, batch: Any) -> tuple[LearnerState, Any]:
         """One optimizer step on the masks; target parameters follow masks and copies as they are due.
@@ -243,9 +243,9 @@ class SparseLearner(metaclass=_TakesWords):
         Returns:
             The next state, and what the loss returned beside itself.
         """
-        key, of_loss = jax.random.split(state.key)
-        grads, extra = jax.grad(self.loss_fn, has_aux=True)(state.params, state.target_params, of_loss, batch)
-        follows = self._of(state.params, state.target_params, of_loss, batch)
+        key, loss_key = jax.random.split(state.key)
+        grads, extra = jax.grad(self.loss_fn, has_aux=True)(state.params, state.target_params, loss_key, batch)
+        follows = self._of(state.params, state.target_params, loss_key, batch)
         updates, optimizer_state = follows.optimizer.update(grads, state.optimizer_state, state.params)
         after = LearnerState(optax.apply_updates(state.params, updates), state.target_params, optimizer_state, key)
         masks_changed = self.updater.is_refresh_due(state.steps)

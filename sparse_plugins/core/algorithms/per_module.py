@@ -86,15 +86,17 @@ class PerModule(BaseUpdater):
         rules = tuple(read_rule(rule, "updater", "('actor/.*', RigL(...))") for rule in self.updaters)
         _check(rules)
         common = {name: value for name in ("rng_seed", "layers") if (value := getattr(self, name)) is not None}
-        rules = tuple((pattern, dataclasses.replace(one, **common)) for pattern, one in rules) if common else rules
+        rules = (
+            tuple((pattern, dataclasses.replace(updater, **common)) for pattern, updater in rules) if common else rules
+        )
         self.updaters = rules
         self.scheduler = NoUpdateSchedule(step_unit=_step_units(rules)[0])
-        self.sparsity_type = ByPath([rule for pattern, one in rules for rule in _structure_rules(pattern, one)])
+        self.sparsity_type = ByPath([rule for pattern, updater in rules for rule in _structure_rules(pattern, updater)])
         self.use_packed_masks = next(iter(_storage(rules).values()), True)
 
     def knowing(self, layers: Layers) -> Self:
         """Each updater with `layers`, if it has none yet."""
-        return dataclasses.replace(self, updaters=[(pattern, one.knowing(layers)) for pattern, one in self.updaters])
+        return dataclasses.replace(self, updaters=[(pattern, each.knowing(layers)) for pattern, each in self.updaters])
 
     @property
     def parts(self) -> Sequence[tuple[str, BaseUpdater]]:
@@ -103,45 +105,45 @@ class PerModule(BaseUpdater):
 
     def map_parts(self, function: Callable[[BaseUpdater], BaseUpdater]) -> BaseUpdater:
         """Each updater replaced by what a function makes of it."""
-        return dataclasses.replace(self, updaters=[(pattern, function(one)) for pattern, one in self.updaters])
+        return dataclasses.replace(self, updaters=[(pattern, function(updater)) for pattern, updater in self.updaters])
 
     @property
     def grows_by_gradient(self) -> bool:  # type: ignore[override]
         """Whether one of the updaters does."""
-        return any(one.grows_by_gradient for _, one in self.updaters)
+        return any(updater.grows_by_gradient for _, updater in self.updaters)
 
     @property
     def keeps_dense_weights(self) -> bool:  # type: ignore[override]
         """Whether one of the updaters does."""
-        return any(one.keeps_dense_weights for _, one in self.updaters)
+        return any(updater.keeps_dense_weights for _, updater in self.updaters)
 
     @property
     def scores_by_gradient(self) -> bool:  # type: ignore[override]
         """Whether one of the updaters does."""
-        return any(one.scores_by_gradient for _, one in self.updaters)
+        return any(updater.scores_by_gradient for _, updater in self.updaters)
 
     def target_sparsities(self, params: PyTree) -> PyTree:
         """The targets that each updater gives its part."""
-        return self._parts(params).joined(lambda one: one.target_sparsities, params)
+        return self._parts(params).joined(lambda updater: updater.target_sparsities, params)
 
     def make_leaf_plans(self, params: PyTree) -> LeafPlans:
         """The plans that each updater makes for its part."""
         parts = self._parts(params)
-        made = parts.each(lambda one: lambda own: (plans := one.leaf_plans(own)).tree(plans.leaves), params)
+        made = parts.each(lambda updater: lambda part: (plans := updater.leaf_plans(part)).tree(plans.leaves), params)
         return LeafPlans(jax.tree.leaves(parts.join(made)), jax.tree.structure(params))
 
     def foreseen_masks(self, params: PyTree) -> PyTree:
         """Those that each updater foresees."""
-        return self._parts(params).joined(lambda one: one.foreseen_masks, params)
+        return self._parts(params).joined(lambda updater: updater.foreseen_masks, params)
 
     def describe_seed(self) -> str:
         """What the updaters draw random masks from, those with one seed in one line."""
-        return "\n".join(dict.fromkeys(line for _, one in self.updaters if (line := one.describe_seed())))
+        return "\n".join(dict.fromkeys(line for _, updater in self.updaters if (line := updater.describe_seed())))
 
     def seeded(self, key: jax.Array) -> Self:
         """The updaters of one run among several, each as its own `seeded` makes it."""
         seeded = copy.copy(self)
-        seeded.updaters = tuple((pattern, one.seeded(key)) for pattern, one in self.updaters)
+        seeded.updaters = tuple((pattern, updater.seeded(key)) for pattern, updater in self.updaters)
         seeded.rng_seed = None  # it is in them
         return seeded
 
@@ -149,9 +151,9 @@ class PerModule(BaseUpdater):
     def init_state(self, params: PyTree) -> SparseState:
         """One state that holds those of all updaters."""
         parts = self._parts(params)
-        for (pattern, one), own in zip(self.updaters, parts.cut(params)[:-1], strict=True):
-            check_changes(one, own, f" of {pattern!r}")
-        states = parts.each(lambda one: one.init_state, params)
+        for (pattern, updater), part in zip(self.updaters, parts.cut(params)[:-1], strict=True):
+            check_changes(updater, part, f" of {pattern!r}")
+        states = parts.each(lambda updater: updater.init_state, params)
         return SparseState(
             masks=parts.join([state.masks for state in states]),
             inner_state=(),
@@ -163,7 +165,7 @@ class PerModule(BaseUpdater):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """The first masks of each updater."""
-        return self._parts(params).joined(lambda one: one.get_initial_masks, params, target_sparsities)
+        return self._parts(params).joined(lambda updater: updater.get_initial_masks, params, target_sparsities)
 
     def calculate_scores(
         self,
@@ -173,40 +175,43 @@ class PerModule(BaseUpdater):
         **kwargs: Any,
     ) -> PyTree:
         """The scores of each updater; extra arguments laid out like the parameters are cut to its part."""
-        return self._parts(params).joined(lambda one: one.calculate_scores, params, sparse_state, grads, **kwargs)
+        return self._parts(params).joined(
+            lambda updater: updater.calculate_scores, params, sparse_state, grads, **kwargs
+        )
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
         """The masks that each updater makes of its scores."""
-        return self._parts(scores).joined(lambda one: one.create_masks, scores, sparsities)
+        return self._parts(scores).joined(lambda updater: updater.create_masks, scores, sparsities)
 
     def is_refresh_due(self, step: Any) -> Any:
         """Whether any updater changes its masks."""
-        return functools.reduce(operator.or_, (one.is_refresh_due(step) for _, one in self.updaters))
+        return functools.reduce(operator.or_, (updater.is_refresh_due(step) for _, updater in self.updaters))
 
     def describe_schedule(self) -> str:
         """The schedule of each updater, a line each."""
-        lines = [f"  {pattern}  {type(one).__name__}: {one.describe_schedule()}" for pattern, one in self.updaters]
+        said = [(pattern, type(updater).__name__, updater.describe_schedule()) for pattern, updater in self.updaters]
+        lines = [f"  {pattern}  {name}: {schedule}" for pattern, name, schedule in said]
         return "\n".join(["one updater per module", *lines])
 
     def update_state(self, sparse_state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any) -> SparseState:
         """The state with new masks where they are due at its step."""
-        due = lambda one: one.changes_before(sparse_state.count)  # noqa: E731
+        due = lambda updater: updater.changes_before(sparse_state.count)  # noqa: E731
         return self._changed(due, sparse_state, params, grads, **kwargs)
 
     def followed(
         self, state: SparseState, params: PyTree, weights: PyTree, grads: PyTree, **kwargs: Any
     ) -> SparseState:
         """The state with masks of the moved weights where they are due at the step."""
-        return self._changed(lambda one: one.changes_after(state.count - 1), state, weights, grads, **kwargs)
+        return self._changed(lambda updater: updater.changes_after(state.count - 1), state, weights, grads, **kwargs)
 
     def _changed(
         self, due: Callable[[BaseUpdater], Any], state: SparseState, params: PyTree, grads: PyTree, **kwargs: Any
     ) -> SparseState:
-        def changed(one: BaseUpdater) -> Callable[..., PyTree]:
+        def changed(updater: BaseUpdater) -> Callable[..., PyTree]:
             def masks(state: SparseState, params: PyTree, grads: PyTree, **extra: Any) -> PyTree:
-                new = lambda: one.update_state(state, params, grads, **extra)  # noqa: E731
-                fresh = lambda: one.storing(state, params, masks_alone(new(), state, _MASKS_ALONE)).masks  # noqa: E731
-                return fresh_if(due(one), fresh, state.masks)
+                new = lambda: updater.update_state(state, params, grads, **extra)  # noqa: E731
+                fresh = lambda: updater.storing(state, params, masks_alone(new(), state, _MASKS_ALONE)).masks  # noqa: E731
+                return fresh_if(due(updater), fresh, state.masks)
 
             return masks
 
@@ -214,16 +219,16 @@ class PerModule(BaseUpdater):
 
     def changes_before(self, step: Any) -> Any:
         """Whether any updater updates masks before weights move."""
-        return functools.reduce(operator.or_, (one.changes_before(step) for _, one in self.updaters))
+        return functools.reduce(operator.or_, (updater.changes_before(step) for _, updater in self.updaters))
 
     def changes_after(self, step: Any) -> Any:
         """Whether any updater does so afterwards."""
-        return functools.reduce(operator.or_, (one.changes_after(step) for _, one in self.updaters))
+        return functools.reduce(operator.or_, (updater.changes_after(step) for _, updater in self.updaters))
 
     def check_schedule(self) -> None:
         """Asks each updater."""
-        for _, one in self.updaters:
-            one.check_schedule()
+        for _, updater in self.updaters:
+            updater.check_schedule()
 
     def check_state(self, state: SparseState) -> None:
         """Refuses a state that does not hold a key for each rule."""
@@ -231,13 +236,13 @@ class PerModule(BaseUpdater):
 
     def check_inner_state(self, inner_state: PyTree) -> None:
         """Asks each updater."""
-        for _, one in self.updaters:
-            one.check_inner_state(inner_state)
+        for _, updater in self.updaters:
+            updater.check_inner_state(inner_state)
 
     def check_steps(self, period: int) -> None:
         """Asks each updater."""
-        for _, one in self.updaters:
-            one.check_steps(period)
+        for _, updater in self.updaters:
+            updater.check_steps(period)
 
     def _parts(self, params: PyTree) -> Parts:
         patterns, updaters = zip(*self.updaters, strict=True)
@@ -246,22 +251,24 @@ class PerModule(BaseUpdater):
 
 def _joined_dense(parts: Parts, dense: Sequence[PyTree]) -> PyTree:
     """The dense weights of all updaters, or () where none keeps any."""
-    if all(own == () for own in dense):
+    if all(part == () for part in dense):
         return ()
     nothing = parts.cut(jax.tree.map(lambda p: NOT_PRUNED, parts.params))
-    return parts.join([none if own == () else own for none, own in zip(nothing, dense, strict=True)])
+    return parts.join([none if part == () else part for none, part in zip(nothing, dense, strict=True)])
 
 
 def _check(updaters: Sequence[tuple[str, Any]]) -> None:
     """Refuses what cannot share a state."""
     if not updaters:
         raise ValueError("PerModule got no updaters; give pairs such as ('actor/.*', RigL(...)), or use NoPruning.")
-    for pattern, one in updaters:
-        if not isinstance(one, BaseUpdater):
-            raise TypeError(f"the updater of {pattern!r} is {one!r}; give an instance such as MagnitudePruning(...).")
-        if isinstance(one, PerModule):
+    for pattern, updater in updaters:
+        if not isinstance(updater, BaseUpdater):
+            raise TypeError(
+                f"the updater of {pattern!r} is {updater!r}; give an instance such as MagnitudePruning(...)."
+            )
+        if isinstance(updater, PerModule):
             raise ValueError(f"the updater of {pattern!r} is a PerModule; put its rules into this one's list instead.")
-        if one.use_packed_masks == "zeros":
+        if updater.use_packed_masks == "zeros":
             raise ValueError(
                 f"the updater of {pattern!r} has use_packed_masks='zeros', which needs the whole state for itself; "
                 "store the masks with use_packed_masks=True."
@@ -274,19 +281,20 @@ def _check(updaters: Sequence[tuple[str, Any]]) -> None:
 
 def _storage(updaters: Sequence[tuple[str, BaseUpdater]]) -> dict[str, Any]:
     """How those that have masks store them."""
-    return {pattern: one.use_packed_masks for pattern, one in updaters if one.prunes}
+    return {pattern: updater.use_packed_masks for pattern, updater in updaters if updater.prunes}
 
 
 def _step_units(updaters: Sequence[tuple[str, BaseUpdater]]) -> list[StepUnit]:
     """What the steps are, by the schedules that have any."""
-    schedules = [one.scheduler for _, one in updaters]
+    schedules = [updater.scheduler for _, updater in updaters]
     timed = [schedule for schedule in schedules if type(schedule) is not NoUpdateSchedule] or schedules[:1]
     return sorted({schedule.step_unit for schedule in timed})
 
 
 def _structure_rules(pattern: str, updater: BaseUpdater) -> list[tuple[str, Structure]]:
     """The structures of one updater as rules for the whole model."""
-    kind = updater.sparsity_type
-    if not isinstance(kind, ByPath):
-        return [(pattern, kind)]
-    return [*((rf"(?=(?:{pattern})\Z)(?:{inner})", own) for inner, own in kind.rules), (pattern, kind.default)]
+    structure = updater.sparsity_type
+    if not isinstance(structure, ByPath):
+        return [(pattern, structure)]
+    rules = [(rf"(?=(?:{pattern})\Z)(?:{inner})", inner_structure) for inner, inner_structure in structure.rules]
+    return [*rules, (pattern, structure.default)]
