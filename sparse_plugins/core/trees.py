@@ -1,6 +1,7 @@
 """Parameter trees: names of leaves, and other trees laid beside them."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 PyTree = Any
+_OF_BOXES = itertools.repeat("get_metadata")  # by which a box is suspected; every leaf of every update is asked
 T = TypeVar("T")
 
 
@@ -64,18 +66,22 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
     """
     treedef: Any = jax.tree.structure(params)
     try:
-        return trees.all_unboxed(treedef.flatten_up_to(tree))
+        nodes = treedef.flatten_up_to(tree)
     except (ValueError, TypeError, KeyError):
         return trees.aligned(params, tree, what)  # slower; it knows markers of hidden parts, and tells what differs
+    return [*map(trees.unboxed, nodes)] if any(map(hasattr, nodes, _OF_BOXES)) else nodes
 
 
 def aligned_columns(params: PyTree, columns: Sequence[PyTree], what: Sequence[str]) -> list[list[Any]]:
     """`aligned`, of several trees."""
     treedef: Any = jax.tree.structure(params)
     try:
-        return [trees.all_unboxed(treedef.flatten_up_to(tree)) for tree in columns]
+        aside = [*map(treedef.flatten_up_to, columns)]
     except (ValueError, TypeError, KeyError):
         return [aligned(params, tree, name) for tree, name in zip(columns, what, strict=True)]
+    if any(map(hasattr, itertools.chain.from_iterable(aside), _OF_BOXES)):
+        return [[*map(trees.unboxed, nodes)] for nodes in aside]
+    return aside
 
 
 def out_of_boxes(tree: PyTree) -> PyTree:

@@ -13,10 +13,9 @@ import numpy as np
 
 from sparse_plugins.wire.markers import is_masked_node
 
-__all__ = ["PyTree", "aligned", "all_unboxed", "is_box", "named_leaves", "unboxed", "with_leaves"]
+__all__ = ["PyTree", "aligned", "is_box", "named_leaves", "unboxed", "with_leaves"]
 
 PyTree = Any
-_PLAIN: set[type] = set()  # types that are known to be no boxes
 
 
 class _Node(NamedTuple):
@@ -111,23 +110,12 @@ def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:
 
 def is_box(node: Any) -> bool:
     """Whether a node is registered with JAX and holds one attribute `value`, as Flax's Variables and Partitioned do."""
-    if type(node) in _PLAIN:
-        return False
-    opened = _opened(node)
-    if opened is not None and opened.is_box:
-        return True
-    _PLAIN.add(type(node))
-    return False
+    return (opened := _opened(node)) is not None and opened.is_box
 
 
 def unboxed(node: Any) -> Any:
     """What is in a box; any other node as it is."""
     return _opened(node).children[0] if is_box(node) else node  # type: ignore[union-attr]
-
-
-def all_unboxed(nodes: list[Any]) -> list[Any]:
-    """The same of many nodes; this is asked of every leaf at every update, so it looks at types first."""
-    return nodes if _PLAIN.issuperset(map(type, nodes)) else [*map(unboxed, nodes)]
 
 
 class _DifferenceError(Exception):
