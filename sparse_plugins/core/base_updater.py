@@ -27,12 +27,12 @@ from sparse_plugins.core.masks import (
     unpack_masks,
 )
 from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
-from sparse_plugins.core.selection.channel_pools import common_targets
+from sparse_plugins.core.selection.channel_pools import ChannelUnits, common_targets
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.random_scores import joined_seed, key_words
 from sparse_plugins.core.selection.structured_topk import StructureTopK
-from sparse_plugins.core.structures import ByPath, Structure, Unstructured
+from sparse_plugins.core.structures import MAY_COUPLE, ByPath, Structure, Unstructured
 from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.implicit_masks import masks_of_step
 from sparse_plugins.core.transform.skipped_steps import check_some_move
@@ -212,24 +212,24 @@ class BaseUpdater(UpdaterHooks):
         plans = self.leaf_plans(params)
         if self.prunes_for_good and not has_own_rule(self):
             # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
-            behind = lambda p, m, s, leaf: leaf.rule.rank_active_first(s, m)  # noqa: E731
-            active = self._active_units(params, sparse_state.masks)
-            beside = (active, self.pooled_scores(scores), plans.tree(plans.leaves))
+            masks = sparse_state.masks
+            if isinstance(self.sparsity_type, MAY_COUPLE):
+                masks, scores = self._active_units(params, masks), self.pooled_scores(scores)
+            behind = lambda p, m, s, leaf: leaf.rule.rank_active_first(  # noqa: E731
+                s, m if isinstance(m, ChannelUnits) else unpack(m, p.shape)
+            )
+            beside = (masks, scores, plans.tree(plans.leaves))
             scores = map_pruned(behind, params, *beside, otherwise=lambda p, s, leaf: s)
         at_step = functools.partial(self._sparsity, step=sparse_state.count)
         sparsities = plans.tree([at_step(leaf.target) if leaf.is_pruned else NOT_PRUNED for leaf in plans.leaves])
         return sparse_state._replace(masks=self.create_masks(scores, sparsities))
 
     def _active_units(self, params: PyTree, masks: PyTree) -> PyTree:
-        """Masks as bool arrays; of the channels of groups, where there are any."""
-        unpacked = map_pruned(lambda p, m: unpack(m, p.shape), params, masks, otherwise=lambda p: NOT_PRUNED)
-        pools = self.channel_pools(params)
-        if not pools.groups:
-            return unpacked
-        nodes, rules = aligned(params, unpacked, "masks"), self.mask_rules(params)
-        kept = pools.active(nodes)
-        columns = zip(rules, nodes, strict=True)
-        found = [pools.units(rule, kept) if rule.channels and is_pruned(own) else own for rule, own in columns]
+        """Masks; of the channels of groups whether anything that makes them is kept."""
+        pools, rules = self.channel_pools(params), self.mask_rules(params)
+        columns = list(zip(rules, jax.tree.leaves(params), aligned(params, masks, "masks"), strict=True))
+        kept = pools.active([unpack(mask, p.shape) if rule.channels else None for rule, p, mask in columns])
+        found = [pools.units(rule, kept) if rule.channels else mask for rule, _, mask in columns]
         return jax.tree.unflatten(jax.tree.structure(params), found)
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:
@@ -247,7 +247,9 @@ class BaseUpdater(UpdaterHooks):
         best = in_turns(lambda score, sparsity, rule: rule.create_mask(score, sparsity))
         if has_own_rule(self):
             best = lambda score, sparsity, rule: rule.own_mask(self.topk_fn, score, sparsity)  # noqa: E731
-        return map_pruned(best, self.pooled_scores(scores), sparsities, rules, otherwise=lambda s, rule: NOT_PRUNED)
+        if isinstance(self.sparsity_type, MAY_COUPLE):
+            scores = self.pooled_scores(scores)
+        return map_pruned(best, scores, sparsities, rules, otherwise=lambda s, rule: NOT_PRUNED)
 
     # What users call.
 
@@ -266,9 +268,8 @@ class BaseUpdater(UpdaterHooks):
         targets = aligned(params, self.sparsity_distribution_fn(self.layer_shapes(params)), "target sparsities")
         columns = zip(leaf_names(params), targets, strict=True)
         checked = [_checked_target(*column) if is_pruned(column[1]) else NOT_PRUNED for column in columns]
-        rules = self.mask_rules(params)
-        if any(rule.channels for rule in rules):
-            checked = common_targets(checked, rules)
+        if isinstance(self.sparsity_type, MAY_COUPLE):
+            checked = common_targets(checked, self.mask_rules(params))
         return jax.tree.unflatten(jax.tree.structure(params), checked)
 
     def layer_shapes(self, params: PyTree) -> PyTree:

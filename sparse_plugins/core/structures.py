@@ -12,6 +12,7 @@ from typing import Any
 from sparse_plugins.core.path_rules import first_match, read_rule
 
 __all__ = [
+    "MAY_COUPLE",
     "Block",
     "ByPath",
     "Channel",
@@ -322,6 +323,9 @@ class ByPath:
         for pattern, structure in (*self.rules, ("default", self.default)):
             if not isinstance(structure, Structure):
                 raise TypeError(f"the structure of {pattern!r} is {structure!r}; give an instance such as NByM(2, 4).")
+
+
+MAY_COUPLE = (ChannelGroups, ByPath)  # with others no mask is made of the scores of several parameters
 
 
 def all_structures(sparsity_type: Structure | ByPath) -> list[Structure]:

@@ -215,7 +215,7 @@ def test_a_bias_that_is_kept_is_named() -> None:
     masks = {"a": jnp.ones((3, 8)).at[:, :4].set(0), "b": core.NOT_PRUNED, "bias": core.NOT_PRUNED}
     with pytest.raises(ValueError, match=r"without the channels of 'a' outputs differ .* \(a, bias\)"):
         core.shrink(graph, params, masks)
-    with pytest.raises(ValueError, match="only by some of their makers: 4 of 8 of 'a'"):
+    with pytest.raises(ValueError, match=r"only by some of their makers: 4 of 8 of 'a'.*params, 0\.25\)"):
         core.shrink(graph, params, masks | {"bias": jnp.ones(8)})
 
 
@@ -262,6 +262,19 @@ def test_other_parameters_and_optimizers_that_hold_something_else() -> None:
     rows = optax.scale_by_factored_rms(min_dim_size_to_factor=2).init(params)
     with pytest.raises(ValueError, match="Start a new optimizer state"):
         core.shrink(graph, params, masks, opt_state=rows)
+
+
+def test_inputs_that_the_network_refuses_and_parameters_that_are_one_array() -> None:
+    apply, params, x = two_layers()
+    with pytest.raises(TypeError, match="dot_general"):
+        core.channel_graph(apply, params, jnp.ones((4, 5)))
+    square = jax.random.normal(KEY, (3, 3))
+    twice = {"a": square, "b": square}  # one buffer under two names: its channels leave each as its group says
+    graph = core.channel_graph(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], twice, x)
+    small = core.shrink(graph, twice, {"a": jnp.ones((3, 3)).at[:, 1].set(0), "b": core.NOT_PRUNED})
+    np.testing.assert_array_equal(small.params["a"], square[:, np.array([0, 2])])
+    np.testing.assert_array_equal(small.params["b"], square[np.array([0, 2])])
+    np.testing.assert_array_equal(twice["a"], square)
 
 
 def test_what_stays_says_why() -> None:

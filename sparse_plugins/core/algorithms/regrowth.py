@@ -18,7 +18,7 @@ from sparse_plugins.core.selection.counts import survivor_count
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.random_scores import leaf_keys, random_score
 from sparse_plugins.core.selection.structured_topk import kept_units
-from sparse_plugins.core.structures import ByPath, ConstantFanIn, Structure
+from sparse_plugins.core.structures import MAY_COUPLE, ByPath, ConstantFanIn, Structure
 from sparse_plugins.core.transform.hooks import LeafPlan
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned
@@ -143,14 +143,18 @@ class SET(ExchangeMixin, RandomStartMixin):
         """Drops the smallest active weights and grows as many others."""
         counts = functools.partial(self.kept_and_survivors, step=sparse_state.count)
 
-        def regrown(param: jax.Array, mask: jax.Array, source: jax.Array, leaf: LeafPlan, pooled: Any) -> jax.Array:
-            own = lambda: (unpack(mask, param.shape), jnp.abs(param), self.grow_score(param, source))  # noqa: E731
-            active, drop, grow = pooled or own()
+        def regrown(param: jax.Array, mask: jax.Array, source: jax.Array, leaf: LeafPlan, *pooled: Any) -> jax.Array:
+            if any(pooled):
+                active, drop, grow = pooled[0]
+            else:
+                active, drop, grow = unpack(mask, param.shape), jnp.abs(param), self.grow_score(param, source)
             return leaf.rule.regrow_mask(active, drop, grow, counts, leaf.target)
 
         plans = self.leaf_plans(params)
         sources = self.grow_sources(params, sparse_state, grads)
-        beside = (sources, plans.tree(plans.leaves), self._of_channels(params, sparse_state.masks, sources))
+        beside: list[PyTree] = [sources, plans.tree(plans.leaves)]
+        if isinstance(self.sparsity_type, MAY_COUPLE):
+            beside.append(self._of_channels(params, sparse_state.masks, sources))
         masks = map_pruned(in_turns(regrown), params, sparse_state.masks, *beside, otherwise=lambda *_: NOT_PRUNED)
         return sparse_state._replace(masks=masks)
 

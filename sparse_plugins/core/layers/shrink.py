@@ -235,16 +235,20 @@ def _channels_left(group: ChannelGroup, masks: Sequence[Any]) -> np.ndarray:
 
 
 def _nothing_leaves(graph: ChannelGraph, masks: Sequence[Any]) -> str:
-    half = {
-        name: int(sum((~np.all(makers, axis=0)) & np.any(makers, axis=0)))
-        for name, group in graph.groups.items()
-        if (makers := _makers(group, masks))
-    }
+    half, alive, size = {}, 0, 0
+    for name, group in graph.groups.items():
+        makers = _makers(group, masks)
+        half[name] = int(sum(~np.all(makers, axis=0) & np.any(makers, axis=0))) if makers else 0
+        alive, size = alive + (int(np.sum(makers)) if makers else 0), size + len(makers) * group.size
     partly = ", ".join(f"{count} of {graph.groups[name].size} of {name!r}" for name, count in half.items() if count)
     reason = f"only by some of their makers: {partly}" if partly else "masks of single weights leave some of each"
+    nearest = (
+        f" The nearest whole ones are core.channel_masks(graph, params, {1 - alive / size:.2g})." if partly else ""
+    )
     return (
         f"no channel is pruned as a whole ({reason}): nothing can leave. Prune channels as wholes, with "
-        "sparsity_type=core.Channel(axis) or masks that agree in all members of a group: print(graph) shows them."
+        "sparsity_type=core.ChannelGroups(graph), whose masks agree in all members of a group: print(graph) shows them."
+        f"{nearest}"
     )
 
 

@@ -102,11 +102,12 @@ def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction)
     """
     size, least = competitors(structure, shape)
     kept = keep_count(size, sparsity)
-    xp = np if isinstance(kept, (int, np.ndarray)) else jnp
     if isinstance(structure, ChannelGroups):
-        kept = xp.minimum(-(-kept // structure.multiple_of) * structure.multiple_of, size)
-    kept = xp.maximum(kept, least)
-    return int(kept) if isinstance(kept, np.integer) else kept
+        kept = -(-kept // structure.multiple_of) * structure.multiple_of
+        return min(kept, size) if isinstance(kept, int) else kept.clip(max=size)
+    if isinstance(kept, int):
+        return max(kept, least)
+    return np.maximum(kept, least) if isinstance(kept, np.ndarray) else jnp.maximum(kept, least)
 
 
 def competitors(structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]:

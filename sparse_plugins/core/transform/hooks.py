@@ -14,7 +14,7 @@ from sparse_plugins.core.masks import NOT_PRUNED, apply_mask, is_pruned, store_m
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelPools, ChannelUnits, channels_of_leaves
 from sparse_plugins.core.selection.mask_rule import MaskRule
-from sparse_plugins.core.structures import ByPath, ChannelGroups, Structure, structure_per_leaf
+from sparse_plugins.core.structures import MAY_COUPLE, ByPath, ChannelGroups, Structure, structure_per_leaf
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.transform.varying import masks_varying_with
 from sparse_plugins.core.transform.walk import once
@@ -205,7 +205,10 @@ class UpdaterHooks(abc.ABC):
         axes = [None] * len(leaves) if self.layers is None else self.layers.of(tree)
         structures = structure_per_leaf(self.sparsity_type, names)
         channels: list[tuple[AxisOfChannels, ...]] = [()] * len(names)
-        if any(isinstance(structure, ChannelGroups) for structure in structures) and not stands_for_params(tree):
+        has_groups = isinstance(self.sparsity_type, MAY_COUPLE) and any(
+            isinstance(s, ChannelGroups) for s in structures
+        )
+        if has_groups and not stands_for_params(tree):
             structures, channels = channels_of_leaves(structures, names, [*map(np.shape, leaves)])
         columns = zip(structures, leaves, axes, names, channels, strict=True)
         return [MaskRule(structure, np.shape(leaf), known, name, own) for structure, leaf, known, name, own in columns]
