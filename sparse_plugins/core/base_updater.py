@@ -313,6 +313,9 @@ class BaseUpdater(UpdaterHooks):
     def knowing(self, layers: Layers) -> Self:
         """The updater with `layers`, if it has none yet; front ends that have the model at hand ask this.
 
+        Raises:
+            ValueError: If it knows other layers of the same parameters.
+
         Example:
             >>> from sparse_plugins import core
             >>> params = {"blocks": jnp.ones((2, 4, 4))}
@@ -320,7 +323,10 @@ class BaseUpdater(UpdaterHooks):
             >>> print(core.create_updater_from_config(algorithm="static_sparse", sparsity=0.5).knowing(layers).layers)
             blocks  (2, 4, 4)  stack 2, inputs 4, outputs 4
         """
-        return self if self.layers is not None else dataclasses.replace(self, layers=layers)
+        if self.layers is None:
+            return dataclasses.replace(self, layers=layers)
+        self.layers.check_agrees(layers)
+        return self
 
     @property
     def parts(self) -> Sequence[tuple[str, "BaseUpdater"]]:

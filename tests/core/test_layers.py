@@ -266,6 +266,54 @@ def test_a_function_that_needs_a_key_says_how_to_wrap_it() -> None:
         core.trace_layers(lambda params, x, key: x, {"w": jnp.ones(3)}, jnp.ones(3))
 
 
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=False)(x))
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda params, x: Normed().apply(params, x),  # writes statistics
+        lambda params, x: x @ params["params"]["Dense_0"]["kernel"].T,  # of other shapes
+        lambda params, x: x if x.sum() > 0 else -x,  # a branch by values
+    ],
+    ids=["collections", "shapes", "values"],
+)
+def test_functions_that_cannot_be_traced_say_how_to_wrap_them(apply: Any) -> None:
+    variables = jax.eval_shape(Normed().init, KEY, jnp.ones((2, 4)))
+    with pytest.raises(TypeError, match=r"(?s)cannot be traced .* is wrapped, as in .* mutable=.* lax\.cond"):
+        core.trace_layers(apply, variables, jnp.ones((2, 4)))
+
+
+def test_a_stack_of_one_layer_or_of_none() -> None:
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, params["blocks"])[0] @ params["head"]
+
+    for length in (1, 0):
+        params = {"blocks": jnp.ones((length, 4, 4)), "head": jnp.ones((4, 4))}
+        layers = core.trace_layers(apply, params, jnp.ones((2, 4)))
+        assert str(layers["blocks"]) == f"stack {length}, inputs 4, outputs 4"
+        updater = core.build_updater("static_sparse", sparsity=0.5, layers=layers)
+        masks = core.unpack_masks(params, updater.init_state(params).masks)
+        assert [int(jnp.sum(mask)) for mask in masks.values()] == [8 * length, 8]
+        assert ("blocks/0" in core.describe_plan(updater, params)) == bool(length)
+
+
+def test_layers_that_were_told_and_contradict_the_trace_are_refused() -> None:
+    params = {"kernel": jnp.ones((4, 4))}
+    traced = core.trace_layers(lambda params, x: x @ params["kernel"], params, jnp.ones((2, 4)))
+    right = core.describe_layers(params, [("kernel", core.Axes(inputs=0, outputs=1))])
+    wrong = core.describe_layers(params, [("kernel", core.Axes(inputs=1, outputs=0))])
+    make = functools.partial(core.build_updater, "static_sparse", sparsity=0.5)
+    assert make(layers=right).knowing(traced).layers is right
+    with pytest.raises(
+        ValueError, match=r"say of 'kernel' that it is outputs 4, inputs 4, and the model .* inputs 4, o"
+    ):
+        make(layers=wrong).knowing(traced)
+
+
 def test_matrices_of_a_layer_and_back() -> None:
     kernel = jnp.arange(3 * 4 * 2 * 5.0).reshape(3, 4, 2, 5)
     params = {"k": kernel}

@@ -325,6 +325,18 @@ class Layers(dict[str, LayerAxes]):
             found.append(axes)
         return found
 
+    def check_agrees(self, others: "Layers") -> None:
+        """Raises ValueError where the axes of a parameter make other layers of it than others say, and both know it."""
+        for path, axes in self.items():
+            other = others._known_as(path)
+            if other is None or not (axes.is_known and other.is_known):
+                continue
+            if axes.shape != other.shape or axes.as_matrices != other.as_matrices:
+                raise ValueError(
+                    f"the updater's layers say of {path!r} that it is {axes}, and the model that it is {other}: leave "
+                    "out what you told, or what the model is traced with."
+                )
+
     def _known_as(self, name: str) -> LayerAxes | None:
         """Boxes and Variables of Flax are 'kernel/value' where their arrays are 'kernel'."""
         paths = (name, f"{name}/value", name.removesuffix("/value"))

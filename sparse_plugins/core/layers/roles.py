@@ -81,11 +81,12 @@ def traced_program(apply: Callable[..., Any], params: PyTree, inputs: Sequence[A
     """
     try:
         program, shapes = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
-    except TypeError as error:
+    except Exception as error:  # of JAX or of a framework, each with classes of its own
         raise TypeError(
             f"the function cannot be traced with these parameters and inputs: {error}. Give a function "
-            "(params, *inputs) -> outputs: one that takes keys or collections besides is wrapped, as in "
-            "lambda params, x: model.apply({'params': params, **rest}, x, rngs={'dropout': key})."
+            "(params, *inputs) -> outputs: one that takes keys, or reads or writes collections besides, is wrapped, as "
+            "in lambda params, x: model.apply({'params': params, **rest}, x, rngs={'dropout': key}, "
+            "mutable=['batch_stats'])[0]. Branches by values are lax.cond."
         ) from error
     return program, shapes
 

@@ -105,7 +105,8 @@ class SparseAgent:
         self._online_attribute = _first_of(self, _ONLINE, "parameters")
         self._target_attribute = next((name for name in _TARGETS if name in vars(self)), None)
         self.clock = _clock_of(self, self._frames_per_step)
-        knowing = self._given_updater.knowing(call.layers(self.sparse_params))
+        given = self._given_updater
+        knowing = given if given.layers is not None else given.knowing(call.layers(self.sparse_params))
         self.updater = self.clock.in_optimizer_steps(knowing).seeded(of_masks)
         self.follower = HostFollower(self.updater, self.target_policy)
         # One object for the agent's life: optimizers are static arguments, and another one would compile again.
