@@ -310,3 +310,30 @@ def test_n_by_m_takes_no_other_structure() -> None:
         TypeError, match=r"structure is Channel\(axis=None, whole_heads=False\); give NByM\(n, m\), or use to_bcoo"
     ):
         export.to_n_by_m(ONES, FULL, Channel())
+
+
+def test_layers_of_stacks_and_of_attention_are_exported_as_matrices() -> None:
+    params = {
+        "blocks": jax.random.normal(jax.random.key(0), (3, 4, 2, 8)),
+        "query": jax.random.normal(jax.random.key(0), (8, 2, 3)),
+        "b": jnp.ones(2),
+    }
+    rules = [
+        ("blocks", core.Axes(stack=0, outputs=(1, 2), inputs=3)),
+        ("query", core.Axes(inputs=0, outputs=(1, 2), heads=1)),
+        ("b", core.Axes(elementwise=0)),
+    ]
+    layers = core.describe_layers(params, rules)
+    updater = core.build_updater("static_sparse", structure="2:4", layers=layers)
+    masks = core.unpack_masks(params, updater.init_state(params).masks)
+    params = core.apply_masks(params, masks)
+    matrices, kept = layers.to_matrices(params), layers.to_matrices(params, masks)
+    assert [*matrices] == ["b", "blocks/0", "blocks/1", "blocks/2", "query"]
+    x = jax.random.normal(jax.random.key(0), (5, 8))
+    for exported in (export.to_bcsr(matrices, kept, by_output=True), export.to_n_by_m(matrices, kept, core.NByM(2, 4))):
+        again = layers.from_matrices(params, export.to_dense(exported))
+        jax.tree.map(np.testing.assert_array_equal, again, params)
+        out = export.matmul(x, exported["blocks/1"]).reshape(5, 4, 2)
+        np.testing.assert_allclose(out, np.einsum("bi,hdi->bhd", x, params["blocks"][1]), rtol=1e-4, atol=1e-5)
+        out = export.matmul(x, exported["query"]).reshape(5, 2, 3)
+        np.testing.assert_allclose(out, np.einsum("bi,ihd->bhd", x, params["query"]), rtol=1e-4, atol=1e-5)

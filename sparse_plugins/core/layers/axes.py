@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["LayerAxes", "LayerShape", "LayerView", "Layers", "Part", "Role"]
 
@@ -324,6 +324,57 @@ class Layers(dict[str, LayerAxes]):
                 )
             found.append(axes)
         return found
+
+    def to_matrices(self, params: PyTree, tree: PyTree | None = None) -> dict[str, Any]:
+        """Every layer as a matrix [inputs, outputs], those of a stack one by one: what `core.export` takes.
+
+        Args:
+            params: As in `of`.
+            tree: Something laid out like the parameters, such as their masks as `core.unpack_masks` gives them; None
+                for the parameters themselves.
+
+        Returns:
+            By name, 'blocks/kernel/0' and so on for a stack; biases, scales and what is not followed as they are.
+
+        Raises:
+            ValueError: As `of`, or if the tree is laid out otherwise.
+
+        Example:
+            >>> from sparse_plugins import core
+            >>> params = {"blocks": jnp.ones((2, 3, 4)), "scale": jnp.ones(4)}
+            >>> layers = core.describe_layers(params, [("blocks", core.Axes(stack=0, outputs=1, inputs=2))])
+            >>> {name: leaf.shape for name, leaf in layers.to_matrices(params).items()}
+            {'blocks/0': (4, 3), 'blocks/1': (4, 3), 'scale': (4,)}
+        """
+        nodes = aligned(params, params if tree is None else tree, "tree")
+        found: dict[str, Any] = {}
+        for name, axes, node in zip(leaf_names(params), self.of(params), nodes, strict=True):
+            if not (axes.is_layer and axes.is_known):
+                found[name] = node
+                continue
+            names = axes.as_matrices.names(name)
+            matrices = axes.to_matrices(node) if hasattr(node, "shape") else [node] * len(names)
+            found |= dict(zip(names, matrices, strict=True))
+        return found
+
+    def from_matrices(self, params: PyTree, matrices: Mapping[str, Any]) -> PyTree:
+        """The tree of which `to_matrices` makes these matrices, as `core.export.to_dense` gives them back.
+
+        Args:
+            params: The parameters; only shapes are read.
+            matrices: By name, all of them.
+
+        Raises:
+            KeyError: If one is missing.
+        """
+        leaves = []
+        for name, axes in zip(leaf_names(params), self.of(params), strict=True):
+            if axes.is_layer and axes.is_known:
+                stacked = jnp.stack([matrices[each] for each in axes.as_matrices.names(name)])
+                leaves.append(axes.from_matrices(stacked))
+            else:
+                leaves.append(matrices[name])
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     def check_agrees(self, others: "Layers") -> None:
         """Raises ValueError where the axes of a parameter make other layers of it than others say, and both know it."""
