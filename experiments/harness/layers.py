@@ -33,15 +33,32 @@ class Mask(NamedTuple):
 Masks = Mapping[str, Mask]
 
 
-def masks_of(params: Any, optimizer: Any) -> dict[str, Mask]:
+def masks_of(params: Any, optimizer: Any, layers: core.Layers | None = None) -> dict[str, Mask]:
     """Masks of a run by the path of their layer; layers that are never pruned are left out.
 
     Args:
         params: Parameters in use.
         optimizer: Optimizer state that holds the sparse state.
+        layers: What axes are, if the updater knows it: layers of a stack are then listed one by one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"blocks": jnp.ones((2, 4, 4))}
+        >>> layers = core.describe_layers(params, [("blocks", core.Axes(stack=0, inputs=1, outputs=2))])
+        >>> updater = core.build_updater("static_sparse", sparsity=0.75, layers=layers)
+        >>> {name: mask.kept for name, mask in masks_of(params, updater.init_state(params), layers).items()}
+        {'blocks/0': 4, 'blocks/1': 4}
     """
     masks = core.find_sparse_state(optimizer).masks
-    return _named(params, core.pack_masks(params, masks), lambda leaf: leaf.size)
+    if layers is None:
+        return _named(params, core.pack_masks(params, masks), lambda leaf: leaf.size)
+    unpacked = aligned(params, core.unpack_masks(params, masks), "masks")
+    stacks = [
+        axes.as_stored.named(name, mask)
+        for name, axes, mask in zip(leaf_names(params), layers.of(params), unpacked, strict=True)
+        if is_pruned(mask)
+    ]
+    return {name: Mask(np.packbits(mask), mask.size) for stack in stacks for name, mask in stack}
 
 
 def masks_of_seeds(params: Any, optimizer: Any) -> list[dict[str, Mask]]:

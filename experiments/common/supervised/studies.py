@@ -93,7 +93,7 @@ def build(task: Task, settings: SupervisedSettings, question: Question) -> Plan:
             for point in points(recorder.run.seed):
                 recorder.add(
                     point.step,
-                    masks_of(point.state.params, point.state.optimizer),
+                    masks_of(point.state.params, point.state.optimizer, updaters[name].layers),
                     training_loss=None if point.step == 0 else point.training_loss,
                     loss=point.loss,
                     score=point.score,
