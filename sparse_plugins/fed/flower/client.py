@@ -149,7 +149,7 @@ class _Node:
             held = self.context.state.config_records.get(ORDERS)
             if held is None or held["digest"] != header.base_digest or held["layout"] != self.orders["layout"]:
                 return None
-            base = unpacked_masks(_state(self.context, _MASKS), self.layout.sent)
+            base = _as_bits(unpacked_masks(_state(self.context, _MASKS), self.layout.sent))
         decoded = decode(payload, self.layout.sent, base=base, binding=Binding("broadcast", str(self.orders["run"])))
         stated = {"rice", "bitmask", "seed", "difference"}
         is_held = Flags.BASE in header.flags and not stated & {*decoded.forms}

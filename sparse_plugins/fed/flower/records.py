@@ -246,7 +246,7 @@ def unpacked_masks(record: ArrayRecord, like: Mapping[str, Spec]) -> dict[str, A
         ValueError: If a mask is not that of the model's array.
     """
     return {
-        name: _unpacked(record[name].numpy(), spec, name) if name in record else NOT_PRUNED
+        name: _unpacked(_read(record[name]), spec, name) if name in record else NOT_PRUNED
         for name, spec in like.items()
     }
 
