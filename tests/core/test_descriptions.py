@@ -36,7 +36,9 @@ def test_keys_functions_and_parts_are_shown() -> None:
     )
 
 
-@pytest.mark.parametrize("updater_class", [*dict.fromkeys(UPDATERS.values()), core.PerModule], ids=lambda made: made.__name__)
+@pytest.mark.parametrize(
+    "updater_class", [*dict.fromkeys(UPDATERS.values()), core.PerModule], ids=lambda made: made.__name__
+)
 def test_help_explains_every_field_before_the_rest(updater_class: type[core.BaseUpdater]) -> None:
     text = updater_class.__doc__ or ""
     fields = re.findall(r"^    (\w+): ", text.partition("Attributes:\n")[2].partition("\n\n")[0], re.MULTILINE)
