@@ -10,6 +10,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -127,3 +128,41 @@ def test_attention_is_pruned_as_its_kernels_flattened(make: Any, settings: dict[
             np.testing.assert_array_equal(flattened(name, mask), expected[name])
         else:
             assert mask == expected[name] == core.NOT_PRUNED
+
+
+@pytest.mark.parametrize("make", [linen_attention, nnx_attention, haiku_attention, equinox_attention])
+def test_attention_trains_as_its_kernels_flattened(make: Any, full_compilation: None) -> None:
+    apply, params, flattened = make()
+    with jax.numpy_rank_promotion("allow"):
+        layers = core.trace_layers(apply, params, SEQUENCE)
+    leaves, treedef = jax.tree.flatten(params)
+    inputs = jax.random.normal(jax.random.key(1), SEQUENCE.shape)
+    changes = {"update_freq": 1, "update_start_step": 1, "update_end_step": 3}
+    settings = {"algorithm": "magnitude", "sparsity": 0.6, "sparsity_type": "fan_in", **changes}
+    make_updater = functools.partial(core.create_updater_from_config, **settings)
+
+    def trained(updater: core.BaseUpdater, tree: Any, apply: Any) -> Any:
+        optimizer = updater.wrap_optax(optax.sgd(0.01, momentum=0.9))  # Adam would blow up the rounding of 0
+
+        def step(carried: Any, _: None) -> Any:
+            tree, state = carried
+            grads = jax.grad(lambda tree: jnp.sum((apply(tree, inputs) - 1.0) ** 2))(tree)
+            updates, state = optimizer.update(grads, state, tree)
+            return (optax.apply_updates(tree, updates), state), None
+
+        return jax.jit(lambda tree: jax.lax.scan(step, (tree, optimizer.init(tree)), None, 4)[0][0])(tree)
+
+    def of_flat(flat: Any, x: jax.Array) -> jax.Array:
+        # The transpose of what only moves numbers is its inverse.
+        undo = [jax.linear_transpose(functools.partial(flattened, name), leaf) for name, leaf in named]
+        return apply(treedef.unflatten([move(flat[name])[0] for move, (name, _) in zip(undo, named, strict=True)]), x)
+
+    named = list(zip(layers, leaves, strict=True))
+    flat = {name: flattened(name, leaf) for name, leaf in named}
+    with jax.numpy_rank_promotion("allow"):
+        after = trained(make_updater(layers=layers), params, apply)
+        expected = trained(make_updater(), flat, of_flat)
+    for name, leaf in zip(layers, jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(flattened(name, leaf), expected[name], rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(flattened(name, leaf) == 0, expected[name] == 0)
+        assert expected[name].ndim < 2 or 0.3 < np.mean(leaf == 0) < 0.9
