@@ -9,6 +9,7 @@ receiver's own model or a `CodecError`, in time and memory proportional to that 
 
 import dataclasses
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from sparse_plugins.wire.seeded_masks import SeededMasks
 from sparse_plugins.wire.trees import PyTree, aligned, named_leaves, with_leaves
 from sparse_plugins.wire.value_codes import DTYPES, decode_values, encode_values
 
-__all__ = ["Decoded", "decode", "encode", "masks_digest", "needed_base"]
+__all__ = ["Decoded", "decode", "encode", "encode_sent", "masks_digest", "needed_base"]
 
 Array = np.ndarray[Any, Any]
 
@@ -47,12 +48,14 @@ class Decoded(NamedTuple):
             round.
         forms: How each leaf stated its mask, in the order of `jax.tree.leaves`: 'whole', 'dense', 'bitmask', 'rice',
             'seed', 'same' or 'difference'.
+        positions: Where the entries of each leaf stand that were sent, row-major; None where it was all of them.
     """
 
     masks: PyTree
     values: PyTree
     base_version: int
     forms: tuple[str, ...]
+    positions: tuple[Array | None, ...]
 
 
 def encode(
@@ -102,22 +105,67 @@ def encode(
 
     Source: gaps between positions are Rice-coded (Rice, Some practical universal noiseless coding techniques, 1979).
     """
+    leaves = described_leaves(values)
+    sent = [
+        _sent(on_host(value, name).ravel(), _host_mask(mask, leaf))
+        for (name, value), mask, leaf in zip(named_leaves(values), aligned(values, masks, "masks"), leaves, strict=True)
+    ]
+    options: dict[str, Any] = {"dtype": dtype, "base": base, "base_version": base_version}
+    return encode_sent(masks, sent, values, seed=seed, zstd=zstd, binding=binding, **options)
+
+
+def encode_sent(
+    masks: PyTree,
+    sent: Sequence[Array],
+    like: PyTree,
+    *,
+    dtype: str = "float32",
+    base: PyTree | None = None,
+    base_version: int = 0,
+    seed: SeededMasks | None = None,
+    zstd: bool = False,
+    binding: Binding | None = None,
+) -> bytes:
+    """What `encode` writes, for who has only the entries inside the masks at hand.
+
+    Args:
+        masks: As of `encode`.
+        sent: For each leaf its entries inside the mask, in row-major order; all of them where there is no mask.
+        like: The model: arrays or `jax.ShapeDtypeStruct` leaves.
+        dtype: As of `encode`, and so are the others.
+        base: Masks that the receiver holds as well.
+        base_version: A number by which the receiver finds them.
+        seed: What random masks were drawn from.
+        zstd: Compress.
+        binding: Run, round, client and masks that the message belongs to.
+
+    Returns:
+        The payload.
+
+    Raises:
+        ValueError: As `encode`, and if a leaf has not as many entries as its mask has ones.
+        ImportError: If zstandard is asked for and not installed.
+
+    Example:
+        >>> masks, values = {"w": np.array([1, 0, 1], np.uint8)}, {"w": np.array([0.5, 9.0, -2.0], np.float32)}
+        >>> encode_sent(masks, [np.array([0.5, -2.0], np.float32)], values) == encode(masks, values)
+        True
+    """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
     if not 0 <= base_version < 1 << 32:
         raise ValueError(f"base_version is {base_version}; give a number in [0, 2**32), such as the round's.")
     if binding is not None:
         base_version = _round_of(binding, base_version)
-    leaves = _equipped(described_leaves(values), values, base, seed)
-    bits = [_host_mask(mask, leaf) for mask, leaf in zip(aligned(values, masks, "masks"), leaves, strict=True)]
+    leaves = _equipped(described_leaves(like), like, base, seed)
+    bits = [_host_mask(mask, leaf) for mask, leaf in zip(aligned(like, masks, "masks"), leaves, strict=True)]
     forms = [encode_mask(mask, leaf) for mask, leaf in zip(bits, leaves, strict=True)]
     of_base, of_seed = any(map(needs_base, forms)), seed is not None and any(map(needs_seed, forms))
     parts = [_SEED.pack(*seed.words, seed.step)] if seed is not None and of_seed else []
-    for (_, value), mask, leaf, form in zip(named_leaves(values), bits, leaves, forms, strict=True):
-        array = on_host(value, leaf.name).astype(leaf.dtype, copy=False).ravel()
-        # By positions: where masks are neither sparse nor dense, NumPy takes five times as long by the masks.
-        sent = array if mask is None else array[np.flatnonzero(mask)]
-        parts += [form, encode_values(sent, dtype, leaf.name, shuffled=zstd)]
+    for entries, mask, leaf, form in zip(sent, bits, leaves, forms, strict=True):
+        if entries.size != (inside := leaf.size if mask is None else np.count_nonzero(mask)):
+            raise ValueError(f"leaf {leaf.name!r} has {inside} entries inside its mask, and {entries.size} are given.")
+        parts += [form, encode_values(entries.astype(leaf.dtype, copy=False), dtype, leaf.name, shuffled=zstd)]
     is_bound = binding is not None
     header = Header(
         flags=Flags(Flags.ZSTD * zstd | Flags.BASE * of_base | Flags.SEED * of_seed | Flags.BOUND * is_bound),
@@ -165,19 +213,21 @@ def decode(payload: Buffer, like: PyTree, *, base: PyTree | None = None, binding
     seed = _read_seed(reader) if Flags.SEED in header.flags else None
     leaves = _equipped(leaves, like, _needed(base, header), seed)
     _check_base(header, leaves)
-    masks, values, forms = [], [], []
+    masks, values, forms, positions = [], [], [], []
     for leaf in leaves:
         try:
             mask, form = decode_mask(reader, leaf)
-            array = _read_values(reader, mask, leaf, header)
+            array, inside = _read_values(reader, mask, leaf, header)
         except CodecError as error:
             raise CodecError(f"leaf {leaf.name!r}: {error}") from error
         masks.append(NOT_PRUNED if mask is None else mask.view(np.uint8).reshape(leaf.shape))
         values.append(array.reshape(leaf.shape))
         forms.append(form)
+        positions.append(inside)
     if reader.left:
         raise CodecError(f"{reader.left} bytes follow the last leaf: the payload was forged.")
-    return Decoded(with_leaves(like, masks), with_leaves(like, values), header.base_version, tuple(forms))
+    trees = with_leaves(like, masks), with_leaves(like, values)
+    return Decoded(*trees, header.base_version, tuple(forms), tuple(positions))
 
 
 def needed_base(payload: Buffer) -> int | None:
@@ -219,6 +269,11 @@ def masks_digest(masks: PyTree, like: PyTree) -> int:
         True
     """
     return digest_of_bits([leaf.base for leaf in _equipped(described_leaves(like), like, masks, None)])
+
+
+def _sent(values: Array, mask: Array | None) -> Array:
+    # By positions: where masks are neither sparse nor dense, NumPy takes five times as long by the masks.
+    return values if mask is None else values[np.flatnonzero(mask)]
 
 
 def _round_of(binding: Binding, base_version: int) -> int:
@@ -297,11 +352,12 @@ def _read_seed(reader: Reader) -> SeededMasks:
     return SeededMasks((first, second), step)
 
 
-def _read_values(reader: Reader, mask: Array | None, leaf: Leaf, header: Header) -> Array:
+def _read_values(reader: Reader, mask: Array | None, leaf: Leaf, header: Header) -> tuple[Array, Array | None]:
+    """All entries, and the positions of those that were sent; None where it was all of them."""
     count = leaf.size if mask is None else int(np.count_nonzero(mask))
     values = decode_values(reader, count, leaf.dtype, header.dtype, shuffled=Flags.ZSTD in header.flags)
     if mask is None or count == leaf.size:
-        return values.copy()
-    array = np.zeros(leaf.size, leaf.dtype)
-    array[np.flatnonzero(mask)] = values
-    return array
+        return values.copy(), None
+    array, inside = np.zeros(leaf.size, leaf.dtype), np.flatnonzero(mask)
+    array[inside] = values
+    return array, inside

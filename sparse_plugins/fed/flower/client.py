@@ -23,6 +23,7 @@ from sparse_plugins.fed.flower.records import (
 from sparse_plugins.wire import Binding, SeededMasks, decode, encode, masks_digest
 from sparse_plugins.wire.envelope import Flags, read_header
 from sparse_plugins.wire.markers import is_pruned
+from sparse_plugins.wire.payload import encode_sent
 from sparse_plugins.wire.value_codes import is_floating
 
 __all__ = ["sparse_mod", "training_masks"]
@@ -98,15 +99,22 @@ class _Received(NamedTuple):
 
     masks: dict[str, Any]
     values: dict[str, NDArray]
+    inside: dict[str, NDArray | None]  # positions of the masks
     round: int
     digest: int
 
-    def inside(self, masks: dict[str, Any]) -> "_Received":
+    def confined(self, masks: dict[str, Any]) -> "_Received":
         """The same with weights 0 outside other masks."""
         if masks is self.masks:
             return self
         values = {name: x * masks[name] if is_pruned(masks[name]) else x for name, x in self.values.items()}
         return self._replace(values=values)
+
+    def positions(self, masks: dict[str, Any]) -> dict[str, NDArray | None]:
+        """Positions of these masks, which take long to find."""
+        if masks is self.masks:
+            return self.inside
+        return {name: np.flatnonzero(mask) if is_pruned(mask) else None for name, mask in masks.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +134,7 @@ class _Node:
             return Message(RecordDict({ORDERS: needs}), reply_to=self.message)
         task = self.orders["task"]
         trains_in = self._masks_of_training(received)
-        reply = call_next(self._opened(received.inside(trains_in)), self.context)
+        reply = call_next(self._opened(received.confined(trains_in)), self.context)
         if task == "evaluate" or reply.has_error():
             return reply
         name, record = self._returned(reply)
@@ -154,7 +162,8 @@ class _Node:
         stated = {"rice", "bitmask", "seed", "difference"}
         is_held = Flags.BASE in header.flags and not stated & {*decoded.forms}
         digest = header.base_digest if is_held else masks_digest(decoded.masks, self.layout.sent)
-        received = _Received(decoded.masks, decoded.values, decoded.base_version, digest)
+        inside = dict(zip(sorted(self.layout.sent), decoded.positions, strict=True))  # in the order of the payload
+        received = _Received(decoded.masks, decoded.values, inside, decoded.base_version, digest)
         self._remember(received, payload)
         return received
 
@@ -206,12 +215,10 @@ class _Node:
             )
         return found
 
-    def _encode(
-        self, what: Literal["update", "growth"], masks: Any, values: Any, received: _Received, base: Any = None
-    ) -> bytes:
+    def _of_reply(self, what: Literal["update", "growth"], received: _Received) -> dict[str, Any]:
         run, dtype = str(self.orders["run"]), str(self.orders["up"])
         binding = Binding(what, run, received.round, str(self.context.node_id), received.digest)
-        return encode(masks, values, dtype=dtype, base=base, zstd=bool(self.orders["zstd"]), binding=binding)
+        return {"dtype": dtype, "zstd": bool(self.orders["zstd"]), "binding": binding}
 
     def _keep_personal_masks(self, received: _Received, source: Any) -> Message:
         """Changes the masks for this node, by its gradients or its draws; the answer to who asked for that."""
@@ -232,21 +239,20 @@ class _Node:
         return unpacked_masks(_state(self.context, _PERSONAL), self.layout.sent)
 
     def _update(self, trained: dict[str, NDArray], received: _Received, trains_in: dict[str, Any]) -> bytes:
-        # As bits of the host they need no further copies.
-        held, sent = _as_bits(received.masks), _as_bits(trains_in)
         if self.orders["task"] == _DENSELY:
-            sent = {name: np.ones_like(mask) if is_pruned(mask) else mask for name, mask in held.items()}
-        # In the place of the broadcast, which has been read.
-        delta = {name: np.subtract(before, trained[name], out=before) for name, before in received.values.items()}
-        _check_finite(delta, sent)
-        return self._encode("update", sent, delta, received, base=held)
+            trains_in = {name: np.ones_like(mask) if is_pruned(mask) else mask for name, mask in trains_in.items()}
+        inside = received.positions(trains_in)
+        sent = [_moved(before, trained[name], inside[name], name) for name, before in sorted(received.values.items())]
+        # As bits of the host they need no further copies.
+        held, masks = _as_bits(received.masks), _as_bits(trains_in)
+        return encode_sent(masks, sent, self.layout.sent, base=held, **self._of_reply("update", received))
 
     def _gradients(self, grads: dict[str, NDArray], received: _Received, settled: ArrayRecord | None) -> bytes:
         masks = received.masks if settled is None else unpacked_masks(settled, self.layout.sent)
         counts: Any = self.orders.get("counts")
         most = dict(zip(self.layout.sent, counts, strict=True)) if counts else {}
         places = {name: _places(grads[name], masks[name], most.get(name)) for name in self.layout.sent}
-        return self._encode("growth", places, grads, received)
+        return encode(places, grads, **self._of_reply("growth", received))
 
 
 def _check_is_not_dense(message: Message) -> None:
@@ -258,16 +264,22 @@ def _check_is_not_dense(message: Message) -> None:
         )
 
 
-def _check_finite(delta: dict[str, NDArray], masks: dict[str, Any]) -> None:
-    for name, values in delta.items():
-        if not is_floating(values.dtype) or np.isfinite(values).all():
-            continue
-        inside = values[masks[name] != 0] if is_pruned(masks[name]) else values
-        if not np.isfinite(inside).all():
-            raise ValueError(
-                f"training made NaN or infinite values of array {name!r}; nothing is sent. Lower the learning rate, or "
-                "look for bad examples."
-            )
+def _moved(before: NDArray, after: NDArray, inside: NDArray | None, name: str) -> NDArray:
+    """How far the entries at some positions, by default all, have moved downhill.
+
+    Raises:
+        ValueError: If they have moved beyond all numbers.
+    """
+    old, new = before.ravel(), after.ravel()
+    if inside is not None:
+        old, new = old[inside], new[inside]
+    moved = old - new
+    if is_floating(moved.dtype) and not np.isfinite(moved).all():
+        raise ValueError(
+            f"training made NaN or infinite values of array {name!r}; nothing is sent. Lower the learning rate, or "
+            "look for bad examples."
+        )
+    return moved
 
 
 def _as_bits(masks: dict[str, Any]) -> dict[str, Any]:
