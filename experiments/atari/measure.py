@@ -86,6 +86,8 @@ def table(config: AtariSettings, batches: Sequence[Sequence[Cell]], parts: Seque
 class _Still:
     """An environment that always shows the same."""
 
+    resumes_exactly = True
+
     def __init__(self, environment: VectorEnvironment) -> None:
         size = environment.num_envs
         for name in ("name", "num_envs", "num_actions", "frame_shape", "frame_dtype"):
@@ -102,6 +104,13 @@ class _Still:
         """Nobody plays."""
 
     def recv(self) -> VectorStep:
+        return self._step
+
+    def save(self) -> dict[str, np.ndarray]:
+        """There is nothing to remember."""
+        return {}
+
+    def restore(self, saved: dict[str, np.ndarray]) -> VectorStep:
         return self._step
 
     def close(self) -> None:

@@ -94,6 +94,8 @@ class FirstCheck:
         if not self._is_due or isinstance(steps, jax.core.Tracer) or steps <= self._first:
             return
         self._is_due = False
+        if not all(map(_is_finite, jax.tree.leaves(params))):
+            return  # NaN and infinity times a mask are NaN: the training has broken, which its loss tells
         try:
             check_sparse(params, opt_state)
         except ValueError as error:
@@ -123,6 +125,11 @@ def outside_masks(params: PyTree, masks: PyTree) -> list[tuple[str, int, int]]:
     stored = [column for column in columns if is_pruned(column[2]) and not isinstance(column[2], InZeros)]
     counts = jax.device_get([_counts(param, mask) for _, param, mask in stored])
     return [(name, int(outside), int(pruned)) for (name, *_), (outside, pruned) in zip(stored, counts, strict=True)]
+
+
+@jax.jit
+def _is_finite(param: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(param))
 
 
 @jax.jit

@@ -354,3 +354,12 @@ def test_a_plan_names_layers_that_groups_do_not_divide_and_refuses_what_would_no
     idle = core.MagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.8))
     with pytest.raises(ValueError, match=r"MagnitudePruning with NoUpdateSchedule.* keeps every weight"):
         core.plan(idle, shapes)
+
+
+def test_the_first_check_says_nothing_of_a_training_that_broke() -> None:
+    tx = core.sparsify(optax.sgd(0.1), "static_sparse", sparsity=0.5)
+    params, broken = {"w": jnp.ones((8, 8))}, {"w": jnp.full((8, 8), jnp.nan)}
+    state = tx.init(params)
+    FirstCheck(core.updater_of(tx))(1, broken, state)
+    with pytest.warns(RuntimeWarning, match="32 of the 32 pruned weights of 'w' are not 0"):
+        FirstCheck(core.updater_of(tx))(1, params, state)
