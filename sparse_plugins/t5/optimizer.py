@@ -47,7 +47,8 @@ class SparseOptimizer:
     """
 
     def __init__(self, optimizer: Any, updater: AnyUpdater, **words: Any) -> None:
-        self.dense, self.updater = _definition(optimizer), updater_from(updater, **words)
+        self.updater = updater_from(updater, **words)
+        self.dense = _definition(optimizer)
         self._axis_names: PyTree = None
 
     def set_param_axes(self, param_logical_axes: PyTree) -> None:
