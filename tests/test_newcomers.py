@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
+from flwr.serverapp.strategy import FedAvg
 
 from sparse_plugins import core, fed, rl, t5, vision
+from sparse_plugins.fed import flower
 from sparse_plugins.rl import haiku
 
 KEY = jax.random.key(0)
 PARAMS = {"body": {"kernel": jnp.ones((64, 32))}, "head": {"kernel": jnp.ones((32, 16)), "bias": jnp.ones(16)}}
-MODULES = {"core": core, "fed": fed, "rl": rl, "haiku": haiku, "vision": vision}
+MODULES = {"core": core, "fed": fed, "rl": rl, "haiku": haiku, "flower": flower, "vision": vision}
 RIGL = """
 updater = core.RigL(
     sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9),
@@ -73,6 +75,13 @@ WISHES = {
         lines=(5, 1),
         concepts=(14, 3),
     ),
+    "a Flower server with RigL": Wish(
+        RIGL.replace("7_500)", '7_500, step_unit="round")', 1)
+        + "sparse = flower.SparseStrategy(FedAvg(), updater).server.updater",
+        'sparse = flower.SparseStrategy(FedAvg(), "rigl", sparsity=0.9, rounds=10_000).server.updater',
+        lines=(5, 1),
+        concepts=(14, 3),
+    ),
     "2:4 in one layer and ERK elsewhere": Wish(
         MAGNITUDE.replace("0.8)", '0.8, rules=[("body/.*", 0.5)])').replace(
             "7_500),\n",
@@ -107,7 +116,7 @@ def made(code: str) -> Any:
     model = nnx.Sequential(nnx.Linear(64, 32, rngs=nnx.Rngs(0)))
     torso = haiku.mlp_torso((16,))
     agent = functools.partial(haiku.SparseDQN, num_actions=2, torso=torso, optimizer=optax.adam(1e-3))
-    given = {"functools": functools, "optax": optax, "nnx": nnx, "model": model, "agent": agent}
+    given = {"functools": functools, "optax": optax, "nnx": nnx, "model": model, "agent": agent, "FedAvg": FedAvg}
     names: dict[str, Any] = {**MODULES, **given}
     exec(code, names)
     return names["sparse"]
@@ -203,22 +212,27 @@ FRONT_ENDS: dict[str, Callable[..., Any]] = {
         vision.scenic.sparsify_train_state(ScenicState(params=PARAMS, tx=optax.sgd(0.1)), updater, **words).tx
     ),
     "a T5X optimizer": lambda updater, **words: t5.SparseOptimizer(T5XDefinition(), updater, **words),
+    "a FedJAX server": lambda updater, **words: fed.sparse_server_optimizer(optax.sgd(0.1), updater, **words),
+    "a Flower strategy": lambda updater, **words: flower.SparseStrategy(FedAvg(), updater, **words).server,
 }
+SERVERS = ("a FedJAX server", "a Flower strategy")  # their steps are rounds
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_every_front_end_takes_the_same_words_and_says_the_same_of_wrong_ones(name: str) -> None:
-    build = FRONT_ENDS[name]
-    found = build("rigl", **WORDS)
+    build, is_server = FRONT_ENDS[name], name in SERVERS
+    length, step_unit = ("rounds", "round") if is_server else ("total_steps", "optimizer step")
+    given = {length if word == "total_steps" else word: value for word, value in WORDS.items()}
+    found = build("rigl", **given)
     updater = getattr(found, "updater", None) or core.updater_of(found)
-    wanted = core.build_updater(core.RigL, **WORDS)
+    wanted = core.build_updater(core.RigL, step_unit=step_unit, **WORDS)
     # Agents draw their masks from keys of their own.
     assert core.describe_plan(updater.seeded(KEY), PARAMS) == core.describe_plan(wanted.seeded(KEY), PARAMS)
     for updater, words, error, message in (
-        ("rigl", {"sparsity": 0.9}, ValueError, "give total_steps="),
-        ("rigl", WORDS | {"sparsty": 0.9}, ValueError, "'sparsty' is unknown.*Did you mean 'sparsity'"),
-        ("RigL", WORDS, ValueError, "Did you mean 'rigl'"),
-        (core.NoPruning(), WORDS, ValueError, "says all of itself: give sparsity, rules to the updater"),
+        ("rigl", {"sparsity": 0.9}, ValueError, f"give {length}="),
+        ("rigl", given | {"sparsty": 0.9}, ValueError, "'sparsty' is unknown.*Did you mean 'sparsity'"),
+        ("RigL", given, ValueError, "Did you mean 'rigl'"),
+        (core.NoPruning(), given, ValueError, "says all of itself: give sparsity, rules to the updater"),
         (None, {}, TypeError, "updater is a NoneType; give an updater"),
     ):
         with pytest.raises(error, match=message):

@@ -82,6 +82,10 @@ class FirstCheck:
         self._first = first_update(updater)
         self._is_due = updater.prunes
 
+    def is_due(self, steps: Any) -> bool:
+        """Whether a call is going to look, for front ends that have to gather parameters for it."""
+        return self._is_due and not isinstance(steps, jax.core.Tracer) and bool(steps > self._first)
+
     def __call__(self, steps: Any, params: PyTree, opt_state: PyTree) -> None:
         """Looks, if it is time.
 
@@ -91,7 +95,7 @@ class FirstCheck:
             params: Parameters after them.
             opt_state: Optimizer state after them.
         """
-        if not self._is_due or isinstance(steps, jax.core.Tracer) or steps <= self._first:
+        if not self.is_due(steps):
             return
         self._is_due = False
         if not all(map(_is_finite, jax.tree.leaves(params))):
@@ -103,7 +107,7 @@ class FirstCheck:
 
     def of_first_seed(self, steps: int, params: PyTree, opt_state: PyTree) -> None:
         """The same for trees with a first axis of seeds, of which one is enough."""
-        if self._is_due and steps > self._first:
+        if self.is_due(steps):
             self(steps, *jax.tree.map(lambda leaf: leaf[0], (params, opt_state)))
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.testing as npt
 import optax
 import pytest
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp import strategy as inner
 
 from sparse_plugins import core, fed
@@ -173,7 +173,7 @@ def test_a_reply_that_comes_first_is_not_summed_first():
     npt.assert_equal(as_arrays(result.arrays), as_arrays(expected.arrays))
 
 
-def test_the_server_holds_one_reply_at_a_time_where_the_mean_says_all():
+def test_the_server_holds_one_reply_at_a_time_where_the_mean_says_all(caplog):
     most = {}
     for nodes in (4, 12):
         alive, grid = [], linear_grid(range(11, 11 + nodes))
@@ -194,6 +194,19 @@ def test_the_server_holds_one_reply_at_a_time_where_the_mean_says_all():
         ours.start(grid, linear_model(), 1)
         most[nodes] = (len(alive), kept)
     assert most == {4: (4, [1]), 12: (12, [1])}
+    assert "SET changes no mask in a run of 1 rounds: masks change 3 times, every 1 rounds from round 1" in caplog.text
+
+
+def test_a_strategy_that_undoes_the_masks_of_what_flower_evaluates_is_told_so_once():
+    class Shifted(SparseStrategy):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            return ArrayRecord({name: Array(np.asarray(array.numpy() + 1)) for name, array in arrays.items()}), metrics
+
+    strategy = Shifted(inner.FedAvg(fraction_evaluate=0), "static_sparse", sparsity=0.75)
+    with pytest.warns(RuntimeWarning, match="after the first mask update, 48 of the 48 pruned weights of 'w'") as told:
+        strategy.start(linear_grid(), linear_model(), ROUNDS)
+    assert len(told) == 1
 
 
 def test_integers_of_64_bits_come_and_go_as_they_are():

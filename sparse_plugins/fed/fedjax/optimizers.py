@@ -19,9 +19,10 @@ from sparse_plugins.core.layers.at_hand import layers_at_hand
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.trees import exportable
-from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
-from sparse_plugins.fed.mask_change import can_change_masks, check_counts_rounds, with_fields
+from sparse_plugins.core.updater_defaults import AnyUpdater
+from sparse_plugins.fed.mask_change import can_change_masks, with_fields
 from sparse_plugins.fed.mask_in_params import broadcast_masks, first_broadcast, mark_in_use
+from sparse_plugins.fed.updater_in_rounds import updater_in_rounds
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "optax_transformation",
     "sparse_client_optimizer",
     "sparse_server_optimizer",
-    "updater_in_rounds",
+    "updater_of_server",
 ]
 
 
@@ -108,7 +109,7 @@ def sparse_server_optimizer(
         0.0
         0.75
     """
-    updater = updater_in_rounds(updater, rounds, words)
+    updater = updater_of_server(updater, rounds, words)
     dense = optax_transformation(optimizer)
     updater = with_fields(updater, skip_gradients=False)
     compiled, compiled_with_masks_as_they_are = (
@@ -151,8 +152,8 @@ def _all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def updater_in_rounds(updater: Any, rounds: int | None, words: Mapping[str, Any]) -> core.BaseUpdater:
-    """The updater of a server, which counts rounds.
+def updater_of_server(updater: AnyUpdater, rounds: int | None, words: Mapping[str, Any]) -> core.BaseUpdater:
+    """The updater of a FedJAX server, which counts rounds and knows what the axes of the parameters are.
 
     Args:
         updater: As in `sparse_server_optimizer`.
@@ -165,13 +166,12 @@ def updater_in_rounds(updater: Any, rounds: int | None, words: Mapping[str, Any]
             batch.
 
     Example:
-        >>> updater_in_rounds("rigl", 1000, {"sparsity": 0.9}).describe_schedule()
-        'masks change 76 times, every 10 rounds from round 0 to 750'
+        >>> updater_of_server("static_sparse", None, {"sparsity": 0.9}).masks_from_seed
+        True
     """
     words = dict(words)
     model, batch = words.pop("model", None), words.pop("batch", None)
-    made = updater_from(updater, total_steps=rounds, length_word="rounds", step_unit="round", **words)
-    check_counts_rounds(made)
+    made = updater_in_rounds(updater, rounds, words)
     if (model is None) != (batch is None):
         raise ValueError("a model is traced with a batch of examples: give model= and batch=, or neither.")
     return made if model is None else made.knowing(_layers_of_model(model, batch))

@@ -19,7 +19,7 @@ from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
 from sparse_plugins.fed.fedjax.client_widths import ClientWidths, NarrowTraining
-from sparse_plugins.fed.fedjax.optimizers import optax_transformation, updater_in_rounds
+from sparse_plugins.fed.fedjax.optimizers import optax_transformation, updater_of_server
 from sparse_plugins.fed.growth import GrowthProtocol, Signals
 from sparse_plugins.fed.ledger import Ledger
 from sparse_plugins.fed.mask_change import can_change_masks
@@ -139,7 +139,7 @@ def sparse_federated_averaging(
     Source: McMahan et al. (2017) for federated averaging; Bibikar et al. (2022) for masks that move; Huang et al.,
     FedTiny (2023), for growth by the largest gradients of clients.
     """
-    updater = updater_in_rounds(updater, rounds, words)
+    updater = updater_of_server(updater, rounds, words)
     if not callable(grad_fn):
         raise TypeError(f"grad_fn is a {type(grad_fn).__name__}; give a function, such as fedjax.model_grad(model).")
     if not isinstance(client_optimizer, fedjax.Optimizer):

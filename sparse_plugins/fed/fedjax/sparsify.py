@@ -12,7 +12,7 @@ import optax
 from sparse_plugins import core
 from sparse_plugins.core.transform.state import find_sparse_state
 from sparse_plugins.core.updater_defaults import AnyUpdater
-from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer, updater_in_rounds
+from sparse_plugins.fed.fedjax.optimizers import sparse_server_optimizer, updater_of_server
 from sparse_plugins.fed.mask_in_params import first_broadcast, mark_in_use
 from sparse_plugins.wire.trees import PyTree
 
@@ -83,7 +83,7 @@ def sparsify(
         >>> state.params["w"].tolist()
         [[1.5, 0.0]]
     """
-    updater = updater_in_rounds(updater, rounds, words)
+    updater = updater_of_server(updater, rounds, words)
     optimizer = sparse_server_optimizer(optax.sgd(1.0), updater)
 
     def init(*args: Any, **kwargs: Any) -> SparsifiedState:

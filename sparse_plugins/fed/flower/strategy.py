@@ -13,7 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from sparse_plugins import core
+from sparse_plugins.core.run_length import concerns_of_length
+from sparse_plugins.core.sparse_checks import FirstCheck
+from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.aggregation import Aggregation
 from sparse_plugins.fed.checkpoints import Checkpoints
 from sparse_plugins.fed.flower.broadcast import Broadcast, Held
@@ -26,6 +28,7 @@ from sparse_plugins.fed.ledger import DELIVERED, Ledger
 from sparse_plugins.fed.mask_change import check_is_plain, replaced_per_layer
 from sparse_plugins.fed.messages import Wire
 from sparse_plugins.fed.server import SparseServerState, check_personal_masks, sparse_server, warn_of_idle_round
+from sparse_plugins.fed.updater_in_rounds import updater_in_rounds
 
 __all__ = ["SparseStrategy"]
 
@@ -48,7 +51,9 @@ class SparseStrategy(Strategy):
 
     Args:
         strategy: The strategy inside. It chooses how many nodes, and what the aggregate is.
-        updater: Which weights to keep; its schedule counts rounds with valid updates.
+        updater: Which weights to keep; its schedule counts rounds with valid updates. Or the algorithm, by name or
+            class.
+        rounds: Length of the run. Algorithms that change masks while they train need it, unless the schedule is given.
         growth: As for `fed.sparse_federated_averaging`: 'random', 'topk', 'delta' or 'dense'. Under 'topk', which is
             the default for updaters that grow by gradients, and 'dense', clients answer `query.grow`; under 'delta'
             they train densely in rounds that change masks.
@@ -64,22 +69,26 @@ class SparseStrategy(Strategy):
         ledger: Gets an entry for each node and round; what evaluation costs is in `evaluation_ledger`.
         checkpoints: Where the run is saved after each round, and goes on from, bit for bit.
         resends_masks: Send masks in every broadcast, also to nodes that hold them.
+        **words: What else `core.sparsify` takes with an algorithm: `sparsity`, `distribution`, `rules`, `layers`, ...
 
     Raises:
         TypeError: If the strategy or the updater is none, or can't be sparse.
-        ValueError: If a value is not allowed; from `start`, if the model has dtypes that JAX would narrow.
+        ValueError: If a value is not allowed, or the updater's schedule does not count rounds; from `start`, if the
+            model has dtypes that JAX would narrow.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
-        >>> updater = core.create_updater_from_config(algorithm="static_sparse", sparsity=0.95)
-        >>> strategy = SparseStrategy(FedAvg(fraction_train=0.5), updater)
+        >>> strategy = SparseStrategy(FedAvg(fraction_train=0.5), "rigl", sparsity=0.8, rounds=100)
+        >>> strategy.server.updater.describe_schedule()
+        'masks change 8 times, every 10 rounds from round 0 to 70'
     """
 
     def __init__(
         self,
         strategy: Strategy,
-        updater: core.BaseUpdater,
+        updater: AnyUpdater,
         *,
+        rounds: int | None = None,
         growth: str | None = None,
         personal_masks: bool = False,
         min_votes: int = 1,
@@ -90,7 +99,9 @@ class SparseStrategy(Strategy):
         ledger: Ledger | None = None,
         checkpoints: Checkpoints | None = None,
         resends_masks: bool = False,
+        **words: Any,
     ) -> None:
+        updater = updater_in_rounds(updater, rounds, words)
         if growth is not None and growth not in PROTOCOLS:
             raise ValueError(f"growth is {growth!r}; choose one of {', '.join(PROTOCOLS)}.")
         if max_norm is not None and not max_norm > 0:
@@ -113,6 +124,7 @@ class SparseStrategy(Strategy):
         self.ledger = Ledger() if ledger is None else ledger
         self.evaluation_ledger = Ledger()
         self._checkpoints, self._held = checkpoints, Held(not resends_masks)
+        self._first_check = FirstCheck(updater)
         self._state: SparseServerState | None = None
         self._layout: Layout | None = None
         self._round: Round | None = None
@@ -184,6 +196,8 @@ class SparseStrategy(Strategy):
         """
         self._state = None
         self.begin(initial_arrays)
+        for concern in concerns_of_length(self.server.updater, num_rounds):
+            _LOG.warning("%s", concern)
         done = self.state.round
 
         def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -218,6 +232,9 @@ class SparseStrategy(Strategy):
     ) -> Iterable[Message]:
         """What each chosen node is sent; see Flower's `Strategy`."""
         self.begin(arrays)
+        opt_state = self.state.opt_state
+        if self._first_check.is_due(opt_state.count):  # of what Flower evaluates, which a subclass may have changed
+            self._first_check(opt_state.count, self.layout.read(arrays, "Flower"), opt_state)
         server_round, ordered = server_round + self._done, self._ordered(grid)
         self._save()
         messages = list(self.inner.strategy.configure_train(server_round, self.arrays(), config, grid))
