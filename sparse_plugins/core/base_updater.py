@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_plugins.core.checks import check_fields, check_schedule, check_targets, check_update, has_own_rule
+from sparse_plugins.core.checks import (
+    check_fields,
+    check_schedule,
+    check_targets,
+    check_update,
+    has_own_rule,
+    missing_changes,
+)
 from sparse_plugins.core.descriptions import described, inherit_meanings
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.initialization import rescale_to_fan_in
@@ -182,6 +189,10 @@ class BaseUpdater(UpdaterHooks):
         by_schedule = type(self).is_refresh_due is BaseUpdater.is_refresh_due
         never = by_schedule and type(self.scheduler) is NoUpdateSchedule
         return self.prunes and never and (self.starts_dense or self.exchanges_weights)
+
+    def missing_changes(self, params: PyTree) -> list[str]:
+        """What is said of masks that are to change and never would, by part; nothing if there are none."""
+        return missing_changes(self, params)
 
     def describe_schedule(self) -> str:
         """When masks are updated, in words; part of the plan printed before a run."""

@@ -32,6 +32,7 @@ __all__ = [
     "check_update",
     "counts_steps",
     "has_own_rule",
+    "missing_changes",
     "without_changes",
 ]
 
@@ -103,19 +104,30 @@ def check_schedule(updater: UpdaterHooks) -> None:
                 )
 
 
-def check_changes(updater: UpdaterHooks, params: PyTree, where: str = "") -> None:
-    """Refuses an updater whose masks are to change and never would.
+def check_changes(updater: UpdaterHooks, params: PyTree) -> None:
+    """Refuses an updater whose masks, or those of a part of it, are to change and never would.
 
     Args:
         updater: The updater.
         params: Parameters that it looks after; where it prunes none of them nothing is asked.
-        where: Of what part of the parameters, for the message.
 
     Raises:
         ValueError: If it is one.
     """
-    if updater.is_idle and any(leaf.target for leaf in updater.leaf_plans(params).leaves):
-        raise ValueError(without_changes(updater, where))
+    for lack in updater.missing_changes(params):
+        raise ValueError(lack)
+
+
+def missing_changes(updater: UpdaterHooks, params: PyTree, where: str = "") -> list[str]:
+    """What is said of an updater whose masks are to change and never would; nothing of another one.
+
+    Args:
+        updater: The updater, of one part.
+        params: Parameters that it looks after.
+        where: Of what part of the parameters they are.
+    """
+    idle = updater.is_idle and any(leaf.target for leaf in updater.leaf_plans(params).leaves)
+    return [without_changes(updater, where)] if idle else []
 
 
 def without_changes(updater: UpdaterHooks, where: str = "") -> str:

@@ -29,7 +29,9 @@ def check_length(updater: BaseUpdater, steps: int, word: str = "total_steps") ->
     for concern, is_idle in _concerns(updater, whole_number(word, steps, 1)):
         if is_idle:
             raise ValueError(f"{concern}. Start its schedule earlier, or give {word}= the length that the run has.")
-        warnings.warn(f"{concern}. End its schedule earlier to have the target.", stacklevel=3)
+        warnings.warn(
+            f"{concern}. End its schedule earlier, or give {word}= the length that the run has.", stacklevel=3
+        )
 
 
 def concerns_of_length(updater: BaseUpdater, steps: int) -> list[str]:
@@ -77,6 +79,8 @@ def _concerns(updater: BaseUpdater, steps: int) -> Iterator[tuple[str, bool]]:
         elif last is not None and last >= steps and _grows_sparser(part):
             reached = part.scheduler.get_sparsity_at_step(1.0, steps - 1)
             yield f"{name} reaches {reached:.0%} of its target sparsity in {length}: {schedule}", False
+        elif last is not None and last > steps and not part.keeps_dense_weights:  # those follow their weights anyway
+            yield f"{name} still changes masks at the end of {length}: {schedule}", False
 
 
 def _first_and_last(updater: BaseUpdater) -> tuple[int | None, int | None]:

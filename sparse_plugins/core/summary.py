@@ -160,7 +160,7 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
         its shape, how its axes are read, its target sparsity and number of entries kept, which one ranking across
         layers leaves open for each of them. Layers that such a ranking would empty, of the weights as they are, are
         named; or it says that this is not known before the scores are. Then what random masks are drawn from, if any
-        are.
+        are, and a warning if masks are to change and never would.
 
     Example:
         >>> import functools
@@ -205,7 +205,10 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
     total = f"prunable: {kept_in_all} of {size_in_all} kept (sparsity {sparsity:.4g})"
     seed = [line] if (line := updater.describe_seed()) else []
     emptied = _emptied_lines(updater, params)
-    return "\n".join([f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total, *emptied, *seed])
+    idle = [f"WARNING: training does not do this. {lack}" for lack in updater.missing_changes(params)]
+    return "\n".join(
+        [f"{type(updater).__name__}: {updater.describe_schedule()}", *lines, total, *emptied, *seed, *idle]
+    )
 
 
 def _emptied_lines(updater: BaseUpdater, params: PyTree) -> list[str]:

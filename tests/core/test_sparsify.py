@@ -1,6 +1,7 @@
 """An optimizer made sparse in one call: what it means where nothing is said."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,16 @@ def test_a_schedule_that_does_not_end_in_the_run_warns() -> None:
     schedule = core.PolynomialSchedule(10, 0, 200)
     with pytest.warns(UserWarning, match="reaches 88% of its target sparsity in a run of 100 optimizer steps"):
         core.sparsify(ADAM, "magnitude", sparsity=0.9, total_steps=100, scheduler=schedule)
-    core.sparsify(ADAM, "rigl", sparsity=0.9, total_steps=100, scheduler=core.PeriodicSchedule(10, 0, 200))
+    late = core.PeriodicSchedule(10, 0, 200)
+    with pytest.warns(UserWarning, match="RigL still changes masks at the end of a run of 100 optimizer steps"):
+        tx = core.sparsify(ADAM, "rigl", sparsity=0.9, total_steps=100, scheduler=late)
+    with pytest.warns(UserWarning, match="SET still changes masks at the end of a run of 100 rounds: masks change 21"):
+        core.sparsify(
+            ADAM, "set", sparsity=0.9, total_steps=100, update_freq=10, update_end_step=200, step_unit="round"
+        )
+    assert core.plan(tx, SHAPES, steps=200).concerns == ()  # it ends where the run does
+    with pytest.warns(UserWarning, match="RigL still changes masks at the end of a run of 100"):
+        core.plan(core.PerModule([("conv/.*", core.updater_of(tx))]), SHAPES, steps=100)
 
 
 def test_an_algorithm_may_be_a_class_or_an_updater() -> None:
@@ -351,9 +361,6 @@ def test_a_plan_names_layers_that_groups_do_not_divide_and_refuses_what_would_no
     assert core.plan(tx, shapes).notes == (
         "first has 3 entries along the axis of its groups, so the last group has 3 of 4, of which 2 are kept",
     )
-    idle = core.MagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.8))
-    with pytest.raises(ValueError, match=r"MagnitudePruning with NoUpdateSchedule.* keeps every weight"):
-        core.plan(idle, shapes)
 
 
 def test_the_first_check_says_nothing_of_a_training_that_broke() -> None:
@@ -363,3 +370,19 @@ def test_the_first_check_says_nothing_of_a_training_that_broke() -> None:
     FirstCheck(core.updater_of(tx))(1, broken, state)
     with pytest.warns(RuntimeWarning, match="32 of the 32 pruned weights of 'w' are not 0"):
         FirstCheck(core.updater_of(tx))(1, params, state)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "result"), [(core.MagnitudePruning, "keeps every weight"), (core.RigL, "is a static")]
+)
+def test_a_plan_of_masks_that_never_change_promises_nothing(algorithm: type, result: str) -> None:
+    idle = algorithm(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.8))
+    for updater, where in ((idle, ""), (core.PerModule([("head/.*", idle)]), " of 'head/.*'")):
+        lack = re.escape(f"{algorithm.__name__}{where} with NoUpdateSchedule") + rf".* {result}"
+        with pytest.raises(ValueError, match=lack):
+            core.plan(updater, SHAPES)
+        assert re.match(
+            f"WARNING: training does not do this. {lack}", core.describe_plan(updater, SHAPES).splitlines()[-1]
+        )
+    refreshed = core.PerModule([("head/.*", idle)]).wrap_optax(ADAM, refresh_in_graph=False)
+    assert refreshed.init(PARAMS).count == 0  # by calls of refresh

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.algorithms.pruning import NoPruning
 from sparse_plugins.core.algorithms.tree_partition import Parts, check_keys
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.checks import check_changes
+from sparse_plugins.core.checks import missing_changes
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.path_rules import read_rule
@@ -136,6 +136,13 @@ class PerModule(BaseUpdater):
         """Those that each updater foresees."""
         return self._parts(params).joined(lambda updater: updater.foreseen_masks, params)
 
+    def missing_changes(self, params: PyTree) -> list[str]:
+        """What is said of the updaters whose masks are to change and never would."""
+        parts = zip(self.updaters, self._parts(params).cut(params)[:-1], strict=True)
+        return [
+            lack for (pattern, updater), part in parts for lack in missing_changes(updater, part, f" of {pattern!r}")
+        ]
+
     def describe_seed(self) -> str:
         """What the updaters draw random masks from, those with one seed in one line."""
         return "\n".join(dict.fromkeys(line for _, updater in self.updaters if (line := updater.describe_seed())))
@@ -151,8 +158,6 @@ class PerModule(BaseUpdater):
     def init_state(self, params: PyTree) -> SparseState:
         """One state that holds those of all updaters."""
         parts = self._parts(params)
-        for (pattern, updater), part in zip(self.updaters, parts.cut(params)[:-1], strict=True):
-            check_changes(updater, part, f" of {pattern!r}")
         states = parts.each(lambda updater: updater.init_state, params)
         return SparseState(
             masks=parts.join([state.masks for state in states]),

@@ -171,6 +171,10 @@ class UpdaterHooks(abc.ABC):
         return False
 
     @abc.abstractmethod
+    def missing_changes(self, params: PyTree) -> list[str]:
+        """What is said of masks that are to change and never would."""
+
+    @abc.abstractmethod
     def check_schedule(self) -> None:
         """Refuses a schedule that an optimizer can't count to."""
 
