@@ -310,7 +310,7 @@ class Layers(dict[str, LayerAxes]):
         """
         found = []
         for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
-            axes = self._known_as(name)
+            axes = self.known_as(name)
             if axes is None:
                 raise ValueError(
                     f"the layers do not know parameter {name!r}; they know {', '.join(map(repr, self)) or 'none'}. "
@@ -379,7 +379,7 @@ class Layers(dict[str, LayerAxes]):
     def check_agrees(self, others: "Layers") -> None:
         """Raises ValueError where the axes of a parameter make other layers of it than others say, and both know it."""
         for path, axes in self.items():
-            other = others._known_as(path)
+            other = others.known_as(path)
             if other is None or not (axes.is_known and other.is_known):
                 continue
             if axes.shape != other.shape or axes.as_matrices != other.as_matrices:
@@ -388,8 +388,8 @@ class Layers(dict[str, LayerAxes]):
                     "out what you told, or what the model is traced with."
                 )
 
-    def _known_as(self, name: str) -> LayerAxes | None:
-        """Boxes and Variables of Flax are 'kernel/value' where their arrays are 'kernel'."""
+    def known_as(self, name: str) -> LayerAxes | None:
+        """The axes of a leaf; boxes and Variables of Flax are 'kernel/value' where their arrays are 'kernel'."""
         paths = (name, f"{name}/value", name.removesuffix("/value"))
         return next((self[path] for path in paths if path in self), None)
 

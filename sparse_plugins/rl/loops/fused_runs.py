@@ -1,6 +1,7 @@
 """A fused training from its folder's newest checkpoint to its end, or to the signal to stop."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,13 @@ class Chunk(NamedTuple):
     mean_return: list[float]
     loss: list[float]
 
+    def in_words(self) -> str:
+        """A line, averaged over the seeds in which an episode ended."""
+        returns = [value for value in self.mean_return if not math.isnan(value)]
+        scored = f"mean return {sum(returns) / len(returns):.4g}" if returns else "no episode has ended"
+        loss = sum(self.loss) / len(self.loss)
+        return f"{self.environment_steps:,} environment steps; {scored}, loss {loss:.3g} over {len(self.loss)} seeds"
+
 
 class FusedRun(NamedTuple):
     """What `train` gives back.
@@ -51,7 +59,7 @@ class FusedRun(NamedTuple):
 
     def __repr__(self) -> str:
         """Its end in a line."""
-        end = f": {progress.of_chunk(self.curve[-1])}" if self.curve else ""
+        end = f": {self.curve[-1].in_words()}" if self.curve else ""
         return f"FusedRun {'finished' if self.is_finished else 'unfinished'}{end}"
 
 
@@ -96,7 +104,7 @@ def train(
     if isinstance(trainer.learner_of, SparseLearner):  # else each seed may have another updater
         for concern in trainer.config.concerns(trainer.learner_of.updater, total_steps):
             warnings.warn(concern, stacklevel=2)
-    told = report or (lambda chunk: progress.show(f"{progress.of_chunk(chunk)}; {total_steps:,} to make"))
+    told = report or (lambda chunk: progress.show(f"{chunk.in_words()}; {total_steps:,} to make"))
     run = _Run(trainer, keys, hyper)
     curve, is_finished = to_the_end(
         run,
