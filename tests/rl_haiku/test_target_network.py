@@ -15,7 +15,7 @@ from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.rl import TargetPolicy
 from sparse_plugins.rl.target_network import HostFollower
 from tests.rl_haiku.test_haiku_foreign import SHAPES, networks, pruned_weights_in_use
-from tests.rl_haiku.toy_learner import updater_of
+from tests.rl_haiku.toy_learner import RAMP, updater_of
 
 SCHEDULE = core.PolynomialSchedule(update_start_step=7, update_end_step=60, update_freq=5)
 UPDATER = core.MagnitudePruning(scheduler=SCHEDULE)
@@ -100,7 +100,10 @@ def test_an_ordinary_step_of_an_agent_brings_nothing_to_the_host(shape: str, mon
         with jax.transfer_guard_device_to_host("disallow" if is_ordinary else "allow"):
             step(agent, i)
         found.append(bool(asked))
-    assert found == [i == 0 or bool(updater.is_refresh_due(i)) for i in range(20)]
+    expected = [i == 0 or bool(updater.is_refresh_due(i)) for i in range(20)]
+    if shape == "zoo":  # it looks once whether the first masks hold, when parameters and state are of one step again
+        expected[RAMP["update_start_step"] + 1] = True
+    assert found == expected
     assert 2 <= sum(found) <= 6
     assert pruned_weights_in_use(agent) == [0, 0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(networks(agent)))
