@@ -38,6 +38,7 @@ _SHORTCUTS = {
     "seed": "create_sparse_runner.seed",
     "plasticity": "IterationMetrics.plasticity",
 }
+_OF_UPDATER = ("algorithm", "pruner", "sparsity")
 
 
 def config_names() -> list[str]:
@@ -173,6 +174,7 @@ def _configure() -> None:
     # Bindings are read twice: they may choose the agent that gets the seed, and they win over it.
     gin.parse_config_files_and_bindings(files, [*shortcuts, *FLAGS.gin_bindings], finalize_config=False)
     _use_one_name()
+    _check_flags_have_effect()
     if FLAGS.seed is not None:
         from sparse_plugins.rl.dopamine.agents import chosen_agent
 
@@ -197,6 +199,18 @@ def _use_one_name() -> None:
         for flag in given:
             if bound(_SHORTCUTS[flag]) is not None:
                 gin.parse_config(f"{_SHORTCUTS[flag]} = {value!r}")
+
+
+def _check_flags_have_effect() -> None:
+    """Refuses flags of the updater that gin describes where gin names another."""
+    from sparse_plugins.rl.dopamine.bindings import bound
+
+    updater = bound("create_sparse_agent.updater")
+    if isinstance(updater, str) and (given := [f"--{flag}" for flag in _OF_UPDATER if FLAGS[flag].value is not None]):
+        raise ValueError(
+            f"{', '.join(given)} would have no effect, because create_sparse_agent.updater = {updater!r} is bound: "
+            "leave that binding out, or bind create_sparse_agent.sparsity and its like."
+        )
 
 
 def _packaged(name: str) -> str:

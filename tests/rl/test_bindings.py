@@ -87,6 +87,27 @@ def test_a_misspelt_binding_is_an_error(binding, message):
         run()
 
 
+@pytest.mark.parametrize(
+    ("agent", "asked", "message"),
+    [
+        ("ppo", {"target_policy": "at_sync"}, "target_policy is at_sync, and this agent has no target network"),
+        ("sac", {"debug_mode": True}, "debug_mode is True, and 'sac' and 'ppo' write no summaries"),
+    ],
+)
+def test_what_an_agent_has_no_use_for_is_an_error(agent, asked, message):
+    gin.parse_config(REPLAY)
+    with pytest.raises(ValueError, match=message):
+        dopamine.create_sparse_agent(
+            None, gym_lib.create_gym_environment("Pendulum", "v1"), agent_name=agent, updater=core.NoPruning(), **asked
+        )
+
+
+def test_a_schedule_for_agents_that_have_their_own_is_an_error(tmp_path):
+    gin.parse_config("create_agent.agent_name = 'atari_100k_rainbow'")
+    with pytest.raises(ValueError, match="schedule is 'continuous_train', and agents of the Atari-100k benchmark have"):
+        dopamine.create_sparse_runner(str(tmp_path), schedule="continuous_train")
+
+
 def test_scopes_give_actor_and_critic_updaters_of_their_own():
     gin.parse_config([*REPLAY, MODULES])
     agent = dopamine.create_sparse_agent(None, gym_lib.create_gym_environment("Pendulum", "v1"))

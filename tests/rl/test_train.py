@@ -105,6 +105,10 @@ def test_a_seed_reaches_the_agent_that_is_chosen(arguments: list[str], seeds: di
         ("create_updater_from_config.sparsity = 0.7", "--sparsity=0.5 and --gin_bindings='create_updater_from_config"),
         ("create_agent.agent_name = 'dqn'", "agent_name is 'dqn'"),
         ("create_runner.schedule = 'train'", "create_runner.schedule is 'train'; allowed are"),
+        (
+            "create_sparse_agent.updater = 'rigl'",
+            "--sparsity would have no effect, because create_sparse_agent.updater",
+        ),
         ("create_updater_from_config.sparsity = '0.5'", "create_updater_from_config.sparsity = '0.5'"),
         ("JaxDQNAgent.stack_size = 'x'", "\n  JaxDQNAgent.stack_size = 'x'\n"),
         (

@@ -83,7 +83,8 @@ def create_sparse_agent(
         The agent.
 
     Raises:
-        ValueError: If the name is missing or unknown, or the words do not make an updater.
+        ValueError: If the name is missing or unknown, the words do not make an updater, or something that the agent
+            has no use for is asked of it.
 
     Example:
         >>> from dopamine.discrete_domains import gym_lib
@@ -108,6 +109,8 @@ def create_sparse_agent(
         **words,
     }
     if agent_class in _CONTINUOUS:
+        if debug_mode:
+            raise ValueError("debug_mode is True, and 'sac' and 'ppo' write no summaries: leave it out.")
         options |= _continuous_spaces(environment, agent_class)
     else:
         writes = bound("create_agent.debug_mode") if debug_mode is None else debug_mode

@@ -346,7 +346,7 @@ def create_sparse_runner(base_dir: str, schedule: str | None = None, seed: int |
         A runner; call `run_experiment`.
 
     Raises:
-        ValueError: For another schedule, or if no agent is chosen.
+        ValueError: For another schedule, or if no agent is chosen, or one that has a schedule of its own.
 
     Example:
         >>> import tempfile
@@ -358,6 +358,10 @@ def create_sparse_runner(base_dir: str, schedule: str | None = None, seed: int |
         >>> gin.clear_config()
     """
     if issubclass(dense_agent_class(), atari_100k_rainbow_agent.Atari100kRainbowAgent):
+        if schedule is not None:
+            raise ValueError(
+                f"schedule is {schedule!r}, and agents of the Atari-100k benchmark have one of their own: leave it out."
+            )
         return SparseDataEfficientRunner(base_dir, seed=seed)
     name = schedule or bound("create_runner.schedule", default="continuous_train_and_eval")
     if name not in _SCHEDULES:

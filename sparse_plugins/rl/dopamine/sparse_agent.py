@@ -95,7 +95,8 @@ class SparseAgent:
         """What the run is going to do: layers and their targets, and when masks are updated in every unit of steps."""
         changes = self.clock.describe(self.updater)
         plan = describe_plan(self.updater, self.sparse_params)
-        return "\n".join([plan, *([changes] if changes else []), f"target network: {self.target_policy}"])
+        target = "none" if self._target_attribute is None else self.target_policy
+        return "\n".join([plan, *([changes] if changes else []), f"target network: {target}"])
 
     def _build_networks_and_optimizer(self) -> None:
         of_masks = key_of_masks(self._rng)  # before networks are drawn from it
@@ -104,6 +105,10 @@ class SparseAgent:
         self._optimizer_attribute = _first_of(self, _OPTIMIZERS, "an optimizer")
         self._online_attribute = _first_of(self, _ONLINE, "parameters")
         self._target_attribute = next((name for name in _TARGETS if name in vars(self)), None)
+        if self._target_attribute is None and self.target_policy is not TargetPolicy.AT_MASK_UPDATE:
+            raise ValueError(
+                f"target_policy is {self.target_policy!s}, and this agent has no target network: leave it out."
+            )
         self.clock = _clock_of(self, self._frames_per_step)
         given = self._given_updater
         knowing = given if given.layers is not None else given.knowing(call.layers(self.sparse_params))
