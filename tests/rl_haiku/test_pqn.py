@@ -127,6 +127,7 @@ def test_a_walk_is_learnt_inside_masks_that_change(trainer: rl.FusedTrainer) -> 
     assert any((np.asarray(mask) != before).any() for mask, before in zip(after, jax.tree.leaves(first), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:RigL still changes masks:UserWarning")  # a part of a longer run
 def test_a_training_in_two_parts_is_that_in_one(trainer: rl.FusedTrainer, tmp_path: Any) -> None:
     whole, metrics = trainer.run(trainer.init(KEYS), 6)
     options = {"chunk_iterations": 3, "checkpoint_chunks": 1}

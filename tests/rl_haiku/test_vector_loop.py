@@ -237,6 +237,7 @@ def test_a_forged_state_is_refused_and_takes_no_memory(name, agent):
     tracemalloc.stop()
 
 
+@pytest.mark.filterwarnings("ignore:RigL still changes masks:UserWarning")  # a part of a longer run
 def test_a_run_whose_environment_breaks_goes_on_from_its_last_checkpoint(agent, tmp_path):
     groups, options = [Group("one", agent, (0,))], {"chunk_iterations": 2, "checkpoint_chunks": 2}
     with pytest.raises(EnvironmentFailure, match="collapsed"):
@@ -252,6 +253,7 @@ def test_a_run_whose_environment_breaks_goes_on_from_its_last_checkpoint(agent, 
         train_vector(trainer_of([Group("one", agent, (1,))]), 80, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:RigL still changes masks:UserWarning")  # a part of a longer run
 def test_a_signal_stops_after_the_chunk_with_a_checkpoint_and_lines_say_how_far_it_is(agent, tmp_path, capsys):
     groups, trainers, runs = [Group("one", agent, (0,))], [], []
     stop = lambda step, episodes: os.kill(os.getpid(), signal.SIGINT) if step == 32 else None  # noqa: E731
