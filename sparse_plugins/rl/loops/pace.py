@@ -1,5 +1,6 @@
 """When a loop on the device plays, learns and explores, whatever it learns from."""
 
+import abc
 import dataclasses
 import fractions
 import math
@@ -20,7 +21,7 @@ __all__ = ["Pace"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pace:
+class Pace(abc.ABC):
     """What the configurations of all loops on the device share: fields, and what follows from them.
 
     Attributes:
@@ -110,10 +111,11 @@ class Pace:
         """The replay of one seed."""
         return self.replay_of(tuple(environment.observation_shape), environment.observation_dtype)
 
+    @abc.abstractmethod
     def replay_of(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Replay:
         """The replay of one seed, for frames of a shape and dtype."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def learn(
         self,
         learner: SparseLearner,
@@ -136,9 +138,8 @@ class Pace:
         Returns:
             State, memory and the mean loss, float32[].
         """
-        raise NotImplementedError
 
-    def check_memory(self) -> None:
+    def check_memory(self) -> None:  # noqa: B027 - most memories are large enough for any
         """Refuses, where a training is about to begin, a memory that is too small for it."""
 
     def check_pace(self) -> None:
