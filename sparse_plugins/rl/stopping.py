@@ -5,10 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["StopRequest", "left_to_the_parent", "stop_requests"]
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+__all__ = ["StopRequest", "handled", "left_to_the_parent", "stop_requests"]
 
 
 class StopRequest:
@@ -52,9 +51,6 @@ def stop_requests(answer: str) -> Iterator[StopRequest]:
         KeyboardInterrupt: In what runs inside, at a Ctrl-C after the first signal.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
     def note(number: int, _: object) -> None:
         if request and number == signal.SIGINT:
@@ -63,25 +59,28 @@ def stop_requests(answer: str) -> Iterator[StopRequest]:
             request.signal = signal.Signals(number)
             os.write(2, f"\n{answer}\n".encode())  # `print` may be under way, and can't be entered twice
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
+    with handled(signal.SIGINT, note), handled(signal.SIGTERM, note):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def left_to_the_parent() -> Iterator[None]:
-    """Lets processes that begin inside ignore Ctrl-C, which a terminal sends to them, too, so that the parent can save.
+def handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Has a signal handled otherwise for a while; only the main thread can, in others nothing is changed.
 
-    Only the main thread can see to it; in others nothing is changed.
+    Args:
+        number: The signal.
+        handler: What `signal.signal` takes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+def left_to_the_parent() -> contextlib.AbstractContextManager[None]:
+    """Lets processes that begin inside ignore a terminal's Ctrl-C, which they get, too, so that the parent can save."""
+    return handled(signal.SIGINT, signal.SIG_IGN)

@@ -13,12 +13,13 @@ import shlex
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
+
+from sparse_plugins.rl.stopping import handled
 
 __all__ = ["config_names", "main", "shortcut_bindings"]
 
@@ -87,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
             f"--base_dir is missing: where is the run to be kept? For --config there are {', '.join(config_names())}."
         )
     try:
-        with _interrupted_by_sigterm():
+        # As Ctrl-C, while nothing is under way that could be saved.
+        with handled(signal.SIGTERM, signal.default_int_handler):
             return _run()
     except KeyboardInterrupt:
         print("Stopped before the first iteration; what was saved before is as it was.", file=sys.stderr)
@@ -264,19 +266,6 @@ def _parameters(configurable: Any) -> list[str]:
     import inspect
 
     return list(inspect.signature(configurable).parameters)
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM raise what Ctrl-C does, while nothing is under way that could be saved."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
