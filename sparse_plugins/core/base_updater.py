@@ -17,7 +17,7 @@ from sparse_plugins.core.checks import (
     check_schedule,
     check_targets,
     check_update,
-    has_own_rule,
+    has_custom_topk,
     missing_changes,
 )
 from sparse_plugins.core.descriptions import described, inherit_meanings
@@ -29,9 +29,9 @@ from sparse_plugins.core.masks import (
     apply_masks,
     is_pruned,
     map_pruned,
-    own_leaves,
     unpack,
     unpack_masks,
+    visible_leaves,
 )
 from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
 from sparse_plugins.core.selection.channel_pools import ChannelUnits, common_targets
@@ -45,7 +45,7 @@ from sparse_plugins.core.transform.implicit_masks import masks_of_step
 from sparse_plugins.core.transform.skipped_steps import check_some_move
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, map_sparse_states
 from sparse_plugins.core.transform.step import ZEROS_NEED_GRAPH, refreshed_state, sparse_transformation
-from sparse_plugins.core.transform.walk import one_walk
+from sparse_plugins.core.transform.walk import shared_walk
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names, out_of_boxes
 
 __all__ = ["BaseUpdater", "check_updater"]
@@ -140,7 +140,7 @@ class BaseUpdater(UpdaterHooks):
     def __post_init__(self) -> None:
         check_fields(self)
         self.topk_fn = (
-            self.topk_fn if has_own_rule(self) else StructureTopK(self.sparsity_type, self.layers is not None)
+            self.topk_fn if has_custom_topk(self) else StructureTopK(self.sparsity_type, self.layers is not None)
         )
 
     # What an algorithm may override.
@@ -171,7 +171,9 @@ class BaseUpdater(UpdaterHooks):
         In large models this is traced.
         """
         ones = lambda p, target: jnp.ones(p.shape, jnp.uint8)  # noqa: E731
-        return map_pruned(ones, params, self.given_or_own(params, target_sparsities), otherwise=lambda p: NOT_PRUNED)
+        return map_pruned(
+            ones, params, self.targets_or_default(params, target_sparsities), otherwise=lambda p: NOT_PRUNED
+        )
 
     def is_refresh_due(self, step: Any) -> Any:
         """Whether the update of a step updates masks: bool for a host step, bool[] for a traced one."""
@@ -221,7 +223,7 @@ class BaseUpdater(UpdaterHooks):
         """
         scores = self.calculate_scores(params, sparse_state=sparse_state, grads=grads, **kwargs)
         plans = self.leaf_plans(params)
-        if self.prunes_for_good and not has_own_rule(self):
+        if self.prunes_for_good and not has_custom_topk(self):
             # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
             masks = sparse_state.masks
             if isinstance(self.sparsity_type, MAY_COUPLE):
@@ -256,8 +258,8 @@ class BaseUpdater(UpdaterHooks):
         """
         rules = jax.tree.unflatten(jax.tree.structure(scores), self.mask_rules(scores))
         best = in_turns(lambda score, sparsity, rule: rule.create_mask(score, sparsity))
-        if has_own_rule(self):
-            best = lambda score, sparsity, rule: rule.own_mask(self.topk_fn, score, sparsity)  # noqa: E731
+        if has_custom_topk(self):
+            best = lambda score, sparsity, rule: rule.custom_mask(self.topk_fn, score, sparsity)  # noqa: E731
         if isinstance(self.sparsity_type, MAY_COUPLE):
             scores = self.pooled_scores(scores)
         return map_pruned(best, scores, sparsities, rules, otherwise=lambda s, rule: NOT_PRUNED)
@@ -350,13 +352,13 @@ class BaseUpdater(UpdaterHooks):
         Example:
             >>> from sparse_plugins import core
             >>> both = core.PerModule([("head/.*", core.SET()), (".*", core.RigL())])
-            >>> still = both.map_parts(lambda one: dataclasses.replace(one, skip_gradients=False))
-            >>> [one.skip_gradients for _, one in still.parts]
+            >>> still = both.map_parts(lambda updater: dataclasses.replace(updater, skip_gradients=False))
+            >>> [updater.skip_gradients for _, updater in still.parts]
             [False, False]
         """
         return function(self)
 
-    @one_walk()
+    @shared_walk()
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state of fresh parameters, without an inner state.
 
@@ -437,13 +439,13 @@ class BaseUpdater(UpdaterHooks):
         masks = unpack_masks(params, masks)
 
         def stored(state: SparseState) -> SparseState:
-            new = self.storing(state, params, own_leaves(masks, state.masks))
-            check_update(self, None, new, own_leaves(params, state.masks))
+            new = self.storing(state, params, visible_leaves(masks, state.masks))
+            check_update(self, None, new, visible_leaves(params, state.masks))
             return new
 
         return map_sparse_states(stored, opt_state)
 
-    @one_walk()
+    @shared_walk()
     def instant_sparsify(self, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """Prunes parameters at once to their target sparsities.
 
@@ -479,10 +481,10 @@ class BaseUpdater(UpdaterHooks):
         if self.use_packed_masks != "zeros":
             return apply_masks(params, state.masks)
         state = out_of_boxes(state)
-        own = own_leaves(params, state.masks)
-        with one_walk():
-            plans = self.leaf_plans(own)
-            return apply_masks(params, plans.tree(plans.acting(masks_of_step(self, state, own))))
+        visible = visible_leaves(params, state.masks)
+        with shared_walk():
+            plans = self.leaf_plans(visible)
+            return apply_masks(params, plans.tree(plans.acting(masks_of_step(self, state, visible))))
 
     def first_params(self, params: PyTree, opt_state: PyTree, output_axis: int = -1) -> PyTree:
         """The parameters to begin training with: on the first masks, and rescaled if `rescale` says so.
@@ -497,8 +499,8 @@ class BaseUpdater(UpdaterHooks):
         """
         on_masks = self.pre_forward_update(params, opt_state)
         masks = out_of_boxes(find_sparse_state(opt_state).masks)
-        own = own_leaves(on_masks, masks)
-        plans = self.leaf_plans(own)
+        visible = visible_leaves(on_masks, masks)
+        plans = self.leaf_plans(visible)
         columns = zip(plans.leaves, plans.acting(masks), strict=True)
         drawn = [mask if getattr(leaf.updater, "rescale", False) else NOT_PRUNED for leaf, mask in columns]
         return rescale_to_fan_in(on_masks, plans.tree(drawn), output_axis) if jax.tree.leaves(drawn) else on_masks
@@ -515,15 +517,15 @@ class BaseUpdater(UpdaterHooks):
         """Refuses a schedule that leaves no step to train in, where weights move in every `period`-th step."""
         check_some_move(self, period)
 
-    def given_or_own(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
+    def targets_or_default(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Target sparsities; those of the updater where None are given."""
         return self.target_sparsities(params) if target_sparsities is None else target_sparsities
 
     def _sparsity(self, target: Any, step: Any) -> Any:
         """The sparsity of a layer at a step, exact where the schedule allows; of each layer if their targets differ."""
         if isinstance(target, tuple):
-            made = {one: self._sparsity(one, step) for one in dict.fromkeys(target)}
-            return tuple(made[one] for one in target)
+            made = {layer_target: self._sparsity(layer_target, step) for layer_target in dict.fromkeys(target)}
+            return tuple(made[layer_target] for layer_target in target)
         at_step = functools.partial(self.scheduler.get_sparsity_at_step, target)
         return at_refresh(at_step, self.scheduler, step)
 
@@ -531,7 +533,7 @@ class BaseUpdater(UpdaterHooks):
 def _checked_target(name: str, target: Any) -> Any:
     """A number in [0, 1], or a tuple of some."""
     if isinstance(target, tuple):
-        return tuple(_checked_target(name, one) for one in target)
+        return tuple(_checked_target(name, layer_target) for layer_target in target)
     return check_fraction(f"target sparsity of {name!r}", target)
 
 

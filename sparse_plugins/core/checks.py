@@ -31,13 +31,13 @@ __all__ = [
     "check_targets",
     "check_update",
     "counts_steps",
-    "has_own_rule",
+    "has_custom_topk",
     "missing_changes",
     "without_changes",
 ]
 
 
-def has_own_rule(updater: UpdaterHooks) -> bool:
+def has_custom_topk(updater: UpdaterHooks) -> bool:
     """Whether an updater was given a `topk_fn` in place of its structure's."""
     return updater.topk_fn is not None and not isinstance(updater.topk_fn, StructureTopK)
 
@@ -54,7 +54,8 @@ def check_fields(updater: UpdaterHooks) -> None:
             f"sparsity_type is {updater.sparsity_type!r}; give Unstructured(), NByM(2, 4), Block((4, 4)), Channel(), "
             "ConstantFanIn(), ChannelGroups(graph) or ByPath([...]), an instance and not the class."
         )
-    if has_own_rule(updater) and any(isinstance(kind, ChannelGroups) for kind in all_structures(updater.sparsity_type)):
+    couples = any(isinstance(structure, ChannelGroups) for structure in all_structures(updater.sparsity_type))
+    if has_custom_topk(updater) and couples:
         raise ValueError("topk_fn ranks one array by itself, and channel groups couple several: give one of the two.")
     if not isinstance(updater.scheduler, NoUpdateSchedule):
         raise TypeError(
@@ -206,9 +207,9 @@ def check_leaves(tree: PyTree, what: str, shapes_suffice: bool = False) -> None:
                 f"{what} {name!r} is {leaf}, which has no values. Give arrays; the shapes of a state come from "
                 "jax.eval_shape(tx.init, params)."
             )
-        kind = f"an array of {leaf.dtype}" if isinstance(leaf, (jax.Array, np.ndarray)) else type(leaf).__name__
+        found = f"an array of {leaf.dtype}" if isinstance(leaf, (jax.Array, np.ndarray)) else type(leaf).__name__
         raise TypeError(
-            f"{what} {name!r} is no array of numbers but {kind}. Give the trainable arrays alone, such as "
+            f"{what} {name!r} is no array of numbers but {found}. Give the trainable arrays alone, such as "
             "equinox.filter(model, equinox.is_inexact_array), nnx.state(model, nnx.Param) or, of a Keras model, "
             "{v.path: v.value for v in model.trainable_variables}."
         )
@@ -239,7 +240,7 @@ def check_targets(updater: UpdaterHooks, params: PyTree) -> None:
     for leaf, plan in zip(leaves, plans, strict=True):
         if plan.is_pruned:
             _check_placement(plan.name, leaf)
-            if not has_own_rule(updater):
+            if not has_custom_topk(updater):
                 plan.rule.check()
 
 

@@ -245,14 +245,14 @@ def _scheduler(settings: SparsityConfig, algorithm: Algorithm) -> schedules.NoUp
 def _drop_fraction(settings: SparsityConfig, algorithm: Algorithm, end: int | None) -> Callable[[Any], Any]:
     if "drop_fraction_fn" in algorithm.defaults:
         return algorithm.defaults["drop_fraction_fn"]
-    kind = DROP_SCHEDULES[known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
+    drop_schedule = DROP_SCHEDULES[known("drop_schedule", settings.drop_schedule, DROP_SCHEDULES)]
     end = settings.update_end_step if end is None else end
     first = settings.drop_fraction
     if first is None:
-        own = algorithm.default("drop_fraction_fn")
-        if type(own) is not drop_fractions.ConstantDrop:
-            return own
-        first = own.fraction
-    if end is None or kind is drop_fractions.ConstantDrop:
+        default = algorithm.default("drop_fraction_fn")
+        if type(default) is not drop_fractions.ConstantDrop:
+            return default
+        first = default.fraction
+    if end is None or drop_schedule is drop_fractions.ConstantDrop:
         return drop_fractions.ConstantDrop(first)
-    return kind(first, end_step=max(end, 1))
+    return drop_schedule(first, end_step=max(end, 1))

@@ -85,8 +85,8 @@ def inherit_meanings(updater_class: type) -> None:
         return
     entries: dict[str, str] = {}
     for base in reversed(updater_class.__mro__):
-        own = text if base is updater_class else inspect.cleandoc(vars(base).get("__doc__") or "")
-        entries |= {match[1]: match[0] for match in _ENTRY.finditer(_section(own, "Attributes"))}
+        doc = text if base is updater_class else inspect.cleandoc(vars(base).get("__doc__") or "")
+        entries |= {match[1]: match[0] for match in _ENTRY.finditer(_section(doc, "Attributes"))}
     names = _field_names(updater_class)
     before, after = _around_fields(text)
     meanings = "\n".join(entry for name, entry in entries.items() if name in names)

@@ -44,8 +44,8 @@ def kernels_only(key: tuple[str, ...], param: Any) -> bool:
         >>> kernels_only(("cell", "recurrent_kernel"), jnp.ones((4, 4))), kernels_only(("bias",), jnp.ones((8, 1, 1)))
         (True, False)
     """
-    own = key[:-1] if key[-1] == "value" else key  # Flax NNX and boxed Linen parameters end in 'kernel/value'
-    return bool(own) and bool(_KERNEL.fullmatch(own[-1])) and not_dim_one(key, param)
+    path = key[:-1] if key[-1] == "value" else key  # Flax NNX and boxed Linen parameters end in 'kernel/value'
+    return bool(path) and bool(_KERNEL.fullmatch(path[-1])) and not_dim_one(key, param)
 
 
 def uniform(
@@ -129,17 +129,17 @@ def erk(
     leaves, treedef = jax.tree.flatten(params)
     plan = resolve(params, filter_fn, custom_sparsity_map, rules)
     shared = [i for i, target in enumerate(plan) if target == SHARED and math.prod(leaves[i].shape)]
-    layers = _one_by_one(shared, [getattr(leaves[i], "layers", 1) for i in shared])
+    layers = _unrolled(shared, [getattr(leaves[i], "layers", 1) for i in shared])
     kept = _erk_counts([tuple(leaves[i].shape) for i in layers], sparsity)
-    own: dict[int, list[float]] = {}
+    layer_targets: dict[int, list[float]] = {}
     for i, count in zip(layers, kept, strict=True):
-        own.setdefault(i, []).append(1.0 - count / math.prod(leaves[i].shape))
-    for i, targets in own.items():
+        layer_targets.setdefault(i, []).append(1.0 - count / math.prod(leaves[i].shape))
+    for i, targets in layer_targets.items():
         plan[i] = targets[0] if len(set(targets)) == 1 else tuple(targets)
     return jax.tree.unflatten(treedef, [sparsity if target == SHARED else target for target in plan])
 
 
-def _one_by_one(leaves: Sequence[int], layers: Sequence[int]) -> list[int]:
+def _unrolled(leaves: Sequence[int], layers: Sequence[int]) -> list[int]:
     """Every leaf once for each of its layers; stacks side by side in turns, as the blocks of an unrolled model."""
     stacks = itertools.groupby(zip(leaves, layers, strict=True), key=lambda pair: pair[1])
     return [leaf for count, stack in stacks for leaf in [leaf for leaf, _ in stack] * count]
@@ -199,8 +199,8 @@ def resolve(
         ValueError: If a rule matches no leaf, or prunes a leaf that is not floating-point.
     """
     names, leaves = leaf_names(params), jax.tree.leaves(params)
-    own = [(re.escape("/".join(_key(key))), value) for key, value in (custom_sparsity_map or {}).items()]
-    checked = [_checked_rule(rule) for rule in [*own, *rules]]
+    exact_rules = [(re.escape("/".join(_key(key))), value) for key, value in (custom_sparsity_map or {}).items()]
+    checked = [_checked_rule(rule) for rule in [*exact_rules, *rules]]
     decided_by = first_match([pattern for pattern, _ in checked], names)
     passes = [
         (rule is None or checked[rule][1] is not NOT_PRUNED)

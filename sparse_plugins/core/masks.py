@@ -29,13 +29,13 @@ __all__ = [
     "is_pruned",
     "kept",
     "map_pruned",
-    "own_leaves",
     "pack",
     "pack_masks",
     "packed_shape",
     "store_masks",
     "unpack",
     "unpack_masks",
+    "visible_leaves",
 ]
 
 
@@ -157,16 +157,16 @@ def check_stored(stored: Any, shape: tuple[int, ...], name: str = "", how: bool 
         how: What `use_packed_masks` asks for: True, False or 'zeros'; None takes any.
     """
     nothing, packed = "no mask at all", packed_shape(shape)
-    own = nothing if isinstance(stored, InZeros) else jnp.shape(stored)
+    found = nothing if isinstance(stored, InZeros) else jnp.shape(stored)
     allowed: dict[Any, list] = {
         True: [packed],
         False: [shape],
         "zeros": [nothing, packed],
         None: [shape, packed, nothing],
     }
-    if own not in allowed[how]:
+    if found not in allowed[how]:
         raise ValueError(
-            f"the mask of parameter {name!r} has shape {own}; for a parameter of shape {shape} it has to be "
+            f"the mask of parameter {name!r} has shape {found}; for a parameter of shape {shape} it has to be "
             f"{' or '.join(map(str, allowed[how]))}. A mask of another model, a parameter that changed its shape after "
             "init, or one that use_packed_masks stores otherwise (convert with pack_masks or unpack_masks)?"
         )
@@ -194,7 +194,7 @@ def _bits(ndim: int, axis: int) -> jax.Array:
     return jnp.uint8(1) << places
 
 
-def own_leaves(params: PyTree, masks: PyTree) -> PyTree:
+def visible_leaves(params: PyTree, masks: PyTree) -> PyTree:
     """The parameters that an optimizer inside `optax.masked` or `partition` was shown.
 
     Args:

@@ -148,8 +148,10 @@ class Block:
 
     def check(self, shape: tuple[int, ...], where: str = "an array") -> None:
         """Raises ValueError if a block is larger than an array of `shape`."""
-        own = shape[-len(self.block_shape) :]
-        if len(shape) < len(self.block_shape) or any(b > d for b, d in zip(self.block_shape, own, strict=True) if d):
+        trailing = shape[-len(self.block_shape) :]
+        if len(shape) < len(self.block_shape) or any(
+            b > d for b, d in zip(self.block_shape, trailing, strict=True) if d
+        ):
             raise ValueError(
                 f"{self} is larger than {where} of shape {shape}; "
                 "choose a smaller block or leave that layer dense with a rule."
@@ -157,8 +159,8 @@ class Block:
 
     def units(self, shape: tuple[int, ...]) -> int:
         """Number of blocks in an array of `shape`."""
-        lead, own = shape[: -len(self.block_shape)], shape[-len(self.block_shape) :]
-        return math.prod(lead) * math.prod(-(-d // b) for d, b in zip(own, self.block_shape, strict=True))
+        lead, trailing = shape[: -len(self.block_shape)], shape[-len(self.block_shape) :]
+        return math.prod(lead) * math.prod(-(-d // b) for d, b in zip(trailing, self.block_shape, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,8 +311,8 @@ class ByPath:
         ValueError: If a rule is no such pair.
 
     Example:
-        >>> kinds = ByPath([("head/.*", Channel()), (".*/conv/.*", NByM(2, 4))])
-        >>> structure_per_leaf(kinds, ["body/conv/kernel", "body/dense/kernel", "head/kernel"])
+        >>> by_path = ByPath([("head/.*", Channel()), (".*/conv/.*", NByM(2, 4))])
+        >>> structure_per_leaf(by_path, ["body/conv/kernel", "body/dense/kernel", "head/kernel"])
         [NByM(n=2, m=4, axis=None), Unstructured(), Channel(axis=None, whole_heads=False)]
     """
 

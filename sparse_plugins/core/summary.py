@@ -55,7 +55,7 @@ def summarize_sparsity(
     leaves = jax.tree.leaves(params)
     _refuse_packed(params)
     names = leaf_names(params)
-    views = [LayerView.of_one(leaf.shape) for leaf in leaves]
+    views = [LayerView.of_shape(leaf.shape) for leaf in leaves]
     if layers is not None:
         views = [axes.as_matrices for axes in layers.of(params)]
     counted = (
@@ -68,8 +68,8 @@ def summarize_sparsity(
     if not only_total_sparsity:
         for name, leaf, count, view in zip(names, leaves, nonzero, views, strict=True):
             for of_layer, layer in view.named(name, leaf):
-                own = count if view.layers is None else _in_parts(jnp.count_nonzero, layer, _MOST)
-                summary[of_layer] = _share(_zeros(own, layer.size), own.astype(jnp.float32))
+                layer_nonzero = count if view.layers is None else _in_parts(jnp.count_nonzero, layer, _MOST)
+                summary[of_layer] = _share(_zeros(layer_nonzero, layer.size), layer_nonzero.astype(jnp.float32))
     total = sum(leaf.size for leaf, is_counted in zip(leaves, counted, strict=True) if is_counted)
     sized = [(count, leaf.size) for count, leaf, is_in in zip(nonzero, leaves, counted, strict=True) if is_in]
     kept = sum((count.astype(jnp.float32) for count, _ in sized), jnp.float32(0.0))
@@ -130,11 +130,11 @@ def summarize_intersection(
         zip(leaf_names(masks), jax.tree.leaves(masks), aligned(masks, other_masks, "other masks"), strict=True)
     )
     summary, shared, kept = {}, [], []
-    for name, one, other in pairs:
-        if not is_pruned(other) or one.shape != other.shape:
-            raise ValueError(f"masks of {name!r} differ in format or shape: {one.shape} and {jnp.shape(other)}.")
-        shared.append(_bits(one & other))
-        kept.append(_bits(one))
+    for name, mask, other_mask in pairs:
+        if not is_pruned(other_mask) or mask.shape != other_mask.shape:
+            raise ValueError(f"masks of {name!r} differ in format or shape: {mask.shape} and {jnp.shape(other_mask)}.")
+        shared.append(_bits(mask & other_mask))
+        kept.append(_bits(mask))
         if not only_total_intersection:
             summary[name] = shared[-1] / jnp.maximum(kept[-1], 1.0)
     summary["_total_intersection"] = jnp.float32(sum(shared) / jnp.maximum(sum(kept), 1.0))

@@ -131,7 +131,10 @@ class WandaPruning(BaseUpdater):
         plans = self.leaf_plans(params)
         columns = zip(plans.leaves, jax.tree.leaves(params), inputs, strict=True)
         scores = plans.tree(
-            [self._score(plan.rule, leaf, own) if plan.is_pruned else leaf for plan, leaf, own in columns]
+            [
+                self._score(plan.rule, leaf, leaf_inputs) if plan.is_pruned else leaf
+                for plan, leaf, leaf_inputs in columns
+            ]
         )
         return finite_or_magnitude(params, scores, self.compared(params), self.layer_views(params))
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, SaliencyPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.checks import has_own_rule
+from sparse_plugins.core.checks import has_custom_topk
 from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.selection.counts import check_fraction, keep_count
-from sparse_plugins.core.selection.topk import exact_topk, of_one_type
+from sparse_plugins.core.selection.topk import exact_topk, in_common_dtype
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.transform.state import SparseState, warn_of_emptied
 from sparse_plugins.core.transform.walk import once
@@ -58,7 +58,7 @@ class GlobalPruningMixin(BaseUpdater):
                 f"{type(self).__name__} ranks single weights across layers; sparsity_type {self.sparsity_type} "
                 "needs a per-layer algorithm such as MagnitudePruning."
             )
-        if self.sparsity_distribution_fn is not BaseUpdater.sparsity_distribution_fn or has_own_rule(self):
+        if self.sparsity_distribution_fn is not BaseUpdater.sparsity_distribution_fn or has_custom_topk(self):
             raise ValueError(
                 f"{type(self).__name__} has one ranking for all layers: give sparsity=..., not "
                 "sparsity_distribution_fn or topk_fn."
@@ -82,7 +82,7 @@ class GlobalPruningMixin(BaseUpdater):
             scores = self.normalized_layers(scores)
         leaves, treedef = jax.tree.flatten(scores)
         common = self._common(params)
-        for i, leaf in zip(common, of_one_type([leaves[i] for i in common]), strict=True):
+        for i, leaf in zip(common, in_common_dtype([leaves[i] for i in common]), strict=True):
             leaves[i] = leaf
         return jax.tree.unflatten(treedef, leaves)
 
@@ -99,11 +99,11 @@ class GlobalPruningMixin(BaseUpdater):
         common = self._common(stands_for)
         if jax.tree_util.all_leaves([sparsities]) and not jax.tree_util.all_leaves([scores]):
             targets = aligned(scores, self.target_sparsities(stands_for), "sparsities")
-            sparsities = treedef.unflatten([sparsities if i in common else own for i, own in enumerate(targets)])
-        own = super().create_masks(scores, sparsities)
+            sparsities = treedef.unflatten([sparsities if i in common else target for i, target in enumerate(targets)])
+        layer_masks = super().create_masks(scores, sparsities)
         targets = aligned(scores, sparsities, "sparsities")
         common = [i for i in common if is_pruned(targets[i])]
-        masks = aligned(scores, own, "masks")
+        masks = aligned(scores, layer_masks, "masks")
         if common:
             sparsity = targets[common[0]]
             kept = keep_count(sum(leaves[i].size for i in common), sparsity)

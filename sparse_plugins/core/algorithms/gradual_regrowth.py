@@ -63,11 +63,13 @@ class GradualSET(SET):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at `start_part` of the target sparsities."""
-        targets = self.given_or_own(params, target_sparsities)
+        targets = self.targets_or_default(params, target_sparsities)
         begin = jax.tree.map(lambda target: self.start_part * target, targets)
         return super().get_initial_masks(params, begin)
 
-    def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+    def kept_and_survivors(
+        self, structure: Structure, shape: tuple[int, ...], target: float, step: Any
+    ) -> tuple[Any, Any]:
         """Units kept after the mask update, and those of them that were active before."""
         begin = self.start_part * target
 
@@ -75,7 +77,7 @@ class GradualSET(SET):
             part = self.scheduler.get_sparsity_at_step(1.0, step)
             return begin * (1.0 - part) + target * part  # exact at both ends
 
-        kept_at = lambda step: kept_units(kind, shape, sparsity_at(step))  # noqa: E731
+        kept_at = lambda step: kept_units(structure, shape, sparsity_at(step))  # noqa: E731
         steps = self.scheduler.refresh_steps()
         if steps is None or len(steps) == 0:  # a count may be too large for the floats of a traced step
             return (units := kept_at(step)), survivor_count(units, self.drop_fraction_fn(step))

@@ -22,7 +22,7 @@ from sparse_plugins.core.structures import ByPath, Structure
 from sparse_plugins.core.transform.cond import fresh_if, masks_alone
 from sparse_plugins.core.transform.hooks import LeafPlans
 from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.core.transform.walk import once, one_walk
+from sparse_plugins.core.transform.walk import once, shared_walk
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["PerModule"]
@@ -148,13 +148,13 @@ class PerModule(BaseUpdater):
         return "\n".join(dict.fromkeys(line for _, updater in self.updaters if (line := updater.describe_seed())))
 
     def seeded(self, key: jax.Array) -> Self:
-        """The updaters of one run among several, each as its own `seeded` makes it."""
+        """The updaters of one run among several, each as the updater's `seeded` makes it."""
         seeded = copy.copy(self)
         seeded.updaters = tuple((pattern, updater.seeded(key)) for pattern, updater in self.updaters)
         seeded.rng_seed = None  # it is in them
         return seeded
 
-    @one_walk()
+    @shared_walk()
     def init_state(self, params: PyTree) -> SparseState:
         """One state that holds those of all updaters."""
         parts = self._parts(params)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import RandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.checks import has_own_rule
+from sparse_plugins.core.checks import has_custom_topk
 from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
@@ -36,7 +36,7 @@ class RandomStartMixin(RandomPruning):
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Random masks at the target sparsities."""
-        return self.create_masks(self.calculate_scores(params), self.given_or_own(params, target_sparsities))
+        return self.create_masks(self.calculate_scores(params), self.targets_or_default(params, target_sparsities))
 
 
 @dataclasses.dataclass(eq=False)
@@ -90,7 +90,7 @@ class ExchangeMixin(BaseUpdater):
             raise ValueError(
                 f"{type(self).__name__} restarts re-grown weights through masked gradients: is_sparse_gradients=True."
             )
-        if has_own_rule(self):
+        if has_custom_topk(self):
             raise ValueError(f"{type(self).__name__} ranks what it drops and grows by sparsity_type; drop topk_fn.")
 
     def grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:
@@ -166,12 +166,14 @@ class SET(ExchangeMixin, RandomStartMixin):
         active = pools.active([unpack(mask, p.shape) if rule.channels else None for rule, p, mask, _ in columns])
         drop = pools.summed([jnp.abs(p) if rule.channels else None for rule, p, _, _ in columns])
         grow = pools.summed([self.grow_score(p, source) if rule.channels else None for rule, p, _, source in columns])
-        found = [tuple(pools.units(r, own) for own in (active, drop, grow)) if r.channels else () for r in rules]
+        found = [tuple(pools.units(r, summed) for summed in (active, drop, grow)) if r.channels else () for r in rules]
         return jax.tree.unflatten(jax.tree.structure(params), found)
 
-    def kept_and_survivors(self, kind: Structure, shape: tuple[int, ...], target: float, step: Any) -> tuple[Any, Any]:
+    def kept_and_survivors(
+        self, structure: Structure, shape: tuple[int, ...], target: float, step: Any
+    ) -> tuple[Any, Any]:
         """Units kept after the mask update, and those of them that were active before."""
-        kept = int(kept_units(kind, shape, target))
+        kept = int(kept_units(structure, shape, target))
         return kept, survivor_count(kept, at_refresh(self.drop_fraction_fn, self.scheduler, step))
 
 

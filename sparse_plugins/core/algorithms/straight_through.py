@@ -50,14 +50,14 @@ class SteMixin(BaseUpdater):
         state, plans = super().init_state(params), self.leaf_plans(params)
         columns = zip(jax.tree.leaves(params), plans.acting(state.masks), strict=True)
         # Copies: parameters and state may both be donated.
-        own = [jnp.copy(param) if is_pruned(mask) else NOT_PRUNED for param, mask in columns]
-        return state._replace(dense_params=plans.tree(own))
+        dense = [jnp.copy(param) if is_pruned(mask) else NOT_PRUNED for param, mask in columns]
+        return state._replace(dense_params=plans.tree(dense))
 
     def get_initial_masks(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Masks of the first step, if the schedule starts there; else everything kept."""
         if not self._is_mask_new(0):
             return super().get_initial_masks(params, target_sparsities)
-        targets = self.given_or_own(params, target_sparsities)
+        targets = self.targets_or_default(params, target_sparsities)
         return self.create_masks(self.calculate_scores(params), self.scheduler.get_sparsity_at_step(targets, 0))
 
     def is_refresh_due(self, step: Any) -> Any:
@@ -89,8 +89,8 @@ class SteMixin(BaseUpdater):
         """The update that takes the parameter onto the dense weight where it is visible."""
         narrow = common_dtype(update.dtype, param.dtype)
         wide = common_dtype(narrow, jnp.float32)
-        own = param.astype(wide)
-        landed = jnp.where(unpack(mask, param.shape), dense.astype(wide) - own, -own)
+        current = param.astype(wide)
+        landed = jnp.where(unpack(mask, param.shape), dense.astype(wide) - current, -current)
         # A strict loop cannot add a wide update; what it is given then may miss the dense weight by a rounding.
         return landed.astype(narrow) if _is_strict() else landed
 

@@ -76,7 +76,7 @@ class Parts:
     def each(self, method: Callable[[BaseUpdater], Callable], /, *trees: PyTree, **extra: Any) -> list[Any]:
         """What a method of each updater returns for its part of the trees."""
         columns = zip(self.updaters, self._cut_within(extra), *map(self.cut, trees), strict=True)
-        return [method(one)(*own, **own_extra) for one, own_extra, *own in columns]
+        return [method(updater)(*parts, **part_extra) for updater, part_extra, *parts in columns]
 
     def cut(self, tree: PyTree) -> list[Any]:
         """The part of each updater, of a tree laid out like the parameters or of a state."""
@@ -92,7 +92,9 @@ class Parts:
 
     def join(self, parts: Sequence[PyTree]) -> PyTree:
         """The tree of which these are the parts."""
-        nodes = [iter(aligned(own, part, "a part")) for own, part in zip(self.cut(self.params), parts, strict=True)]
+        nodes = [
+            iter(aligned(params, part, "a part")) for params, part in zip(self.cut(self.params), parts, strict=True)
+        ]
         return jax.tree.unflatten(jax.tree.structure(self.params), [next(nodes[owner]) for owner in self.owners])
 
     def _cut_state(self, state: SparseState) -> list[SparseState]:
@@ -100,8 +102,8 @@ class Parts:
         dense = [()] * len(self.updaters) if state.dense_params == () else self.cut(state.dense_params)
         columns = (self.cut(state.masks), self._cut_within(state.inner_state), self.cut(state.target_sparsities))
         return [
-            SparseState(masks, inner_state, targets, state.count, rng, own_dense)
-            for masks, inner_state, targets, rng, own_dense in zip(*columns, (*state.rng, ()), dense, strict=True)
+            SparseState(masks, inner_state, targets, state.count, rng, part_dense)
+            for masks, inner_state, targets, rng, part_dense in zip(*columns, (*state.rng, ()), dense, strict=True)
         ]
 
     def _cut_within(self, tree: PyTree) -> list[PyTree]:
@@ -113,4 +115,4 @@ class Parts:
             return [tree for _ in self.updaters]
         nodes, treedef = jax.tree.flatten(tree, is_leaf=laid_out)
         cut = [self.cut(node) if laid_out(node) else [node for _ in self.updaters] for node in nodes]
-        return [treedef.unflatten([own[i] for own in cut]) for i in range(len(self.updaters))]
+        return [treedef.unflatten([parts[i] for parts in cut]) for i in range(len(self.updaters))]

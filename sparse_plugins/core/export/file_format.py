@@ -201,11 +201,11 @@ def _entries(path: Any, archive: Archive, like: PyTree) -> dict[str, _Entry]:
 
 def _read_leaf(path: Any, archive: Archive, entry: _Entry, leaf: Any) -> tuple[Any, Any]:
     name, shape, dtype = entry.name, entry.shape, entry.dtype
-    own = (tuple(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype))
-    if own != (shape, dtype):
+    expected = (tuple(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype))
+    if expected != (shape, dtype):
         raise ValueError(
-            f"leaf {name!r} of {path} is {dtype}{list(shape)}; the model has {own[1]}{list(own[0])}. Pass parameters "
-            "of the model that was saved, in the dtype that it had."
+            f"leaf {name!r} of {path} is {dtype}{list(shape)}; the model has {expected[1]}{list(expected[0])}. Pass "
+            "parameters of the model that was saved, in the dtype that it had."
         )
     stored, size = native(jnp.dtype(dtype)), math.prod(shape)
     if not entry.pruned:

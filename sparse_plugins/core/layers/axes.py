@@ -56,7 +56,7 @@ class LayerView:
     layers: int | None = None
 
     @classmethod
-    def of_one(cls, shape: tuple[int, ...]) -> "LayerView":
+    def of_shape(cls, shape: tuple[int, ...]) -> "LayerView":
         """The view of a parameter that is one layer, as it lies."""
         return cls(shape, shape, tuple(range(len(shape))), shape)
 
@@ -102,7 +102,7 @@ class LayerView:
         split = [self.split(array) for array in arrays]
         if self.layers is None:
             return self.join(function(*split, *beside))
-        axes = [*[0] * len(split), *(0 if jnp.ndim(one) else None for one in beside)]
+        axes = [*[0] * len(split), *(0 if jnp.ndim(number) else None for number in beside)]
         return self.join(jax.vmap(function, in_axes=axes)(*split, *beside))
 
     def named(self, name: str, array: jax.Array) -> list[tuple[str, jax.Array]]:
@@ -231,7 +231,7 @@ class LayerAxes:
     @property
     def is_as_by_shape(self) -> bool:
         """Whether knowing it changes nothing: it is one layer `[*space, inputs, outputs]`, or a bias of one axis."""
-        by_shape = LayerView.of_one(self.shape)
+        by_shape = LayerView.of_shape(self.shape)
         return self.as_stored == by_shape and (not self.is_known or self.as_matrices == by_shape)
 
     @functools.cached_property

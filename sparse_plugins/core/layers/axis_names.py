@@ -90,7 +90,7 @@ def names_in_tree(params: PyTree, axis_names: PyTree) -> list[Any]:
 
 def is_keras_layer(params: Any) -> bool:
     """Whether this is a model or a layer of Keras."""
-    return any(one.__module__.split(".")[0] in ("keras", "tf_keras") for one in type(params).__mro__) and hasattr(
+    return any(base.__module__.split(".")[0] in ("keras", "tf_keras") for base in type(params).__mro__) and hasattr(
         params, "trainable_variables"
     )
 
@@ -122,9 +122,9 @@ def _keras_layers(layer: Any) -> Iterator[Any]:
 def _keras_variable(layer: Any, name: str, ndim: int, heads: int | None) -> Axes | None:
     if ndim < 2 or re.fullmatch(r"(.*_)?(bias|gamma|beta|scale)", name):
         return Axes(elementwise=_range(ndim))
-    classes = [one.__name__ for one in type(layer).__mro__]
+    classes = [base.__name__ for base in type(layer).__mro__]
     for pattern, axes in _KERAS:
-        if any(re.fullmatch(pattern, f"{one}.{name}") for one in classes):
+        if any(re.fullmatch(pattern, f"{class_name}.{name}") for class_name in classes):
             return axes(ndim)
     if "EinsumDense" in classes and name == "kernel":
         return _of_equation(layer.equation, heads)

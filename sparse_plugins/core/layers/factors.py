@@ -97,7 +97,7 @@ def unify(x: Sequence[Factor], y: Sequence[Factor], reason: str = "sizes without
         _merge(a, b)
 
 
-def common_division(one: Sequence[int], other: Sequence[int]) -> list[int] | None:
+def common_division(left: Sequence[int], right: Sequence[int]) -> list[int] | None:
     """Sizes, in order, from which two shapes of the same total size can be put together.
 
     Returns:
@@ -107,7 +107,7 @@ def common_division(one: Sequence[int], other: Sequence[int]) -> list[int] | Non
         >>> common_division((5, 12), (20, 3)), common_division((4, 6), (6, 4))
         ([5, 4, 3], None)
     """
-    edges = {edge for shape in (one, other) for edge in itertools.accumulate(shape, operator.mul)}
+    edges = {edge for shape in (left, right) for edge in itertools.accumulate(shape, operator.mul)}
     pieces, last = [], 1
     for edge in sorted(edges):
         if edge == 0 or edge % last:

@@ -134,7 +134,7 @@ class _Uses:
             self.marks.append(_Mark(self._count, [named[symbol]], role))
 
     def same(self, value: Value, other: Value) -> None:
-        weights = [one for one in (value, other) if not one.is_activation]
+        weights = [operand for operand in (value, other) if not operand.is_activation]
         if len(weights) == 2:
             for axis, other_axis in zip(value.axes, other.axes, strict=True):
                 unify(axis, other_axis)
@@ -281,7 +281,7 @@ def _in_context(layer: LayerAxes, its: list[list[Factor]], stacks: set[Factor]) 
 def _merged(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Neighbours that are alike as one part."""
     merged = [
-        Part(math.prod(part.size for part in alike), *kind)
-        for kind, alike in itertools.groupby(parts, key=lambda part: (part.role, part.is_heads))
+        Part(math.prod(part.size for part in alike), *key)
+        for key, alike in itertools.groupby(parts, key=lambda part: (part.role, part.is_heads))
     ]
     return tuple(merged)

@@ -146,7 +146,7 @@ def channels_of_leaves(
     """
     structures = list(structures)
     channels: list[list[AxisOfChannels]] = [[] for _ in names]
-    for asked in dict.fromkeys(one for one in structures if isinstance(one, ChannelGroups)):
+    for asked in dict.fromkeys(structure for structure in structures if isinstance(structure, ChannelGroups)):
         paths = {path: leaf for leaf, path in enumerate(_paths_in(asked.graph, names))}
         found = dict(_groups_of(asked, paths, structures))
         like = jax.tree.leaves(asked.graph.params)

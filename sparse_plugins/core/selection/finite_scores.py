@@ -38,7 +38,7 @@ def finite_or_magnitude(
     """
     leaves, treedef = jax.tree.flatten(params)
     beside = aligned(params, scores, "scores"), aligned(params, rankings, "rankings")
-    columns = list(zip(leaves, *beside, layers or map(LayerView.of_one, map(jnp.shape, leaves)), strict=True))
+    columns = list(zip(leaves, *beside, layers or map(LayerView.of_shape, map(jnp.shape, leaves)), strict=True))
     shared: dict[Any, jax.Array] = {}
     for param, score, ranking, _ in columns:
         if ranking:

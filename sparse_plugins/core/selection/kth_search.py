@@ -65,9 +65,9 @@ def compared(bracket: Bracket, keys: jax.Array, positions: jax.Array) -> jax.Arr
         >>> compared(split, jnp.array([9, 7, 7, 2], jnp.uint32), jnp.array([3, 2, 1, 0], jnp.uint32)).tolist()
         [4294967295, 2, 1, 0]
     """
-    kind = keys.dtype
-    below = jnp.where(keys == bracket.key, positions.astype(kind), kind.type(0))
-    tie = jnp.where(keys > bracket.key, kind.type(jnp.iinfo(kind).max), below)
+    dtype = keys.dtype
+    below = jnp.where(keys == bracket.key, positions.astype(dtype), dtype.type(0))
+    tie = jnp.where(keys > bracket.key, dtype.type(jnp.iinfo(dtype).max), below)
     return jnp.where(bracket.tied == 0, keys, tie)
 
 
@@ -98,8 +98,8 @@ def find_kth(
         >>> (compared(found, keys, positions) >= found.low).tolist()
         [True, True, False, False]
     """
-    kind = jnp.uint32 if highest < 1 << 32 else jnp.uint64
-    wanted = k.astype(kind)
+    dtype = jnp.uint32 if highest < 1 << 32 else jnp.uint64
+    wanted = k.astype(dtype)
 
     def narrow(carried: jax.Array) -> jax.Array:
         bracket = Bracket(*jnp.unstack(carried))
@@ -107,9 +107,9 @@ def find_kth(
         if first is not None:
             pivots = jnp.where((bracket.tied == 0) & (bracket.passes == 0), first, pivots)
         pivots = jnp.clip(pivots, bracket.low + 1, bracket.high)
-        return jnp.stack(_next(bracket, pivots, count(bracket, pivots).astype(kind), wanted, total))
+        return jnp.stack(_next(bracket, pivots, count(bracket, pivots).astype(dtype), wanted, total))
 
-    start = Bracket(*np.array([0, 0, 0, 0, highest, total, 0], jnp.dtype(kind)))
+    start = Bracket(*np.array([0, 0, 0, 0, highest, total, 0], jnp.dtype(dtype)))
     carried = varying_with(jnp.stack(start), wanted)
     return Bracket(*jnp.unstack(lax.while_loop(lambda state: Bracket(*state).reach != wanted, narrow, carried)))
 

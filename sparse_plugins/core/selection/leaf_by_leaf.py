@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.selection.topk import is_one_cpu
+from sparse_plugins.core.selection.topk import is_single_cpu
 
 __all__ = ["in_turns"]
 
@@ -34,7 +34,7 @@ def in_turns(make_mask: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         >>> [int(mask.sum()) for mask in jax.jit(masks)(jnp.ones(100_000), -jnp.ones(100_000))]
         [100000, 0]
     """
-    if not is_one_cpu():
+    if not is_single_cpu():
         return make_mask
     done: list[jax.Array] = []
 

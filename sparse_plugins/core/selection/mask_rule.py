@@ -49,12 +49,13 @@ def by_layer(function: Callable[[Any], Any], target: Any) -> Any:
     """
     if not isinstance(target, tuple):
         return function(target)
-    made = {key: function(one) for key, one in {id(one): one for one in target}.items()}
-    return jax.tree.map(_stacked, *[made[id(one)] for one in target])
+    distinct = {id(layer_target): layer_target for layer_target in target}
+    made = {key: function(layer_target) for key, layer_target in distinct.items()}
+    return jax.tree.map(_stacked, *[made[id(layer_target)] for layer_target in target])
 
 
 def _stacked(*numbers: Any) -> Any:
-    if all(isinstance(one, int) for one in numbers):
+    if all(isinstance(number, int) for number in numbers):
         return np.array(numbers)
     return jnp.stack([*map(jnp.asarray, numbers)])
 
@@ -91,7 +92,7 @@ class MaskRule:
     @functools.cached_property
     def layers(self) -> LayerView:
         """The parameter as layers, with the axes that it has."""
-        return LayerView.of_one(self.shape) if self.axes is None else self.axes.as_stored
+        return LayerView.of_shape(self.shape) if self.axes is None else self.axes.as_stored
 
     @property
     def of_layer(self) -> Structure:
@@ -208,7 +209,7 @@ class MaskRule:
         kept = by_layer(functools.partial(kept_units, structure, view.shape), sparsity)
         return view.mapped(functools.partial(keep_best, structure), scores, beside=[kept])
 
-    def own_mask(self, rule: Callable[[jax.Array, Any], jax.Array], scores: jax.Array, sparsity: Any) -> jax.Array:
+    def custom_mask(self, rule: Callable[[jax.Array, Any], jax.Array], scores: jax.Array, sparsity: Any) -> jax.Array:
         """The mask that a rule of the user's makes of the scores and the sparsity of every layer."""
         return self.layers.mapped(rule, scores, beside=[by_layer(as_number, sparsity)])
 

@@ -288,5 +288,5 @@ def _other_axes(structure: Channel | ConstantFanIn, ndim: int) -> tuple[int, ...
 def _block_grid(structure: Block, shape: tuple[int, ...]) -> tuple[tuple[list[int], list[int]], tuple[int, ...]]:
     """Blocks along each axis, entries of a block along each axis, and the axes that entries get when split."""
     block = [1] * (len(shape) - len(structure.block_shape)) + list(structure.block_shape)
-    grid = [-(-length // own) for length, own in zip(shape, block, strict=True)]
+    grid = [-(-length // size) for length, size in zip(shape, block, strict=True)]
     return (grid, block), tuple(range(1, 2 * len(shape), 2))

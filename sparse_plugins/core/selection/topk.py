@@ -20,7 +20,7 @@ from sparse_plugins.core.selection.kth_search import PIVOTS, Bracket, compared, 
 from sparse_plugins.core.transform.varying import varying_with
 from sparse_plugins.core.trees import common_dtype
 
-__all__ = ["exact_topk", "is_one_cpu", "of_one_type", "order_keys"]
+__all__ = ["exact_topk", "in_common_dtype", "is_single_cpu", "order_keys"]
 
 # What a chunk's hits are summed up to at the end costs as much as counting a few chunks: small arrays have small ones.
 _SMALL_CHUNK, _LARGE_CHUNK = 512, 16384
@@ -89,7 +89,7 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
         >>> [mask.tolist() for mask in exact_topk([jnp.array([3.0, 1.0]), jnp.array([3.0])], 1)]
         [[1, 0], [0]]
     """
-    scores = of_one_type([*map(jnp.asarray, scores)])
+    scores = in_common_dtype([*map(jnp.asarray, scores)])
     total = sum(map(jnp.size, scores))
     if total == 0:
         return [jnp.zeros(score.shape, jnp.uint8) for score in scores]
@@ -112,7 +112,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
         wanted,
         total,
         _highest_key(scores[0].dtype),
-        _pivots_of_sample(scores, wanted, total) if is_one_cpu() else None,
+        _pivots_of_sample(scores, wanted, total) if is_single_cpu() else None,
     )
 
     def mask(score: jax.Array, start: int) -> jax.Array:
@@ -122,8 +122,8 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     return [mask(score, start) for score, start in zip(scores, starts, strict=True)]
 
 
-def of_one_type(scores: Sequence[jax.Array]) -> list[jax.Array]:
-    """Scores whose keys can be compared: promoted to the widest dtype, all of one kind.
+def in_common_dtype(scores: Sequence[jax.Array]) -> list[jax.Array]:
+    """Scores whose keys can be compared: promoted to the widest dtype, all floats, all integers or all booleans.
 
     Args:
         scores: Real arrays; floats of 8 bits, which JAX promotes to nothing else, count as float32 beside others.
@@ -137,8 +137,8 @@ def of_one_type(scores: Sequence[jax.Array]) -> list[jax.Array]:
     if len(dtypes) == 1:
         return list(scores)
     dtypes = {jnp.dtype(jnp.float32) if _is_short_float(dtype) else dtype for dtype in dtypes}
-    kinds = (jnp.floating, jnp.signedinteger, jnp.unsignedinteger, jnp.bool_)
-    if not any(all(jnp.issubdtype(dtype, kind) for dtype in dtypes) for kind in (*kinds, jnp.complexfloating)):
+    families = (jnp.floating, jnp.signedinteger, jnp.unsignedinteger, jnp.bool_)
+    if not any(all(jnp.issubdtype(dtype, family) for dtype in dtypes) for family in (*families, jnp.complexfloating)):
         raise TypeError(f"scores of {', '.join(sorted(map(str, dtypes)))} cannot be ranked together; give one dtype.")
     widest = common_dtype(*dtypes)
     return [score.astype(widest) for score in scores]
@@ -153,7 +153,7 @@ def _highest_key(dtype: jnp.dtype) -> int:
     return (1 << (16 if half else 64 if dtype.itemsize == 8 else 32)) - 1
 
 
-def is_one_cpu() -> bool:
+def is_single_cpu() -> bool:
     """Whether all of this process runs on one CPU device, for which XLA compiles other programs well."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
@@ -184,7 +184,7 @@ def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.A
 
 def _counter(score: jax.Array, start: int, total: int) -> Counter:
     """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
-    if not is_one_cpu():
+    if not is_single_cpu():
         return functools.partial(_count_at_once, score, start, total)
     return functools.partial(_count_in_chunks, _sliceable(score.reshape(-1)), score.dtype, start, total)
 

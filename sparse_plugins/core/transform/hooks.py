@@ -100,7 +100,7 @@ class LeafPlans:
         dense = [NOT_PRUNED] * len(masks) if keeps_none else self.column(state.dense_params, "dense weights")
         columns = zip(self.leaves, jax.tree.leaves(params), masks, dense, strict=True)
         return self.tree(
-            [leaf.updater.latent_param(p, mask, own) if leaf.target else p for leaf, p, mask, own in columns]
+            [leaf.updater.latent_param(p, mask, weights) if leaf.target else p for leaf, p, mask, weights in columns]
         )
 
 
@@ -215,7 +215,10 @@ class UpdaterHooks(abc.ABC):
         if has_groups and not stands_for_params(tree):
             structures, channels = channels_of_leaves(structures, names, [*map(np.shape, leaves)])
         columns = zip(structures, leaves, axes, names, channels, strict=True)
-        return [MaskRule(structure, np.shape(leaf), known, name, own) for structure, leaf, known, name, own in columns]
+        return [
+            MaskRule(structure, np.shape(leaf), known, name, leaf_channels)
+            for structure, leaf, known, name, leaf_channels in columns
+        ]
 
     def channel_pools(self, tree: PyTree) -> ChannelPools:
         """The groups of channels whose masks several leaves share."""
@@ -234,7 +237,8 @@ class UpdaterHooks(abc.ABC):
         """By leaf 0 if its scores are compared among themselves, else a number that all share whose scores are."""
         rules, rankings = self.mask_rules(params), jax.tree.leaves(self.rankings(params))
         numbers = [
-            rule.channels[0].together if rule.channels else own for rule, own in zip(rules, rankings, strict=True)
+            rule.channels[0].together if rule.channels else ranking
+            for rule, ranking in zip(rules, rankings, strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(params), numbers)
 

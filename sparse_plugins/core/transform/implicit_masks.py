@@ -103,7 +103,7 @@ def beside_zero(param: jax.Array, update: jax.Array) -> jax.Array:
     limits = jnp.finfo(param.dtype)
     # float16 is computed in float32 or with its denormals, and its smallest normal number is no small weight.
     tiny = limits.smallest_subnormal if param.dtype == jnp.float16 else limits.tiny
-    own = param.astype(wide)
-    beside = jnp.maximum(jnp.abs(own) * jnp.finfo(wide).eps, jnp.asarray(tiny, wide))
-    lost = jnp.abs((own + update.astype(wide)).astype(param.dtype)) < jnp.asarray(tiny, param.dtype)
-    return jnp.where(lost, jnp.copysign(beside, own) - own, update.astype(wide))
+    current = param.astype(wide)
+    beside = jnp.maximum(jnp.abs(current) * jnp.finfo(wide).eps, jnp.asarray(tiny, wide))
+    lost = jnp.abs((current + update.astype(wide)).astype(param.dtype)) < jnp.asarray(tiny, param.dtype)
+    return jnp.where(lost, jnp.copysign(beside, current) - current, update.astype(wide))

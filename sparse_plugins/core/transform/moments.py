@@ -113,8 +113,8 @@ def check_restartable(init: Callable[[PyTree], PyTree], state: PyTree, params: P
     def is_odd(shape: tuple[int, ...], owner: int | None) -> bool:
         if owner is None:
             return shape != ()
-        own = jnp.shape(weights[owner])
-        return pruned[owner] and not _has_entry_per_weight(shape, own) and not _is_shared(shape, own)
+        param_shape = jnp.shape(weights[owner])
+        return pruned[owner] and not _has_entry_per_weight(shape, param_shape) and not _is_shared(shape, param_shape)
 
     owned = zip(leaves, owners(state, params), strict=True)
     odd = [i for i, ((_, leaf), owner) in enumerate(owned) if is_odd(jnp.shape(leaf), owner)]
@@ -179,18 +179,18 @@ def _parts(node: PyTree, params: PyTree) -> list[Any] | None:
         return None
 
 
-def _without_history(shape: tuple[int, ...], own: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of a leaf that belong to the weights of a parameter of shape `own`; any before are its own."""
-    return shape[-len(own) :] if shape[-len(own) :] == own else shape
+def _without_history(shape: tuple[int, ...], param_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a leaf that belong to the weights of a parameter; any axes before them hold its history."""
+    return shape[-len(param_shape) :] if shape[-len(param_shape) :] == param_shape else shape
 
 
-def _has_entry_per_weight(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
+def _has_entry_per_weight(shape: tuple[int, ...], param_shape: tuple[int, ...]) -> bool:
     """Axes of length 1 do not count: where a parameter is a column, its factored moments are its moments."""
     long_axes = lambda axes: [length for length in axes if length != 1]  # noqa: E731
-    return long_axes(_without_history(shape, own)) == long_axes(own)
+    return long_axes(_without_history(shape, param_shape)) == long_axes(param_shape)
 
 
-def _is_shared(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
+def _is_shared(shape: tuple[int, ...], param_shape: tuple[int, ...]) -> bool:
     """Whether axes of the parameter are left out, in order, or shrunk to one entry."""
-    axes = iter(own)
-    return math.prod(shape) < math.prod(own) and all(length in axes for length in shape if length != 1)
+    axes = iter(param_shape)
+    return math.prod(shape) < math.prod(param_shape) and all(length in axes for length in shape if length != 1)

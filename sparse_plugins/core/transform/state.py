@@ -129,9 +129,11 @@ def check_state(params: PyTree, opt_state: PyTree, layers: Layers | None = None)
             check_stored(mask, param.shape, name)
     if state.dense_params != ():
         dense = aligned(params, state.dense_params, "dense weights")
-        for name, param, own in zip(leaf_names(params), jax.tree.leaves(params), dense, strict=True):
-            if is_pruned(own) and own.shape != param.shape:
-                raise ValueError(f"the dense weights of {name!r} have shape {own.shape}, the parameter {param.shape}.")
+        for name, param, weights in zip(leaf_names(params), jax.tree.leaves(params), dense, strict=True):
+            if is_pruned(weights) and weights.shape != param.shape:
+                raise ValueError(
+                    f"the dense weights of {name!r} have shape {weights.shape}, the parameter {param.shape}."
+                )
     columns = list(zip(leaf_names(params), jax.tree.leaves(params), masks, targets, strict=True))
     # Before the first step the zeros of parameters are no masks yet.
     unread = lambda mask: isinstance(mask, InZeros) and int(state.count) == 0  # noqa: E731

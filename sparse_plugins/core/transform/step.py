@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.checks import check_changes, check_params, check_update
-from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, map_pruned, own_leaves, unpack
+from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, map_pruned, unpack, visible_leaves
 from sparse_plugins.core.transform.cond import fresh_if, masks_alone, refreshed_if
 from sparse_plugins.core.transform.hooks import LeafPlan, LeafPlans, UpdaterHooks
 from sparse_plugins.core.transform.implicit_masks import beside_zero, forget_masks, masks_if, masks_of_step
@@ -16,7 +16,7 @@ from sparse_plugins.core.transform.moments import check_inner, reset_pruned
 from sparse_plugins.core.transform.skipped_steps import accumulation_periods
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state
 from sparse_plugins.core.transform.varying import masks_varying_with
-from sparse_plugins.core.transform.walk import one_walk
+from sparse_plugins.core.transform.walk import shared_walk
 from sparse_plugins.core.trees import PyTree, stands_for_params
 
 __all__ = ["ZEROS_NEED_GRAPH", "refreshed_state", "sparse_transformation"]
@@ -52,7 +52,7 @@ def sparse_transformation(
     is_ours = type(updater).update_state.__module__.startswith(f"{__name__.partition('.')[0]}.")
     changes = ["masks"] if is_ours else None
 
-    @one_walk()
+    @shared_walk()
     def init(params: PyTree) -> SparseState:
         check_params(updater, params)
         inner_state = inner.init(params)
@@ -93,7 +93,7 @@ def sparse_transformation(
 
         return masks_if(due, fresh, params, masks) if in_zeros else fresh_if(due, fresh, masks)
 
-    @one_walk()
+    @shared_walk()
     def update(
         updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparseState]:
@@ -134,12 +134,12 @@ def sparse_transformation(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@one_walk()
+@shared_walk()
 def refreshed_state(
     updater: UpdaterHooks, state: SparseState, params: PyTree, grads: PyTree | None, **extra: Any
 ) -> SparseState:
     """The state with masks that change now; see `BaseUpdater.refresh`."""
-    params, grads = own_leaves(params, state.masks), None if grads is None else own_leaves(grads, state.masks)
+    params, grads = visible_leaves(params, state.masks), None if grads is None else visible_leaves(grads, state.masks)
     check_update(updater, grads, state, params)
     if updater.masks_follow_weights:
         return state
@@ -173,7 +173,7 @@ def _inner_gradients(plans: LeafPlans, grads: Sequence[Any], latent: Sequence[An
 def _held(plans: LeafPlans, updates: Sequence[Any], step: Any) -> list[Any]:
     """Updates that are 0 in a step that updates masks, where an updater says so and prunes anything."""
     updaters = {id(leaf.updater): leaf.updater for leaf in plans.leaves if leaf.target}
-    due = {key: one.is_refresh_due(step) for key, one in updaters.items() if one.skip_gradients}
+    due = {key: updater.is_refresh_due(step) for key, updater in updaters.items() if updater.skip_gradients}
     held = lambda due, u: u if due is False else jnp.where(due, jnp.zeros((), u.dtype), u)  # noqa: E731
     columns = zip(plans.leaves, updates, strict=True)
     return [held(due[id(leaf.updater)], u) if id(leaf.updater) in due else u for leaf, u in columns]
@@ -195,10 +195,10 @@ def _landed(
 ) -> list[Any]:
     """Updates that take parameters onto their masks; with masks in zeros, what is in use stops beside 0."""
 
-    def landed(leaf: LeafPlan, update: Any, param: Any, own: Any, mask: Any) -> Any:
+    def landed(leaf: LeafPlan, update: Any, param: Any, dense_weight: Any, mask: Any) -> Any:
         if not leaf.target:
             return update
-        update = leaf.updater.landed(update, param, own, mask)
+        update = leaf.updater.landed(update, param, dense_weight, mask)
         return jnp.where(unpack(mask, param.shape), beside_zero(param, update), update) if in_zeros else update
 
     columns = zip(plans.leaves, updates, params, dense, masks, strict=True)

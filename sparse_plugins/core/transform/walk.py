@@ -10,7 +10,7 @@ import numpy as np
 
 from sparse_plugins.core.trees import PyTree
 
-__all__ = ["once", "one_walk"]
+__all__ = ["once", "shared_walk"]
 
 T = TypeVar("T")
 
@@ -18,16 +18,16 @@ _made: contextvars.ContextVar[dict[tuple, tuple[Any, Any]] | None] = contextvars
 
 
 @contextlib.contextmanager
-def one_walk() -> Iterator[None]:
+def shared_walk() -> Iterator[None]:
     """Around one init, update or refresh: inside, `once` makes nothing twice; afterwards all of it is forgotten.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> with one_walk():
+        >>> with shared_walk():
         ...     once("me", "plan", {"w": jnp.ones(2)}, lambda: 1), once("me", "plan", {"w": jnp.zeros(2)}, lambda: 2)
         (1, 1)
     """
-    if _made.get() is not None:  # inside another one
+    if _made.get() is not None:  # inside another
         yield
         return
     token = _made.set({})
@@ -47,7 +47,7 @@ def once(owner: Any, what: str, tree: PyTree, make: Callable[[], T]) -> T:
         make: Makes it; of values of the tree it may read nothing.
 
     Returns:
-        What was made first; outside of `one_walk` it is made at every call.
+        What was made first; outside of `shared_walk` it is made at every call.
     """
     made = _made.get()
     if made is None:

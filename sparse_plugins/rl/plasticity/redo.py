@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.checks import has_own_rule
+from sparse_plugins.core.checks import has_custom_topk
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
@@ -21,8 +21,8 @@ from sparse_plugins.core.masks import (
     is_pruned,
     kept,
     map_pruned,
-    own_leaves,
     pack,
+    visible_leaves,
 )
 from sparse_plugins.core.selection.random_scores import key_words, leaf_keys, random_score
 from sparse_plugins.core.selection.structured_topk import rank_active_first, regrow_mask
@@ -196,7 +196,7 @@ def check_growable(params: PyTree, opt_state: PyTree, updater: BaseUpdater) -> N
             f"masks of {type(updater).__name__} follow the dense weights behind them, so that what is grown would be "
             "gone at the next step; use recycle_inside_mask."
         )
-    if has_own_rule(updater):
+    if has_custom_topk(updater):
         raise ValueError(
             f"masks of {type(updater).__name__} come from its own topk_fn, which growth of single weights would break; "
             "use recycle_inside_mask, or sparsity_type in place of topk_fn."
@@ -284,7 +284,7 @@ def _with_masks(opt_state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
         return new.astype(jnp.uint8) if old.shape == param.shape else pack(new)
 
     def replaced(state: SparseState) -> SparseState:
-        own, new = own_leaves(params, state.masks), own_leaves(masks, state.masks)
+        own, new = visible_leaves(params, state.masks), visible_leaves(masks, state.masks)
         return state._replace(masks=map_pruned(like, own, state.masks, new, otherwise=lambda *_: NOT_PRUNED))
 
     return map_sparse_states(replaced, opt_state)
@@ -300,7 +300,7 @@ def _with_latent(opt_state: PyTree, params: PyTree, latent: PyTree, untouched: P
             return inner_state
         if node.dense_params == ():
             return node._replace(inner_state=inner_state)
-        own, new = own_leaves(params, node.masks), own_leaves(latent, node.masks)
+        own, new = visible_leaves(params, node.masks), visible_leaves(latent, node.masks)
         dense = map_pruned(lambda p, d, n: n, own, node.dense_params, new, otherwise=lambda p, n: NOT_PRUNED)
         return node._replace(inner_state=inner_state, dense_params=dense)
 
