@@ -20,7 +20,7 @@ import optax
 
 from experiments.benchmarks.timing import interleave, table
 from sparse_plugins import core, fed
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, VmapBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, VmapBackend
 
 fedjax = fed.import_fedjax()
 

@@ -16,7 +16,7 @@ from experiments.harness.cells import Run
 from sparse_plugins import core, fed
 from sparse_plugins.fed import datasets
 from sparse_plugins.fed.aggregation import Aggregation
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend
 from sparse_plugins.fed.ledger import DELIVERED
 
 fedjax = fed.import_fedjax()

@@ -13,7 +13,7 @@ from experiments.harness.variants import VariantSettings, plan_of
 from experiments.hostile.clients import Attack, HostileBackend
 from sparse_plugins import fed
 from sparse_plugins.fed import datasets
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend
 
 fedjax = fed.import_fedjax()
 

@@ -12,7 +12,7 @@ from experiments.hostile.federated import HostileSettings, config_of
 from sparse_plugins import core, fed
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed import datasets
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend
 from sparse_plugins.fed.fedjax.client_training import mean_gradient
 from sparse_plugins.fed.growth import ranked, strongest_pruned
 from sparse_plugins.fed.mask_change import replaced_per_layer

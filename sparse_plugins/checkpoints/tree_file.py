@@ -25,7 +25,7 @@ __all__ = ["read_tree", "write_tree"]
 
 _MANIFEST = "manifest.npy"
 _LARGEST_MANIFEST = 1 << 28  # curves of long runs, and the games of vectors of environments
-_PYTHON = {f"Python {kind.__name__}": kind for kind in (bool, int, float)}
+_PYTHON = {f"Python {python_type.__name__}": python_type for python_type in (bool, int, float)}
 
 # Name, dtype or Python type, and shape.
 _Description = tuple[str, str, list[int]]
@@ -123,7 +123,7 @@ def _manifest(archive: zipfile.ZipFile) -> tuple[list[_Description], list[Any], 
     try:
         match json.loads(read_bytes(archive, _MANIFEST, _LARGEST_MANIFEST)):
             case {"leaves": list(leaves), "extra": extra, **rest} if all(map(_is_leaf, leaves)):
-                described = [(name, kind, shape) for name, kind, shape, _ in leaves]
+                described = [(name, dtype, shape) for name, dtype, shape, _ in leaves]
                 identity = rest.get("updater")  # older files have none
                 return described, [leaf[3] for leaf in leaves], extra, identity if isinstance(identity, str) else None
     except (ValueError, RecursionError) as error:
@@ -133,8 +133,8 @@ def _manifest(archive: zipfile.ZipFile) -> tuple[list[_Description], list[Any], 
 
 def _is_leaf(leaf: Any) -> bool:
     match leaf:
-        case [str(), str(kind), list(), content]:
-            return type(content) is _PYTHON.get(kind, str)
+        case [str(), str(dtype), list(), content]:
+            return type(content) is _PYTHON.get(dtype, str)
     return False
 
 
@@ -160,7 +160,7 @@ def _restored(archive: zipfile.ZipFile, i: int, leaf: Any, content: Any) -> Any:
 
 def _difference(what: str, stored: list[_Description], wanted: list[_Description]) -> str:
     """What the leaves of a checkpoint that are others than those asked for have to say."""
-    old, new = ({name: f"{kind}{shape}" for name, kind, shape in leaves} for leaves in (stored, wanted))
+    old, new = ({name: f"{dtype}{shape}" for name, dtype, shape in leaves} for leaves in (stored, wanted))
     if _has_masks(new) and not _has_masks(old):
         return (
             f"{what} is that of a dense run: it holds no masks, and a sparse run can't go on from it. Restore the "

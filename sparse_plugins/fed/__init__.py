@@ -18,8 +18,8 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.checkpoints import Checkpoint, Checkpoints
     from sparse_plugins.fed.faults import Faults
     from sparse_plugins.fed.fedjax import datasets as datasets
+    from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend, VmapBackend
     from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend
-    from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend
     from sparse_plugins.fed.fedjax.client_widths import ClientWidths
     from sparse_plugins.fed.fedjax.compat import import_fedjax
     from sparse_plugins.fed.fedjax.metered import MeteredBackend
@@ -51,7 +51,7 @@ else:
         "fed.checkpoints": ("Checkpoint", "Checkpoints"),
         "fed.faults": ("Faults",),
         "fed.fedjax.backends.distributed": ("DistributedBackend",),
-        "fed.fedjax.backends.in_one_call": ("ScanBackend", "ShardedBackend", "VmapBackend"),
+        "fed.fedjax.backends.batched": ("ScanBackend", "ShardedBackend", "VmapBackend"),
         "fed.fedjax.client_widths": ("ClientWidths",),
         "fed.fedjax.compat": ("import_fedjax",),
         "fed.mask_in_params": ("sparse_broadcast",),

@@ -122,14 +122,14 @@ class Ledger:
             >>> list(Ledger.from_csv(ledger.to_csv())) == list(ledger)
             True
         """
-        kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Entry)}
+        column_types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Entry)}
         reader = csv.DictReader(io.StringIO(text))
         try:
-            if (names := reader.fieldnames) in (list(kinds), list(kinds)[:-1]):
-                return cls(_entry(row, kinds) for row in reader)
+            if (names := reader.fieldnames) in (list(column_types), list(column_types)[:-1]):
+                return cls(_entry(row, column_types) for row in reader)
         except (TypeError, ValueError, KeyError, csv.Error) as error:
             raise ValueError(f"line {reader.line_num} of the ledger is damaged: {error}") from error
-        raise ValueError(f"a ledger has the columns {', '.join(kinds)}; this file has {names}.")
+        raise ValueError(f"a ledger has the columns {', '.join(column_types)}; this file has {names}.")
 
     def save(self, path: str | Path) -> None:
         """Writes the CSV in one piece: a crash leaves the file before or the new one, never a half."""
@@ -139,8 +139,8 @@ class Ledger:
         os.replace(half, path)
 
 
-def _entry(row: dict[str, Any], kinds: dict[str, Any]) -> Entry:
+def _entry(row: dict[str, Any], column_types: dict[str, Any]) -> Entry:
     missing = [name for name, value in row.items() if value is None]
     if missing:
         raise ValueError(f"it has no {' and no '.join(missing)}; a line has {len(row)} columns.")
-    return Entry(**{name: kinds[name](value) for name, value in row.items()})
+    return Entry(**{name: column_types[name](value) for name, value in row.items()})

@@ -212,7 +212,7 @@ class Exchange:
         place: int,
         values: PyTree,
         masks: PyTree | None = None,
-        kind: Literal["up", "growth"] = "up",
+        purpose: Literal["up", "growth"] = "up",
         asked: Check | None = None,
     ) -> Message | None:
         """Takes a client's message through the channel.
@@ -221,15 +221,15 @@ class Exchange:
             place: The client's place in the list.
             values: An update or a growth signal.
             masks: uint8 masks of what is to be sent of it; None: those of the broadcast.
-            kind: 'up' for the update, which decides on the client's status; 'growth' for a growth signal.
+            purpose: 'up' for the update, which decides on the client's status; 'growth' for a growth signal.
             asked: Which masks the server takes (`fed.replies`); None: those of the broadcast and no others.
 
         Returns:
             The message as the server decodes it; None if it is refused or never arrives.
         """
         asked = exactly(self._held) if asked is None else asked
-        message, status = self._through_channel(place, values, self._held if masks is None else masks, kind, asked)
-        if kind == "up":
+        message, status = self._through_channel(place, values, self._held if masks is None else masks, purpose, asked)
+        if purpose == "up":
             self._status[place] = status
         else:
             self._growth_status[place] = status
@@ -251,23 +251,23 @@ class Exchange:
         return [] if DELIVERED in self._growth_status else [status for status in self._growth_status if status]
 
     def _through_channel(
-        self, place: int, values: PyTree, masks: PyTree, kind: Literal["up", "growth"], asked: Check
+        self, place: int, values: PyTree, masks: PyTree, purpose: Literal["up", "growth"], asked: Check
     ) -> tuple[Message | None, str]:
         wire, max_norm, like = self._channel.wire, self._channel.max_norm, self._received.values
-        base = self._held if kind == "up" else None
+        base = self._held if purpose == "up" else None
         binding = dataclasses.replace(
-            self._binding, message="update" if kind == "up" else "growth", client=name_of(self._clients[place])
+            self._binding, message="update" if purpose == "up" else "growth", client=name_of(self._clients[place])
         )
         try:
             payload = encode(masks, values, dtype=wire.up, base=base, zstd=wire.zstd, binding=binding)
         except ValueError as error:
             return None, f"nothing to send: {error}"
-        self._bytes[place][kind] = len(payload)
+        self._bytes[place][purpose] = len(payload)
         arrived = self._channel.faults.deliver(self._round, self._clients[place], payload)
         if arrived is None:
             return None, "too late"
-        reply = read_reply(arrived, like, base, binding, asked, max_norm if kind == "up" else None)
-        if kind == "up":
+        reply = read_reply(arrived, like, base, binding, asked, max_norm if purpose == "up" else None)
+        if purpose == "up":
             self._norms[place] = reply.norm
         return reply.message, reply.status
 

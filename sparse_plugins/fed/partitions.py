@@ -91,7 +91,7 @@ def shard_partition(labels: Array, num_clients: int, shards: int, seed: int) -> 
     by_class = by_class[np.argsort(labels[by_class], kind="stable")]
     pieces = np.array_split(by_class, total)
     dealt = rng.permutation(total).reshape(num_clients, shards)
-    return [np.sort(np.concatenate([pieces[piece] for piece in own])) for own in dealt]
+    return [np.sort(np.concatenate([pieces[piece] for piece in shares])) for shares in dealt]
 
 
 def _checked(labels: Array, num_clients: int) -> Array:

@@ -61,15 +61,16 @@ def state_axes(state: PyTree, params: PyTree, param_axes: PyTree, devices: int |
 
 
 def _shared_axes(
-    shape: tuple[int, ...], own: tuple[int, ...], names: Sequence[str | None], devices: int
+    shape: tuple[int, ...], param_shape: tuple[int, ...], names: Sequence[str | None], devices: int
 ) -> PartitionSpec | None:
-    """Names of the axes of `shape` that are axes of a parameter of shape `own`."""
-    names = (*names, *[None] * (len(own) - len(names)))
-    leading = len(shape) - len(own)
+    """Names of the axes of `shape` that are axes of the parameter."""
+    names = (*names, *[None] * (len(param_shape) - len(names)))
+    leading = len(shape) - len(param_shape)
     if leading >= 0:
-        triples = zip(shape[leading:], own, names, strict=True)
+        triples = zip(shape[leading:], param_shape, names, strict=True)
         return PartitionSpec(*[None] * leading, *[n if _divides_as(a, b, devices) else None for a, b, n in triples])
-    ways = [way for way in itertools.combinations(range(len(own)), len(shape)) if shape == tuple(own[i] for i in way)]
+    chosen = itertools.combinations(range(len(param_shape)), len(shape))
+    ways = [way for way in chosen if shape == tuple(param_shape[i] for i in way)]
     return PartitionSpec(*[names[i] for i in ways[0]]) if len(ways) == 1 else None
 
 

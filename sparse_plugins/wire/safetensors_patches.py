@@ -29,7 +29,11 @@ _Tensor = tuple[str, memoryview]  # dtype and bytes
 
 _LENGTH = struct.Struct("<Q")
 _TYPES = {
-    **{f"{kind}{bits}": f"{short}{bits}" for kind, short in (("int", "I"), ("uint", "U")) for bits in (8, 16, 32, 64)},
+    **{
+        f"{family}{bits}": f"{short}{bits}"
+        for family, short in (("int", "I"), ("uint", "U"))
+        for bits in (8, 16, 32, 64)
+    },
     **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
     **{"bool": "BOOL", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
 }
@@ -153,10 +157,10 @@ def _patched(leaf: Leaf, old: Any, tensors: dict[str, _Tensor], encoding: str) -
         if f"{leaf.name}.val" in tensors:
             raise CodecError(f"tensor {leaf.name!r} has values without positions.")
         return array
-    kind, content = tensors[name]
-    if kind not in _INDEX_TYPES[encoding]:
-        raise CodecError(f"tensor {name!r} has dtype {kind}; positions written as {encoding!r} never have.")
-    places = np.frombuffer(content, f"<{kind[0].lower()}{int(kind[1:]) // 8}").astype(np.int64)
+    dtype, content = tensors[name]
+    if dtype not in _INDEX_TYPES[encoding]:
+        raise CodecError(f"tensor {name!r} has dtype {dtype}; positions written as {encoding!r} never have.")
+    places = np.frombuffer(content, f"<{dtype[0].lower()}{int(dtype[1:]) // 8}").astype(np.int64)
     if encoding == "gap_delta":
         places = np.cumsum(places + 1) - 1
     if places.size and (np.any(np.diff(places) <= 0) or places[0] < 0 or places[-1] >= leaf.size):
@@ -168,10 +172,10 @@ def _patched(leaf: Leaf, old: Any, tensors: dict[str, _Tensor], encoding: str) -
 def _tensor(tensors: dict[str, _Tensor], name: str, leaf: Leaf, count: int) -> Array:
     if name not in tensors:
         raise CodecError(f"tensor {name!r} is missing.")
-    kind, content = tensors[name]
-    if kind != _TYPES.get(leaf.dtype.name) or len(content) != count * leaf.dtype.itemsize:
+    dtype, content = tensors[name]
+    if dtype != _TYPES.get(leaf.dtype.name) or len(content) != count * leaf.dtype.itemsize:
         raise CodecError(
-            f"tensor {name!r} has dtype {kind} and {len(content)} bytes; {count} entries of {leaf.dtype} are due."
+            f"tensor {name!r} has dtype {dtype} and {len(content)} bytes; {count} entries of {leaf.dtype} are due."
         )
     return np.frombuffer(content, np.uint8).view(leaf.dtype).copy()
 
@@ -219,7 +223,7 @@ def _opened(patch: Buffer) -> tuple[dict[str, _Tensor], dict[str, str]]:
         header = json.loads(bytes(view[_LENGTH.size : front]))
         metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
         entries = [(name, str(entry["dtype"]), *map(int, entry["data_offsets"])) for name, entry in header.items()]
-        places = {name: (kind, start, end) for name, kind, start, end in entries}
+        places = {name: (dtype, start, end) for name, dtype, start, end in entries}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise CodecError(f"the header of this safetensors file can't be read: {error!r}.") from error
     if metadata.get("format") != _FORMAT:
@@ -228,4 +232,4 @@ def _opened(patch: Buffer) -> tuple[dict[str, _Tensor], dict[str, str]]:
     for name, (_, start, end) in places.items():
         if not 0 <= start <= end <= room:
             raise CodecError(f"tensor {name!r} lies at {start} to {end} of {room} bytes: the file was cut off.")
-    return {name: (kind, view[front + start : front + end]) for name, (kind, start, end) in places.items()}, metadata
+    return {name: (dtype, view[front + start : front + end]) for name, (dtype, start, end) in places.items()}, metadata

@@ -13,7 +13,7 @@ from experiments.hostile.federated import HostileSettings
 from experiments.hostile.growth import shares
 from experiments.registry import LAYOUTS
 from sparse_plugins import fed
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend
 
 fedjax = fed.import_fedjax()
 

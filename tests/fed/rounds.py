@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from sparse_plugins import fed
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend
 from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend
 
 fedjax = fed.import_fedjax()
 algorithms = fedjax.algorithms

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.backends import distributed
-from sparse_plugins.fed.fedjax.backends.in_one_call import ScanBackend, ShardedBackend, VmapBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend, VmapBackend
 from tests.fed import rounds
 from tests.quick import FLAGS
 

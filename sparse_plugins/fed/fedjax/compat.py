@@ -158,8 +158,8 @@ def _deferred_tensorflow() -> Iterator[None]:
         del sys.modules["tensorflow"]
 
 
-def _is_scalar_type(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, np.generic)
+def _is_scalar_type(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, np.generic)
 
 
 def _split_over(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:

@@ -97,7 +97,7 @@ def read_idx(path: Path) -> Array:
 
 
 def _split(folder: Path, split: str) -> tuple[Array, Array]:
-    paths = {kind: _find(folder, split, kind) for kind in _FORMS}
+    paths = {content: _find(folder, split, content) for content in _FORMS}
     images, labels = (read_idx(path) for path in paths.values())
     if images.ndim != 3 or images.shape[1:] != (_SIDE, _SIDE) or labels.ndim != 1 or len(images) != len(labels):
         raise IdxFileError(
@@ -109,22 +109,22 @@ def _split(folder: Path, split: str) -> tuple[Array, Array]:
     return images, labels.astype(np.int32)
 
 
-def _find(folder: Path, split: str, kind: str) -> Path:
+def _find(folder: Path, split: str, content: str) -> Path:
     if not folder.is_dir():
         raise IdxFileError(f"{folder} is no folder: name the one that holds the files of the data set.")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     fitting = {
         path.name.removesuffix(".gz"): path  # the last one of two, which is not compressed
         for path in reversed(files)
-        if kind in path.name and _FORMS[kind] in path.name and any(word in path.name for word in _WORDS[split])
+        if content in path.name and _FORMS[content] in path.name and any(word in path.name for word in _WORDS[split])
     }
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     if fitting:
         raise IdxFileError(f"{folder} holds {', '.join(sorted(fitting))}: keep one data set in a folder of its own.")
     raise IdxFileError(
-        f"{folder} has no {_WORDS[split][0]}-{kind}-{_FORMS[kind]}-ubyte, compressed by gzip or not; it needs images"
-        " and labels for train and t10k (or test), and holds"
+        f"{folder} has no {_WORDS[split][0]}-{content}-{_FORMS[content]}-ubyte, compressed by gzip or not; it needs"
+        " images and labels for train and t10k (or test), and holds"
         f" {', '.join(path.name for path in files) or 'nothing'}."
     )
 

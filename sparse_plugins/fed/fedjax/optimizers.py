@@ -113,8 +113,8 @@ def sparse_server_optimizer(
     dense = optax_transformation(optimizer)
     updater = with_fields(updater, skip_gradients=False)
     compiled, compiled_with_masks_as_they_are = (
-        fedjax.optimizers.create_optimizer_from_optax(one.wrap_optax(dense))
-        for one in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))
+        fedjax.optimizers.create_optimizer_from_optax(variant.wrap_optax(dense))
+        for variant in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))
     )
 
     first_check = FirstCheck(updater)

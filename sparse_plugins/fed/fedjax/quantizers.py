@@ -89,9 +89,9 @@ def survivors_only(aggregator: fedjax.aggregators.Aggregator) -> fedjax.aggregat
 def _gathered(update: PyTree, places: PyTree) -> list[jax.Array]:
     """Vectors of the kept weights; leaves without any are left out, and none is all zeros (some divide by norms)."""
     vectors = [
-        jnp.asarray(leaf).reshape(-1)[own]
-        for leaf, own in zip(jax.tree.leaves(update), jax.tree.leaves(places), strict=True)
-        if own.size
+        jnp.asarray(leaf).reshape(-1)[kept]
+        for leaf, kept in zip(jax.tree.leaves(update), jax.tree.leaves(places), strict=True)
+        if kept.size
     ]
     return [jnp.where(jnp.any(vector != 0), vector, jnp.asarray(_NEXT_TO_NOTHING, vector.dtype)) for vector in vectors]
 
@@ -100,9 +100,9 @@ def _scattered(vectors: list[jax.Array], places: PyTree, like: PyTree) -> Any:
     rest = iter(vectors)
     leaves, treedef = jax.tree.flatten(like)
     whole = [
-        jnp.zeros(leaf.size, leaf.dtype).at[own].set(next(rest)).reshape(leaf.shape)
-        if own.size
+        jnp.zeros(leaf.size, leaf.dtype).at[kept].set(next(rest)).reshape(leaf.shape)
+        if kept.size
         else jnp.zeros_like(leaf)
-        for leaf, own in zip(leaves, jax.tree.leaves(places), strict=True)
+        for leaf, kept in zip(leaves, jax.tree.leaves(places), strict=True)
     ]
     return jax.tree.unflatten(treedef, whole)

@@ -305,7 +305,7 @@ class _Averaging:
             client, data, rng = present[place]
             key = jax.random.wrap_key_data(state.opt_state.rng, impl="threefry2x32")
             words = jax.random.key_data(jax.random.fold_in(key, zlib.crc32(repr(client).encode())))
-            own = state.opt_state._replace(rng=words)
-            if grads is None or can_change_masks(updater, own, exchange.params, grads, delta=grads):
-                own = self.server.refresh(own, exchange.params, grads)
-            yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, own.masks)}
+            opt_state = state.opt_state._replace(rng=words)
+            if grads is None or can_change_masks(updater, opt_state, exchange.params, grads, delta=grads):
+                opt_state = self.server.refresh(opt_state, exchange.params, grads)
+            yield place, self._batches(data), {"rng": rng, "masks": core.unpack_masks(exchange.params, opt_state.masks)}

@@ -97,7 +97,7 @@ def sparsify(
         return optimizer.apply(jax.tree.map(jnp.subtract, before, after), opt_state, before)
 
     def apply(state: SparsifiedState, clients: Any) -> tuple[SparsifiedState, Any]:
-        inner, diagnostics = algorithm.apply(_with_own_clients(state.inner), clients)
+        inner, diagnostics = algorithm.apply(_with_copied_clients(state.inner), clients)
         steps = zip(_models(state.inner), _models(inner), state.opt_states, strict=True)
         moved = [move(*step) for step in steps]
         opt_states, models = ([pair[i] for pair in moved] for i in (0, 1))
@@ -123,7 +123,7 @@ def _with_models(state: Any, models: list[PyTree]) -> Any:
     return dataclasses.replace(state, params=models[0])
 
 
-def _with_own_clients(state: Any) -> Any:
+def _with_copied_clients(state: Any) -> Any:
     """A state whose clients can be changed in place, as `apfl` does, while the state before stays as it was."""
     personal = getattr(state, "client_states", None)
     return dataclasses.replace(state, client_states=dict(personal)) if isinstance(personal, Mapping) else state
@@ -136,5 +136,8 @@ def _with_personal_models(state: Any, server: PyTree, opt_state: core.SparseStat
     # Masks that are not stored are the zeros of the server's model, not of a client's.
     masks = core.unpack_masks(server, find_sparse_state(opt_state).masks)
     onto_mask = lambda params: mark_in_use(core.apply_masks(params, masks), masks)  # noqa: E731
-    moved = {client: dataclasses.replace(own, params=onto_mask(own.params)) for client, own in personal.items()}
+    moved = {
+        client: dataclasses.replace(client_state, params=onto_mask(client_state.params))
+        for client, client_state in personal.items()
+    }
     return dataclasses.replace(state, client_states=moved)

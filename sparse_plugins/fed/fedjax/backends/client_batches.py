@@ -26,18 +26,23 @@ def runs(batches: Iterable[Any], longest: int) -> Iterator[list[Any]]:
 def runs_of_group(clients: Sequence[Iterable[Any]], longest: int) -> Iterator[list[list[Any]]]:
     """Runs of several clients, of the same shapes at a time; a client whose next batches have others waits: []."""
     rest = [runs(batches, longest) for batches in clients]
-    heads = [next(own, []) for own in rest]
+    heads = [next(client_runs, []) for client_runs in rest]
     while any(heads):
         shapes = next(_shapes(head[0]) for head in heads if head)
         turn = [bool(head) and _shapes(head[0]) == shapes for head in heads]
         yield [head if now else [] for head, now in zip(heads, turn, strict=True)]
-        heads = [next(own, []) if now else head for own, head, now in zip(rest, heads, turn, strict=True)]
+        heads = [
+            next(client_runs, []) if now else head for client_runs, head, now in zip(rest, heads, turn, strict=True)
+        ]
 
 
 def similar_groups(clients: Clients, size: int) -> Iterator[list[tuple[Any, list[Any], Any]]]:
     """Clients in groups, the largest of those ahead first; their batches as lists."""
     clients = iter(clients)
-    while ahead := [(name, list(batches), own) for name, batches, own in itertools.islice(clients, size * LOOKAHEAD)]:
+    while ahead := [
+        (name, list(batches), client_input)
+        for name, batches, client_input in itertools.islice(clients, size * LOOKAHEAD)
+    ]:
         ahead.sort(key=lambda client: len(client[1]), reverse=True)
         for start in range(0, len(ahead), size):
             yield ahead[start : start + size]

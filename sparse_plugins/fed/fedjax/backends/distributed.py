@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sparse_plugins.fed.fedjax.backends.batched import ForEachClient, Results, ScanBackend
 from sparse_plugins.fed.fedjax.backends.client_batches import Clients
-from sparse_plugins.fed.fedjax.backends.in_one_call import ForEachClient, Results, ScanBackend
 
 __all__ = ["DistributedBackend"]
 
@@ -99,7 +99,7 @@ def _packed(results: list[list]) -> bytes:
     The number of step results differs by client, and a process whose clients have no batches knows nothing of them.
     """
     leaves = [jax.tree.leaves(part) for output, steps in results for part in (output, *steps)]
-    described = [[[_kind(leaf), np.shape(_words(leaf))] for leaf in part] for part in leaves]
+    described = [[[_dtype_name(leaf), np.shape(_words(leaf))] for leaf in part] for part in leaves]
     some_step = next((step for _, steps in results for step in steps), None)
     counts = [len(steps) for _, steps in results]
     head = json.dumps({"counts": counts, "parts": described, "step": _containers(some_step)}).encode()
@@ -108,19 +108,19 @@ def _packed(results: list[list]) -> bytes:
     )
 
 
-def _unpacked(message: bytes, own: list[list]) -> Iterator[list]:
+def _unpacked(message: bytes, local: list[list]) -> Iterator[list]:
     """The results of another process, in trees like those of this one."""
     end = 8 + int.from_bytes(message[:8], "little")
     head, view = json.loads(message[8:end]), memoryview(message)[end:]
     parts: list[list[jax.Array]] = []
     for part in head["parts"]:
         parts.append([])
-        for kind, shape in part:
-            array, view = _taken(view, kind, shape)
+        for dtype, shape in part:
+            array, view = _taken(view, dtype, shape)
             parts[-1].append(array)
     queue = iter(parts)
-    output_tree = jax.tree.structure(own[0][0])
-    step_tree = next((jax.tree.structure(step) for _, steps in own for step in steps), None)
+    output_tree = jax.tree.structure(local[0][0])
+    step_tree = next((jax.tree.structure(step) for _, steps in local for step in steps), None)
     if step_tree is None and any(head["counts"]):
         step_tree = jax.tree.structure(_built(head["step"]))
     for count in head["counts"]:
@@ -128,19 +128,19 @@ def _unpacked(message: bytes, own: list[list]) -> Iterator[list]:
         yield [output, [jax.tree.unflatten(step_tree, next(queue)) for _ in range(count)]]
 
 
-def _taken(view: memoryview, kind: str, shape: list[int]) -> tuple[jax.Array, memoryview]:
-    is_key = kind.startswith(_KEY)
-    dtype = np.dtype(np.uint32) if is_key else jnp.dtype(kind)
+def _taken(view: memoryview, dtype_name: str, shape: list[int]) -> tuple[jax.Array, memoryview]:
+    is_key = dtype_name.startswith(_KEY)
+    dtype = np.dtype(np.uint32) if is_key else jnp.dtype(dtype_name)
     size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     array = jnp.asarray(np.frombuffer(view[:size], dtype).reshape(shape))
-    return jax.random.wrap_key_data(array, impl=kind.removeprefix(_KEY)) if is_key else array, view[size:]
+    return jax.random.wrap_key_data(array, impl=dtype_name.removeprefix(_KEY)) if is_key else array, view[size:]
 
 
 def _words(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _kind(leaf).startswith(_KEY) else leaf)
+    return np.asarray(jax.random.key_data(leaf) if _dtype_name(leaf).startswith(_KEY) else leaf)
 
 
-def _kind(leaf: Any) -> str:
+def _dtype_name(leaf: Any) -> str:
     dtype = jnp.result_type(leaf)
     return f"{_KEY}{jax.random.key_impl(leaf)}" if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.name
 

@@ -87,18 +87,18 @@ def convolve(
     Returns:
         The convolution, its axes as `dimension_numbers` says.
     """
-    one_group: Callable = functools.partial(_convolve_one_group, dimension_numbers=dimension_numbers, **options)
+    convolve_group: Callable = functools.partial(_convolve_group, dimension_numbers=dimension_numbers, **options)
     groups = feature_group_count * batch_group_count
     if groups == 1:
-        return one_group(x, kernel)
+        return convolve_group(x, kernel)
     (batch, features, *_), (kernel_out, *_), (_, out_features, *_) = dimension_numbers
     cut = features if feature_group_count > 1 else batch
     cut_up = [_cut(array, axis, groups) for array, axis in ((x, cut), (kernel, kernel_out))]
-    parts = jax.vmap(one_group, (cut, kernel_out), out_features)(*cut_up)
+    parts = jax.vmap(convolve_group, (cut, kernel_out), out_features)(*cut_up)
     return _merge(parts, out_features)
 
 
-def _convolve_one_group(
+def _convolve_group(
     x: jax.Array,
     kernel: jax.Array,
     *,

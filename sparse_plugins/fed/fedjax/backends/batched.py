@@ -173,12 +173,12 @@ class VmapBackend(_Backend):
                 state = init(shared_input, self._split(stack_full(inputs, self._group_size)))
                 step_results: list[list] = [[] for _ in group]
                 for alike in runs_of_group(batches, self._max_batches):
-                    counts = np.asarray([len(own) for own in alike] + [0] * (self._group_size - len(alike)), np.int32)
+                    counts = np.asarray([len(run) for run in alike] + [0] * (self._group_size - len(alike)), np.int32)
                     stacked = self._split(stack_group(alike, self._group_size))
                     state, results = advance(state, stacked, self._split(counts))
                     per_client = unstack(self._gathered(results))
-                    for into, own, run_now in zip(step_results, per_client, alike, strict=False):
-                        into.extend(own[: len(run_now)])
+                    for into, client_results, run_now in zip(step_results, per_client, alike, strict=False):
+                        into.extend(client_results[: len(run_now)])
                 outputs = unstack(self._gathered(final(shared_input, state)))
                 del state
                 # Reversed and popped, so that no output outlives its use.
