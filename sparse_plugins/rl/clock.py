@@ -139,8 +139,8 @@ class Clock:
             moments["end_step"] = max(moments["end_step"], 1)  # that of a drop fraction, which may lie in the warm-up
         per_update = self.period * self._per_environment_step(unit)
         lengths = {name: max(round(given[name] / per_update), 1) for name in _LENGTHS if name in given}
-        own_unit = {"step_unit": "optimizer step"} if "step_unit" in given else {}
-        return dataclasses.replace(schedule, **moments, **lengths, **own_unit)
+        counted_in = {"step_unit": "optimizer step"} if "step_unit" in given else {}
+        return dataclasses.replace(schedule, **moments, **lengths, **counted_in)
 
 
 def _short(step: int) -> str:

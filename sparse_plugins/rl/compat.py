@@ -132,7 +132,8 @@ def _forget_tensorflow_twins() -> bool:
     twins = [
         f"dopamine.tf.agents.dqn.{name}"
         for name in _TWINS
-        if {f"dopamine.{kind}.agents.dqn.{name}" for kind in ("tf", "jax")} <= set(registry.matching_selectors(name))
+        if {f"dopamine.{framework}.agents.dqn.{name}" for framework in ("tf", "jax")}
+        <= set(registry.matching_selectors(name))
     ]
     for selector in twins:
         registry.pop(selector)

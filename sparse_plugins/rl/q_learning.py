@@ -102,9 +102,9 @@ def epsilon_greedy(key: jax.Array, values: jax.Array, epsilon: jax.typing.ArrayL
         [1, 0]
     """
     greedy = jnp.argmax(values, axis=1).astype(jnp.int32)
-    of_coin, of_action = jax.random.split(key)
-    explores = jax.random.uniform(of_coin, greedy.shape) < epsilon
-    return jnp.where(explores, jax.random.randint(of_action, greedy.shape, 0, values.shape[1]), greedy)
+    coin_key, action_key = jax.random.split(key)
+    explores = jax.random.uniform(coin_key, greedy.shape) < epsilon
+    return jnp.where(explores, jax.random.randint(action_key, greedy.shape, 0, values.shape[1]), greedy)
 
 
 def td_error(values: jax.Array, action: jax.Array, target: jax.Array) -> jax.Array:

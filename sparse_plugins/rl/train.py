@@ -175,7 +175,7 @@ def _configure() -> None:
     gin.parse_config(_DEFAULTS)
     # Bindings are read twice: they may choose the agent that gets the seed, and they win over it.
     gin.parse_config_files_and_bindings(files, [*shortcuts, *FLAGS.gin_bindings], finalize_config=False)
-    _use_one_name()
+    _overrule_other_name()
     _check_flags_have_effect()
     if FLAGS.seed is not None:
         from sparse_plugins.rl.dopamine.agents import chosen_agent
@@ -185,7 +185,7 @@ def _configure() -> None:
     gin.parse_config_files_and_bindings([], FLAGS.gin_bindings)
 
 
-def _use_one_name() -> None:
+def _overrule_other_name() -> None:
     """Lets a flag or binding of the algorithm overrule a file that binds the other of its two names."""
     import gin
 

@@ -186,7 +186,7 @@ def test_sparse_training_goes_on_from_what_was_grown():
     [
         (core.StaticRandomSparse(sparsity_distribution_fn=HALF, sparsity_type=core.Channel()), "is Channel"),
         (core.SteMagnitudePruning(sparsity_distribution_fn=HALF), "follow the dense weights"),
-        (core.StaticRandomSparse(sparsity_distribution_fn=HALF, topk_fn=lambda s, _: s > 0), "its own topk_fn"),
+        (core.StaticRandomSparse(sparsity_distribution_fn=HALF, topk_fn=lambda s, _: s > 0), "a topk_fn"),
     ],
 )
 def test_masks_that_single_weights_would_break_are_not_grown(updater, message):

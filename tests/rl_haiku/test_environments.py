@@ -200,9 +200,9 @@ def scan(environment: Any, steps: int, seed: int = 0) -> tuple[Any, Any]:
     """Random play of one environment: the steps, and the actions."""
 
     def one(state, key):
-        of_action, of_step = jax.random.split(key)
-        action = jax.random.randint(of_action, (), 0, environment.num_actions)
-        state, step = environment.step(of_step, state, action)
+        action_key, step_key = jax.random.split(key)
+        action = jax.random.randint(action_key, (), 0, environment.num_actions)
+        state, step = environment.step(step_key, state, action)
         return state, (step, action)
 
     @jax.jit

@@ -48,9 +48,9 @@ def test_sums_do_not_drift():
     @jax.jit
     def churn(tree, key):
         def step(tree, key):
-            of_index, of_value = jax.random.split(key)
-            index = jax.random.randint(of_index, (100,), 0, SIZE)
-            return set_priorities(tree, index, jnp.exp(20 * jax.random.normal(of_value, (100,)))), None
+            index_key, value_key = jax.random.split(key)
+            index = jax.random.randint(index_key, (100,), 0, SIZE)
+            return set_priorities(tree, index, jnp.exp(20 * jax.random.normal(value_key, (100,)))), None
 
         return jax.lax.scan(step, tree, jax.random.split(key, 1_000))[0]
 

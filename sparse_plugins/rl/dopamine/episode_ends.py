@@ -60,11 +60,11 @@ def keep_last_transitions(agent: dqn_agent.JaxDQNAgent) -> dqn_agent.JaxDQNAgent
         TypeError: If its replay does not accumulate transitions as Dopamine's does.
     """
     replay: Any = getattr(agent, "_replay", None)
-    own: Any = getattr(replay, "_transition_accumulator", None)
-    if type(own) is not accumulator.TransitionAccumulator:
+    found: Any = getattr(replay, "_transition_accumulator", None)
+    if type(found) is not accumulator.TransitionAccumulator:
         raise TypeError(
-            f"{type(agent).__name__} accumulates transitions in {type(own).__name__}; allowed is Dopamine's "
+            f"{type(agent).__name__} accumulates transitions in {type(found).__name__}; allowed is Dopamine's "
             "TransitionAccumulator."
         )
-    replay._transition_accumulator = WholeEpisodeAccumulator(own._stack_size, own._update_horizon, own._gamma)
+    replay._transition_accumulator = WholeEpisodeAccumulator(found._stack_size, found._update_horizon, found._gamma)
     return agent

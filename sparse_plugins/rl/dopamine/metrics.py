@@ -87,8 +87,8 @@ class IterationMetrics:
         states = sample_states(agent, np.random.default_rng((self._seed, iteration)), self._states)
         inputs, options = _further_inputs(agent)
         network = (agent.network_def, agent.sparse_params, states, *inputs)
-        own_activation = getattr(agent.network_def, "activation", jax.nn.relu)  # PPO's is tanh
-        hidden = activations.hidden_activations(*network, activation=own_activation, **options)
+        activation = getattr(agent.network_def, "activation", jax.nn.relu)  # PPO's is tanh
+        hidden = activations.hidden_activations(*network, activation=activation, **options)
         features = activations.penultimate_features(*network, **options)
         before, after = (
             jax.vmap(lambda state, params=params: agent.network_def.apply(params, state, *inputs, **options))(states)
@@ -149,7 +149,7 @@ class MetricsFile:
         """Adds a row; columns it has first are empty in the rows before it."""
         self._rows.append(row)
         text = io.StringIO()
-        columns = list(dict.fromkeys(name for one in self._rows for name in one))
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
@@ -190,13 +190,13 @@ def _further_inputs(agent: dqn_agent.JaxDQNAgent) -> tuple[tuple[Any, ...], dict
 def _policy_change(before: Any, after: Any) -> dict[str, Number]:
     if hasattr(before, "actor"):
         names = ("mean_action", "sampled_action")  # PPO has the second only, here from the same random numbers
-        one, other = (
+        old, new = (
             next(getattr(output.actor, name) for name in names if hasattr(output.actor, name))
             for output in (before, after)
         )
-        return {"action_distance": float(plasticity.action_distance(one, other))}
-    one, other = (
+        return {"action_distance": float(plasticity.action_distance(old, new))}
+    old, new = (
         output.quantile_values.mean(axis=1) if hasattr(output, "quantile_values") else output.q_values
         for output in (before, after)
     )
-    return {"policy_churn": float(plasticity.policy_churn(one, other))}
+    return {"policy_churn": float(plasticity.policy_churn(old, new))}

@@ -54,24 +54,26 @@ def gymnasium_vector(
             f"env is {env}, which is no Gymnasium vector environment; give gymnasium.make_vec(id, num_envs=size), or "
             "gymnasium.vector.SyncVectorEnv([make] * size) of functions that make one each."
         )
-    own = name or getattr(env.spec, "id", None) or type(env).__name__
+    env_name = name or getattr(env.spec, "id", None) or type(env).__name__
     mode = env.metadata.get("autoreset_mode")
     if getattr(mode, "value", mode) != "NextStep":
         raise ValueError(
-            f"{own} has autoreset_mode {mode}; the loops need a reset at the next step. Build it with "
+            f"{env_name} has autoreset_mode {mode}; the loops need a reset at the next step. Build it with "
             'gymnasium.make_vec(..., vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}).'
         )
     actions, frames = env.single_action_space, env.single_observation_space
     if type(actions).__name__ != "Discrete":
-        raise ValueError(f"{own} has the action space {actions}; agents that choose among actions need a Discrete one.")
+        raise ValueError(
+            f"{env_name} has the action space {actions}; agents that choose among actions need a Discrete one."
+        )
     if frames.shape is None or frames.dtype is None:
         raise ValueError(
-            f"{own} has the observation space {frames}; the loops need one array. Wrap it in "
+            f"{env_name} has the observation space {frames}; the loops need one array. Wrap it in "
             "gymnasium.wrappers.FlattenObservation before it is put into the vector."
         )
     return _GymnasiumVector(
         env,
-        own,
+        env_name,
         (whole_number("seed", seed, 0), whole_number("first_slot", first_slot, 0)),
         None if timeout is None else check_positive("timeout", timeout),
     )

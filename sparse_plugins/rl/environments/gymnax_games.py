@@ -94,8 +94,8 @@ class _Gymnax:
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, JaxStep]:
         action = jnp.asarray(action, jnp.int32)
         if self.sticky_actions:
-            key, of_repeat = jax.random.split(key)
-            action = jnp.where(jax.random.bernoulli(of_repeat, self.sticky_actions), state.last_action, action)
+            key, repeat_key = jax.random.split(key)
+            action = jnp.where(jax.random.bernoulli(repeat_key, self.sticky_actions), state.last_action, action)
         observation, after, reward, terminated, truncated, _ = self.game.step(key, state.game, action, self.params)
         terminated = jnp.asarray(terminated, bool)
         step = JaxStep(

@@ -165,8 +165,8 @@ def check_network(
         ...
         ValueError: game has 3 actions, the network gives values for 6; build it for 3.
     """
-    kind = "frame" if hasattr(environment, "frame_shape") else "observation"
-    shape, dtype = (getattr(environment, f"{kind}_{what}") for what in ("shape", "dtype"))
+    prefix = "frame" if hasattr(environment, "frame_shape") else "observation"
+    shape, dtype = (getattr(environment, f"{prefix}_{what}") for what in ("shape", "dtype"))
     batch = getattr(environment, "num_envs", 1)
     observations = jax.ShapeDtypeStruct((batch, *shape, *(() if stack is None else (stack,))), dtype)
     gives = f"{environment.name} gives observations {observations.dtype}{list(observations.shape)}"

@@ -73,7 +73,7 @@ class SparseZooAgent:
             CheckpointMismatchError: If the checkpoint is that of a dense agent, or of one that is sparse in another
                 way. To go on with another updater on purpose, take "updater" out of it.
         """
-        _check_same_kind(state["opt_state"], self._opt_state, type(self).__name__)
+        _check_same_layout(state["opt_state"], self._opt_state, type(self).__name__)
         wanted, stored = identity(self._follower.updater), state.get("updater")
         check_identity(wanted, stored, f"the checkpoint of {type(self).__name__}")
         with self._follower.restoring():
@@ -133,7 +133,7 @@ class SparseAcmeLearner:
         Raises:
             CheckpointMismatchError: If it comes from a dense learner, or from one that is sparse in another way.
         """
-        _check_same_kind(state.opt_state, self._state.opt_state, type(self).__name__)
+        _check_same_layout(state.opt_state, self._state.opt_state, type(self).__name__)
         with self._follower.restoring():
             super().restore(state)  # type: ignore[misc]
 
@@ -223,12 +223,12 @@ def sparsify_acme(learner_class: type) -> type:
     return _subclass(SparseAcmeLearner, learner_class, ("save", "restore"))
 
 
-def _check_same_kind(restored: PyTree, own: PyTree, who: str) -> None:
-    """Refuses an optimizer state from a checkpoint that is not of the kind an agent has.
+def _check_same_layout(restored: PyTree, expected: PyTree, who: str) -> None:
+    """Refuses an optimizer state from a checkpoint that is not laid out as that of the agent.
 
     Args:
         restored: Optimizer state that is to be gone on from, of one replica.
-        own: The agent's own.
+        expected: The optimizer state that the agent has.
         who: Name of the agent, for the message.
 
     Raises:
@@ -237,14 +237,14 @@ def _check_same_kind(restored: PyTree, own: PyTree, who: str) -> None:
     remedy = f"Build {who} as the agent was built that wrote it; nothing has been changed."
     if not holds_sparse_state(restored):
         raise CheckpointMismatchError(f"the checkpoint holds no masks: it was written by a dense agent. {remedy}")
-    own = jax.tree.map(lambda leaf: leaf[0], own) if is_replicated(own) else own
-    if differing := dict(_layout(restored).items() ^ _layout(own).items()):
+    expected = jax.tree.map(lambda leaf: leaf[0], expected) if is_replicated(expected) else expected
+    if differing := dict(_layout(restored).items() ^ _layout(expected).items()):
         raise CheckpointMismatchError(
             f"the checkpoint is laid out differently, for example at {sorted(differing)[0]!r}. {remedy}"
         )
     theirs, ours = (
         [float(target) for target in jax.tree.leaves(find_sparse_state(state).target_sparsities)]
-        for state in (restored, own)
+        for state in (restored, expected)
     )
     if theirs != ours:
         raise CheckpointMismatchError(
@@ -262,10 +262,10 @@ def _subclass(mixin: type, base: type, methods: tuple[str, ...]) -> type:
 
 def _check_has(agent: Any, owner: Any, names: tuple[str, ...]) -> None:
     if missing := [name for name in names if not hasattr(owner, name)]:
-        kind = agent if isinstance(agent, type) else type(agent)
+        agent_class = agent if isinstance(agent, type) else type(agent)
         raise TypeError(
-            f"{kind.__name__} has no {', '.join(missing)}, so it can't be made sparse here; wrap its optimizer with "
-            "remember_params(updater.wrap_optax(optimizer)) yourself."
+            f"{agent_class.__name__} has no {', '.join(missing)}, so it can't be made sparse here; wrap its optimizer "
+            "with remember_params(updater.wrap_optax(optimizer)) yourself."
         )
 
 

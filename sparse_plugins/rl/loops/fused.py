@@ -271,8 +271,8 @@ class FusedTrainer:
     # Of all seeds.
 
     def _start(self, keys: jax.Array, hyper: PyTree) -> FusedState:
-        state = jax.vmap(self._start_one, out_axes=self._axes)(keys, hyper)
-        play = jax.vmap(lambda one: self._play(one)[0], in_axes=(self._axes,), out_axes=self._axes)
+        state = jax.vmap(self._start_seed, out_axes=self._axes)(keys, hyper)
+        play = jax.vmap(lambda state: self._play(state)[0], in_axes=(self._axes,), out_axes=self._axes)
         steps = self.config.warm_up // self.config.num_envs
         return lax.scan(lambda state, _: (play(state), None), state, None, steps)[0]
 
@@ -293,13 +293,13 @@ class FusedTrainer:
         self, agents: PyTree, episodes: int, longest: int, keys: jax.Array, epsilon: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         def begin(agent: PyTree, key: jax.Array) -> PyTree:
-            own, of_reset = jax.random.split(key)
-            environment, observation = jax.vmap(self.environment.reset)(jax.random.split(of_reset, episodes))
-            learner = agent[0]._replace(key=own)
+            acting_key, reset_key = jax.random.split(key)
+            environment, observation = jax.vmap(self.environment.reset)(jax.random.split(reset_key, episodes))
+            learner = agent[0]._replace(key=acting_key)
             return learner, agent[1], environment, observation, jnp.zeros(episodes), jnp.zeros(episodes, bool)
 
-        def step(one: PyTree) -> PyTree:
-            learner, hyper, environment, observation, returns, has_ended = one
+        def step(carry: PyTree) -> PyTree:
+            learner, hyper, environment, observation, returns, has_ended = carry
             environment, observation, learner, _, after = self._act(learner, hyper, environment, observation, epsilon)
             returns = returns + jnp.where(has_ended, 0.0, after.reward)
             return learner, hyper, environment, observation, returns, has_ended | after.terminated | after.truncated
@@ -311,17 +311,17 @@ class FusedTrainer:
 
     # Of one seed.
 
-    def _start_one(self, key: jax.Array, hyper: PyTree) -> FusedState:
-        own, of_learner, of_masks, of_reset = jax.random.split(key, 4)
+    def _start_seed(self, key: jax.Array, hyper: PyTree) -> FusedState:
+        run_key, learner_key, masks_key, reset_key = jax.random.split(key, 4)
         environments = self.config.num_envs
-        environment, observation = jax.vmap(self.environment.reset)(jax.random.split(of_reset, environments))
+        environment, observation = jax.vmap(self.environment.reset)(jax.random.split(reset_key, environments))
         return FusedState(
-            learner=self._learner(hyper).seeded(of_masks).init(of_learner, observation),
+            learner=self._learner(hyper).seeded(masks_key).init(learner_key, observation),
             environment=environment,
             observation=observation,
             first=jnp.ones(environments, bool),
             returns=jnp.zeros(environments),
-            key=own,
+            key=run_key,
             replay=self._replay.init(),
             hyper=hyper,
         )
@@ -329,9 +329,9 @@ class FusedTrainer:
     def _act(
         self, learner: LearnerState, hyper: PyTree, environment: PyTree, observation: jax.Array, epsilon: jax.Array
     ) -> tuple[PyTree, jax.Array, LearnerState, jax.Array, Any]:
-        key, of_step = jax.random.split(learner.key)
+        key, step_key = jax.random.split(learner.key)
         action, learner = self._learner(hyper).act(learner._replace(key=key), observation, epsilon)
-        keys = jax.random.split(of_step, observation.shape[0])
+        keys = jax.random.split(step_key, observation.shape[0])
         environment, after = jax.vmap(self.environment.step)(keys, environment, action)
         return environment, after.observation, learner, action, after
 
@@ -364,9 +364,9 @@ class FusedTrainer:
 
     def _iteration(self, state: FusedState) -> tuple[FusedState, FusedMetrics]:
         state, ended = lax.scan(lambda state, _: self._play(state), state, None, self.config.vector_steps)
-        key, of_learning = jax.random.split(state.key)
+        key, learning_key = jax.random.split(state.key)
         learner_state, replay, loss = self.config.learn(
-            self._learner(state.hyper), state.learner, self._replay, state.replay, state.observation, of_learning
+            self._learner(state.hyper), state.learner, self._replay, state.replay, state.observation, learning_key
         )
         episodes, total = jax.tree.map(lambda each: jnp.sum(each, axis=0), ended)
         return state._replace(learner=learner_state, key=key, replay=replay), FusedMetrics(episodes, total, loss)

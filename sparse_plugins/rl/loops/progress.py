@@ -17,7 +17,10 @@ def of_scores(scores: Mapping[str, Sequence[float]], which: str = "") -> str:
         >>> of_scores({"rigl": [1.0, 2.0]}), of_scores({})
         ('rigl: 2 episodes, mean score 1.5', 'no episode has ended')
     """
-    said = (f"{name}: {which}{len(own)} episodes, mean score {sum(own) / len(own):.4g}" for name, own in scores.items())
+    said = (
+        f"{name}: {which}{len(episodes)} episodes, mean score {sum(episodes) / len(episodes):.4g}"
+        for name, episodes in scores.items()
+    )
     return "; ".join(said) or "no episode has ended"
 
 

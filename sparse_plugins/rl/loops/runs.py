@@ -102,7 +102,7 @@ def to_the_end(
     return curve, done >= last
 
 
-def _check_settings(folder: Path, own: dict[str, Any]) -> None:
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / _SETTINGS
     half = path.with_suffix(".partial")
     if not path.exists():
@@ -111,7 +111,7 @@ def _check_settings(folder: Path, own: dict[str, Any]) -> None:
                 f"{folder} is not empty and has no {_SETTINGS}, so it is no run's; choose another folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        half.write_text(json.dumps(own, indent=1))
+        half.write_text(json.dumps(settings, indent=1))
         os.replace(half, path)
         return
     try:
@@ -121,10 +121,10 @@ def _check_settings(folder: Path, own: dict[str, Any]) -> None:
             f"{path} is damaged and does not tell to which run the folder belongs ({error}). Copy it from a run with "
             "the same settings, or choose another folder."
         ) from error
-    for name in dict.fromkeys([*own, *stored]):
+    for name in dict.fromkeys([*settings, *stored]):
         if name.startswith("updater") and name not in stored:
             continue  # a folder of before updaters were recorded
-        if (old := stored.get(name, "missing")) != (new := own.get(name, "missing")):
+        if (old := stored.get(name, "missing")) != (new := settings.get(name, "missing")):
             raise SettingsMismatchError(
                 f"{path} is that of another run: {name} is {old!r} there and {new!r} here. Give the run its old "
                 "settings again, or the new ones another folder; to change a run on purpose, write the new value into "

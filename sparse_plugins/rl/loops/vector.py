@@ -155,7 +155,7 @@ class VectorTrainer:
 
         Example: `trainer.learner("corridor", seed=1).params`
         """
-        seeds = {own.name: own.seeds for own in self.groups}
+        seeds = {trained.name: trained.seeds for trained in self.groups}
         if seed not in seeds.get(group, ()):
             raise KeyError(f"there is no run of {group!r} with seed {seed}; there are {seeds}.")
         return self.states[[*seeds].index(group)].learner.of_seed(seeds[group].index(seed))
@@ -253,7 +253,7 @@ class VectorTrainer:
         self._each(lambda environment: environment.close())
 
     def _each(self, function: Callable[[VectorEnvironment], Any]) -> list[Any]:
-        return [[[function(one) for one in half] for half in group] for group in self._environments]
+        return [[[function(environment) for environment in half] for half in group] for group in self._environments]
 
     def _turn(self, turn: int) -> list[Episode]:
         half, episodes, actions = turn % self.config.num_halves, [], []
@@ -299,11 +299,11 @@ class _Program:
 
     def __init__(self, agent: VectorAgent, seeds: int) -> None:
         axes = agent.axes
-        for_all = _for_one if seeds == 1 else jax.vmap
+        for_all = _single_seed if seeds == 1 else jax.vmap
 
         def act(state: RunState, half: int, *step: Any) -> tuple[RunState, jax.Array]:
-            of_one = lambda state, *step: agent.act(state, half, *step)  # noqa: E731
-            return for_all(of_one, in_axes=(axes, 0, 0, 0, 0), out_axes=(axes, 0))(state, *step)
+            act_in_half = lambda state, *step: agent.act(state, half, *step)  # noqa: E731
+            return for_all(act_in_half, in_axes=(axes, 0, 0, 0, 0), out_axes=(axes, 0))(state, *step)
 
         def learn(state: RunState, updates: int) -> RunState:
             return for_all(lambda state: agent.learn(state, updates), in_axes=(axes,), out_axes=axes)(state)
@@ -321,7 +321,7 @@ def _program(agent: VectorAgent, seeds: int) -> _Program:
     return _Program(agent, seeds)
 
 
-def _for_one(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any) -> Callable[..., Any]:
+def _single_seed(function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any) -> Callable[..., Any]:
     """As `jax.vmap` over one seed, whose convolutions a CPU then computes much faster."""
     without = lambda leaf: leaf.reshape(leaf.shape[1:])  # noqa: E731
     alone = lambda *arguments: function(*_at_axes(without, in_axes, arguments))  # noqa: E731

@@ -112,7 +112,7 @@ def _played(
     try:
         # A copy, because acting donates the state.
         player.states[0] = player.states[0]._replace(learner=jax.tree.map(jnp.copy, state.learner))
-        while left := sum(max(games - len(own), 0) for one in recorders for own in one.scores):
+        while left := sum(max(games - len(slot), 0) for recorder in recorders for slot in recorder.scores):
             if player.iterations >= limit:
                 raise ValueError(
                     f"{left} episodes of {player.name} have not ended in time; give a larger `longest`, or an "
@@ -121,7 +121,7 @@ def _played(
             player.advance(_CHUNK)
     finally:
         player.close()
-    return np.array([[own[game] for game in range(games) for own in one.scores] for one in recorders])
+    return np.array([[slot[game] for game in range(games) for slot in recorder.scores] for recorder in recorders])
 
 
 class _Recorder:

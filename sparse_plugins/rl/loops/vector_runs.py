@@ -31,7 +31,7 @@ class VectorRun(NamedTuple):
     def __repr__(self) -> str:
         """Its end in a line, with the last hundred episodes of each run."""
         of_runs = itertools.groupby(sorted(self.episodes, key=_run_of), _run_of)
-        scores = {f"{group} {seed}": [one.score for one in played][-100:] for (group, seed), played in of_runs}
+        scores = {f"{group} {seed}": [episode.score for episode in played][-100:] for (group, seed), played in of_runs}
         end = "finished" if self.is_finished else "unfinished"
         return f"VectorRun {end}: {len(self.episodes):,} episodes; {progress.of_scores(scores, 'last ')}"
 

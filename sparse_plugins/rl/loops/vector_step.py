@@ -128,14 +128,14 @@ class VectorAgent:
 
     def init(self, key: jax.Array) -> RunState:
         """A run before its first step; the key decides about masks too, together with the updater's `rng_seed`."""
-        of_learner, of_masks = jax.random.split(key)
+        learner_key, masks_key = jax.random.split(key)
         size = self.config.num_envs // self.config.num_halves
         observation = jnp.zeros((size, *self.replay.observation_shape), self.replay.frame_dtype)
         frames = jnp.zeros((size, *self.replay.frame_shape), self.replay.frame_dtype)
         no, action = jnp.zeros(size, bool), jnp.zeros(size, jnp.int32)
         # The first step completes a row from before the beginning, which nobody can learn from.
         half = Half(observation, ~no, action, Row(frames, ~no, action, jnp.zeros(size), no, no))
-        learner = self.learner.seeded(of_masks).init(of_learner, observation)
+        learner = self.learner.seeded(masks_key).init(learner_key, observation)
         return RunState(learner, self.replay.init(), (half,) * self.config.num_halves, jnp.float32(0))
 
     def act(
@@ -179,9 +179,9 @@ class VectorAgent:
 
         def step(carry: Any, _: None) -> tuple[Any, None]:
             learner, tree, highest, _ = carry
-            key, of_sample = jax.random.split(learner.key)
+            key, sample_key = jax.random.split(learner.key)
             replay = ReplayState(rows, steps, tree, highest)
-            batch = self.replay.sample(replay, of_sample, self.config.batch_size)
+            batch = self.replay.sample(replay, sample_key, self.config.batch_size)
             learner, extra = self.learner.learn(learner._replace(key=key), batch)
             if self.config.prioritized:
                 replay = self.replay.update_priorities(replay, batch.index, extra["priorities"])

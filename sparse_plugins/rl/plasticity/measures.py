@@ -183,14 +183,14 @@ def network_distance(online: PyTree, target: PyTree, *, masks: PyTree | None = N
         (5.0, 1.0)
     """
     pairs = list(zip(jax.tree.leaves(online), aligned(online, target, "target parameters"), strict=True))
-    for name, (one, other) in zip(leaf_names(online), pairs, strict=True):
-        _check_same_shape(f"parameters {name!r}", one, other)
+    for name, (param, target_param) in zip(leaf_names(online), pairs, strict=True):
+        _check_same_shape(f"parameters {name!r}", param, target_param)
     prunable = (
-        [one.ndim > 1 for one, _ in pairs]
+        [param.ndim > 1 for param, _ in pairs]
         if masks is None
         else [is_pruned(mask) for mask in aligned(online, masks, "masks")]
     )
-    squares = [jnp.sum(jnp.square(one.astype(jnp.float32) - other.astype(jnp.float32))) for one, other in pairs]
+    squares = [jnp.sum(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32))) for a, b in pairs]
     counted = [pair for pair, is_in in zip(pairs, prunable, strict=True) if is_in]
     # Counted as integers; floats only for the ratio, which no model is too large for.
     differing = sum((jnp.count_nonzero((a == 0) != (b == 0)).astype(jnp.float32) for a, b in counted), jnp.float32(0))
@@ -200,6 +200,6 @@ def network_distance(online: PyTree, target: PyTree, *, masks: PyTree | None = N
     }
 
 
-def _check_same_shape(what: str, one: jax.Array, other: jax.Array) -> None:
-    if jnp.shape(one) != jnp.shape(other):
-        raise ValueError(f"{what} have shapes {jnp.shape(one)} and {jnp.shape(other)}; give the same for both.")
+def _check_same_shape(what: str, array: jax.Array, other_array: jax.Array) -> None:
+    if jnp.shape(array) != jnp.shape(other_array):
+        raise ValueError(f"{what} have shapes {jnp.shape(array)} and {jnp.shape(other_array)}; give the same for both.")

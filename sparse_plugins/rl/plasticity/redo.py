@@ -198,17 +198,17 @@ def check_growable(params: PyTree, opt_state: PyTree, updater: BaseUpdater) -> N
         )
     if has_custom_topk(updater):
         raise ValueError(
-            f"masks of {type(updater).__name__} come from its own topk_fn, which growth of single weights would break; "
+            f"masks of {type(updater).__name__} come from a topk_fn, which growth of single weights would break; "
             "use recycle_inside_mask, or sparsity_type in place of topk_fn."
         )
     names = leaf_names(params)
-    kinds = [rule.structure for rule in updater.mask_rules(params)]
-    for name, kind, mask in zip(
-        names, kinds, aligned(params, _stored(params, opt_state, "masks"), "masks"), strict=True
+    structures = [rule.structure for rule in updater.mask_rules(params)]
+    for name, structure, mask in zip(
+        names, structures, aligned(params, _stored(params, opt_state, "masks"), "masks"), strict=True
     ):
-        if is_pruned(mask) and not isinstance(kind, Unstructured):
+        if is_pruned(mask) and not isinstance(structure, Unstructured):
             raise ValueError(
-                f"the mask of {name!r} is {kind}, and single weights are grown without regard to structures; use "
+                f"the mask of {name!r} is {structure}, and single weights are grown without regard to structures; use "
                 "recycle_inside_mask, or Unstructured()."
             )
 
@@ -284,8 +284,8 @@ def _with_masks(opt_state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
         return new.astype(jnp.uint8) if old.shape == param.shape else pack(new)
 
     def replaced(state: SparseState) -> SparseState:
-        own, new = visible_leaves(params, state.masks), visible_leaves(masks, state.masks)
-        return state._replace(masks=map_pruned(like, own, state.masks, new, otherwise=lambda *_: NOT_PRUNED))
+        visible, new = visible_leaves(params, state.masks), visible_leaves(masks, state.masks)
+        return state._replace(masks=map_pruned(like, visible, state.masks, new, otherwise=lambda *_: NOT_PRUNED))
 
     return map_sparse_states(replaced, opt_state)
 
@@ -300,8 +300,8 @@ def _with_latent(opt_state: PyTree, params: PyTree, latent: PyTree, untouched: P
             return inner_state
         if node.dense_params == ():
             return node._replace(inner_state=inner_state)
-        own, new = visible_leaves(params, node.masks), visible_leaves(latent, node.masks)
-        dense = map_pruned(lambda p, d, n: n, own, node.dense_params, new, otherwise=lambda p, n: NOT_PRUNED)
+        visible, new = visible_leaves(params, node.masks), visible_leaves(latent, node.masks)
+        dense = map_pruned(lambda p, d, n: n, visible, node.dense_params, new, otherwise=lambda p, n: NOT_PRUNED)
         return node._replace(inner_state=inner_state, dense_params=dense)
 
     restarted = reset_pruned(moments, fresh_moments, params, untouched)

@@ -24,13 +24,13 @@ _REMEDY = (
 )
 
 
-def check_bundle(bundle: dict[str, Any], updater: BaseUpdater, own_state: PyTree, agent: str) -> None:
-    """Refuses a checkpoint whose masks are not the kind of masks this agent has.
+def check_bundle(bundle: dict[str, Any], updater: BaseUpdater, fresh_state: PyTree, agent: str) -> None:
+    """Refuses a checkpoint whose masks do not fit this agent.
 
     Args:
         bundle: What `bundle_and_checkpoint` gave.
         updater: The agent's updater.
-        own_state: The agent's fresh optimizer state.
+        fresh_state: The agent's fresh optimizer state.
         agent: Name of the agent, for the message.
 
     Raises:
@@ -42,13 +42,13 @@ def check_bundle(bundle: dict[str, Any], updater: BaseUpdater, own_state: PyTree
             f"the checkpoint holds no masks, it was written by a dense agent, and {agent} uses "
             f"{type(updater).__name__}: its masks would be drawn anew. {_REMEDY}"
         )
-    theirs, ours = find_sparse_state(bundle["optimizer_state"]), find_sparse_state(own_state)
+    theirs, ours = find_sparse_state(bundle["optimizer_state"]), find_sparse_state(fresh_state)
     if _targets(theirs.target_sparsities) != _targets(ours.target_sparsities):
         raise CheckpointMismatchError(
             f"the checkpoint has target sparsities {_described(theirs.target_sparsities)}, and {agent} with "
             f"{type(updater).__name__} asks for {_described(ours.target_sparsities)}. {_REMEDY}"
         )
-    if _layout(bundle["optimizer_state"]) != _layout(own_state):
+    if _layout(bundle["optimizer_state"]) != _layout(fresh_state):
         raise CheckpointMismatchError(
             f"the optimizer state in the checkpoint is laid out differently from that of {agent} with "
             f"{type(updater).__name__}: another optimizer, network, updater or way to store masks. {_REMEDY}"

@@ -51,11 +51,11 @@ def set_random_state(generator: Any, value: Any, what: str) -> None:
         DamagedFileError: If it is no state of such a generator. NumPy itself believes any position in the words of a
             Mersenne Twister, and reads there.
     """
-    own = random_state(generator)
-    found = dict(zip(own, fields(value, tuple(own), what), strict=True))
-    if found["bits"] != own["bits"]:
-        refuse(f"{what}/bits", found["bits"], own["bits"])
-    if own["bits"] == "PCG64":
+    expected = random_state(generator)
+    found = dict(zip(expected, fields(value, tuple(expected), what), strict=True))
+    if found["bits"] != expected["bits"]:
+        refuse(f"{what}/bits", found["bits"], expected["bits"])
+    if expected["bits"] == "PCG64":
         numbers = {name: whole(found[name], 0, _WIDE, f"{what}/{name}") for name in ("state", "inc")}
         rest = {
             "has_uint32": whole(found["has_uint32"], 0, 1, what),

@@ -104,14 +104,14 @@ def restore_environment(environment: Any, snapshot: Any) -> None:
             f"{_described(environment)}; create the environment as in the run that took it"
         )
     for layer, (name, state) in zip(layers, pairs, strict=True):
-        sums, own = fields(state, ("sums", "own"), name)
+        sums, values = fields(state, ("sums", "own"), name)
         if _has_sums(layer):
             set_field_values(layer, EPISODE_SUMS, sums, name)
         if _speaks(layer):
-            layer.set_state(own)
+            layer.set_state(values)
         else:
             names = state_fields(layer)
-            set_field_values(layer, _BETWEEN_EPISODES if names is None else names, own, name)
+            set_field_values(layer, _BETWEEN_EPISODES if names is None else names, values, name)
     _look(layers, _described(environment))
 
 

@@ -301,9 +301,9 @@ class AtariVector:
             raise ValueError(f"this is no state of {self.num_envs} games of {self.name}, or it was changed.")
 
     def _made_with(self) -> dict[str, Any]:
-        own = {"game": self.name, "num_envs": self.num_envs, "seed": self._seed, "first_slot": int(self._slots[0])}
-        own |= {"reseed_after": self._reseed_after, **dataclasses.asdict(self._protocol)}
-        return own | {"frame_shape": list(self.frame_shape)}
+        settings = {"game": self.name, "num_envs": self.num_envs, "seed": self._seed, "first_slot": int(self._slots[0])}
+        settings |= {"reseed_after": self._reseed_after, **dataclasses.asdict(self._protocol)}
+        return settings | {"frame_shape": list(self.frame_shape)}
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -43,7 +43,7 @@ class Watchdog:
         self._inside = True
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         self._inside = False
 
