@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_complete(study)
         together = joined(studies)
         if options.into:
-            refresh.write_joint(the_only_one(together), options.into)
+            refresh.write_joint(joined_study(together), options.into)
         for study in studies if options.write else ():
             refresh.write(study)
         print("\n".join(report(study) for study in together), end="")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def the_only_one(together: Sequence[Stored]) -> Stored:
+def joined_study(together: Sequence[Stored]) -> Stored:
     """The study that all folders make together.
 
     Raises:

@@ -121,9 +121,9 @@ class AtariSettings(AgentSettings):
     def batches(self) -> Iterator[tuple[Cell, ...]]:
         """The cells, in groups of one game that are trained together."""
         for game in self.games:
-            own = [cell for cell in self.cells() if cell.group == game]
-            size = self.together or len(own)
-            yield from (tuple(own[first : first + size]) for first in range(0, len(own), size))
+            cells = [cell for cell in self.cells() if cell.group == game]
+            size = self.together or len(cells)
+            yield from (tuple(cells[first : first + size]) for first in range(0, len(cells), size))
 
     @functools.cached_property
     def loop(self) -> VectorConfig:

@@ -90,11 +90,12 @@ def train_batch(
         scores = evaluate(
             trainer, environments(config, game, skipped=config.envs), config.evaluation_episodes, epsilon=EPSILON
         )
-        own = iter(recorders)
+        left = iter(recorders)
         for cell, state in zip(batch, trainer.states, strict=True):
             for place, end in enumerate(ends(state.learner, scores[str(cell)])):
-                recorder = next(own)
-                played = [one for one in run.episodes if (one.group, one.seed) == (str(cell), recorder.run.seed)]
+                recorder = next(left)
+                played_by = (str(cell), recorder.run.seed)
+                played = [episode for episode in run.episodes if (episode.group, episode.seed) == played_by]
                 rows = rows_of(recorder, played, per_stretch, trainer.environment_steps, end)
                 recorder.rewrite(broken.cut(list(rows), str(cell), place))
         return True
@@ -128,7 +129,9 @@ class Broken:
         Raises:
             FloatingPointError: all are broken, so that there is nothing to train.
         """
-        every = [(name, i, loss) for name, own in losses.items() for i, loss in enumerate(np.asarray(own).tolist())]
+        every = [
+            (name, i, loss) for name, by_seed in losses.items() for i, loss in enumerate(np.asarray(by_seed).tolist())
+        ]
         for name, i, loss in every:
             if not math.isfinite(loss):
                 self._found.setdefault((name, i), (step, loss))
@@ -152,6 +155,6 @@ def rows_of(
     scores: dict[int, list[float]] = {step: [] for step in [*range(per_stretch, last, per_stretch), last]}
     for episode in episodes:
         scores[min((episode.step // per_stretch + 1) * per_stretch, last)].append(episode.score)
-    for step, own in scores.items():
-        mean = sum(own) / len(own) if own else None
-        yield recorder.row(step, episodes=len(own), training_return=mean, **(end if step == last else {}))
+    for step, stretch in scores.items():
+        mean = sum(stretch) / len(stretch) if stretch else None
+        yield recorder.row(step, episodes=len(stretch), training_return=mean, **(end if step == last else {}))

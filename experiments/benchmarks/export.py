@@ -98,12 +98,12 @@ def _sizes(forms: dict[str, object], dense: jax.Array, mask: jax.Array) -> dict[
         plain, deflated = Path(folder, "dense.npz"), Path(folder, "deflated.npz")
         np.savez(plain, kernel=dense)
         np.savez_compressed(deflated, kernel=dense)
-        own = [
+        compressed = [
             export.save_sparse(Path(folder, f"{compress}.npz"), dense, mask, compress=compress)
             for compress in (False, True)
         ]
         base = plain.stat().st_size
-        return ratios | dict(zip(FILES, [size / base for size in (*own, deflated.stat().st_size)], strict=True))
+        return ratios | dict(zip(FILES, [size / base for size in (*compressed, deflated.stat().st_size)], strict=True))
 
 
 def measure(
@@ -135,9 +135,9 @@ def report(speeds: Sequence[Speed], sizes: Sequence[Size]) -> str:
     """What was measured as Markdown: times, then sizes, both as ratios; what beats dense is bold."""
     cell = lambda value, wins: f"**{value:.3g}**" if wins else f"{value:.3g}"  # noqa: E731
     times, bytes_ = [], []
-    for (inputs, outputs), batch, sparsity, own in speeds:
-        front = (f"{inputs} x {outputs}", str(batch), f"{sparsity:g}", f"{own['dense'].milliseconds:.3f}")
-        times.append((*front, *(cell(own[name].ratio, own[name].high < 1) for name in FORMS)))
+    for (inputs, outputs), batch, sparsity, timings in speeds:
+        front = (f"{inputs} x {outputs}", str(batch), f"{sparsity:g}", f"{timings['dense'].milliseconds:.3f}")
+        times.append((*front, *(cell(timings[name].ratio, timings[name].high < 1) for name in FORMS)))
     for (inputs, outputs), sparsity, ratios in sizes:
         pattern = n_by_m(sparsity)
         kernel = (f"{inputs} x {outputs}", f"{sparsity:g}", f"{pattern.n}:{pattern.m}")

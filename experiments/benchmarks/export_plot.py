@@ -25,10 +25,10 @@ def save_plot(path: Path, speeds: Sequence[Any], sizes: Sequence[Any]) -> None:
     colours = dict(zip(sizes[0].ratios, PALETTE, strict=False))
     for batch in batches:
         for shape in shapes:
-            own = [speed for speed in speeds if (speed.shape, speed.batch) == (shape, batch)]
-            forms = [name for name in own[0].timings if name != "dense"]
-            lines = {name: [speed.timings[name].ratio for speed in own] for name in forms}
-            _draw(next(shown), [speed.sparsity for speed in own], lines, colours)
+            matching = [speed for speed in speeds if (speed.shape, speed.batch) == (shape, batch)]
+            forms = [name for name in matching[0].timings if name != "dense"]
+            lines = {name: [speed.timings[name].ratio for speed in matching] for name in forms}
+            _draw(next(shown), [speed.sparsity for speed in matching], lines, colours)
     for shape in shapes:
         of_shape = [size for size in sizes if size.shape == shape]
         lines = {name: [size.ratios[name] for size in of_shape] for name in of_shape[0].ratios}

@@ -31,7 +31,7 @@ TARGET = 0.9
 LAYERS = 32  # of a stack
 
 
-def best_of_one(scores: jax.Array, k: jax.Array) -> jax.Array:
+def single_topk(scores: jax.Array, k: jax.Array) -> jax.Array:
     """Our mask of the k largest scores of one array."""
     return exact_topk([scores], k)[0]
 
@@ -77,7 +77,7 @@ def single_arrays(size: int, rounds: int) -> None:
     scores = jnp.asarray(np.random.default_rng(0).standard_normal(size, np.float32))
     cases = [(jnp.float32, sparsity) for sparsity in (TARGET, 0.5, 0.8, 0.98)]
     for dtype, sparsity in [*cases, (jnp.bfloat16, TARGET), (jnp.float16, TARGET)]:
-        sides = {"counting, k traced": best_of_one, "argsort, k traced": argsort_mask}
+        sides = {"counting, k traced": single_topk, "argsort, k traced": argsort_mask}
         if (dtype, sparsity) == (jnp.float32, TARGET):
             sides["lax.top_k, k static"] = functools.partial(top_k_mask, sparsity=sparsity)
         arguments = (scores.astype(dtype), jnp.int32(keep_count(size, sparsity)))
@@ -91,7 +91,7 @@ def trees(width: int, rounds: int) -> None:
     counts = [jnp.int32(keep_count(score.size, TARGET)) for score in scores]
     title = f"{len(scores)} kernels, {sum(score.size for score in scores):,} weights"
     apart = {
-        "counting": lambda scores, counts: list(map(best_of_one, scores, counts)),
+        "counting": lambda scores, counts: list(map(single_topk, scores, counts)),
         "argsort": lambda scores, counts: list(map(argsort_mask, scores, counts)),
     }
     compare(f"{title}, uniform", apart, (scores, counts), rounds)

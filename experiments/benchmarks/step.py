@@ -32,7 +32,7 @@ def _contestant(tx: optax.GradientTransformation, params: dict, grads: dict) -> 
     """A function that makes one step, and what the compiler says about the step's memory."""
     run, compiled = stepper(tx, params, grads)
     memory = compiled.memory_analysis()
-    arguments, temporary = (getattr(memory, f"{kind}_size_in_bytes", 0) / 1e6 for kind in ("argument", "temp"))
+    arguments, temporary = (getattr(memory, f"{use}_size_in_bytes", 0) / 1e6 for use in ("argument", "temp"))
     return run, f"{arguments:.0f} + {temporary:.0f} MB"
 
 

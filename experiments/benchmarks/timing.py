@@ -58,7 +58,7 @@ def interleave(
 
 
 def _against(times: list[float], base: list[float]) -> Timing:
-    ratios = [own / other for own, other in zip(times, base, strict=True)]
+    ratios = [seconds / base_seconds for seconds, base_seconds in zip(times, base, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     return Timing(1e3 * statistics.median(times), statistics.median(ratios), low, high)
 
@@ -66,8 +66,8 @@ def _against(times: list[float], base: list[float]) -> Timing:
 def table(timings: Mapping[str, Timing], notes: Mapping[str, str]) -> str:
     """A Markdown table of timings, one row a contestant."""
     rows = [
-        (name, f"{own.ratio:.3f}", f"{own.low:.3f}-{own.high:.3f}", f"{own.milliseconds:.1f}", notes.get(name, ""))
-        for name, own in timings.items()
+        (name, f"{t.ratio:.3f}", f"{t.low:.3f}-{t.high:.3f}", f"{t.milliseconds:.1f}", notes.get(name, ""))
+        for name, t in timings.items()
     ]
     return markdown_table(("", "ratio", "quartiles", "ms", ""), rows)
 

@@ -77,14 +77,14 @@ def described(outcome: Outcome) -> tuple[str, ...]:
     """The cells of a row."""
     traffic = outcome.traffic
     sent = traffic.delta_bytes + traffic.snapshot_bytes
-    one = outcome.dense_bytes / max(traffic.deltas + traffic.snapshots, 1)
+    dense_message = outcome.dense_bytes / max(traffic.deltas + traffic.snapshots, 1)
     each = traffic.delta_bytes / max(traffic.deltas, 1)
     return (
         f"{np.mean(outcome.returns[-50:] or [np.nan]):.0f}",
         str(outcome.versions),
         str(traffic.deltas),
         f"{each:,.0f}",
-        f"{each / one:.1%}",
+        f"{each / dense_message:.1%}",
         str(traffic.snapshots),
         f"{sent / outcome.dense_bytes:.1%}",
         f"{np.mean(outcome.staleness):.1f}",
@@ -190,9 +190,9 @@ def _play(game: Any, learner: haiku.SparseDQN, params: Any, key: jax.Array, play
 
     def step(carried: Any, key: jax.Array) -> Any:
         state, observation = carried
-        of_action, of_game = jax.random.split(key)
-        action = learner.act_fn(params, of_action, observation, epsilon)
-        state, after = jax.vmap(game.step)(jax.random.split(of_game, ENVIRONMENTS), state, action)
+        action_key, game_key = jax.random.split(key)
+        action = learner.act_fn(params, action_key, observation, epsilon)
+        state, after = jax.vmap(game.step)(jax.random.split(game_key, ENVIRONMENTS), state, action)
         columns = (action, after.reward, DISCOUNT * (1.0 - after.terminated))
         weight = 1.0 - (after.truncated & ~after.terminated)  # its last observation is not shown
         rows = jnp.concatenate(

@@ -44,10 +44,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 OUTPUT = {"dense": "linear_2/w", "conv": "conv_dropout_module/linear_1/w"}  # the last kernels
 
 
-def _by_dataset(field: str, text: str, kind: type = str, **options: Any) -> Any:
+def _by_dataset(field: str, text: str, value_type: type = str, **options: Any) -> Any:
     """A flag whose default is that of the data set."""
     shown = ", ".join(f"{_plain(preset[field])} for {name}" for name, preset in PRESETS.items())
-    return flag(text, kind, default=None, shown=shown, **options)
+    return flag(text, value_type, default=None, shown=shown, **options)
 
 
 def _plain(default: Any) -> str:
@@ -194,8 +194,8 @@ class FederatedSettings(GridSettings):
         if self.dataset == "idx":
             options = {name: getattr(self, name) for name in ("data_dir", "partition", "alpha", "shards")}
             return {**options, "num_clients": self.num_writers}
-        own = {"num_writers": self.num_writers} if self.dataset == "strokes" else {}
-        return {"only_digits": self.only_digits, "cache_dir": self.cache_dir, **own}
+        writers = {"num_writers": self.num_writers} if self.dataset == "strokes" else {}
+        return {"only_digits": self.only_digits, "cache_dir": self.cache_dir, **writers}
 
     def updater(self, run: Run) -> core.BaseUpdater:
         """The sparsity algorithm of one run, which counts in rounds."""

@@ -66,15 +66,15 @@ def survive(output: Path, kills: int, seed: int, study: Sequence[str] = STUDY) -
         shutil.rmtree(killed)
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(folder: Path, other: Path) -> list[str]:
     """Files of two studies that are not in both or not the same in every byte."""
-    ours, theirs = _files(one), _files(other)
+    ours, theirs = _files(folder), _files(other)
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 
-def _compare(one: Path, other: Path) -> None:
-    if differing := differences(one, other):
-        raise AssertionError(f"{other} differs from {one} in {', '.join(differing)}.")
+def _compare(folder: Path, other: Path) -> None:
+    if differing := differences(folder, other):
+        raise AssertionError(f"{other} differs from {folder} in {', '.join(differing)}.")
 
 
 def _files(folder: Path) -> dict[str, bytes]:

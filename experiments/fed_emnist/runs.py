@@ -53,8 +53,8 @@ def execute(config: FederatedSettings, batch: Sequence[Recorder]) -> bool:
     """Trains one run, alone in its batch."""
 
     def numbers(found: Evaluation, state: fed.SparseServerState, total: Any) -> dict[str, Any]:
-        own = found._asdict() | {"down_bytes": total.down, "up_bytes": total.up + total.growth}
-        return {name: value for name, value in own.items() if name != "round"}
+        measured = found._asdict() | {"down_bytes": total.down, "up_bytes": total.up + total.growth}
+        return {name: value for name, value in measured.items() if name != "round"}
 
     (recorder,) = batch
     train_run(config, recorder.run, recorder, numbers)

@@ -62,14 +62,14 @@ def main(
     return explained(run, *explains)
 
 
-def explained(call: Callable[[], int], *kinds: type[Exception]) -> int:
+def explained(call: Callable[[], int], *errors: type[Exception]) -> int:
     """The exit status of a call; of what could not start or go on it says why, and it is 2.
 
     Args:
         call: What to do.
-        *kinds: Errors that are explained, besides ImportError, OSError and ValueError.
+        *errors: Errors that are explained, besides ImportError, OSError and ValueError.
     """
-    caught: tuple[type[Exception], ...] = (ImportError, OSError, ValueError, *kinds)
+    caught: tuple[type[Exception], ...] = (ImportError, OSError, ValueError, *errors)
     try:
         return call()
     except caught as error:
@@ -79,7 +79,9 @@ def explained(call: Callable[[], int], *kinds: type[Exception]) -> int:
 
 def _choose(study: Study, arguments: list[str]) -> tuple[str, str, list[str]]:
     """Question, preset, and what is left; help before a question lists them, help behind one explains its flags."""
-    listed = [f"  {name}: {own.title} ({', '.join(own.presets)})" for name, own in study.questions.items()]
+    listed = [
+        f"  {name}: {question.title} ({', '.join(question.presets)})" for name, question in study.questions.items()
+    ]
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{study.name}",
         usage="%(prog)s STUDY [--preset PRESET] [flags; see STUDY --help]",

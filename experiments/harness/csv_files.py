@@ -84,7 +84,7 @@ def read_rows(path: Path, columns: Mapping[str, type], needed: Iterable[str] = (
             f"{path} has the columns {', '.join(map(str, unknown))}, which are not known: it may have"
             f" {', '.join(columns)}. Was it written by a later version?"
         )
-    empty = {name: "" if kind is str else None for name, kind in columns.items()}
+    empty = {name: "" if column_type is str else None for name, column_type in columns.items()}
     rows = []
     for number, line in enumerate(lines, 2):
         try:

@@ -16,7 +16,7 @@ from experiments.harness.surroundings import versions
 T = TypeVar("T")
 
 # What a study says of itself, where it says it; records of older versions say less.
-_KINDS: dict[str, Any] = {
+_ENTRY_TYPES: dict[str, Any] = {
     **dict.fromkeys(("settings", "packages"), dict),
     **dict.fromkeys(("command", "domain", "study", "about", "title", "prediction"), str),
     **dict.fromkeys(("cells", "changes"), list),
@@ -92,7 +92,9 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder} holds no study: it has no config.json. Start one without --resume."
         ) from error
     record = {"command": "", "packages": {}, **record}
-    wrong = [name for name, kind in _KINDS.items() if name in record and not isinstance(record[name], kind)]
+    wrong = [
+        name for name, value_type in _ENTRY_TYPES.items() if name in record and not isinstance(record[name], value_type)
+    ]
     if isinstance(git := record.get("git"), dict) and [type(git.get(name)) for name in ("commit", "changed")] != [
         str,
         bool,
@@ -103,7 +105,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def read_config(folder: Path, kind: type[T]) -> T:
+def read_config(folder: Path, settings_type: type[T]) -> T:
     """The settings of a study, of which lists become tuples.
 
     Raises:
@@ -115,12 +117,12 @@ def read_config(folder: Path, kind: type[T]) -> T:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in read_record(folder)["settings"].items()
     }
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(settings_type)
     if wrong := [name for name, value in settings.items() if not _fits(value, hints.get(name, Any))]:
         told = ", ".join(f"{name} is {settings[name]!r:.50}" for name in wrong)
         raise ValueError(f"{path} is damaged, or of another version of this program: {told}.")
     try:
-        return kind(**settings)
+        return settings_type(**settings)
     except TypeError as error:
         raise ValueError(f"{path} is of another version of this program: {error}") from error
     except ValueError as error:
@@ -134,8 +136,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
-    kinds = {float: (float, int), type(None): (type(None),)}.get(hint, (hint,))
-    return not isinstance(hint, type) or type(value) in kinds
+    accepted = {float: (float, int), type(None): (type(None),)}.get(hint, (hint,))
+    return not isinstance(hint, type) or type(value) in accepted
 
 
 def changed_packages(folder: Path, packages: Iterable[str]) -> list[str]:

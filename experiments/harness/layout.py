@@ -15,7 +15,7 @@ Record = Mapping[str, Any]  # what `config.json` of a study holds
 Settings = Mapping[str, Any]
 Key = tuple[Any, ...]
 _UNFIT = "config.json is damaged: it does not say what a study of {} says; copy it back from where it is whole"
-_KINDS = {"group": str, "name": str, "sparsity": float, "width": int}
+_COLUMN_TYPES = {"group": str, "name": str, "sparsity": float, "width": int}
 
 
 class Row(types.SimpleNamespace):
@@ -134,7 +134,7 @@ class Layout:
     @property
     def front(self) -> dict[str, type]:
         """Columns that say of which run and step a row is."""
-        return {**{column: _KINDS[field] for column, field in self.cell.items()}, "seed": int, self.step: int}
+        return {**{column: _COLUMN_TYPES[field] for column, field in self.cell.items()}, "seed": int, self.step: int}
 
     @property
     def columns(self) -> dict[str, type]:
@@ -185,13 +185,13 @@ def differences(settings: Settings, paper: Mapping[str, tuple[Any, str]]) -> lis
     """
     differing = ((settings.get(name), value, what) for name, (value, what) in paper.items())
     return [
-        f"{_said(own)} {what} instead of {_said(value)}." for own, value, what in differing if not _same(own, value)
+        f"{_said(ours)} {what} instead of {_said(value)}." for ours, value, what in differing if not _same(ours, value)
     ]
 
 
-def _same(own: Any, value: Any) -> bool:
-    are_numbers = all(isinstance(one, (int, float)) for one in (own, value))
-    return math.isclose(own, value, rel_tol=1e-9) if are_numbers else own == value
+def _same(ours: Any, theirs: Any) -> bool:
+    are_numbers = all(isinstance(number, (int, float)) for number in (ours, theirs))
+    return math.isclose(ours, theirs, rel_tol=1e-9) if are_numbers else ours == theirs
 
 
 def _said(value: Any) -> str:

@@ -87,8 +87,8 @@ def _run(study: Study, plan: Plan, folder: Path, command: str) -> int:
             print(*lines, sep="\n", flush=True)
             collect(folder, layout, plan.runs)
         collect(folder, layout, plan.runs)
-        for one in plan.runs:
-            shutil.rmtree(folder / layout.path(one) / SCRATCH, ignore_errors=True)
+        for run in plan.runs:
+            shutil.rmtree(folder / layout.path(run) / SCRATCH, ignore_errors=True)
         stored = read_study(folder, layouts)
         refresh.write(stored)
         files = ", ".join(sorted(file.name for file in folder.iterdir()))
@@ -104,8 +104,8 @@ def collect(folder: Path, layout: Layout, runs: Sequence[Run]) -> None:
 
 def _collected(folder: Path, layout: Layout, runs: Sequence[Run]) -> dict[str, str]:
     """Files of the study by name, as those of the runs that have ended make them; without any line there is none."""
-    ended = [own for own in (folder / layout.path(one) for one in runs) if has_ended(own)]
-    texts = {name: joined([own / name for own in ended]) for name in JOINED}
+    ended = [place for place in (folder / layout.path(run) for run in runs) if has_ended(place)]
+    texts = {name: joined([place / name for place in ended]) for name in JOINED}
     return {name: text for name, text in texts.items() if text}
 
 
@@ -123,7 +123,7 @@ def execute(
         How each of its runs ended, in a line; None if it was told to stop.
     """
     layout = read(read_record(folder))
-    recorders = [Recorder(folder, layout, one, record) for one in batch]
+    recorders = [Recorder(folder, layout, run, record) for run in batch]
     started = time.perf_counter()
     outside: tuple[type[Exception], ...] = (*OUTSIDE, *passes)
     try:
@@ -148,7 +148,7 @@ def _is_finished(plan: Plan, folder: Path, layout: Layout, record: Record) -> bo
     if "cells" in record and (folder / RUNS).exists():
         made = {name: text.encode() for name, text in _collected(folder, layout, plan.runs).items()}
         is_as_made = all((folder / name).exists() and (folder / name).read_bytes() == made[name] for name in made)
-        if not is_as_made or not all(has_ended(folder / layout.path(one)) for one in plan.runs):
+        if not is_as_made or not all(has_ended(folder / layout.path(run)) for run in plan.runs):
             return False
     return not missing(read_study(folder, {name_of(record): lambda _: layout}))
 
@@ -169,14 +169,14 @@ def _surroundings(study: Study, plan: Plan, command: str) -> dict[str, Any]:
 def _execute_all(study: Study, plan: Plan, folder: Path, command: str) -> Iterator[list[str] | None]:
     """Trains what is left to train and yields lines on each batch as it ends."""
     layout, record = study.layout(read_record(folder)), _surroundings(study, plan, command)
-    left = [batch for batch in plan.batches if not all(has_ended(folder / layout.path(one)) for one in batch)]
+    left = [batch for batch in plan.batches if not all(has_ended(folder / layout.path(run)) for run in batch)]
     given = [(folder, study.layout, batch, plan.train, record, plan.passes) for batch in left]
     if plan.jobs == 1:
-        yield from (execute(*one) for one in given)
+        yield from (execute(*arguments) for arguments in given)
         return
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(plan.jobs, spawn, initializer=_end_with_parent) as workers:
-        ends = [workers.submit(execute, *one) for one in given]
+        ends = [workers.submit(execute, *arguments) for arguments in given]
         try:
             yield from (end.result() for end in concurrent.futures.as_completed(ends))
         finally:  # whatever stopped the study: those under way come to their end, no other begins

@@ -153,8 +153,8 @@ class Recorder:
 
     def add_layers(self, step: int, masks: layers.Masks, before: layers.Masks | None) -> None:
         """Masks at a step, and those of the evaluation before it; the same ones may come again after a stop."""
-        own = {**self._cell, self._layout.step: step}
-        lines = [{**own, **line} for line in layers.lines(masks, before)]
+        front = {**self._cell, self._layout.step: step}
+        lines = [{**front, **line} for line in layers.lines(masks, before)]
         if lines:
             append_lines(self.folder / "layers.csv", self._layer_names, lines)
 
@@ -219,11 +219,11 @@ class Recorder:
         """Of the process that began it; those that went on with it are listed."""
         path = self.folder / "config.json"
         cell = {name: self._cell[name] for name in self._layout.cell}
-        own: dict[str, Any] = {"cell": cell, "seed": self.run.seed}
+        content: dict[str, Any] = {"cell": cell, "seed": self.run.seed}
         if path.exists():
-            own = read_json(path, "Remove it: the run goes on, as one that was begun now.")
+            content = read_json(path, "Remove it: the run goes on, as one that was begun now.")
             again = {name: value for name, value in record.items() if name != "settings"}
-            own = {**own, "resumed": [*own.get("resumed", []), again]}
+            content = {**content, "resumed": [*content.get("resumed", []), again]}
         else:
-            own.update(record)
-        write_whole(path, json.dumps(own, indent=2) + "\n")
+            content.update(record)
+        write_whole(path, json.dumps(content, indent=2) + "\n")

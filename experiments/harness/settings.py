@@ -14,17 +14,17 @@ T = TypeVar("T")
 SEEDS = "one number: so many, from 0 on; several: exactly these"
 
 
-def flag(text: str, kind: type = str, **options: Any) -> Any:
+def flag(text: str, value_type: type = str, **options: Any) -> Any:
     """A field of settings that is also a flag.
 
     Args:
         text: Help text.
-        kind: Of its value, or of each of its values.
+        value_type: Of its value, or of each of its values.
         **options: Its `default`; `shown`, what help calls it; what `ArgumentParser.add_argument` takes. With
             `nargs="+"` the field is a tuple.
     """
     default = options.pop("default", dataclasses.MISSING)
-    return dataclasses.field(default=default, metadata={"help": text, "type": kind, **options})
+    return dataclasses.field(default=default, metadata={"help": text, "type": value_type, **options})
 
 
 def seeds_flag(number: int) -> Any:
@@ -154,7 +154,7 @@ class _Seeds(argparse.Action):
 
 
 def read_command_line(
-    kind: type[T],
+    settings_type: type[T],
     module: str,
     about: str,
     arguments: Sequence[str] | None,
@@ -163,7 +163,8 @@ def read_command_line(
     """Settings of a new study, or the folder of one to go on with; explains what is wrong and exits with 2.
 
     Args:
-        kind: Dataclass of settings; its field `name` is that of the folder, by default the module's, date and time.
+        settings_type: Dataclass of settings; its field `name` is that of the folder, by default the module's, date and
+            time.
         module: What is run: `python -m experiments.<module>`.
         about: What it does.
         arguments: The process's own when None.
@@ -175,7 +176,7 @@ def read_command_line(
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(settings_type):  # type: ignore[arg-type]
         options = _options(field, defaults.get(field.name, field.default))
         if field.name == "seeds":
             add_seeds(parser, help=options["help"])
@@ -195,7 +196,7 @@ def read_command_line(
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     title = f"{module.replace(' ', '-')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     try:
-        return kind(**{"name": title, **defaults, **settings})
+        return settings_type(**{"name": title, **defaults, **settings})
     except ValueError as error:
         parser.error(str(error))
 
@@ -203,7 +204,7 @@ def read_command_line(
 def _options(field: dataclasses.Field[Any], default: Any) -> dict[str, Any]:
     options = {name: value for name, value in field.metadata.items() if name != "shown"}
     values = default if isinstance(default, tuple) else (default,)
-    shown = " ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values) or "all"
+    shown = " ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values) or "all"
     if default is field.default:
         shown = field.metadata.get("shown", "none" if default is None else shown)
     options["help"] = f"{options['help']} (default: {shown})".replace("%", "%%")

@@ -39,7 +39,7 @@ class VariantSettings(Settings):
         """
         if unknown := [name for name in self.only if name not in variants]:
             raise ValueError(f"--only names {', '.join(unknown)}; this study has {', '.join(variants)}.")
-        return {name: own for name, own in variants.items() if not self.only or name in self.only}
+        return {name: settings for name, settings in variants.items() if not self.only or name in self.only}
 
 
 def cell_of(name: str, sparsity: float) -> Cell:

@@ -52,8 +52,8 @@ class HostileBackend(fedjax.ForEachClientBackend):
 
         def run(shared_input: Any, clients: Iterable[Any]) -> Iterator[Any]:
             attacked = (
-                (place, self._attack.on_batches(batches) if place < self._count else batches, own)
-                for place, batches, own in clients
+                (place, self._attack.on_batches(batches) if place < self._count else batches, client_input)
+                for place, batches, client_input in clients
             )
             for place, output, results in run_clients(shared_input, attacked):
                 yield place, self._attack.on_output(output) if place < self._count else output, results

@@ -15,8 +15,8 @@ def cells() -> Variants:
         found[f"{defence}, no attack"] = {"defence": defence, "attack": None, "count": 0}
         for attack in ATTACKS:
             for count, number in ((1, "one"), (2, "two")):
-                own = {"defence": defence, "attack": attack, "count": count}
-                found[f"{defence}, {number} turning {attack}"] = own
+                cell = {"defence": defence, "attack": attack, "count": count}
+                found[f"{defence}, {number} turning {attack}"] = cell
     return found
 
 

@@ -50,9 +50,11 @@ class FanInDQN(SparseDQN):
 def agent(config: MinAtarSettings, cell: Cell) -> SparseDQN:
     """DQN with MinAtar's network and the numbers of `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`."""
     clock, game = config.loop.clock, environment(cell.group)
-    kind = FanInDQN if cell.name.endswith(f":{FAN_IN}") else SparseDQN
+    agent_class = FanInDQN if cell.name.endswith(f":{FAN_IN}") else SparseDQN
     updater = clock.in_optimizer_steps(config.updater(cell))
-    return dqn(game.num_actions, minatar_torso(), 2.5e-4, 3.125e-4, updater, math.ceil(1_000 / clock.period), kind)
+    return dqn(
+        game.num_actions, minatar_torso(), 2.5e-4, 3.125e-4, updater, math.ceil(1_000 / clock.period), agent_class
+    )
 
 
 def plan(config: MinAtarSettings) -> Plan:

@@ -113,9 +113,9 @@ class EquinoxBlock(eqx.Module):
     norms: list[eqx.nn.LayerNorm]
 
     def __init__(self, key: jax.Array) -> None:
-        one, two = jax.random.split(key)
-        self.attention = eqx.nn.MultiheadAttention(4, 16, key=one)
-        self.mlp = eqx.nn.MLP(16, 16, 32, 1, jax.nn.gelu, key=two)
+        key_attention, key_mlp = jax.random.split(key)
+        self.attention = eqx.nn.MultiheadAttention(4, 16, key=key_attention)
+        self.mlp = eqx.nn.MLP(16, 16, 32, 1, jax.nn.gelu, key=key_mlp)
         self.norms = [eqx.nn.LayerNorm(16), eqx.nn.LayerNorm(16)]
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -133,10 +133,10 @@ class EquinoxTransformer(eqx.Module):
     head: eqx.nn.Linear
 
     def __init__(self, key: jax.Array) -> None:
-        one, two, three = jax.random.split(key, 3)
-        self.embedding = eqx.nn.Embedding(40, 16, key=one)
-        self.blocks = eqx.filter_vmap(EquinoxBlock)(jax.random.split(two, 3))
-        self.head = eqx.nn.Linear(16, 40, key=three)
+        key_embedding, key_blocks, key_head = jax.random.split(key, 3)
+        self.embedding = eqx.nn.Embedding(40, 16, key=key_embedding)
+        self.blocks = eqx.filter_vmap(EquinoxBlock)(jax.random.split(key_blocks, 3))
+        self.head = eqx.nn.Linear(16, 40, key=key_head)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of tokens int32[T]."""

@@ -92,9 +92,9 @@ def of_steps(settings: StructureSettings, cells: Variants) -> Plan:
 
         def run(recorder: Recorder) -> None:
             place = settings.seeds.index(recorder.run.seed)
-            own: Any = jax.tree.map(lambda leaf: leaf[place], state.learner)
-            sparsity = measured_sparsity(own.params, own.optimizer_state)
-            masks = masks_of(own.params, own.optimizer_state)
+            learner: Any = jax.tree.map(lambda leaf: leaf[place], state.learner)
+            sparsity = measured_sparsity(learner.params, learner.optimizer_state)
+            masks = masks_of(learner.params, learner.optimizer_state)
             recorder.add(settings.steps, masks, score=float(returns[place]), sparsity=sparsity, is_last=1)
 
         return run

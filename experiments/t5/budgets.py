@@ -48,10 +48,10 @@ def favouring(
     if part is None:
         return [(pattern, sparsity) for pattern in parts.values()]
     others = sum(size for name, size in sizes.items() if name != part)
-    own, rest = factor * density, density * (sizes[part] * (1 - factor) + others) / others
-    if not (own <= 1 and 0 < rest <= 1):
+    favoured, rest = factor * density, density * (sizes[part] * (1 - factor) + others) / others
+    if not (favoured <= 1 and 0 < rest <= 1):
         raise ValueError(
-            f"{part} at {own:.3g} of its entries leaves {rest:.3g} of the others' in a budget of {density:.3g};"
+            f"{part} at {favoured:.3g} of its entries leaves {rest:.3g} of the others' in a budget of {density:.3g};"
             f" choose another factor than {factor} or another sparsity."
         )
-    return [(pattern, round(1 - (own if name == part else rest), 9)) for name, pattern in parts.items()]
+    return [(pattern, round(1 - (favoured if name == part else rest), 9)) for name, pattern in parts.items()]

@@ -30,7 +30,7 @@ def _budget_cells(settings: Any, shapes: Any) -> Variants:
     named = [("uniform", None), *((f"denser {part}", part) for part in PARTS)]
     rules = {name: favouring(shapes, part, FACTOR, settings.sparsity) for name, part in named}
     common = {"algorithm": "magnitude", "dist_type": "uniform"}
-    return {**DENSE_CELL, **{name: {**common, "rules": own} for name, own in rules.items()}}
+    return {**DENSE_CELL, **{name: {**common, "rules": layer_rules} for name, layer_rules in rules.items()}}
 
 
 STUDIES = {

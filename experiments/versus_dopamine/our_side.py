@@ -60,5 +60,7 @@ def run(task: str, seeds: Sequence[int], steps: int) -> list[End]:
     done = 9 * chunk * trained.config.num_envs * len(seeds)
     pace = done / (time.process_time() - began)
     last = chunks[-2:]
-    counts, totals = (sum(getattr(one, name) for one in last) for name in ("episodes", "return_sum"))
+    counts, totals = (
+        sum(getattr(chunk_metrics, name) for chunk_metrics in last) for name in ("episodes", "return_sum")
+    )
     return [End(float(totals[i] / counts[i]), int(counts[i]), pace) for i in range(len(seeds))]

@@ -39,7 +39,7 @@ def plan(settings: VersusSettings) -> Plan:
     batches: list[list[Run]] = []
     for cell in cells:
         runs = [Run(cell, seed) for seed in settings.seeds]
-        batches += [runs] if cell.name == OURS else [[one] for one in runs]
+        batches += [runs] if cell.name == OURS else [[run] for run in runs]
     text = f"{len(cells)} cells of {len(settings.seeds)} seeds; only those of Dopamine load it, with TensorFlow."
     batches.sort(key=lambda batch: batch[0].cell.name != OURS)  # our side first: it takes all cores
     train_batch = functools.partial(train, names, settings.scale)

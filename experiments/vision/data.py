@@ -106,7 +106,9 @@ def _strokes(size: int) -> Images:
 
     def of_writers(data: Any) -> dict[str, Array]:
         clients = [dataset.all_examples() for _, dataset in data.clients()]
-        return {new: np.concatenate([own[old] for own in clients]) for new, old in (("image", "x"), ("label", "y"))}
+        return {
+            new: np.concatenate([client[old] for client in clients]) for new, old in (("image", "x"), ("label", "y"))
+        }
 
     unseen = STROKES_WRITERS // 6
     data, _ = strokes.load(STROKES_WRITERS + unseen, seed=0, cached_writers=0)

@@ -50,9 +50,9 @@ _vit = functools.partial(presets, _VIT, _LONG, _VIT_B16)
 
 
 _DISTRIBUTIONS: Variants = {
-    f"{prefix}{kind}": {"algorithm": algorithm, "dist_type": kind}
+    f"{prefix}{distribution}": {"algorithm": algorithm, "dist_type": distribution}
     for algorithm, prefix in (("magnitude", ""), ("static_sparse", "static "))
-    for kind in ("uniform", "erk")
+    for distribution in ("uniform", "erk")
 }
 
 

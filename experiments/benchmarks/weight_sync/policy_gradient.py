@@ -116,12 +116,12 @@ def _shown(size: Size, key: jax.Array, steps: int) -> Tree:
 
 def _played(weights: Tree, size: Size, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Prompts, answers and advantages [B, 1]."""
-    of_prompts, of_answers = jax.random.split(key)
-    prompts = jnp.repeat(jax.random.randint(of_prompts, (PROMPTS, LENGTH), 0, LETTERS), ANSWERS, axis=0)
+    prompts_key, answers_key = jax.random.split(key)
+    prompts = jnp.repeat(jax.random.randint(prompts_key, (PROMPTS, LENGTH), 0, LETTERS), ANSWERS, axis=0)
 
     def letter(row: jax.Array, place: jax.Array) -> tuple[jax.Array, None]:
         chosen = logits(weights, row[:, :-1], size.heads)[:, place - 1]
-        sampled = jax.random.categorical(jax.random.fold_in(of_answers, place), chosen)
+        sampled = jax.random.categorical(jax.random.fold_in(answers_key, place), chosen)
         return row.at[:, place].set(sampled), None
 
     blank = jnp.full((len(prompts), LENGTH), _BOS)

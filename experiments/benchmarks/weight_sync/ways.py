@@ -160,8 +160,8 @@ def measured(versions: Sequence[Tree], rounds: int) -> dict[str, Cost]:
                 start = time.thread_time()
                 came = way.apply(sent, base)
                 applying.append(time.thread_time() - start)
-            for one, other in zip(came, expected, strict=True):
-                np.testing.assert_array_equal(one, other)
+            for decoded, leaf in zip(came, expected, strict=True):
+                np.testing.assert_array_equal(decoded, leaf)
             sizes[name] = sizes.get(name, 0) + size(sent)
             before = seconds.get(name, [0.0, 0.0])
             seconds[name] = [before[0] + min(encoding), before[1] + min(applying)]

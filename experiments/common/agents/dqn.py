@@ -20,7 +20,7 @@ def dqn(
     epsilon: float,
     updater: core.BaseUpdater,
     target_period: int,
-    kind: type[SparseDQN] = SparseDQN,
+    agent_class: type[SparseDQN] = SparseDQN,
 ) -> SparseDQN:
     """DQN with Adam and the mean squared error, as in Dopamine's JAX agents.
 
@@ -31,10 +31,10 @@ def dqn(
         epsilon: Of Adam.
         updater: Which weights to keep; its steps are optimizer steps.
         target_period: Optimizer steps between two copies to the target network.
-        kind: Class of the agent.
+        agent_class: Class of the agent.
     """
     optimizer = optax.adam(rate, eps=epsilon)
-    return kind(
+    return agent_class(
         num_actions=num_actions,
         torso=torso,
         loss="mse",

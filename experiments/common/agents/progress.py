@@ -34,7 +34,7 @@ class Progress:
         """A batch begins, or goes on."""
         if tqdm is None and not self._left:
             print("No bar: tqdm is not installed here. A line tells each tenth of a batch instead.", flush=True)
-        self._first, self._left = None, [len(own) for own in self._batches[self._batches.index(tuple(batch)) :]]
+        self._first, self._left = None, [len(cells) for cells in self._batches[self._batches.index(tuple(batch)) :]]
         title = str(batch[0]) + (f" and {len(batch) - 1} more" if len(batch) > 1 else "")
         bar = _Lines if tqdm is None else tqdm
         self._bar = bar(total=self._steps, desc=title, unit="step", unit_scale=True, leave=False, disable=None)

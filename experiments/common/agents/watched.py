@@ -46,7 +46,7 @@ class Watched:
 
 def _masks(states: Sequence[Any]) -> list[Masks]:
     learners = [state.learner for state in states]
-    return [masks for own in learners for masks in masks_of_seeds(own.params, own.optimizer_state)]
+    return [masks for learner in learners for masks in masks_of_seeds(learner.params, learner.optimizer_state)]
 
 
 def ends(learner: LearnerState, returns: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
@@ -57,8 +57,8 @@ def ends(learner: LearnerState, returns: np.ndarray[Any, Any]) -> Iterator[dict[
         returns: float[seeds, evaluation episodes].
     """
     online, target = zeros(learner.params), zeros(learner.target_params)
-    for i, own in enumerate(returns):
-        yield {"final_return": float(own.mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
+    for i, episodes in enumerate(returns):
+        yield {"final_return": float(episodes.mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
 
 
 def zeros(params: Any) -> list[float]:
@@ -66,4 +66,4 @@ def zeros(params: Any) -> list[float]:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     matrices = [leaf.reshape(len(leaf), -1) for leaf in leaves if leaf.ndim > 2]
     weights = np.concatenate(matrices, axis=1)
-    return [1 - np.count_nonzero(own) / own.size for own in weights]
+    return [1 - np.count_nonzero(of_seed) / of_seed.size for of_seed in weights]

@@ -80,7 +80,7 @@ def read_ahead(batches: Iterable[Sequence[Any]], read: Callable[[Any], Batch], t
     """
     batches = iter(batches)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        start = lambda wanted: [pool.submit(read, one) for one in wanted]  # noqa: E731
+        start = lambda wanted: [pool.submit(read, description) for description in wanted]  # noqa: E731
         waiting = [start(wanted) for wanted in itertools.islice(batches, 1)]
         while waiting:
             waiting += [start(wanted) for wanted in itertools.islice(batches, 1)]

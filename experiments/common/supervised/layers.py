@@ -79,8 +79,8 @@ class Attention(nn.Module):
         """
 
         def projected(name: str, source: jax.Array, init: Initializer) -> jax.Array:
-            own = dense(self.heads * self.head_dim, ("embed", "joined_kv"), name, init, self.use_bias)(source)
-            return own.reshape(*own.shape[:-1], self.heads, self.head_dim)
+            heads = dense(self.heads * self.head_dim, ("embed", "joined_kv"), name, init, self.use_bias)(source)
+            return heads.reshape(*heads.shape[:-1], self.heads, self.head_dim)
 
         query = projected("query", inputs, self.query_init or self.kernel_init)
         key, value = (projected(name, memory, self.kernel_init) for name in ("key", "value"))

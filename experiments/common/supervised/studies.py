@@ -41,7 +41,7 @@ def structure_cells(rules: Sequence[tuple[str, Any]]) -> Variants:
         rules: The same for all of them, which leave the outputs dense: no class may be pruned away with its channel.
     """
     common = {"algorithm": "magnitude", "dist_type": "uniform", "rules": rules}
-    return {**DENSE_CELL, **{name: {**common, "sparsity_type": kind} for name, kind in STRUCTURES.items()}}
+    return {**DENSE_CELL, **{name: {**common, "sparsity_type": structure} for name, structure in STRUCTURES.items()}}
 
 
 def with_masked_gradients(cells: Variants, names: Sequence[str]) -> Variants:
@@ -78,7 +78,7 @@ def build(task: Task, settings: SupervisedSettings, question: Question) -> Plan:
     """
     shapes = task.shapes()
     cells = settings.chosen(question.variants(settings, shapes))
-    updaters = {name: settings.updater(own, task.prunable) for name, own in cells.items()}
+    updaters = {name: settings.updater(cell, task.prunable) for name, cell in cells.items()}
     for updater in updaters.values():
         jax.eval_shape(updater.init_state, shapes)
     # With masks of a key, as those of its runs are.

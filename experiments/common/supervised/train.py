@@ -92,9 +92,9 @@ def initial_state(
     key: jax.Array,
 ) -> State:
     """Where a run starts: parameters and masks of a key; sparse from here on if the updater starts sparse."""
-    of_params, of_masks = jax.random.split(key)
-    params, statistics = init(of_params)
-    seeded = updater.seeded(of_masks)
+    params_key, masks_key = jax.random.split(key)
+    params, statistics = init(params_key)
+    seeded = updater.seeded(masks_key)
     optimizer = seeded.wrap_optax(transformation).init(params)
     return State(seeded.pre_forward_update(params, optimizer), optimizer, statistics)
 
@@ -146,7 +146,7 @@ def _point(step: int, losses: list[jax.Array], evaluate: Callable[[Batch], Any],
     """Evaluates a run; FloatingPointError if it has diverged."""
     training_loss = float(np.mean([float(loss) for loss in losses])) if losses else math.nan
     sums = [jax.device_get(evaluate(batch)) for batch in task.test()]
-    loss, right, count = (sum(float(one[name]) for one in sums) for name in ("loss", "right", "count"))
+    loss, right, count = (sum(float(of_batch[name]) for of_batch in sums) for name in ("loss", "right", "count"))
     if not math.isfinite(loss) or (losses and not math.isfinite(training_loss)):
         raise FloatingPointError(
             f"the loss after step {step} is {loss} in all on test data, {training_loss} in training"

@@ -66,8 +66,8 @@ def solve(agent: Any, environment: Any, max_steps: int) -> Iterator[tuple[int, d
 
 def cartpole_agent(pruner: str, seed: int, bindings: Sequence[str] = ()) -> tuple[Any, Any]:
     """Agent and environment as `cartpole_dqn.gin` describes them, with another algorithm."""
-    own = f"create_updater_from_config.algorithm = {pruner!r}"
-    return make_agent("cartpole_dqn", gym_lib.create_gym_environment, seed, (own, *bindings))
+    chosen = f"create_updater_from_config.algorithm = {pruner!r}"
+    return make_agent("cartpole_dqn", gym_lib.create_gym_environment, seed, (chosen, *bindings))
 
 
 def greedy_policy(agent: Any) -> Policy:

@@ -57,10 +57,10 @@ def panels_of(found: Sequence[Outcome]) -> list[Panel]:
     """The outcomes of each group and sparsity."""
     made = []
     for group in dict.fromkeys(outcome.cell.group for outcome in found):
-        own = [outcome for outcome in found if outcome.cell.group == group]
-        targets = sorted({o.cell.sparsity or 0.0 for o in own if not o.cell.is_dense}) or [0.0]
+        of_group = [outcome for outcome in found if outcome.cell.group == group]
+        targets = sorted({o.cell.sparsity or 0.0 for o in of_group if not o.cell.is_dense}) or [0.0]
         for target in targets:
-            shown = [o for o in own if o.cell.is_dense or (o.cell.sparsity or 0.0) == target]
+            shown = [o for o in of_group if o.cell.is_dense or (o.cell.sparsity or 0.0) == target]
             title = ", ".join(filter(None, [group, f"at {percent(target)} sparsity" if target else ""]))
             made.append(Panel(title, shown))
     return made
@@ -77,8 +77,8 @@ def by_step(outcome: Outcome, step: Callable[[Row], int], field: str) -> tuple[A
             if (value := getattr(row, field)) is not None:
                 values.setdefault(step(row), []).append(value)
     steps = sorted(values)
-    means = [statistics.fmean(values[own]) for own in steps]
-    deviations = [statistics.stdev(values[own]) if len(values[own]) > 1 else 0.0 for own in steps]
+    means = [statistics.fmean(values[step]) for step in steps]
+    deviations = [statistics.stdev(values[step]) if len(values[step]) > 1 else 0.0 for step in steps]
     return np.array(steps), np.array(means), np.array(deviations)
 
 
@@ -113,13 +113,13 @@ def sparsity_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[st
     groups = list(dict.fromkeys(outcome.cell.group for outcome in found))
     figure, axes_of = panels(groups, f"{study.layout.title}, at the end")
     for axes, group in zip(axes_of, groups, strict=True):
-        own = [outcome for outcome in found if outcome.cell.group == group]
+        of_group = [outcome for outcome in found if outcome.cell.group == group]
         measure = study.layout.scores[0]
-        levels = {outcome.cell: _level(outcome.values(measure)) for outcome in own}
+        levels = {outcome.cell: _level(outcome.values(measure)) for outcome in of_group}
         if len({cell.sparsity for cell in levels if not cell.is_dense}) > 1:
             _draw_by_sparsity(axes, levels, colours)
         else:
-            _draw_side_by_side(axes, [(o.cell.label, o.values(measure)) for o in own], colours)
+            _draw_side_by_side(axes, [(o.cell.label, o.values(measure)) for o in of_group], colours)
         axes.set_ylabel(measure.label)
     legend(figure, axes_of)
     return figure
@@ -165,9 +165,9 @@ def _draw_by_sparsity(axes: Axes, levels: Mapping[Cell, tuple[float, float]], co
     targets = sorted({cell.sparsity or 0.0 for cell in levels if not cell.is_dense})
     for number, name in enumerate(sparse):
         aside = 0.3 * ((number + 0.5) / len(sparse) - 0.5)  # so that bars do not hide each other
-        own = sorted((cell.sparsity or 0.0, level) for cell, level in levels.items() if cell.label == name)
-        places = [targets.index(at) + aside for at, _ in own]
-        middles, deviations = zip(*(level for _, level in own), strict=True)
+        points = sorted((cell.sparsity or 0.0, level) for cell, level in levels.items() if cell.label == name)
+        places = [targets.index(at) + aside for at, _ in points]
+        middles, deviations = zip(*(level for _, level in points), strict=True)
         axes.errorbar(places, middles, deviations, fmt="o-", color=colours[name], label=name, **POINTS)
     for name, (middle, deviation) in _dense_levels(levels):
         axes.axhline(middle, color=colours[name], linestyle="--", label=name)

@@ -58,7 +58,7 @@ def churn(lines: Sequence[Layer]) -> dict[Cell, dict[int, float]]:
     grouped: dict[Cell, dict[int, list[float]]] = {}
     for (cell, step, _), (changed, size) in sums.items():
         grouped.setdefault(cell, {}).setdefault(step, []).append(changed / size)
-    return {cell: {step: statistics.fmean(own[step]) for step in sorted(own)} for cell, own in grouped.items()}
+    return {cell: {step: statistics.fmean(steps[step]) for step in sorted(steps)} for cell, steps in grouped.items()}
 
 
 def layers_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
@@ -71,10 +71,10 @@ def layers_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
         cells = [cell for cell in dict.fromkeys(line.cell for line in lines) if _place(cell) == place]
         layers = list(dict.fromkeys(line.layer for line in lines if line.cell in cells))
         for number, cell in enumerate(cells):
-            own = [layer for layer in layers if (cell, layer) in ends]
-            values = [100 * ends[cell, layer] for layer in own]
+            pruned = [layer for layer in layers if (cell, layer) in ends]
+            values = [100 * ends[cell, layer] for layer in pruned]
             width = 0.8 / len(cells)
-            places_of = [layers.index(layer) + width * (number + 0.5) - 0.4 for layer in own]
+            places_of = [layers.index(layer) + width * (number + 0.5) - 0.4 for layer in pruned]
             axes.bar(places_of, values, width, color=colours[cell.label], label=cell.label)
         for number, layer in enumerate(layers):
             if all(ends.get((cell, layer), 0.0) < 0.005 for cell in cells):
@@ -94,11 +94,11 @@ def churn_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
         [_title(place) for place in places], f"{study.layout.title}: masks, from evaluation to evaluation"
     )
     for axes, place in zip(axes_of, places, strict=True):
-        for cell, own in changes.items():
+        for cell, steps in changes.items():
             if _place(cell) == place:
-                shares = [100 * value for value in own.values()]
+                shares = [100 * value for value in steps.values()]
                 style = style_of(cell.label, colours)
-                axes.plot([*own], shares, linestyle=style, color=colours[cell.label], label=cell.label)
+                axes.plot([*steps], shares, linestyle=style, color=colours[cell.label], label=cell.label)
         axes.set_xlabel(study.layout.step_label)
         axes.set_ylabel("entries changed (%)")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -109,14 +109,14 @@ def churn_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
 def measurements_figure(study: Stored, colours: Mapping[str, str]) -> Figure:
     """For each quantity a panel, in which every cell has a point at every item: the mean over seeds."""
     measurements = study.measurements
-    quantities = list(dict.fromkeys(one.quantity for one in measurements))
-    cells = list(dict.fromkeys(one.cell for one in measurements))
+    quantities = list(dict.fromkeys(line.quantity for line in measurements))
+    cells = list(dict.fromkeys(line.cell for line in measurements))
     figure, axes_of = panels(quantities, study.layout.title)
     for axes, quantity in zip(axes_of, quantities, strict=True):
-        own = [one for one in measurements if one.quantity == quantity]
-        items = list(dict.fromkeys(one.item for one in own))
+        lines = [line for line in measurements if line.quantity == quantity]
+        items = list(dict.fromkeys(line.item for line in lines))
         for number, cell in enumerate(cells):
-            values = {item: [one.value for one in own if (one.cell, one.item) == (cell, item)] for item in items}
+            values = {item: [line.value for line in lines if (line.cell, line.item) == (cell, item)] for item in items}
             there = [item for item in items if values[item]]
             means = [statistics.fmean(values[item]) for item in there]
             shown, colour = Cell("", cell), colours.get(cell, "#7F7F7F")

@@ -38,12 +38,12 @@ def by_run(rows: Iterable[Row], layout: Layout) -> dict[Run, list[Row]]:
 def outcomes(rows: Iterable[Row], layout: Layout) -> list[Outcome]:
     """Groups rows by cell and seed, in order of first appearance; runs that have not ended are left out."""
     found: dict[Cell, Outcome] = {}
-    for (cell, seed), own in by_run(rows, layout).items():
+    for (cell, seed), rows_of_run in by_run(rows, layout).items():
         outcome = found.setdefault(cell, Outcome(cell, {}, []))
-        if own[-1].failure:
-            outcome.failed.append(own[-1])
-        elif layout.is_last(own[-1]):
-            outcome.finished[seed] = own
+        if rows_of_run[-1].failure:
+            outcome.failed.append(rows_of_run[-1])
+        elif layout.is_last(rows_of_run[-1]):
+            outcome.finished[seed] = rows_of_run
     return list(found.values())
 
 

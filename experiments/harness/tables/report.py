@@ -36,12 +36,12 @@ def tables(study: Stored) -> str:
 def measurement_tables(measurements: Sequence[Row]) -> str:
     """For each quantity a table of its items by cells, means over seeds."""
     parts = []
-    for quantity in dict.fromkeys(one.quantity for one in measurements):
-        own = [one for one in measurements if one.quantity == quantity]
-        cells, items = (list(dict.fromkeys(getattr(one, name) for one in own)) for name in ("cell", "item"))
+    for quantity in dict.fromkeys(line.quantity for line in measurements):
+        lines = [line for line in measurements if line.quantity == quantity]
+        cells, items = (list(dict.fromkeys(getattr(line, name) for line in lines)) for name in ("cell", "item"))
         values: dict[tuple[str, str], list[float]] = {}
-        for one in own:
-            values.setdefault((one.item, one.cell), []).append(one.value)
+        for line in lines:
+            values.setdefault((line.item, line.cell), []).append(line.value)
         rows = [(item, *(_short(values.get((item, cell), [])) for cell in cells)) for item in items]
         parts += [f"## {quantity}", markdown_table(("", *cells), rows)]
     return "\n\n".join(parts)
@@ -121,8 +121,11 @@ def _notes(study: Stored) -> str:
         + "; command, settings, versions and platform are in `config.json`.",
     ]
     if len(study.folders) > 1:  # whose commands one would otherwise look for
-        folders = zip(study.folders, study.records, strict=True)
-        lines += ["\n".join(f"- `{own.name}`: commit {commit(one)}, `{one['command']}`" for own, one in folders)]
+        listed = (
+            f"- `{folder.name}`: commit {commit(record)}, `{record['command']}`"
+            for folder, record in zip(study.folders, study.records, strict=True)
+        )
+        lines.append("\n".join(listed))
     return "\n\n".join(lines)
 
 

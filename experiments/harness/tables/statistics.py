@@ -116,6 +116,7 @@ def improvement(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[float, tupl
 def _above(*samples: Array) -> Array:
     """Mean over tasks, of which samples hold ours and theirs in turn, of how often ours are above."""
     pairs = [
-        np.sign(own[..., :, None] - other[..., None, :]) for own, other in zip(samples[::2], samples[1::2], strict=True)
+        np.sign(ours[..., :, None] - theirs[..., None, :])
+        for ours, theirs in zip(samples[::2], samples[1::2], strict=True)
     ]
     return np.mean([0.5 + pair.mean(axis=(-2, -1)) / 2 for pair in pairs], axis=0)

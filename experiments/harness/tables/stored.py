@@ -79,11 +79,11 @@ def missing(study: Stored) -> list[str]:
     found = []
     for cell in cells:
         for seed in layout.seeds:
-            own = runs.get(run := Run(cell, seed), [])
-            if not own:
+            rows = runs.get(run := Run(cell, seed), [])
+            if not rows:
                 found.append(f"{run}: no row")
-            elif not own[-1].failure and not layout.is_last(own[-1]):
-                found.append(f"{run}: only up to {layout.step} {layout.step_of(own[-1])}")
+            elif not rows[-1].failure and not layout.is_last(rows[-1]):
+                found.append(f"{run}: only up to {layout.step} {layout.step_of(rows[-1])}")
     return found if cells else ["no cell has a row"]
 
 
@@ -111,7 +111,7 @@ def joined(studies: Iterable[Stored]) -> list[Stored]:
     """
     groups: list[list[Stored]] = []
     for study in studies:
-        group = next((own for own in groups if all(_fit(study, other) for other in own)), None)
+        group = next((candidate for candidate in groups if all(_fit(study, other) for other in candidate)), None)
         if group is None:
             groups.append([study])
         else:
@@ -119,12 +119,12 @@ def joined(studies: Iterable[Stored]) -> list[Stored]:
     return [_join(group) for group in groups]
 
 
-def _fit(one: Stored, other: Stored) -> bool:
-    (mine,), (theirs,) = one.records, other.records
-    return _kind(mine) == _kind(theirs) and not one.commits.keys() & other.commits.keys()
+def _fit(study: Stored, other: Stored) -> bool:
+    (mine,), (theirs,) = study.records, other.records
+    return _fixed_part(mine) == _fixed_part(theirs) and not study.commits.keys() & other.commits.keys()
 
 
-def _kind(record: Record) -> tuple[Any, ...]:
+def _fixed_part(record: Record) -> tuple[Any, ...]:
     fixed = {name: value for name, value in record["settings"].items() if name not in FREE}
     return name_of(record), record.get("study"), fixed
 
@@ -138,7 +138,7 @@ def _join(group: Sequence[Stored]) -> Stored:
         cells = tuple(_union(study.layout.cells or () for study in group))
     (record,) = first.records
     settings = [study.records[0]["settings"] for study in group]
-    spans = {name: _union(own[name] for own in settings) for name in SPANS if name in settings[0]}
+    spans = {name: _union(of_study[name] for of_study in settings) for name in SPANS if name in settings[0]}
     layout = layout_of({**record, "settings": {**settings[0], **spans}}, first.layouts)
     return Stored(
         folders=tuple(folder for study in group for folder in study.folders),
@@ -146,7 +146,7 @@ def _join(group: Sequence[Stored]) -> Stored:
         layout=dataclasses.replace(layout, cells=cells),
         rows=_in_order([row for study in group for row in study.rows], layout),
         layers=[line for study in group for line in study.layers],
-        measurements=[one for study in group for one in study.measurements],
+        measurements=[line for study in group for line in study.measurements],
         commits={run: name for study in group for run, name in study.commits.items()},
         layouts=first.layouts,
     )
