@@ -12,6 +12,7 @@ from experiments.structures.studies import layout as structures
 from experiments.t5.layout import layout as t5
 from experiments.t5.studies import STUDIES as T5
 from experiments.versus_dopamine.layout import layout as versus_dopamine
+from experiments.versus_purejaxql.layout import layout as versus_purejaxql
 from experiments.vision.layout import layout as vision
 from experiments.vision.studies import STUDIES as VISION
 
@@ -30,8 +31,8 @@ _ROWS = (
     ),
     Study(
         "minatar",
-        "Trains DQN on MinAtar's games, dense and sparse, and compares returns. Makes a new folder with tables, plots"
-        " and config.json. Ctrl-C or SIGTERM stops it after the current stretch of training, --resume goes on.",
+        "Trains DQN or PQN on MinAtar's games, dense and sparse, and compares returns. Makes a new folder with tables,"
+        " plots and config.json. Ctrl-C or SIGTERM stops it after the current stretch of training, --resume goes on.",
         minatar,
         ("dm-haiku", "gymnax", *_PACKAGES),
     ),
@@ -71,6 +72,12 @@ _ROWS = (
         "The same agent by Dopamine and by this package's own loops: what it learns, and what a step costs.",
         versus_dopamine,
         ("dm-haiku", "dopamine-rl", "flax", "gymnasium", "gymnax", "minatar", *_PACKAGES),
+    ),
+    Study(
+        "versus_purejaxql",
+        "The same PQN by purejaxql and by this package's own loop: what it learns, and what a step costs.",
+        versus_purejaxql,
+        ("dm-haiku", "flax", "gymnax", *_PACKAGES),
     ),
     Study(
         "demos.rl_demo",

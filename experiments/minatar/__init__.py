@@ -1,1 +1,1 @@
-"""MinAtar's games, dense and sparse: return of DQN under each sparsity algorithm, many seeds at once."""
+"""MinAtar's games, dense and sparse: return of DQN or PQN under each sparsity algorithm, many seeds at once."""

@@ -2,16 +2,23 @@
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from experiments.common.agents.settings import AgentSettings
-from experiments.harness.cells import Cell
+from experiments.harness.cells import Cell, grid
 from experiments.harness.settings import flag
 from sparse_plugins import core
 from sparse_plugins.rl.loops.config import FusedConfig
+from sparse_plugins.rl.loops.pace import Pace
+from sparse_plugins.rl.loops.pqn import PQNConfig
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 WARM_UP = 1_000
+# The part of training after which set and rigl change masks again. Of DQN every 5,000 of 2.5 million optimizer steps,
+# the last of them after four fifths, as in JaxPruner's gin file; PQN makes a sixteenth of DQN's optimizer steps.
+CHANGES = {"dqn": 500, "pqn": 125}
 # What may stand behind an algorithm and a colon, and behind which.
 FAN_IN = "fan_in"
 FROM_THE_START = ("static_sparse", "set", "rigl", "srigl")
@@ -32,6 +39,14 @@ class MinAtarSettings(AgentSettings):
         nargs="+",
         default=AgentSettings.algorithms,
     )
+    agent: str = flag(
+        "dqn, or pqn: parallelised Q-learning without replay and target network, at the settings of purejaxql",
+        choices=("dqn", "pqn"),
+        default="dqn",
+    )
+    width: tuple[int, ...] = flag(
+        "factors on the channels and units of the network; each is trained", int, nargs="+", default=(1,)
+    )
     exchange: str = flag(
         "when set and rigl exchange weights: from the first optimizer step on, as in JaxPruner's program, or late,"
         " while pruners prune",
@@ -48,8 +63,13 @@ class MinAtarSettings(AgentSettings):
                 hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(GAMES)}."
                 raise ValueError(f"MinAtar has no game {game!r}; {hint}")
         super().__post_init__()
-        self.at_least(1, "curve_points", "checkpoint_every")
+        self.each_once("width")
+        self.at_least(1, "curve_points", "checkpoint_every", "width")
         self.at_least(2 * WARM_UP, "steps")
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell of the grid."""
+        return grid(self.algorithms, self.sparsities, self.games, self.width)
 
     def sparsity_config(self, cell: Cell) -> dict[str, Any]:
         """As of `AgentSettings`, but SET and RigL begin as JaxPruner's gin file has it, unless they are late.
@@ -63,20 +83,23 @@ class MinAtarSettings(AgentSettings):
             raise ValueError(f"{cell.name!r} is no algorithm with a variant of it; allowed is {allowed}.")
         config = super().sparsity_config(cell._replace(name=algorithm))
         if algorithm in ("set", "rigl") and self.exchange == "first":
-            # Every 5,000 of 2.5 million optimizer steps, the last of them after four fifths.
+            clock = self.loop.clock
             config |= {
-                "update_start_step": self.loop.clock.environment_step(1),
-                "update_freq": max(self.steps // 500, 2 * self.loop.num_envs),
+                "update_start_step": clock.environment_step(1),
+                "update_freq": max(self.steps // CHANGES[self.agent], math.ceil(2 * clock.period)),
             }
         return config
 
     @property
-    def loop(self) -> FusedConfig:
-        """How the agent plays, remembers and learns: as in `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`.
+    def loop(self) -> Pace:
+        """How the agent plays and learns.
 
-        An optimizer step for every four environment steps, here one of each of four environments. Exploration falls
-        within the same part of training.
+        DQN as in `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`: an optimizer step for every four environment
+        steps, here one of each of four environments, and exploration that falls within the same part of training. PQN
+        as in purejaxql: 32 steps of 128 environments, then all of them twice in 32 minibatches.
         """
+        if self.agent == "pqn":
+            return PQNConfig(epsilon_decay=self.steps // 10)
         return FusedConfig(
             num_envs=4,
             capacity=min(100_000, self.steps),

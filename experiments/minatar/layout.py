@@ -12,6 +12,14 @@ PAPER = {
     "drop_fraction": (0.1, "as the first drop fraction of set and rigl"),
 }
 LATE = "set and rigl exchange weights while pruners prune; in JaxPruner's program from the first step on."
+PQN = [
+    "Games repeat an action with probability 0.1, as MinAtar's do; those of purejaxql never do.",
+    "Observations are 0 and 1; purejaxql divides them by 255.",
+    "What a time limit cuts off is worth what its last observation is said to be; in purejaxql it is worth nothing.",
+    "The learning rate falls to 0 and exploration by a tenth within these steps, in purejaxql within 10 million.",
+    "set and rigl change masks after every 125th part of training, from the first optimizer step on: no paper says how"
+    " often PQN should.",
+]
 COMMENTED = (
     "Cells `:published` exchange weights from the first step on, three tenths of them at first, as comments of"
     " JaxPruner's gin file say."
@@ -26,14 +34,17 @@ def layout(record: Record) -> Layout:
     """
     settings = record["settings"]
     is_late = settings.get("exchange", "late") == "late"  # as in studies of older versions
+    is_pqn = settings.get("agent") == "pqn"
     exchanging = {name.partition(":")[0] for name in settings["algorithms"]} & {"set", "rigl"}
     return agents.layout(
         record,
-        "DQN on MinAtar: return and sparsity",
+        f"{'PQN' if is_pqn else 'DQN'} on MinAtar: return and sparsity",
         about(settings),
         changes=mask_changes(settings["steps"]),
-        beside=MSPACMAN,
-        deviations=[
+        beside=None if is_pqn else MSPACMAN,
+        deviations=PQN
+        if is_pqn
+        else [
             f"MinAtar's {', '.join(settings['games'])} instead of Atari's MsPacman: returns are on another scale, and"
             " only what they are relative to dense training can be set beside the paper's.",
             "MinAtar's network of one convolution instead of Nature's.",
@@ -50,8 +61,12 @@ def about(settings: Settings) -> str:
     """What was trained."""
     start, end = mask_changes(settings["steps"])
     names = {"erk": "ERK", "uniform": "uniform"}
+    paces = {
+        "dqn": "an optimizer step of batch 32 for every 4 of them",
+        "pqn": "64 optimizer steps of batch 128 for every 4,096 of them",
+    }
     return (
-        f"{settings['steps']:,} environment steps, an optimizer step of batch 32 for every 4 of them,"
+        f"{settings['steps']:,} environment steps, {paces[settings.get('agent', 'dqn')]},"
         f" {names[settings['distribution']]} sparsity, masks change from step {start:,} to {end:,};"
         f" {settings['evaluation_episodes']} evaluation episodes per seed. Games are those of gymnax, with sticky"
         " actions."

@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.common.agents import task
 from experiments.common.agents.dqn import agent_plan, dqn
+from experiments.common.agents.pqn import pqn, pqn_torso
 from experiments.common.agents.watched import Watched, ends
 from experiments.harness.cells import Cell
 from experiments.harness.layout import Row
@@ -22,8 +23,8 @@ from experiments.minatar.layout import about
 from sparse_plugins import core
 from sparse_plugins.rl.environments.gymnax_games import gymnax_environment
 from sparse_plugins.rl.environments.interfaces import JaxEnvironment
-from sparse_plugins.rl.haiku import SparseDQN, minatar_torso
-from sparse_plugins.rl.learner import LearnerState
+from sparse_plugins.rl.haiku import SparseDQN, SparsePQN, minatar_torso
+from sparse_plugins.rl.learner import LearnerState, SparseLearner
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk, train
 
@@ -37,23 +38,44 @@ def environment(game: str) -> JaxEnvironment:
     return gymnax_environment(f"{game}-MinAtar", sticky_actions=STICKY_ACTIONS)
 
 
-class FanInDQN(SparseDQN):
-    """DQN whose initial weights are as large as if each unit had been drawn for the inputs that it keeps."""
+class FanIn(SparseLearner):
+    """A learner whose initial weights are as large as if each unit had been drawn for the inputs that it keeps."""
 
     def init(self, key: jax.Array, *inputs: Any) -> LearnerState:
-        """As of `SparseDQN`, but for the weights."""
+        """As of the learner, but for the weights."""
         state = super().init(key, *inputs)
         params = core.rescale_to_fan_in(state.params, state.sparse_state.masks)
-        return state._replace(params=params, target_params=jax.tree.map(jnp.copy, params))
+        target_params = None if state.target_params is None else jax.tree.map(jnp.copy, params)
+        return state._replace(params=params, target_params=target_params)
 
 
-def agent(config: MinAtarSettings, cell: Cell) -> SparseDQN:
-    """DQN with MinAtar's network and the numbers of `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`."""
+class FanInDQN(FanIn, SparseDQN):
+    """DQN that begins so."""
+
+
+class FanInPQN(FanIn, SparsePQN):
+    """PQN that begins so."""
+
+
+def agent(config: MinAtarSettings, cell: Cell) -> SparseLearner:
+    """The agent of a cell with MinAtar's network.
+
+    DQN has the numbers of `sparse_plugins/rl/dopamine/configs/minatar_dqn.gin`, PQN those of purejaxql.
+    """
     clock, game = config.loop.clock, environment(cell.group)
-    agent_class = FanInDQN if cell.name.endswith(f":{FAN_IN}") else SparseDQN
+    is_fan_in = cell.name.endswith(f":{FAN_IN}")
     updater = clock.in_optimizer_steps(config.updater(cell))
+    if config.agent == "pqn":
+        agent_class = FanInPQN if is_fan_in else SparsePQN
+        return pqn(game.num_actions, pqn_torso(cell.width), config.loop, config.steps, updater, agent_class)
     return dqn(
-        game.num_actions, minatar_torso(), 2.5e-4, 3.125e-4, updater, math.ceil(1_000 / clock.period), agent_class
+        game.num_actions,
+        minatar_torso(width=cell.width),
+        2.5e-4,
+        3.125e-4,
+        updater,
+        math.ceil(1_000 / clock.period),
+        FanInDQN if is_fan_in else SparseDQN,
     )
 
 

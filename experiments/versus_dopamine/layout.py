@@ -1,18 +1,14 @@
 """How the comparison with Dopamine is read."""
 
+import functools
 import itertools
-import statistics
-from collections.abc import Sequence
 
+from experiments.common.agents.versus import PACE, differences
 from experiments.harness.cells import Cell
 from experiments.harness.layout import Layout, Measure, Record, last
-from experiments.harness.tables import markdown_table
-from experiments.harness.tables.outcomes import Outcome
-from experiments.harness.tables.statistics import difference
 from experiments.versus_dopamine.outcomes import DOPAMINE, OURS, SIDES, TASKS
 
 RETURN = Measure("return", last("last_return"), has_interval=True)
-PACE = Measure("agent steps per cpu-second", last("steps_per_cpu_second"), digits=0)
 ABOUT = (
     "Return is the mean of the episodes that ended in the last fifth of training, exploration included. Agent steps per"
     " cpu-second include learning and leave compiling out; ours are those of all seeds, which one process computes"
@@ -43,18 +39,5 @@ def layout(record: Record) -> Layout:
         sparsity=None,
         curve=None,
         notes="Brackets are 95 % intervals of a bootstrap over seeds.",
-        sections=differences,
+        sections=functools.partial(differences, OURS, DOPAMINE.capitalize(), RETURN),
     )
-
-
-def differences(found: Sequence[Outcome]) -> list[str]:
-    """How our returns differ from those of Dopamine, with intervals, and how our pace does."""
-    by_place = {(outcome.cell.group, outcome.cell.label): outcome for outcome in found if outcome.finished}
-    lines = []
-    for (game, side), theirs in by_place.items():
-        if side != OURS and (ours := by_place.get((game, OURS))) is not None:
-            pace = statistics.median(ours.values(PACE)) / statistics.median(theirs.values(PACE))
-            less, (low, high) = difference(ours.values(RETURN), theirs.values(RETURN))
-            lines.append((f"{game}, {side}", f"{less:+.2f} ({low:+.2f} to {high:+.2f})", f"{pace:.1f}"))
-    header = ("", "our return less this", "our agent steps per cpu-second / these")
-    return [f"## Ours beside {DOPAMINE.capitalize()}", markdown_table(header, lines)] if lines else []

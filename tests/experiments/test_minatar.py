@@ -109,6 +109,21 @@ def test_both_networks_end_exactly_as_sparse_as_they_are_meant_to_be(folder: Pat
             assert row.online_sparsity == row.target_sparsity == exact
 
 
+def test_pqn_is_trained_without_a_target_network_at_any_width(tmp_path: Path) -> None:
+    flags = ["--agent=pqn", "--algorithms", "rigl:fan_in", "--sparsities=0.9", "--width", "2", "--steps=8192"]
+    flags += ["--seed=3", "--curve-points=2", "--evaluation-episodes=2", f"--output={tmp_path}", "--name=pqn"]
+    assert main(flags) == 0
+    rows = read_rows(tmp_path / "pqn")
+    assert [(row.width, row.step, row.failure) for row in rows] == [(2, 4096, ""), (2, 8192, "")]
+    sizes = {"conv_1": 3 * 3 * 4 * 32, "hidden": 2048 * 256, "values": 256 * 3}
+    for row in rows[1::2]:
+        assert row.target_sparsity is None
+        assert row.online_sparsity == pytest.approx(0.9, abs=3 / sum(sizes.values()))
+    text = (tmp_path / "pqn" / "results.md").read_text()
+    assert "64 optimizer steps of batch 128 for every 4,096" in text
+    assert "purejaxql" in text
+
+
 def test_a_study_that_was_stopped_ends_as_the_one_that_was_not(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from experiments.harness.study import first_plan
 from sparse_plugins import core
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.haiku import SparseDQN
+from sparse_plugins.rl.learner import SparseLearner
 
 
 def dqn(
@@ -45,7 +46,7 @@ def dqn(
 
 
 def agent_plan(
-    cells: Sequence[Cell], agent: Callable[[Cell], SparseDQN], observation: Callable[[Cell], Any], clock: Clock
+    cells: Sequence[Cell], agent: Callable[[Cell], SparseLearner], observation: Callable[[Cell], Any], clock: Clock
 ) -> str:
     """When and how sparse the first sparse cell gets, in lines; nothing if all are dense.
 

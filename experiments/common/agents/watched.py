@@ -56,7 +56,8 @@ def ends(learner: LearnerState, returns: np.ndarray[Any, Any]) -> Iterator[dict[
         learner: Of all seeds, which are the first axis.
         returns: float[seeds, evaluation episodes].
     """
-    online, target = zeros(learner.params), zeros(learner.target_params)
+    online = zeros(learner.params)
+    target = [None] * len(returns) if learner.target_params is None else zeros(learner.target_params)
     for i, episodes in enumerate(returns):
         yield {"final_return": float(episodes.mean()), "online_sparsity": online[i], "target_sparsity": target[i]}
 
