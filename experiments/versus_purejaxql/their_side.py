@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from experiments.versus_purejaxql import our_side
 

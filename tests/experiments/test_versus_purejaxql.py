@@ -1,5 +1,6 @@
 """The comparison with purejaxql, whose part is played by a module that hands a trained network back as it does."""
 
+import csv
 import sys
 import types
 from pathlib import Path
@@ -80,17 +81,15 @@ def test_both_sides_are_tested_alike_and_share_a_table(
     assert main([*flags, f"--output={tmp_path}", "--name=x"]) == 0
     text = (tmp_path / "x" / "results.md").read_text()
     assert "| Breakout, purejaxql |" in text
-    lines = (tmp_path / "x" / "results.csv").read_text().splitlines()
-    theirs = [
-        float(line.split(",")[4]) for line in lines if ",purejaxql," in line or line.startswith("Breakout,purejaxql")
-    ]
+    with (tmp_path / "x" / "results.csv").open() as file:
+        theirs = [float(row["evaluated_return"]) for row in csv.DictReader(file) if row["side"] == "purejaxql"]
     trained = our_side.trainer("Breakout", STEPS)
     state = trained.init(our_side.keys_of([0, 1]))
     layers = jax.tree.map(lambda leaf: leaf.shape, state.learner.params)
     assert layers["hidden"] == {"w": (2, 1024, 128), "b": (2, 128)}
     keys = jax.vmap(jax.random.PRNGKey)(np.arange(2, dtype=np.uint32))
-    draw = lambda *shape: jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    w = {"conv_1": draw(3, 3, 4, 16), "hidden": draw(1024, 128), "values": draw(128, 3)}
+    shapes = {"conv_1": (3, 3, 4, 16), "hidden": (1024, 128), "values": (128, 3)}
+    w = {name: np.stack([jax.random.normal(key, shape) for key in keys]) for name, shape in shapes.items()}
     params = {
         name: {"w": w[name], "b": np.full_like(layer["b"], 0.25)}
         if "w" in layer
