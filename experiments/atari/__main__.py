@@ -12,12 +12,12 @@ Measure first. It prints the time of emulators, copies, acting and learning, mem
     python -m experiments.atari --seeds 1 --measure
     python -m experiments.atari --seeds 1 --measure --as-matmuls yes    # if convolutions of several seeds are slow
 
-Then train; all cells that fit are trained together. Where a command may only last ten minutes, stop it by SIGTERM
-early enough for the stretch under way and its checkpoint, and go on with the next command:
+Then train; all cells that fit are trained together. Where a command may only last ten minutes, give it a budget that
+leaves time for the stretch under way and its checkpoint, and go on with the next command:
 
     ALGORITHMS="no_prune magnitude rigl static_sparse"
-    timeout -s TERM 480 python -m experiments.atari --seeds 1 --steps 2500000 --algorithms $ALGORITHMS --name mspacman
-    timeout -s TERM 480 python -m experiments.atari --resume runs/mspacman
+    python -m experiments.atari --seeds 1 --steps 2500000 --algorithms $ALGORITHMS --name mspacman --budget-minutes 8
+    python -m experiments.atari --resume runs/mspacman --budget-minutes 8
 
 Memory: a frame is 7 kB, so a run with the full replay of 1M frames takes 7.1 GB on the device; four such runs together
 28 GB, and all seven cells with one seed 50 GB. `--memory-gb` bounds it, by default at four fifths of the device. A

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness import loop
+from experiments.harness.budget import Stopped, split_budget, stopping_after
 from experiments.harness.files import read_config, read_record
 from experiments.harness.settings import Settings, read_command_line
 from experiments.harness.study import Plan, Study
@@ -35,7 +36,7 @@ def main(
         Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start or go on, 143 if SIGTERM
         stopped it.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    minutes, arguments = split_budget(sys.argv[1:] if arguments is None else arguments)
     name, about, rest = "", study.about, arguments
     defaults: Mapping[str, Any] = {}
     if study.questions:
@@ -57,9 +58,15 @@ def main(
         if name:
             told = {"study": name, "title": asked.title, "prediction": asked.prediction}
             plan = plan._replace(record={**told, **plan.record})
-        return loop.run(study, plan, folder or loop.new_folder(study, plan, command), command)
+        place = folder or loop.new_folder(study, plan, command)
+        try:
+            return loop.run(study, plan, place, command)
+        except Stopped:
+            print(f"Stopped; go on with --resume {place}")
+            return loop.STOPPED
 
-    return explained(run, *explains)
+    with stopping_after(minutes):
+        return explained(run, *explains)
 
 
 def explained(call: Callable[[], int], *errors: type[Exception]) -> int:

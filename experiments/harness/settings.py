@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from experiments.harness.budget import add_budget
 from experiments.harness.cells import DENSE, Cell, grid
 from sparse_plugins import core
 
@@ -182,6 +183,7 @@ def read_command_line(
             add_seeds(parser, help=options["help"])
         else:
             parser.add_argument(flag_name(field.name), **options)
+    add_budget(parser)  # for --help: what it says was taken off before
     parser.add_argument(
         "--resume", metavar="FOLDER", help="go on with a study that was stopped, with its own settings; stands alone"
     )
