@@ -87,14 +87,14 @@ def block(scores: np.ndarray, shape: Sequence[int], kept: int, average: bool) ->
 def channel(scores: np.ndarray, axis: int, kept: int) -> np.ndarray:
     slices = np.moveaxis(scores.astype(np.float64), axis, 0)
     mask = np.zeros(slices.shape, np.uint8)
-    mask[top_k(np.array([one.sum() for one in slices]), kept) == 1] = 1
+    mask[top_k(np.array([piece.sum() for piece in slices]), kept) == 1] = 1
     return np.moveaxis(mask, 0, axis)
 
 
 def constant_fan_in(scores: np.ndarray, axis: int, sparsity: float) -> np.ndarray:
     slices = np.moveaxis(scores, axis, 0)
     kept = keep_count(int(np.prod(slices.shape[1:])), sparsity)
-    return np.moveaxis(np.stack([top_k(one, kept) for one in slices]), 0, axis)
+    return np.moveaxis(np.stack([top_k(piece, kept) for piece in slices]), 0, axis)
 
 
 def drop_and_grow(mask: np.ndarray, drop: np.ndarray, grow: np.ndarray, survivors: int) -> np.ndarray:

@@ -43,9 +43,9 @@ def bits(leaf):
     return str(leaf.dtype), np.asarray(leaf).tobytes(), leaf.shape
 
 
-def assert_same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert [*map(bits, jax.tree.leaves(one))] == [*map(bits, jax.tree.leaves(other))]
+def assert_same(tree, expected):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    assert [*map(bits, jax.tree.leaves(tree))] == [*map(bits, jax.tree.leaves(expected))]
 
 
 def abstract(tree):
@@ -59,8 +59,8 @@ def test_everything_comes_back_as_it_was(tmp_path):
         saved = Checkpoints(tmp_path / "new").restore(like)
         assert_same(saved.tree, TREE)
         assert (saved.step, saved.extra) == (5, {"curve": [1.5, float("inf")], "name": "ü"})
-    kinds = jax.tree.map(lambda leaf: isinstance(leaf, np.ndarray), saved.tree)
-    assert [name for name, is_numpy in kinds.items() if is_numpy is True] == ["host"]
+    is_numpy_leaf = jax.tree.map(lambda leaf: isinstance(leaf, np.ndarray), saved.tree)
+    assert [name for name, is_numpy in is_numpy_leaf.items() if is_numpy is True] == ["host"]
     assert jax.random.bits(saved.tree["other"]) == jax.random.bits(TREE["other"])
     with np.load(tmp_path / "new" / "5.npz") as file:  # an ordinary file
         assert sorted(file.files) == sorted([*map(str, range(len(jax.tree.leaves(TREE)))), "manifest"])

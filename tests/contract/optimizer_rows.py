@@ -174,7 +174,7 @@ LEFT_OUT = {
 def factories() -> set[str]:
     """Names of all that makes transformations in optax; links called scale_by_... are parts of these."""
 
-    def makes_one(value: Any) -> bool:
+    def makes_transformation(value: Any) -> bool:
         function = getattr(value, "func", value)
         if not inspect.isfunction(function):
             return False
@@ -182,7 +182,7 @@ def factories() -> set[str]:
             inspect.signature(function).return_annotation
         )
 
-    named = {name for name, value in vars(optax).items() if makes_one(value)}
+    named = {name for name, value in vars(optax).items() if makes_transformation(value)}
     named |= {name for name, value in vars(contrib).items() if inspect.isfunction(value)}
     return {name for name in named if not name.startswith(("_", "scale_by_"))}
 

@@ -227,8 +227,8 @@ def assert_on_mask(params: Any, opt_state: Any) -> None:
             assert not np.signbit(pruned).any()
 
 
-def assert_same(one: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+def assert_same(tree: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
 @functools.cache

@@ -163,12 +163,12 @@ def test_vmap_over_seeds_keeps_the_branch(row: str, branches: int) -> None:
     guards = [equation for equation in equations(jaxpr, into_branches=True) if equation.primitive.name == "cond"]
     assert [guard.invars[0].aval.shape for guard in guards] == [()] * branches  # by lane, it would be a select
     lanes = quick_jit(jax.vmap(jax.vmap(step)))
-    one_step = quick_jit(step)
+    single_step = quick_jit(step)
     lane = lambda tree, i: jax.tree.map(lambda leaf: leaf[i // 2, i % 2], tree)  # noqa: E731
     singles = [lane(states, i) for i in range(4)]
     for _ in range(STEPS):
         states = lanes(*states)
-        singles = [one_step(*single) for single in singles]
+        singles = [single_step(*single) for single in singles]
     for i, (params, state) in enumerate(singles):
         assert_same(lane(states[1].masks, i), state.masks)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), lane(states[0], i), params)

@@ -93,8 +93,8 @@ def test_random_masks_of_two_steps_and_two_layers_differ() -> None:
         seen.append(core.unpack_masks(params, pair[1].masks))
     overlap = np.mean([seen[5]["a"], seen[6]["a"], seen[6]["b"]], axis=(1, 2))
     np.testing.assert_array_equal(overlap, 0.25)
-    for one, other in ((seen[5]["a"], seen[6]["a"]), (seen[6]["a"], seen[6]["b"])):
-        assert int((one & other).sum()) < 32  # 16 are expected of independent masks with 64 entries each
+    for mask, other_mask in ((seen[5]["a"], seen[6]["a"]), (seen[6]["a"], seen[6]["b"])):
+        assert int((mask & other_mask).sum()) < 32  # 16 are expected of independent masks with 64 entries each
 
 
 @pytest.mark.parametrize("row", ["random", "set", "mixture of set and random_ste"])

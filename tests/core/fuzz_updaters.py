@@ -98,10 +98,10 @@ NUMBERS: dict[str, Callable[[np.random.Generator, tuple[int, ...], Any], np.ndar
 }
 
 
-def numbers(kind: str, rng: np.random.Generator, dtype: str) -> dict[str, jax.Array]:
+def numbers(case: str, rng: np.random.Generator, dtype: str) -> dict[str, jax.Array]:
     """A tree of the shapes that all cases share, so that nothing is compiled twice."""
     limits = ml_dtypes.finfo(dtype)
-    draw_leaf = lambda shape: jnp.asarray(NUMBERS[kind](rng, shape, limits).astype(np.float32), dtype)  # noqa: E731
+    draw_leaf = lambda shape: jnp.asarray(NUMBERS[case](rng, shape, limits).astype(np.float32), dtype)  # noqa: E731
     with np.errstate(over="ignore"):
         return {str(i): draw_leaf(shape) for i, shape in enumerate(SHAPES)}
 
@@ -162,8 +162,8 @@ def check(case: Case) -> str:
     except ValueError as error:
         return str(error)[:60]
     params = updater.pre_forward_update(params, state)
-    for step, kind in enumerate(case.gradients):
-        grads = numbers(kind, rng, case.dtype)
+    for step, gradient in enumerate(case.gradients):
+        grads = numbers(gradient, rng, case.dtype)
         norms = {name: jnp.ones(p.shape[-2]) if p.ndim > 1 else None for name, p in params.items()}
         extra = {"activations": norms, "hessian_gradient": grads}
         updates, after = tx.update(grads, state, params, **extra)
@@ -212,9 +212,9 @@ def check_end(case: Case, updater: core.BaseUpdater, params: Any, state: core.Sp
         assert expected in (None, count), f"{name} keeps {count}, not {expected}"
 
 
-def same_bits(one: Any, other: Any) -> None:
+def same_bits(tree: Any, other_tree: Any) -> None:
     """Equal as bytes, NaN included."""
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other_tree), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 

@@ -175,7 +175,9 @@ def test_a_tree_goes_into_what_there_is() -> None:
         back = like_tree(stored, blank, "the tree")
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     assert [type(leaf) for leaf in jax.tree.leaves(back)] == [type(leaf) for leaf in jax.tree.leaves(tree)]
-    assert all(np.all(one == other) for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True))
+    assert all(
+        np.all(leaf == original) for leaf, original in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

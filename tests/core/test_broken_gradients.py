@@ -35,7 +35,7 @@ def changed(updater: core.BaseUpdater, grads: Any, inner: Any = None, **extra: A
     state = tx.init(params)
     params = updater.pre_forward_update(params, state)
     updates, after = quick_jit(tx.update)({"w": grads}, state, params, **extra)
-    masks = [np.asarray(core.unpack_masks(params, one.masks)["w"]) for one in (state, after)]
+    masks = [np.asarray(core.unpack_masks(params, moment.masks)["w"]) for moment in (state, after)]
     return *masks, optax.apply_updates(params, updates)["w"]
 
 

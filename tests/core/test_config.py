@@ -190,13 +190,13 @@ def test_sparsity_0_is_the_dense_optimizer_bit_for_bit(algorithm):
     )
     ends = []
     for tx in (optax.adam(0.1), updater.wrap_optax(optax.adam(0.1))):
-        state, own = tx.init(params), params
+        state, weights = tx.init(params), params
         for _ in range(6):
-            grads = jax.tree.map(jnp.sin, own)
-            extra = score_arguments(own)
-            updates, state = optax.with_extra_args_support(tx).update(grads, state, own, **extra)
-            own = optax.apply_updates(own, updates)
-        ends.append(own)
+            grads = jax.tree.map(jnp.sin, weights)
+            extra = score_arguments(weights)
+            updates, state = optax.with_extra_args_support(tx).update(grads, state, weights, **extra)
+            weights = optax.apply_updates(weights, updates)
+        ends.append(weights)
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 

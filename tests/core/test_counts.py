@@ -82,8 +82,8 @@ def test_traced_counts_of_tiny_fractions_lose_less_than_half_an_entry(n: int, fr
 
 def test_traced_counts_are_the_same_under_jit() -> None:
     fractions = jnp.linspace(0, 1, 33)
-    one_by_one = [int(keep_count(24_000_001, fraction)) for fraction in fractions]
-    assert jax.jit(jax.vmap(lambda s: keep_count(24_000_001, s)))(fractions).tolist() == one_by_one
+    eager = [int(keep_count(24_000_001, fraction)) for fraction in fractions]
+    assert jax.jit(jax.vmap(lambda s: keep_count(24_000_001, s)))(fractions).tolist() == eager
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.7, float("nan"), float("inf"), np.float32(-1), jnp.float32(2)])

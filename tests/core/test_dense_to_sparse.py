@@ -116,8 +116,8 @@ def test_without_dropping_gradual_rigl_is_magnitude_pruning() -> None:
     options: dict[str, Any] = {"sparsity_distribution_fn": lambda p: core.uniform(p, 0.75), "scheduler": GRADUAL}
     regrown = core.GradualRigL(drop_fraction_fn=core.ConstantDrop(0.0), skip_gradients=False, **options)
     pruned = core.MagnitudePruning(**options)
-    for one, other in zip(run(regrown, 10), run(pruned, 10), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one[:2], other[:2])
+    for left, right in zip(run(regrown, 10), run(pruned, 10), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, left[:2], right[:2])
 
 
 def test_acdc_alternates_and_ends_sparse() -> None:

@@ -22,7 +22,7 @@ def test_an_updater_prints_as_the_call_that_makes_it(name: str) -> None:
     told = {**vars(core), "erk": lambda **words: functools.partial(core.erk, **words)}
     again = eval(shown, told)
     for field in dataclasses.fields(updater):
-        ours, theirs = (getattr(one, field.name) for one in (updater, again))
+        ours, theirs = (getattr(described, field.name) for described in (updater, again))
         assert repr(ours) == repr(theirs), field.name
 
 

@@ -179,8 +179,8 @@ def test_a_rule_is_about_what_the_filter_prunes_or_about_what_it_names() -> None
         assert (plan["head"]["w"], plan["head"]["b"], plan["body"]) == (0.5, NOT_PRUNED, 0.75)
         plan = distribution(params, 0.75, rules=[("head/b", 0.5)])
         assert (plan["head"]["b"], plan["head"]["w"] > 0.5) == (0.5, True)
-    one_ranking = core.GlobalMagnitudePruning(sparsity=0.75, rules=[("head/.*", 0.5)])
-    assert one_ranking.target_sparsities(params) == {"head": {"w": 0.5, "b": NOT_PRUNED}, "body": 0.75}
+    globally_ranked = core.GlobalMagnitudePruning(sparsity=0.75, rules=[("head/.*", 0.5)])
+    assert globally_ranked.target_sparsities(params) == {"head": {"w": 0.5, "b": NOT_PRUNED}, "body": 0.75}
     updater = core.build_updater("static_sparse", sparsity=0.75, rules=[("head/.*", 0.5)], distribution="uniform")
     state, plan = updater.init_state(params), core.describe_plan(updater, params)
     summary = core.summarize_sparsity(updater.pre_forward_update(params, state))

@@ -97,13 +97,13 @@ def test_a_file_gives_back_all_bits_and_the_masks(shape: tuple, dtype: Any, comp
         path = Path(folder, "model.npz")
         assert export.save_sparse(path, params, masks, compress=compress) == path.stat().st_size
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), params)
-        loaded, own = export.load_sparse(str(path), like)
+        loaded, loaded_masks = export.load_sparse(str(path), like)
     assert loaded[0]["w"].dtype == dtype
     np.testing.assert_array_equal(bits_of(loaded[0]["w"]), np.where(mask, bits_of(values), 0))
     np.testing.assert_array_equal(bits_of(loaded[0]["b"]), bits_of(values))
     assert (loaded[1][0].tolist(), float(loaded[1][1])) == ([0, 1, 2], 2.5)
-    np.testing.assert_array_equal(unpack_masks(params, own)[0]["w"], mask)
-    assert (own[0]["b"], own[1]) == (NOT_PRUNED, [NOT_PRUNED, NOT_PRUNED])
+    np.testing.assert_array_equal(unpack_masks(params, loaded_masks)[0]["w"], mask)
+    assert (loaded_masks[0]["b"], loaded_masks[1]) == (NOT_PRUNED, [NOT_PRUNED, NOT_PRUNED])
 
 
 def test_bcoo_and_bcsr_are_jaxs_own_and_store_a_kept_zero() -> None:
@@ -190,9 +190,9 @@ def test_exported_masks_are_those_of_a_state(tmp_path: Path) -> None:
     params = updater.pre_forward_update(start, state)
     export.save_sparse(tmp_path / "model.npz", params, state.masks)
     loaded, masks = export.load_sparse(tmp_path / "model.npz", params)
-    for own in (masks, export.masks_of(export.to_bcoo(loaded, masks)), export.masks_of(params)):
-        jax.tree.map(np.testing.assert_array_equal, (loaded, own), (params, state.masks))
-        core.check_state(params, state._replace(masks=own))
+    for restored in (masks, export.masks_of(export.to_bcoo(loaded, masks)), export.masks_of(params)):
+        jax.tree.map(np.testing.assert_array_equal, (loaded, restored), (params, state.masks))
+        core.check_state(params, state._replace(masks=restored))
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_wanda_compares_within_each_output(axis: int, shape: tuple) -> None:
     side = [1] * len(shape)
     side[axis] = 6
     scores = np.moveaxis(np.abs(np.asarray(kernel)) * norms.reshape(side), outputs, 0)
-    expected = np.stack([reference.top_k(one, one.size // 2) for one in scores])
+    expected = np.stack([reference.top_k(neuron, neuron.size // 2) for neuron in scores])
     for given in (inputs, jnp.asarray(norms)):
         _, masks = updater.instant_sparsify({"w": kernel, "b": jnp.ones(3)}, activations={"w": given, "b": None})
         np.testing.assert_array_equal(masks["w"], np.moveaxis(expected, 0, outputs))

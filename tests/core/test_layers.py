@@ -95,10 +95,10 @@ class Block(nn.Module):
 
 def test_a_scan_over_blocks_stacks_every_parameter_of_a_block() -> None:
     x = jnp.ones((2, 5, 16))
-    one = traced(Block(), x, None)
+    block_axes = traced(Block(), x, None)
     for block in (Block, nn.remat(Block)):
         stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
-        assert traced(stack(), x, None) == {path: f"stack 3, {its}" for path, its in one.items()}
+        assert traced(stack(), x, None) == {path: f"stack 3, {its}" for path, its in block_axes.items()}
     inside = nn.scan(Block, variable_axes={"params": 1}, split_rngs={"params": True}, length=3)
     assert traced(inside(), x, None)["Dense_0/kernel"] == "inputs 32, stack 3, outputs 16"
 
@@ -113,10 +113,10 @@ class Critic(nn.Module):
 @pytest.mark.parametrize("shared", [True, False], ids=["one input", "an input each"])
 def test_critics_under_vmap_are_a_stack_in_every_layer(shared: bool) -> None:
     inputs = jnp.ones((6, 5)), jnp.ones((6, 3))
-    one = traced(Critic(), *inputs)
+    critic = traced(Critic(), *inputs)
     many = nn.vmap(Critic, {"params": 0}, {"params": True}, in_axes=None if shared else 0, axis_size=2)
     given_inputs = inputs if shared else jax.tree.map(lambda x: jnp.stack([x, x]), inputs)
-    assert traced(many(), *given_inputs) == {path: f"stack 2, {its}" for path, its in one.items()}
+    assert traced(many(), *given_inputs) == {path: f"stack 2, {its}" for path, its in critic.items()}
 
 
 class Convolutions(nn.Module):
@@ -213,11 +213,11 @@ def test_noise_that_a_kernel_and_its_bias_share_makes_no_layer_of_the_bias() -> 
     def apply(params: Any, x: jax.Array) -> jax.Array:
         return x @ (params["kernel"] * noise) + params["bias"] * noise[0]
 
-    def from_one(params: Any, x: jax.Array) -> jax.Array:
+    def derived(params: Any, x: jax.Array) -> jax.Array:
         shared = jnp.sin(noise)
         return x @ (params["kernel"] * shared) + params["bias"] * jnp.squeeze(shared)
 
-    for function in (apply, from_one):
+    for function in (apply, derived):
         layers = core.trace_layers(function, params, jnp.ones((2, 4)))
         assert roles(layers) == {"kernel": "inputs 4, outputs 3", "bias": "elementwise 3"}
         assert all(axes.is_as_by_shape for axes in layers.values())

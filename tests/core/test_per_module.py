@@ -45,7 +45,9 @@ def module_updater(row: str, module: str, seed: int) -> core.BaseUpdater:
     """That of a row, whose rules on paths are those of the module; no two share a seed."""
     settings = {"rng_seed": seed}
     if "by path" in row:
-        settings["sparsity_type"] = [(f"{module}/{rule}", kind) for rule, kind in UPDATERS[row][0]["sparsity_type"]]
+        settings["sparsity_type"] = [
+            (f"{module}/{rule}", structure) for rule, structure in UPDATERS[row][0]["sparsity_type"]
+        ]
     return make_updater(row, **settings)
 
 
@@ -81,24 +83,24 @@ def test_a_module_ends_with_the_bits_of_its_updater_alone(rows: tuple[str, ...])
 
 @pytest.mark.parametrize("name", TREES)
 def test_one_rule_for_all_is_the_updater_itself(name: str) -> None:
-    params, one = TREES[name](), make_updater("random_ste", rng_seed=5, sparsity_type="2:4")
-    both = core.PerModule([(".*", one)])
+    params, updater = TREES[name](), make_updater("random_ste", rng_seed=5, sparsity_type="2:4")
+    both = core.PerModule([(".*", updater)])
     state = both.init_state(params)
-    assert_same(state._replace(rng=state.rng[0]), one.init_state(params))
-    assert_same(both.instant_sparsify(params), one.instant_sparsify(params))
-    targets = one.target_sparsities(params)
+    assert_same(state._replace(rng=state.rng[0]), updater.init_state(params))
+    assert_same(both.instant_sparsify(params), updater.instant_sparsify(params))
+    targets = updater.target_sparsities(params)
     assert_same(both.target_sparsities(params), targets)
-    assert_same(both.get_initial_masks(params, targets), one.get_initial_masks(params, targets))
+    assert_same(both.get_initial_masks(params, targets), updater.get_initial_masks(params, targets))
 
 
 def test_ties_across_layers_are_decided_in_the_order_of_the_tree() -> None:
     """Not in that of the paths, where 'a-b/w' comes before 'a/w' and 'layers/10' before 'layers/2'."""
     params = {"a": {"w": 0}, "a-b": {"w": 0}, "layers": [0] * 12}
     params = jax.tree.map(lambda _: jnp.ones((2, 2)), params)
-    one = core.GlobalMagnitudePruning(sparsity=0.5)
-    both = core.PerModule([(".*", one)])
+    updater = core.GlobalMagnitudePruning(sparsity=0.5)
+    both = core.PerModule([(".*", updater)])
     with pytest.warns(UserWarning, match=r"pruned all weights of 'layers/5', .* 'layers/11'"):
-        assert_same(both.instant_sparsify(params), one.instant_sparsify(params))
+        assert_same(both.instant_sparsify(params), updater.instant_sparsify(params))
 
 
 def masks_after(updater: core.BaseUpdater, params: Any, grads: Any, steps: int) -> list[Any]:

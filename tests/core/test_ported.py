@@ -128,9 +128,11 @@ def test_an_exchange_by_topk_fn_is_that_of_rigl(structure: core.Unstructured) ->
     same = {"sparsity_distribution_fn": HALF, "scheduler": core.PeriodicSchedule(2, 0), "sparsity_type": structure}
     theirs = run(Exchange(**same, use_packed_masks=False), optax.sgd(0.1), params, gradients)
     ours = core.RigL(**same, drop_fraction_fn=core.ConstantDrop(0.5), skip_gradients=False)
-    for (at, state), (own, own_state) in zip(theirs, run(ours, optax.sgd(0.1), params, gradients), strict=True):
-        assert_same(state.masks, core.unpack_masks(own, own_state.masks))
-        assert_same(at, own)
+    for (their_params, their_state), (our_params, our_state) in zip(
+        theirs, run(ours, optax.sgd(0.1), params, gradients), strict=True
+    ):
+        assert_same(their_state.masks, core.unpack_masks(our_params, our_state.masks))
+        assert_same(their_params, our_params)
 
 
 def test_masks_come_back_in_any_form() -> None:

@@ -112,8 +112,8 @@ def test_what_it_can_do_is_declared_and_asked_of_mixtures_too() -> None:
     mixture = core.PerModule([("head/.*", swap), (".*", movement)])
     assert (swap.grows_by_gradient, movement.grows_by_gradient, mixture.grows_by_gradient) == (True, False, True)
     assert (swap.scores_by_gradient, movement.scores_by_gradient, mixture.scores_by_gradient) == (False, True, True)
-    assert [one for _, one in mixture.parts] == [swap, movement]
-    assert (swap.parts, swap.map_parts(lambda one: movement)) == ((), movement)
+    assert [part for _, part in mixture.parts] == [swap, movement]
+    assert (swap.parts, swap.map_parts(lambda part: movement)) == ((), movement)
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,10 @@ def whole_masks(graph: core.ChannelGraph, params: Any, part: float = 0.5, seed: 
     return jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(mask) for mask in masks])
 
 
-def close(one: Any, other: Any, tolerance: float = 1e-5) -> None:
+def close(tree: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """As a share of the largest entry of all: gradients of some biases are 0 but for rounding."""
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(one))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance * max(1e-3, largest), rtol=0)
 
 

@@ -86,8 +86,8 @@ def test_single_changes_and_schedules_with_steps_between_are_allowed(schedule: A
 def test_an_optimizer_that_accumulates_moves_weights_seldom(schedule: Any, every: Any, is_refused: bool) -> None:
     updater = core.SET(sparsity_distribution_fn=HALF, scheduler=schedule)
     message = r"accumulates 4 gradients .* one that is no divisor of 4, or skip_gradients=False"
-    for one in (updater, core.PerModule([("w", updater)])):
-        init = one.wrap_optax(accumulate(every)).init
+    for tried_updater in (updater, core.PerModule([("w", updater)])):
+        init = tried_updater.wrap_optax(accumulate(every)).init
         for tried in (init, jax.jit(init)):
             with pytest.raises(ValueError, match=message) if is_refused else contextlib.nullcontext():
                 tried(PARAMS)

@@ -90,8 +90,8 @@ def test_layers_of_other_scales_each_keep_their_own_exact_count() -> None:
     expected = [reference.top_k(abs(np.asarray(layer)), 6) for layer in params["blocks"]["kernel"]]
     np.testing.assert_array_equal(masks["blocks"]["kernel"], expected)
     assert masks["blocks"]["bias"] == core.NOT_PRUNED
-    _, as_one = dataclasses.replace(updater, layers=None).instant_sparsify(params)
-    assert int(as_one["blocks"]["kernel"][0].sum()) == 0  # what no longer happens
+    _, unstacked = dataclasses.replace(updater, layers=None).instant_sparsify(params)
+    assert int(unstacked["blocks"]["kernel"][0].sum()) == 0  # what no longer happens
 
 
 def test_plans_summaries_and_erk_list_the_layers_of_a_stack() -> None:
@@ -232,13 +232,13 @@ def test_any_order_of_axes_gives_the_masks_of_the_matrices(order: list[str], str
     mask = np.asarray(MaskRule(structure, scores.shape, axes, "w").create_mask(jnp.asarray(scores), 0.5))
     outputs = sorted(["heads", "outputs"], key=order.index)
     as_stored = [name for name in order if name != "stack"]
-    for layer, own in zip(
+    for layer, layer_mask in zip(
         np.moveaxis(scores, of_role["stack"], 0), np.moveaxis(mask, of_role["stack"], 0), strict=True
     ):
         expected = layer
         if not isinstance(structure, core.Unstructured):
             to_matrix = [as_stored.index(name) for name in ("space", "inputs", *outputs)]
-            expected, own = (array.transpose(to_matrix).reshape(3, 4, 6) for array in (layer, own))
+            expected, layer_mask = (array.transpose(to_matrix).reshape(3, 4, 6) for array in (layer, layer_mask))
         if isinstance(structure, core.NByM):
             expected = reference.n_by_m(expected, 1, 2, -2)
         elif isinstance(structure, core.ConstantFanIn):
@@ -247,4 +247,4 @@ def test_any_order_of_axes_gives_the_masks_of_the_matrices(order: list[str], str
             expected = reference.channel(expected, -1, 3)
         else:  # ties go by the order in which entries are stored
             expected = reference.top_k(expected, 36)
-        np.testing.assert_array_equal(own, expected)
+        np.testing.assert_array_equal(layer_mask, expected)

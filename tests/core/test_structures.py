@@ -162,8 +162,8 @@ def test_random_masks_are_spread_evenly_and_those_of_two_steps_or_layers_are_ind
             chi_square = ((sums - expected) ** 2).sum() / (expected * (1 - part))
             assert abs(chi_square - sums.size) < 5 * np.sqrt(2 * sums.size)
     overlap, deviation = masks[0].size * part**2, np.sqrt(masks[0].size) * part * (1 - part)
-    for one, other in itertools.combinations(masks, 2):
-        assert abs((one & other).sum() - overlap) < 5 * deviation
+    for mask, other_mask in itertools.combinations(masks, 2):
+        assert abs((mask & other_mask).sum() - overlap) < 5 * deviation
 
 
 def test_random_scores_of_bf16_parameters_do_not_favour_low_indices() -> None:
@@ -191,7 +191,7 @@ def test_regrown_masks_equal_the_slow_ones(structure: Structure, drop_fraction: 
         slow = reference.n_by_m_drop_and_grow(mask, drop, grow, survivors, structure.m, structure.place)
     elif isinstance(structure, ConstantFanIn):
         slow = np.stack(
-            [reference.drop_and_grow(*one, survivors) for one in zip(mask.T, drop.T, grow.T, strict=True)]
+            [reference.drop_and_grow(*column, survivors) for column in zip(mask.T, drop.T, grow.T, strict=True)]
         ).T
     else:
         slow = reference.drop_and_grow(mask, drop, grow, survivors)
@@ -314,9 +314,9 @@ def test_structures_that_do_not_fit_are_refused(structure: Structure, shape: tup
 
 
 def test_the_first_rule_decides_about_the_structure_and_every_rule_is_used() -> None:
-    kinds = ByPath([("head/.*", Channel()), (".*/w", NByM(2, 4))], default=Block((2, 2)))
+    by_path = ByPath([("head/.*", Channel()), (".*/w", NByM(2, 4))], default=Block((2, 2)))
     names = ["body/w", "body/v", "head/w"]
-    assert structure_per_leaf(kinds, names) == [NByM(2, 4), Block((2, 2)), Channel()]
+    assert structure_per_leaf(by_path, names) == [NByM(2, 4), Block((2, 2)), Channel()]
     with pytest.raises(ValueError, match=r"rule 'haed/\.\*' matches no leaf"):
         structure_per_leaf(ByPath([("haed/.*", Channel())]), names)
     with pytest.raises(ValueError, match="rule 'head/w' is never used: earlier rules match all its leaves"):

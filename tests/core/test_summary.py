@@ -48,14 +48,16 @@ def test_masks_say_which_leaves_count() -> None:
 def test_packed_and_plain_masks_overlap_alike() -> None:
     rng = np.random.default_rng(0)
     params = {"w": jnp.zeros((9, 5)), "b": jnp.zeros(3)}
-    one, other = ({"w": jnp.asarray(rng.integers(0, 2, (9, 5)), jnp.uint8), "b": core.NOT_PRUNED} for _ in range(2))
-    plain = core.summarize_intersection(one, other)
-    packed = core.summarize_intersection(core.pack_masks(params, one), core.pack_masks(params, other))
-    expected = float((one["w"] & other["w"]).sum() / one["w"].sum())
+    masks, other_masks = (
+        {"w": jnp.asarray(rng.integers(0, 2, (9, 5)), jnp.uint8), "b": core.NOT_PRUNED} for _ in range(2)
+    )
+    plain = core.summarize_intersection(masks, other_masks)
+    packed = core.summarize_intersection(core.pack_masks(params, masks), core.pack_masks(params, other_masks))
+    expected = float((masks["w"] & other_masks["w"]).sum() / masks["w"].sum())
     assert set(plain) == {"w", "_total_intersection"}
-    for summary in (plain, packed, core.summarize_intersection(one, other, only_total_intersection=True)):
+    for summary in (plain, packed, core.summarize_intersection(masks, other_masks, only_total_intersection=True)):
         assert float(summary["_total_intersection"]) == pytest.approx(expected)
-    assert float(core.summarize_intersection(one, one)["w"]) == 1.0
+    assert float(core.summarize_intersection(masks, masks)["w"]) == 1.0
 
 
 def test_masks_that_cannot_be_compared_are_refused() -> None:
@@ -101,11 +103,11 @@ def test_plan_of_one_ranking_across_layers_leaves_their_counts_open() -> None:
     assert f"{round(0.5 * 10) + round(0.8 * 15)} of 25 kept" in plan
 
 
-@pytest.mark.parametrize("kind", ["static_sparse", "random_ste", "gradual_set", "rigl"])
-def test_plan_says_what_random_masks_are_drawn_from(kind: str) -> None:
+@pytest.mark.parametrize("algorithm", ["static_sparse", "random_ste", "gradual_set", "rigl"])
+def test_plan_says_what_random_masks_are_drawn_from(algorithm: str) -> None:
     params = {name: jnp.ones((4, 4)) for name in "vw"}
     window = {"update_freq": 5, "update_start_step": 0, "update_end_step": 10}
-    make = lambda **seed: core.create_updater_from_config(algorithm=kind, sparsity=0.5, **window, **seed)  # noqa: E731
+    make = lambda **seed: core.create_updater_from_config(algorithm=algorithm, sparsity=0.5, **window, **seed)  # noqa: E731
     last = lambda updater: core.describe_plan(updater, params).splitlines()[-1]  # noqa: E731
     for seed in (0, 3):
         assert last(make(rng_seed=seed)) == (
@@ -134,8 +136,8 @@ def test_leaves_larger_than_an_int32_counts_are_counted_in_parts(monkeypatch: py
 
 
 def test_masks_of_booleans_can_be_compared() -> None:
-    one, other = {"w": jnp.array([True, True, False])}, {"w": jnp.array([False, True, True])}
-    assert float(core.summarize_intersection(one, other)["w"]) == 0.5
+    masks, other_masks = {"w": jnp.array([True, True, False])}, {"w": jnp.array([False, True, True])}
+    assert float(core.summarize_intersection(masks, other_masks)["w"]) == 0.5
 
 
 def test_packed_masks_are_not_taken_for_sparsity() -> None:

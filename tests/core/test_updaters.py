@@ -115,8 +115,10 @@ def test_straight_through_trains_dense_weights() -> None:
 def test_no_pruning_is_the_inner_optimizer_bit_for_bit() -> None:
     inner, params = optax.adam(0.1), row(1, 2, 3, 4)
     wrapped = core.NoPruning().wrap_optax(inner)
-    (one, state), (other, expected) = (tx.update(params, tx.init(params), params) for tx in (wrapped, inner))
-    jax.tree.map(np.testing.assert_array_equal, (one, state.inner_state), (other, expected))
+    (updates, state), (expected_updates, expected_state) = (
+        tx.update(params, tx.init(params), params) for tx in (wrapped, inner)
+    )
+    jax.tree.map(np.testing.assert_array_equal, (updates, state.inner_state), (expected_updates, expected_state))
 
 
 def test_rigl_by_hand() -> None:
@@ -271,6 +273,6 @@ def test_masks_of_large_leaves_are_made_in_the_same_memory(cls: Any) -> None:
     params = {f"w{i}": (i + 1) * leaf for i in range(3)}
     together = jax.jit(tx.update)(params, tx.init(params), params)[1].masks
     for name, alone in params.items():
-        own = {name: alone}
-        state = jax.jit(tx.update)(own, tx.init(own), own)[1]
+        params_alone = {name: alone}
+        state = jax.jit(tx.update)(params_alone, tx.init(params_alone), params_alone)[1]
         np.testing.assert_array_equal(together[name], state.masks[name])

@@ -26,11 +26,11 @@ numbers = st.floats(width=16, allow_nan=False, allow_infinity=False)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("own", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("param", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("grad", ["float32", "bfloat16", "float16"])
 @given(st.lists(numbers, min_size=1, max_size=8), st.integers(-140, 0))
-def test_no_update_lands_on_zero(own: str, grad: str, values: list[float], exponent: int) -> None:
-    params = jnp.asarray(np.resize(np.float32(values) * np.float32(2.0) ** exponent, 8), own)
+def test_no_update_lands_on_zero(param: str, grad: str, values: list[float], exponent: int) -> None:
+    params = jnp.asarray(np.resize(np.float32(values) * np.float32(2.0) ** exponent, 8), param)
     for updates in (-params.astype(grad), jnp.zeros(8, grad), -jnp.roll(params, 1).astype(grad)):
         landed = land(params, updates)
         assert landed.dtype == params.dtype

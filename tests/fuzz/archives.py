@@ -82,7 +82,7 @@ def check(data: bytes) -> None:
                 if type(error) is not ValueError or "model.npz" not in str(error):
                     raise AssertionError(f"an error that does not name the file: {error!r}") from error
             else:
-                check_same_kind(params)
+                check_like_model(params)
                 is_kept = np.unpackbits(np.asarray(masks["w"]), count=40, bitorder="little").reshape(5, 8)
                 assert not np.frombuffer(params["w"][is_kept == 0].tobytes(), np.uint8).any()
             Path(folder, "model.npz").rename(Path(folder, "3.npz"))
@@ -93,10 +93,10 @@ def check(data: bytes) -> None:
                 except CheckpointMismatchError:
                     continue
             if found is not None:
-                check_same_kind(found.tree)
+                check_like_model(found.tree)
 
 
-def check_same_kind(tree: Any) -> None:
+def check_like_model(tree: Any) -> None:
     """Leaves have shapes and dtypes of the model."""
-    kinds = lambda leaves: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), leaves)  # noqa: E731
-    assert kinds(tree) == kinds(LIKE)
+    shapes_and_dtypes = lambda leaves: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), leaves)  # noqa: E731
+    assert shapes_and_dtypes(tree) == shapes_and_dtypes(LIKE)

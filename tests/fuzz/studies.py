@@ -103,9 +103,9 @@ def check(data: bytes) -> None:
             Ledger.from_csv(content.decode(errors="replace"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for own, whole in study().items():
-            (folder / own).parent.mkdir(parents=True, exist_ok=True)
-            (folder / own).write_bytes(whole)
+        for file_name, whole in study().items():
+            (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file_name).write_bytes(whole)
         (folder / place).write_bytes(content)
         try:
             read_config(folder, FederatedSettings)

@@ -61,5 +61,5 @@ def inside(masks: Tree, values: Tree) -> Tree:
 def same_bits(a: Any, b: Any) -> None:
     """Asserts that two trees have the same structure, shapes, dtypes and bits."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
+    for leaf, expected in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (leaf.shape, leaf.dtype, leaf.tobytes()) == (expected.shape, expected.dtype, expected.tobytes())

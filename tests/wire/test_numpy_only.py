@@ -93,7 +93,7 @@ def test_trees_are_laid_beside_each_other_as_jax_does(params: Any, tree: Any) ->
                 call(params, tree, "masks")
         return
     for found in (aligned(params, tree, "masks"), aligned_without_jax(params, tree, "masks")):
-        assert all(one is other for one, other in zip(found, expected, strict=True))
+        assert all(node is wanted for node, wanted in zip(found, expected, strict=True))
 
 
 def aligned_without_jax(params: Any, tree: Any, what: str) -> list[Any]:

@@ -7,7 +7,7 @@ from sparse_plugins.wire import seeded_masks
 from sparse_plugins.wire.seeded_masks import drawn_mask
 
 
-def by_one_ranking(key: tuple[int, int], size: int, count: int) -> np.ndarray:
+def by_full_ranking(key: tuple[int, int], size: int, count: int) -> np.ndarray:
     scores = (np.arange(size, dtype=np.uint64) + key[0]) & 0xFFFFFFFF
     for word in (key[1], 0):
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
@@ -23,7 +23,7 @@ def by_one_ranking(key: tuple[int, int], size: int, count: int) -> np.ndarray:
 def test_a_mask_is_that_of_one_ranking(size: int, sparsity: float) -> None:
     key, count = (4_294_967_000, 3), min(size - 1, max(1, round(size * (1 - sparsity))))
     mask = drawn_mask(key, size, count)
-    np.testing.assert_array_equal(mask, by_one_ranking(key, size, count))
+    np.testing.assert_array_equal(mask, by_full_ranking(key, size, count))
 
 
 @pytest.mark.parametrize("bounds", [(0, 0), (1 << 31, 1 << 31), ((1 << 32) - 1, (1 << 32) - 1), (0, (1 << 32) - 1)])
@@ -31,4 +31,4 @@ def test_scores_that_are_far_from_uniform_are_all_ranked(
     bounds: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seeded_masks, "_around_threshold", lambda size, count: tuple(map(np.uint32, bounds)))
-    np.testing.assert_array_equal(drawn_mask((1, 2), 70_000, 7_000), by_one_ranking((1, 2), 70_000, 7_000))
+    np.testing.assert_array_equal(drawn_mask((1, 2), 70_000, 7_000), by_full_ranking((1, 2), 70_000, 7_000))
