@@ -14,7 +14,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.task_identity import TaskIdentity
 
-from sparse_plugins.fed.flower import sparse_mod
+from sparse_plugins.fed.flower import LocalGrid, sparse_mod
 
 SIDE = 256
 EXAMPLES = 64
@@ -43,53 +41,6 @@ def train(message: Message, context: Context) -> Message:
     metrics = MetricRecord({"num-examples": EXAMPLES, "loss": float(np.square(error).mean())})
     content: dict[str, Any] = {"arrays": ArrayRecord({"w": Array(trained)}), "metrics": metrics}
     return Message(RecordDict(content), reply_to=message)
-
-
-class OneProcess(Grid):
-    """Nodes of this process: each is asked when its reply is."""
-
-    def __init__(self, nodes: int) -> None:
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-        self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in range(1, nodes + 1)}
-        self.orders: dict[str, Message] = {}
-
-    @property
-    def run(self) -> Any:
-        """What a strategy asks of a run: its number."""
-        return type("Run", (), {"run_id": 1})
-
-    def set_run(self, run: Any) -> None:
-        """There is one run."""
-
-    def get_node_ids(self) -> list[int]:
-        """All nodes."""
-        return list(self.contexts)
-
-    def create_message(self, *args: Any, **keywords: Any) -> Message:
-        """Messages are made by their constructor."""
-        return Message(*args, **keywords)
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Keeps what is sent."""
-        numbers = []
-        for message in messages:
-            numbers.append(f"{message.metadata.dst_node_id}")
-            message.metadata.__dict__["_message_id"] = numbers[-1]
-            self.orders[numbers[-1]] = message
-        return numbers
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Lets nodes answer."""
-        replies = []
-        for number in message_ids:
-            order, node = self.orders.pop(number), int(number)
-            replies.append(client(order, self.contexts[node]))
-            replies[-1].metadata.__dict__["_src_node_id"] = node
-        return replies
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Both."""
-        return self.pull_messages(self.push_messages(messages))
 
 
 def serve(grid: Grid, nodes: int, rounds: int) -> dict[str, Any]:
@@ -201,7 +152,7 @@ def main() -> None:
         if options.engine == "ray":
             told = _simulated(options.nodes, options.rounds, options.cores)
         else:
-            told = serve(OneProcess(options.nodes), options.nodes, options.rounds)
+            told = serve(LocalGrid(client, options.nodes), options.nodes, options.rounds)
     wall = time.perf_counter() - started
     print(json.dumps(told))
     print("| nodes | engine | s | s a round | MB at peak | processes | valid updates | MB up | of dense |")

@@ -17,6 +17,7 @@ LENGTHS = {  # enough steps for the last mask update, and the sparsity at the en
     "equinox_mlp": (4, 0.475),  # half of all but the last layer
     "haiku_dqn": (2_000, 0.9),
     "fedjax_fedavg": (5, 0.8),
+    "flower_fedavg": (3, 0.9),
     "dopamine_cartpole": (300, 0.9),
     "ppo_gymnax": (8_192, 0.8),
 }

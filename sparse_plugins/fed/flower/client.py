@@ -259,8 +259,8 @@ def _check_is_not_dense(message: Message) -> None:
     category = message.metadata.message_type.partition(".")[0]
     if category in ("train", "evaluate") and message.content.array_records:
         raise ValueError(
-            "sparse_mod got dense arrays: the server has no SparseStrategy. Wrap its strategy, as in "
-            "fed.flower.SparseStrategy(FedAvg(), updater), or take sparse_mod out of the client's mods."
+            "sparse_mod got dense arrays: the server has no SparseStrategy. Wrap its strategy, as in fed.flower."
+            "SparseStrategy(FedAvg(), 'rigl', sparsity=0.8, rounds=100), or take sparse_mod out of the client's mods."
         )
 
 

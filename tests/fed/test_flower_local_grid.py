@@ -1,0 +1,33 @@
+"""Nodes of one process: each is sent its order alone, keeps its state, and raises what it raises."""
+
+import pytest
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+
+from sparse_plugins.fed.flower import LocalGrid
+from tests.fed.flower_linear import linear_model
+
+
+def test_a_node_changes_what_it_was_sent_and_nobody_else_sees_it():
+    app, seen = ClientApp(), []
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = message.content.array_records.pop("arrays")
+        rounds = context.state.metric_records.setdefault("rounds", MetricRecord({"count": 0}))
+        rounds["count"] += 1
+        seen.append((context.node_id, context.node_config["partition-id"], rounds["count"], len(arrays)))
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
+        return Message(content, reply_to=message)
+
+    result = FedAvg(fraction_evaluate=0.0).start(LocalGrid(app, 2), linear_model(), num_rounds=2)
+    assert sorted(seen) == [(1, 0, 1, 3), (1, 0, 2, 3), (2, 1, 1, 3), (2, 1, 2, 3)]
+    assert isinstance(result.arrays, ArrayRecord)
+
+
+def test_what_a_client_raises_is_raised():
+    with pytest.raises(ValueError, match="No train function"):
+        FedAvg().start(LocalGrid(ClientApp(), 2), linear_model(), num_rounds=1)
+    with pytest.raises(ValueError, match="nodes is 0; give 1 or more"):
+        LocalGrid(ClientApp(), 0)
