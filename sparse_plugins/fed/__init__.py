@@ -16,11 +16,11 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed import strokes as strokes
     from sparse_plugins.fed.aggregation import Aggregation
     from sparse_plugins.fed.checkpoints import Checkpoint, Checkpoints
+    from sparse_plugins.fed.client_widths import ClientWidths
     from sparse_plugins.fed.faults import Faults
     from sparse_plugins.fed.fedjax import datasets as datasets
     from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend, VmapBackend
     from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend
-    from sparse_plugins.fed.fedjax.client_widths import ClientWidths
     from sparse_plugins.fed.fedjax.compat import import_fedjax
     from sparse_plugins.fed.fedjax.metered import MeteredBackend
     from sparse_plugins.fed.fedjax.optimizers import first_params, sparse_client_optimizer, sparse_server_optimizer
@@ -49,10 +49,10 @@ else:
         "fed.aggregation": ("Aggregation",),
         "checkpoints": ("CheckpointAccessError", "CheckpointMismatchError"),
         "fed.checkpoints": ("Checkpoint", "Checkpoints"),
+        "fed.client_widths": ("ClientWidths",),
         "fed.faults": ("Faults",),
         "fed.fedjax.backends.distributed": ("DistributedBackend",),
         "fed.fedjax.backends.batched": ("ScanBackend", "ShardedBackend", "VmapBackend"),
-        "fed.fedjax.client_widths": ("ClientWidths",),
         "fed.fedjax.compat": ("import_fedjax",),
         "fed.mask_in_params": ("sparse_broadcast",),
         "fed.fedjax.metered": ("MeteredBackend",),

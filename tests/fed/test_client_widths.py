@@ -115,6 +115,30 @@ def test_masks_of_the_server_hold_inside_narrow_clients_too() -> None:
     assert len(seen) > 2  # whole and narrow updates, of masks that move
 
 
+def test_a_width_that_takes_no_channel_is_the_whole_network() -> None:
+    params, clients = toy.MODEL.init(jax.random.key(0)), toy.clients_of_a_round(0)[:2]
+    algorithm = averaging(fed.ClientWidths({1: 0.99}))
+    after, told = algorithm.apply(algorithm.init(params), clients)
+    assert told[0]["up"] == told[1]["up"]
+    whole = averaging(None)
+    expected, _ = whole.apply(whole.init(params), clients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected.params)
+
+
+def test_masks_that_leave_nothing_of_a_narrow_network_are_told() -> None:
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    axes = fed.ClientWidths((0.5,), groups={"hidden": [("a", 1), ("b", 0)]}).channels_of(params)
+    masks = {"a": jnp.zeros((3, 4), jnp.uint8).at[:, 3].set(1), "b": core.NOT_PRUNED}
+    network = fed.ClientWidths((0.5,)).network(axes, params, 0.5, 0)
+    assert network is not None
+    with pytest.warns(RuntimeWarning, match="a client of width 0.5 has no weight of 'a' that is not pruned"):
+        left = network.take_masks(masks)
+    assert left["a"].shape == (3, 2)
+    assert left["b"] is core.NOT_PRUNED
+    held = network.held({"a": jnp.ones((3, 2), jnp.uint8), "b": core.NOT_PRUNED})
+    assert held["a"][0].tolist() == held["b"][:, 0].tolist() == [1, 1, 0, 0]
+
+
 def test_dropout_pooling_and_convolutions_of_any_model_are_narrower() -> None:
     algorithm = averaging(fed.ClientWidths((0.5,)), grad_fn=rounds.GRADIENT)
     params = rounds.MODEL.init(jax.random.key(0))
@@ -139,6 +163,28 @@ def test_widths_of_another_kind_are_errors(widths: Any) -> None:
         fed.ClientWidths(widths)
 
 
+GROUPS = {
+    "nothing": ({}, "groups are empty"),
+    "a group of nothing": ({"hidden": []}, "it has no axes"),
+    "another array": ({"hidden": [("c", 1)]}, r"has \('c', 1\); give \(array, number of the axis\), of a \(3, 4\)"),
+    "another axis": ({"hidden": [("a", 2)]}, r"has \('a', 2\)"),
+    "no pair": ({"hidden": ["a"]}, "has 'a'; give"),
+    "other lengths": ({"hidden": [("a", 0), ("b", 0)]}, "3 of 'a', axis 0; 4 of 'b', axis 0"),
+    "labels of another length": (
+        {"hidden": [("a", 1), ("b", 0, [0, 1])]},
+        "give an integer from -1 up for each of its 4",
+    ),
+    "labels that leave one out": ({"hidden": [("a", 1, [0, 0, 2, 2])]}, "other numbers of channels"),
+}
+
+
+@pytest.mark.parametrize("what", GROUPS)
+def test_axes_that_share_no_channels_are_errors(what: str) -> None:
+    groups, told = GROUPS[what]
+    with pytest.raises(ValueError, match=told):
+        fed.ClientWidths((0.5,), groups=groups).channels_of({"a": np.ones((3, 4)), "b": np.ones((4, 2))})
+
+
 @pytest.mark.parametrize("width", [0, 1.5, -0.5, "1"])
 def test_widths_out_of_range_are_errors(width: Any) -> None:
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
@@ -148,6 +194,10 @@ def test_widths_out_of_range_are_errors(width: Any) -> None:
 def test_what_does_not_go_together_is_said_at_construction() -> None:
     with pytest.raises(ValueError, match="choose 'nested'"):
         fed.ClientWidths((0.5,), "random")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"groups is a list; give core\.channel_graph"):
+        fed.ClientWidths((0.5,), groups=[("w", 0)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="here they are traced from grad_fn: drop them"):
+        averaging(fed.ClientWidths((0.5,), groups={"hidden": [("w", 0)]}))
     with pytest.raises(ValueError, match="grow by gradients, such as RigL"):
         averaging(fed.ClientWidths((0.5,)), toy.updater_of("rigl"))
 

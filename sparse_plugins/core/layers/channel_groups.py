@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 __all__ = [
     "ChannelGraph",
     "ChannelGroup",
+    "Channels",
     "Member",
     "Network",
     "channel_graph",
@@ -64,6 +65,18 @@ class ChannelGroup:
     name: str
     size: int
     members: tuple[Member, ...]
+
+
+class Channels(Protocol):
+    """Groups of channels of parameters: a `ChannelGraph`, or what somebody wrote down."""
+
+    @property
+    def groups(self) -> Mapping[str, ChannelGroup]:
+        """The groups, by name."""
+
+    @property
+    def params(self) -> PyTree:
+        """Shapes and dtypes of the parameters."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

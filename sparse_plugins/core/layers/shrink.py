@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.algorithms.regrowth import StaticRandomSparse
-from sparse_plugins.core.layers.channel_groups import ChannelGraph, ChannelGroup, Member, followed, labels, movable
+from sparse_plugins.core.layers.channel_groups import (
+    ChannelGraph,
+    ChannelGroup,
+    Channels,
+    Member,
+    followed,
+    labels,
+    movable,
+)
 from sparse_plugins.core.layers.factors import Factor
 from sparse_plugins.core.layers.smaller_program import Sizes, run
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, store_masks, unpack_masks
@@ -18,7 +26,7 @@ from sparse_plugins.core.transform.moments import owners
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state, map_sparse_states
 from sparse_plugins.core.trees import PyTree, aligned
 
-__all__ = ["Shrunk", "expand", "narrowed", "put_back", "shrink", "taken"]
+__all__ = ["Shrunk", "expand", "narrowed", "put_back", "shrink", "taken", "taken_masks"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,7 +146,7 @@ def shrink(
         raise ValueError(_not_the_same(graph, masked, kept, differences, tolerance))
     take = functools.partial(taken, graph, kept)
     small = take(masked)
-    small_masks = _taken_masks(graph, kept, params, unpacked)
+    small_masks = taken_masks(graph, kept, params, unpacked)
     return Shrunk(
         small,
         small_masks,
@@ -174,7 +182,7 @@ def expand(shrunk: Shrunk, params: PyTree) -> PyTree:
     return put_back(shrunk.graph, shrunk.kept, params)
 
 
-def taken(graph: ChannelGraph, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
+def taken(graph: Channels, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
     """What is left of a tree laid out like the parameters.
 
     Args:
@@ -194,7 +202,7 @@ def taken(graph: ChannelGraph, kept: Mapping[str, np.ndarray], tree: PyTree) -> 
     return jax.tree.unflatten(treedef, list(map(_taken, leaves, _entries(graph, kept))))
 
 
-def put_back(graph: ChannelGraph, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
+def put_back(graph: Channels, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
     """A tree of what is left in the full shapes, 0 where channels are gone; see `taken`."""
     leaves, treedef = jax.tree.flatten(tree)
     full = [
@@ -252,7 +260,7 @@ def _nothing_leaves(graph: ChannelGraph, masks: Sequence[Any]) -> str:
     )
 
 
-def _entries(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> list[list[np.ndarray] | None]:
+def _entries(graph: Channels, kept: Mapping[str, np.ndarray]) -> list[list[np.ndarray] | None]:
     """For each parameter that shrinks the entries left along every axis."""
     flags: list[list[np.ndarray] | None] = [None] * len(jax.tree.leaves(graph.params))
     for leaf, like in enumerate(jax.tree.leaves(graph.params)):
@@ -277,13 +285,13 @@ def _taken(leaf: Any, entries: list[np.ndarray] | None) -> Any:
     return leaf
 
 
-def _taken_masks(graph: ChannelGraph, kept: Mapping[str, np.ndarray], params: PyTree, masks: PyTree) -> PyTree:
-    rest = iter(_entries(graph, kept))
-    taken = [
+def taken_masks(graph: Channels, kept: Mapping[str, np.ndarray], params: PyTree, masks: PyTree) -> PyTree:
+    """Masks of what is left; `core.NOT_PRUNED` where a parameter has none. See `taken`."""
+    left = [
         _taken(mask, entries) if is_pruned(mask) else NOT_PRUNED
-        for mask, entries in zip(aligned(params, masks, "masks"), rest, strict=True)
+        for mask, entries in zip(aligned(params, masks, "masks"), _entries(graph, kept), strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(params), taken)
+    return jax.tree.unflatten(jax.tree.structure(params), left)
 
 
 def narrowed(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[..., Any]:

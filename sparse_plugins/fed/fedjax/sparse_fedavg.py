@@ -8,17 +8,16 @@ from typing import Any
 
 import fedjax
 import jax
-import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
-from sparse_plugins.core.masks import map_pruned
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
+from sparse_plugins.fed.client_widths import ClientWidths, check_goes_with_widths, with_whole_leaves
 from sparse_plugins.fed.faults import Faults
 from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
-from sparse_plugins.fed.fedjax.client_widths import ClientWidths, NarrowTraining
+from sparse_plugins.fed.fedjax.client_widths import NarrowTraining
 from sparse_plugins.fed.fedjax.optimizers import optax_transformation, updater_of_server
 from sparse_plugins.fed.growth import GrowthProtocol, Signals
 from sparse_plugins.fed.ledger import Ledger
@@ -117,6 +116,7 @@ def sparse_federated_averaging(
             growth signals of nothing but 0, or if a round draws fewer clients than `fed.Krum` needs.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from sparse_plugins import core, fed
         >>> fedjax = fed.import_fedjax()
         >>> ledger = fed.Ledger()
@@ -161,11 +161,8 @@ def sparse_federated_averaging(
             f"min_votes is {aggregation.min_votes}, but {aggregation.rule} keeps fewer updates of a round, so no "
             "weight of personal masks would be elected. Let min_votes be num_to_keep at most."
         )
-    if client_widths is not None and (personal_masks or (updater.grows_by_gradient and updater.prunes)):
-        raise ValueError(
-            "client_widths are not supported with personal masks and with updaters that grow by gradients, such as "
-            f"{type(updater).__name__}; use core.SET, core.StaticRandomSparse, a pruning updater, or core.NoPruning."
-        )
+    if client_widths is not None:
+        check_goes_with_widths(updater, personal_masks)
     averaging = _Averaging(
         server=sparse_server(updater, optax_transformation(server_optimizer), growth, personal_masks),
         train=masked_training(grad_fn, client_optimizer),
@@ -253,19 +250,19 @@ class _Averaging:
         self, narrow: NarrowTraining, state: SparseServerState, masks: PyTree, clients: Sequence[Client]
     ) -> tuple[list[Exchange], Sums | Updates]:
         """The same where clients train networks of several widths: a broadcast for each."""
-        whole = lambda p: jnp.ones(p.shape, jnp.uint8)  # noqa: E731
-        held = map_pruned(lambda p, mask: mask, state.params, masks, otherwise=whole)
+        held = with_whole_leaves(state.params, masks)
         updates, exchanges = self.aggregation.gather(state.params, held, is_personal=True), []
         for cohort in narrow.cohorts(state.round, state.params, masks, clients, self._batches):
             names = [client for client, _, _ in cohort.clients]
             seed = self.server.seed(state) if cohort.masks is masks else None
             exchange = self.channel.broadcast(state.round, names, cohort.params, cohort.masks, seed=seed)
             present = self._present(exchange, cohort.clients)
-            shared = {"params": cohort.inside(exchange.params), "masks": cohort.inside(exchange.masks)}
+            shared = {"params": exchange.params, "masks": exchange.masks}
             for place, output in cohort.train(shared, self._inputs(present)):
-                message = exchange.receive(place, cohort.outside(output["delta"]))
+                message = exchange.receive(place, output["delta"])
                 if message is not None:
-                    updates.add(self.aggregation.clipped(message.values), len(present[place][1]), message.masks)
+                    update = cohort.in_place(message.values)
+                    updates.add(self.aggregation.clipped(update), len(present[place][1]), cohort.held)
             exchanges.append(exchange)
         return exchanges, updates
 
