@@ -40,11 +40,13 @@ from sparse_plugins.core.updater_defaults import build_updater
 
 if typing.TYPE_CHECKING:
     from sparse_plugins.core.layers.channel_groups import ChannelGraph, ChannelGroup, channel_graph, channel_masks
+    from sparse_plugins.core.layers.half_pruned import whole_channels
     from sparse_plugins.core.layers.roles import trace_layers
     from sparse_plugins.core.layers.shrink import Shrunk, expand, shrink
 else:
     _MODULES = {  # which load `jax.extend`
         "channel_groups": ("ChannelGraph", "ChannelGroup", "channel_graph", "channel_masks"),
+        "half_pruned": ("whole_channels",),
         "roles": ("trace_layers",),
         "shrink": ("Shrunk", "expand", "shrink"),
     }
@@ -131,4 +133,5 @@ __all__ = [
     "uniform",
     "unpack_masks",
     "updater_of",
+    "whole_channels",
 ]

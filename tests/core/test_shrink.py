@@ -215,8 +215,35 @@ def test_a_bias_that_is_kept_is_named() -> None:
     masks = {"a": jnp.ones((3, 8)).at[:, :4].set(0), "b": core.NOT_PRUNED, "bias": core.NOT_PRUNED}
     with pytest.raises(ValueError, match=r"without the channels of 'a' outputs differ .* \(a, bias\)"):
         core.shrink(graph, params, masks)
-    with pytest.raises(ValueError, match=r"only by some of their makers: 4 of 8 of 'a'.*params, 0\.25\)"):
+    with pytest.raises(ValueError, match=r"only by some of their makers: 4 of 8 of 'a' \(a, bias\).*whole_channels"):
         core.shrink(graph, params, masks | {"bias": jnp.ones(8)})
+
+
+def test_half_pruned_channels_that_stay_beside_whole_ones_are_told() -> None:
+    apply, params, x = two_layers(bias=True)
+    graph = core.channel_graph(apply, params, x)
+    of_a, of_bias = np.array([0, 0, 1, 1, 0, 1, 1, 1]), np.array([0, 1, 0, 1, 1, 1, 1, 1])
+    masks = {"a": jnp.ones((3, 8), jnp.uint8) * of_a, "b": core.NOT_PRUNED, "bias": jnp.asarray(of_bias)}
+    with pytest.warns(UserWarning, match=r"3 of 8 of 'a' \(a, bias\)\. The nearest .*whole_channels"):
+        small = core.shrink(graph, params, masks)
+    assert small.half_pruned["a"].tolist() == [1, 2, 4]
+    assert str(small) == "a: 7 of 8 channels left, 3 of them half pruned"
+    whole = core.whole_channels(graph, params, masks)  # a has three entries of each channel, and the bias one
+    assert whole["a"].tolist() == [[0, 0, 1, 1, 0, 1, 1, 1]] * 3
+    assert whole["bias"].tolist() == [0, 0, 1, 1, 0, 1, 1, 1]
+    again = core.shrink(graph, params, whole)  # and without a warning, which here would be an error
+    assert (len(again.kept["a"]), again.half_pruned) == (5, {})
+    none_whole = {**masks, "a": jnp.zeros((3, 8)).at[0, 0].set(1), "bias": jnp.ones(8).at[0].set(0)}
+    assert core.whole_channels(graph, params, none_whole)["bias"].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_network_in_which_nothing_can_leave_and_one_of_other_parameters() -> None:
+    params = {"w": jnp.ones((3, 2))}
+    graph = core.channel_graph(lambda params, x: x @ params["w"], params, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"whatever is pruned:\nstays: w\[0\], because of an input\nstays: w\[1\]"):
+        core.shrink(graph, params, {"w": jnp.ones((3, 2)).at[:, 0].set(0)})
+    with pytest.raises(TypeError, match="cannot be traced with these parameters and inputs: 'other'"):
+        core.channel_graph(lambda params, x: x @ params["other"], params, jnp.ones((1, 3)))
 
 
 @pytest.mark.parametrize(

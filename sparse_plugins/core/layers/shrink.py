@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,16 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.algorithms.regrowth import StaticRandomSparse
-from sparse_plugins.core.layers.channel_groups import (
-    ChannelGraph,
-    ChannelGroup,
-    Channels,
-    Member,
-    followed,
-    labels,
-    movable,
-)
+from sparse_plugins.core.layers.channel_groups import ChannelGraph, Channels, followed, labels, movable
 from sparse_plugins.core.layers.factors import Factor
+from sparse_plugins.core.layers.half_pruned import channels_left, half_pruned, nothing_leaves, words_of_half_pruned
 from sparse_plugins.core.layers.smaller_program import Sizes, run
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, store_masks, unpack_masks
 from sparse_plugins.core.transform.moments import owners
@@ -39,7 +33,9 @@ class Shrunk:
         opt_state: The optimizer's state for them; None where there was none.
         also: Further trees laid out like the parameters.
         apply: `(params, *inputs)` to outputs, an ordinary function for inputs of any shape that the network takes.
-        kept: For each group the channels that are left, int[channels left].
+        kept: For each group that lost channels those that are left, int[channels left].
+        half_pruned: For each group that has any the channels that could not leave, int[channels]: some of their makers
+            have pruned them, and others keep them.
         graph: The graph of the network as it was.
         optimized: Key of the part of the parameters that the optimizer sees; None if it sees all.
     """
@@ -50,8 +46,18 @@ class Shrunk:
     also: tuple[PyTree, ...]
     apply: Callable[..., Any]
     kept: Mapping[str, np.ndarray]
+    half_pruned: Mapping[str, np.ndarray]
     graph: ChannelGraph
     optimized: str | None = None
+
+    def __str__(self) -> str:
+        """A line for each group: how many of its channels are left, and how many of these are half pruned."""
+        rows = []
+        for name, group in self.graph.groups.items():
+            half = len(self.half_pruned.get(name, ()))
+            left = len(self.kept.get(name, range(group.size)))
+            rows.append(f"{name}: {left} of {group.size} channels left{f', {half} of them half pruned' * bool(half)}")
+        return "\n".join(rows)
 
     @functools.cached_property
     def updater(self) -> StaticRandomSparse:
@@ -122,6 +128,7 @@ def shrink(
 
     Raises:
         ValueError: If no channel is pruned as a whole, a group would lose all its channels, or outputs would differ.
+        UserWarning: If other channels stay because some of their makers have pruned them and others keep them.
 
     Example:
         >>> from sparse_plugins import core
@@ -135,10 +142,17 @@ def shrink(
     """
     _check_tree(graph, params)
     unpacked = unpack_masks(params, masks)
-    kept = {name: _channels_left(group, aligned(params, unpacked, "masks")) for name, group in graph.groups.items()}
+    of_leaves = aligned(params, unpacked, "masks")
+    kept = {name: channels_left(group, of_leaves) for name, group in graph.groups.items()}
     kept = {name: left for name, left in kept.items() if len(left) < graph.groups[name].size}
     if not kept:
-        raise ValueError(_nothing_leaves(graph, aligned(params, unpacked, "masks")))
+        raise ValueError(nothing_leaves(graph, of_leaves))
+    if half := half_pruned(graph, of_leaves):
+        warnings.warn(
+            f"channels stay that are half pruned, by some of their makers only: {words_of_half_pruned(graph, half)}. "
+            "The nearest masks without them are core.whole_channels(graph, params, masks).",
+            stacklevel=2,
+        )
     masked = apply_masks(params, unpacked)
     differences = _differences(graph, masked, kept)
     tolerance = _rounding(graph) if tolerance is None else tolerance
@@ -154,6 +168,7 @@ def shrink(
         tuple(map(take, also)),
         narrowed(graph, kept),
         kept,
+        half,
         graph,
         optimized,
     )
@@ -216,48 +231,6 @@ def _check_tree(graph: ChannelGraph, params: PyTree) -> None:
     shapes = [leaf.shape for leaf in aligned(graph.params, params, "params")]
     if shapes != [leaf.shape for leaf in jax.tree.leaves(graph.params)]:
         raise ValueError("the parameters have other shapes than those of the graph: make a graph of these.")
-
-
-def _alive(group: ChannelGroup, masks: Sequence[Any], member: Member) -> np.ndarray | None:
-    """bool[channels]: which channels a mask has entries of; None where the parameter has none."""
-    if not is_pruned(masks[member.leaf]):
-        return None
-    mask = np.asarray(masks[member.leaf]) != 0
-    along = mask.any(axis=tuple(axis for axis in range(mask.ndim) if axis != member.axis))
-    return np.bincount(member.labels[member.labels >= 0], along[member.labels >= 0], group.size) > 0
-
-
-def _makers(group: ChannelGroup, masks: Sequence[Any]) -> list[np.ndarray]:
-    found = [_alive(group, masks, member) for member in group.members if member.makes]
-    return [alive for alive in found if alive is not None]
-
-
-def _channels_left(group: ChannelGroup, masks: Sequence[Any]) -> np.ndarray:
-    makers = _makers(group, masks)
-    left = np.flatnonzero(np.any(makers, axis=0)) if makers else np.arange(group.size)
-    if not len(left):
-        raise ValueError(
-            f"all {group.size} channels of {group.name!r} are pruned: keep some, for without them nothing is computed."
-        )
-    return left
-
-
-def _nothing_leaves(graph: ChannelGraph, masks: Sequence[Any]) -> str:
-    half, alive, size = {}, 0, 0
-    for name, group in graph.groups.items():
-        makers = _makers(group, masks)
-        half[name] = int(sum(~np.all(makers, axis=0) & np.any(makers, axis=0))) if makers else 0
-        alive, size = alive + (int(np.sum(makers)) if makers else 0), size + len(makers) * group.size
-    partly = ", ".join(f"{count} of {graph.groups[name].size} of {name!r}" for name, count in half.items() if count)
-    reason = f"only by some of their makers: {partly}" if partly else "masks of single weights leave some of each"
-    nearest = (
-        f" The nearest whole ones are core.channel_masks(graph, params, {1 - alive / size:.2g})." if partly else ""
-    )
-    return (
-        f"no channel is pruned as a whole ({reason}): nothing can leave. Prune channels as wholes, with "
-        "sparsity_type=core.ChannelGroups(graph), whose masks agree in all members of a group: print(graph) shows them."
-        f"{nearest}"
-    )
 
 
 def _entries(graph: Channels, kept: Mapping[str, np.ndarray]) -> list[list[np.ndarray] | None]:
