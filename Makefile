@@ -96,7 +96,10 @@ check-newest: dist ## The same without the lock, from the newest releases that p
 docs: $(VENV)/.docs ## The documentation in docs/_build/html, its notebooks run: 5 minutes
 	$(IN_VENV) -m sphinx --fail-on-warning --keep-going --show-traceback --jobs=2 -b html docs docs/_build/html
 
-bench: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated rounds: ratios in one process, 30 minutes
+bench: $(VENV)/.demo-rl ## Figures and the bounds they must reach, half an hour: ARGS="--quick --jaxpruner PATH" for eight minutes
+	$(IN_VENV) -m experiments.benchmarks.goals $(ARGS)
+
+bench-all: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federated rounds: all tables, 30 minutes
 	$(IN_VENV) -m experiments.benchmarks.step
 	$(IN_VENV) -m experiments.benchmarks.masks
 	$(IN_VENV) -m experiments.benchmarks.large
@@ -149,4 +152,4 @@ clean: ## Remove the environment, build output and caches; runs/ is kept
 	rm -rf $(VENV) build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-flower demo-rl test test-core lint types doctests format coverage dist check-dist check-newest docs bench bench-rl fuzz fuzz-updaters study study-rl study-vision study-t5 tables kills lock clean
+.PHONY: help demo demo-flower demo-rl test test-core lint types doctests format coverage dist check-dist check-newest docs bench bench-all bench-rl fuzz fuzz-updaters study study-rl study-vision study-t5 tables kills lock clean

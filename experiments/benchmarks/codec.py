@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks.timing import interleave, table
+from experiments.benchmarks.timing import Timing, interleave, table
 from experiments.harness.tables import markdown_table
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
 from sparse_plugins.wire import SeededMasks, decode, encode
@@ -54,6 +54,11 @@ class Message(NamedTuple):
 def entropy(density: float) -> float:
     """Bits that one entry of an independent mask carries."""
     return -sum(p * np.log2(p) for p in (density, 1 - density) if p > 0)
+
+
+def random_values(rng: np.random.Generator) -> Tree:
+    """Normal parameters of the model."""
+    return {name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
 def random_masks(rng: np.random.Generator, sparsity: float) -> Tree:
@@ -117,8 +122,10 @@ def messages(values: Tree, sparsity: float, rng: np.random.Generator) -> dict[st
     }
 
 
-def times(values: Tree, sparsity: float, rng: np.random.Generator, rounds: int) -> str:
-    """A table of times of encoding and decoding, with the bytes that are not values."""
+def measure(
+    values: Tree, sparsity: float, rng: np.random.Generator, rounds: int
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Times of encoding and decoding, with the bytes that are not values."""
     contestants: dict[str, Callable[[], Any]] = {}
     notes = {}
     for name, message in messages(values, sparsity, rng).items():
@@ -126,7 +133,7 @@ def times(values: Tree, sparsity: float, rng: np.random.Generator, rounds: int) 
         notes[f"encode: {name}"] = f"{len(payload):,} B, {len(payload) - message.value_bytes():,} of them not values"
         contestants[f"encode: {name}"] = message.encode
         contestants[f"decode: {name}"] = functools.partial(message.decode, payload)
-    return table(interleave(contestants, "encode: dense", rounds), notes)
+    return interleave(contestants, "encode: dense", rounds), notes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,10 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=21, help="counted rounds, at least 3")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
-    values = {name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in SHAPES.items()}
+    values = random_values(rng)
     print(sizes(values, options.sparsities, rng))
     for sparsity in options.sparsities:
-        print(f"\n### Times at sparsity {sparsity:g}\n\n{times(values, sparsity, rng, options.rounds)}", flush=True)
+        print(
+            f"\n### Times at sparsity {sparsity:g}\n\n{table(*measure(values, sparsity, rng, options.rounds))}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

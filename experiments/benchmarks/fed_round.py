@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.benchmarks.timing import interleave, table
+from experiments.benchmarks.timing import Timing, interleave, table
 from sparse_plugins import core, fed
 from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, VmapBackend
 
@@ -69,6 +69,31 @@ def _contestant(model: Any, clients: list, batch_size: int, server: Any, backend
     return run
 
 
+def measure(name: str, clients: list, batch_size: int, group_size: int, rounds: int) -> dict[str, Timing]:
+    """Times of a round of one model.
+
+    Args:
+        name: Of `MODELS`.
+        clients: As `random_clients` makes them.
+        batch_size: Images of a client's step.
+        group_size: Clients that the vmap backend runs at once.
+        rounds: Counted rounds, at least 3.
+    """
+    model, dense = MODELS[name](only_digits=False), fedjax.optimizers.create_optimizer_from_optax(ADAM)
+    sides = {
+        "FedJAX": (dense, "jit"),
+        "FedJAX, again": (dense, "jit"),
+        "sparse, masks every 10 rounds": (_sparse_server(10), "jit"),
+        "sparse, masks every round": (_sparse_server(1), "jit"),
+        "ScanBackend": (dense, ScanBackend()),
+        f"VmapBackend({group_size})": (dense, VmapBackend(group_size)),
+    }
+    contestants = {
+        side: _contestant(model, clients, batch_size, server, backend) for side, (server, backend) in sides.items()
+    }
+    return interleave(contestants, "FedJAX", rounds)
+
+
 def main() -> None:
     """Prints a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,23 +105,9 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=5, help="clients that the vmap backend runs at once")
     options = parser.parse_args()
     clients = random_clients(options.clients, options.images)
-    dense = fedjax.optimizers.create_optimizer_from_optax(ADAM)
-    sides = {
-        "FedJAX": (dense, "jit"),
-        "FedJAX, again": (dense, "jit"),
-        "sparse, masks every 10 rounds": (_sparse_server(10), "jit"),
-        "sparse, masks every round": (_sparse_server(1), "jit"),
-        "ScanBackend": (dense, ScanBackend()),
-        f"VmapBackend({options.group_size})": (dense, VmapBackend(options.group_size)),
-    }
     print(f"{jax.default_backend()}, {os.cpu_count()} CPUs, jax {jax.__version__}; {vars(options)}")
     for name in options.models:
-        model = MODELS[name](only_digits=False)
-        rounds = {
-            side: _contestant(model, clients, options.batch_size, server, backend)
-            for side, (server, backend) in sides.items()
-        }
-        timings = interleave(rounds, "FedJAX", options.rounds)
+        timings = measure(name, clients, options.batch_size, options.group_size, options.rounds)
         notes = {side: f"{1 / timing.ratio:.2f} × as fast" for side, timing in timings.items()}
         print(f"\n### {name} model\n\n{table(timings, notes)}", flush=True)
 

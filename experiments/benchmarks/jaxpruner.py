@@ -4,6 +4,7 @@ Nothing of that library is in this repository: its folder is put on the path whe
 `python -m experiments.benchmarks.masks --jaxpruner PATH`.
 """
 
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments.benchmarks.models import random_tree, resnet50_shapes, stepper
-from experiments.benchmarks.timing import compare, interleave, table
+from experiments.benchmarks.timing import Timing, compare, interleave, told
 from sparse_plugins import core
 from sparse_plugins.core.selection.counts import keep_count
 from sparse_plugins.core.selection.topk import exact_topk
@@ -47,7 +48,7 @@ def load(path: str) -> ModuleType:
         raise SystemExit(f"JaxPruner needs {error.name}, which is not installed.") from error
 
 
-def report(path: str, size: int, width: int, rounds: int) -> None:
+def report(path: str, size: int, width: int, rounds: int) -> dict[str, dict[str, Timing]]:
     """Prints tables: one array, mask changes of a tree, and steps between them.
 
     Args:
@@ -55,6 +56,9 @@ def report(path: str, size: int, width: int, rounds: int) -> None:
         size: Scores of the single array.
         width: Channels of the first stage of the ResNet-50.
         rounds: Counted rounds, at least 3.
+
+    Returns:
+        The tables, by what they are of.
     """
     theirs = load(path)
     calculator = importlib.import_module("jaxpruner.mask_calculator")
@@ -63,29 +67,31 @@ def report(path: str, size: int, width: int, rounds: int) -> None:
         "this library": lambda scores, sparsity: exact_topk([scores], keep_count(size, sparsity))[0],
         "JaxPruner": calculator.topk_mask_calculator,
     }
-    compare(f"{size:,} float32 scores, sparsity {SPARSITY}", sides, (scores, jnp.float32(SPARSITY)), rounds)
-    del scores, sides
+    arguments = (scores, jnp.float32(SPARSITY))
+    found = {"one array": compare(f"{size:,} float32 scores, sparsity {SPARSITY}", sides, arguments, rounds)}
+    del scores, sides, arguments
     # Kernels only: JaxPruner's RigL fails on a tree with a leaf that stays dense.
     shapes = {name: {"kernel": layer["kernel"]} for name, layer in resnet50_shapes(width).items()}
     params, grads = random_tree(shapes, 0, 0.05), random_tree(shapes, 1, 0.001)
-    pruned_at_once(theirs, params, rounds)
-    regrown(theirs, params, grads, rounds)
-    for algorithm in ("magnitude", "rigl"):
-        steady_step(theirs, algorithm, params, grads, 8 * rounds)
-
-
-def pruned_at_once(theirs: ModuleType, params: dict, rounds: int) -> None:
-    """New masks of the whole tree by magnitude, per layer and over all layers."""
     for algorithm in ("magnitude", "global_magnitude"):
-        sides = {}
-        for name, updater in _updaters(theirs, algorithm).items():
-            if algorithm == "global_magnitude":
-                updater.use_normalization = False  # norms may be rounded differently, and masks must be equal
-            sides[name] = lambda params, updater=updater: updater.instant_sparsify(params)[1]
-        compare(f"masks of the tree, {algorithm}", sides, (params,), rounds)
+        found[f"masks, {algorithm}"] = pruned_at_once(theirs, algorithm, params, rounds)
+    found["masks, rigl"] = regrown(theirs, params, grads, rounds)
+    for algorithm in ("magnitude", "rigl"):
+        found[f"step, {algorithm}"] = steady_step(theirs, algorithm, params, grads, 8 * rounds)
+    return found
 
 
-def regrown(theirs: ModuleType, params: dict, grads: dict, rounds: int) -> None:
+def pruned_at_once(theirs: ModuleType, algorithm: str, params: dict, rounds: int) -> dict[str, Timing]:
+    """New masks of the whole tree by magnitude, per layer or over all layers."""
+    sides = {}
+    for name, updater in _updaters(theirs, algorithm).items():
+        if algorithm == "global_magnitude":
+            updater.use_normalization = False  # norms may be rounded differently, and masks must be equal
+        sides[name] = lambda params, updater=updater: updater.instant_sparsify(params)[1]
+    return compare(f"masks of the tree, {algorithm}", sides, (params,), rounds)
+
+
+def regrown(theirs: ModuleType, params: dict, grads: dict, rounds: int) -> dict[str, Timing]:
     """A mask change of RigL, moments included; first masks are random, so only how many are kept can be compared."""
     ours, reference = _updaters(theirs, "rigl").values()
     adam = optax.adam(1e-3)
@@ -97,21 +103,23 @@ def regrown(theirs: ModuleType, params: dict, grads: dict, rounds: int) -> None:
         compiled = jax.jit(function).lower(state, params, grads).compile()
         changes[name] = lambda compiled=compiled, state=state: compiled(state, params, grads)
     kept = [sum(int(jnp.sum(mask)) for mask in jax.tree.leaves(run().masks)) for run in changes.values()]
-    print(f"### a mask change of RigL; {kept[0]:,} and {kept[1]:,} weights kept\n")
-    print(table(interleave(changes, "this library", rounds, warm=1), {}) + "\n", flush=True)
+    title = f"a mask change of RigL; {kept[0]:,} and {kept[1]:,} weights kept"
+    return told(title, interleave(changes, "this library", rounds, warm=1))
 
 
-def steady_step(theirs: ModuleType, algorithm: str, params: dict, grads: dict, rounds: int) -> None:
-    """Steps between two mask changes, against dense Adam."""
+def steady_step(theirs: ModuleType, algorithm: str, params: dict, grads: dict, rounds: int) -> dict[str, Timing]:
+    """Steps between two mask changes, against dense Adam; masks as JaxPruner stores them, and packed."""
     adam = optax.adam(1e-3)
     ours, reference = _updaters(theirs, algorithm).values()
+    packed = dataclasses.replace(ours, use_packed_masks=True)
     contestants = {
         "dense Adam": stepper(adam, params, grads)[0],
+        "dense Adam, again": stepper(adam, params, grads)[0],
         "this library": stepper(ours.wrap_optax(adam), params, grads)[0],
+        "this library, packed masks": stepper(packed.wrap_optax(adam), params, grads)[0],
         "JaxPruner": stepper(reference.wrap_optax(adam), params, grads, reference.post_gradient_update)[0],
     }
-    print(f"### a step without a mask change, {algorithm}\n")
-    print(table(interleave(contestants, "dense Adam", rounds), {}) + "\n", flush=True)
+    return told(f"a step without a mask change, {algorithm}", interleave(contestants, "dense Adam", rounds))
 
 
 def _updaters(theirs: ModuleType, algorithm: str) -> dict[str, Any]:

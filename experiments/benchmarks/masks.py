@@ -19,7 +19,7 @@ from jax import lax
 
 from experiments.benchmarks import jaxpruner
 from experiments.benchmarks.models import random_tree, resnet50_shapes
-from experiments.benchmarks.timing import compare, interleave, table
+from experiments.benchmarks.timing import compare, interleave, told
 from sparse_plugins import core
 from sparse_plugins.core.selection.counts import keep_count
 from sparse_plugins.core.selection.mask_rule import MaskRule
@@ -111,8 +111,7 @@ def stacks(size: int, rounds: int) -> None:
             functools.partial(MaskRule(core.Unstructured(), scores.shape, axes).create_mask, sparsity=TARGET)
         )
         sides[name] = functools.partial(mask, scores)
-    timings = interleave(sides, "one array", rounds)
-    print(f"### {LAYERS} layers, {scores.shape} float32, sparsity {TARGET}\n\n{table(timings, {})}\n", flush=True)
+    told(f"{LAYERS} layers, {scores.shape} float32, sparsity {TARGET}", interleave(sides, "one array", rounds))
 
 
 def structures(size: int, rounds: int) -> None:

@@ -8,14 +8,14 @@ in the middle of a schedule, between two mask changes. Memory is what the compil
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from experiments.benchmarks.models import random_tree, resnet50_shapes, stepper
-from experiments.benchmarks.timing import interleave, table
+from experiments.benchmarks.timing import Timing, interleave, table
 from sparse_plugins import core
 
 ALGORITHMS = ("magnitude", "global_magnitude", "static_sparse", "set", "rigl", "granet", "acdc", "magnitude_ste")
@@ -49,6 +49,31 @@ def _wrapped(algorithm: str, sparsity: float, in_graph: bool = True, **options: 
     return updater.wrap_optax(optax.adam(1e-3), refresh_in_graph=in_graph)
 
 
+def measure(
+    algorithms: Sequence[str], sparsity: float, rounds: int, width: int
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Times of a step, with what the compiler says of its memory.
+
+    Args:
+        algorithms: Names known to the core.
+        sparsity: Target fraction of zeros.
+        rounds: Counted rounds, at least 3.
+        width: Channels of the first stage; 64 is ResNet-50.
+    """
+    shapes = resnet50_shapes(width)
+    params, grads = random_tree(shapes, 0, 0.05), random_tree(shapes, 1, 0.001)
+    sides = {"dense": optax.adam(1e-3), "dense, again": optax.adam(1e-3)}
+    for algorithm in algorithms:
+        sides[algorithm] = _wrapped(algorithm, sparsity)
+        for variant, (settings, in_graph) in VARIANTS.items():
+            if algorithm in VARIED:
+                sides[f"{algorithm}, {variant}"] = _wrapped(algorithm, sparsity, in_graph, **settings)
+    contestants, notes = {}, {}
+    for name, tx in sides.items():
+        contestants[name], notes[name] = _contestant(tx, params, grads)
+    return interleave(contestants, "dense", rounds), notes
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,20 +82,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage; 64 is ResNet-50")
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, help="names known to the core")
     options = parser.parse_args()
-    shapes = resnet50_shapes(options.width)
-    params, grads = random_tree(shapes, 0, 0.05), random_tree(shapes, 1, 0.001)
-    sides = {"dense": optax.adam(1e-3), "dense, again": optax.adam(1e-3)}
-    for algorithm in options.algorithms:
-        sides[algorithm] = _wrapped(algorithm, options.sparsity)
-        for variant, (settings, in_graph) in VARIANTS.items():
-            if algorithm in VARIED:
-                sides[f"{algorithm}, {variant}"] = _wrapped(algorithm, options.sparsity, in_graph, **settings)
-    contestants, notes = {}, {}
-    for name, tx in sides.items():
-        contestants[name], notes[name] = _contestant(tx, params, grads)
     print(f"step without a mask change / dense Adam step; {jax.default_backend()}, jax {jax.__version__}")
     print("last column: arguments + temporary\n")
-    print(table(interleave(contestants, "dense", options.rounds), notes))
+    print(table(*measure(options.algorithms, options.sparsity, options.rounds, options.width)))
 
 
 if __name__ == "__main__":

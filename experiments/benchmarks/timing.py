@@ -72,7 +72,7 @@ def table(timings: Mapping[str, Timing], notes: Mapping[str, str]) -> str:
     return markdown_table(("", "ratio", "quartiles", "ms", ""), rows)
 
 
-def compare(title: str, sides: Mapping[str, Callable], arguments: tuple, rounds: int) -> None:
+def compare(title: str, sides: Mapping[str, Callable], arguments: tuple, rounds: int) -> dict[str, Timing]:
     """Times jitted functions of the same arguments against the first of them and prints a table.
 
     Args:
@@ -80,6 +80,9 @@ def compare(title: str, sides: Mapping[str, Callable], arguments: tuple, rounds:
         sides: Functions that must return the same values.
         arguments: What all of them are called with.
         rounds: Counted rounds, at least 3.
+
+    Returns:
+        What the table says.
 
     Raises:
         AssertionError: If a side returns something else than the first.
@@ -96,4 +99,10 @@ def compare(title: str, sides: Mapping[str, Callable], arguments: tuple, rounds:
         got = runs[name]()
         expected = got if expected is None else expected
         jax.tree.map(np.testing.assert_array_equal, got, expected)
-    print(f"### {title}\n\n{table(interleave(runs, next(iter(runs)), rounds, warm=1), notes)}\n", flush=True)
+    return told(title, interleave(runs, next(iter(runs)), rounds, warm=1), notes)
+
+
+def told(title: str, timings: dict[str, Timing], notes: Mapping[str, str] = {}) -> dict[str, Timing]:
+    """The same timings, printed as a table under a heading."""
+    print(f"### {title}\n\n{table(timings, notes)}\n", flush=True)
+    return timings

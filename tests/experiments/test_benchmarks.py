@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.benchmarks import export, large, masks, step, timing, trace_walk
+from experiments.benchmarks import export, goals, large, masks, step, timing, trace_walk
 from experiments.benchmarks.models import resnet50_shapes
 from experiments.benchmarks.timing import Timing
 from experiments.benchmarks.weight_sync import __main__ as weight_sync
@@ -105,6 +105,44 @@ def test_the_step_benchmark_prints_time_and_memory(
         *(f"| magnitude, {variant}" for variant in ("explicit refresh", "uint8 masks", "masks in zeros")),
     ]
     assert all(" MB |" in row for row in rows)
+
+
+def test_a_goal_is_judged_where_the_control_stands_still(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    bounds = {"a": goals.Goal("dense", 1.1, is_most=True), "b": goals.Goal("FedJAX", 2.0, is_most=False)}
+
+    def part(control: float | None, a: float = 1.1, b: float = 2.0) -> tuple[Callable, dict[str, goals.Goal]]:
+        return lambda effort: goals.Found({"a": a, "b": b}, control), bounds
+
+    def absent(effort: goals.Effort) -> goals.Found:
+        raise ModuleNotFoundError("no peer here")
+
+    monkeypatch.setattr(
+        goals, "PARTS", {"steady": part(0.98), "drifting": part(1.04, a=9.0), "absent": (absent, bounds)}
+    )
+    assert goals.main(["--only", "steady", "drifting", "absent"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split("|")[-2].strip() for line in printed.splitlines() if line.startswith(("| a", "| b"))] == [
+        *2 * ["pass"],
+        *2 * ["none: the control is 1.040"],
+        *2 * ["not measured: no peer here"],
+    ]
+    monkeypatch.setattr(goals, "PARTS", {"slow": part(None, a=1.2, b=1.9)})
+    assert goals.main(["--only", "slow"]) == 1
+    assert capsys.readouterr().out.count("short") == 2
+
+
+def test_parts_measure_what_their_goals_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    effort = goals.Effort(3, 3, None)
+    monkeypatch.setattr(step, "resnet50_shapes", lambda width: {"stem": {"kernel": (2, 2)}})
+    monkeypatch.setattr(step, "_contestant", lambda tx, params, grads: (lambda: np.zeros(()), ""))  # compiles nothing
+    monkeypatch.setattr(goals.codec, "SHAPES", {"w": (40, 30)})
+    for name in ("step", "codec"):
+        found = goals.PARTS[name][0](effort)
+        assert set(goals.PARTS[name][1]) <= set(found.figures)
+    with pytest.raises(ModuleNotFoundError, match="give --jaxpruner"):
+        goals.PARTS["jaxpruner"][0](effort)
 
 
 def test_the_benchmark_of_large_models_prints_seconds_and_memory(
