@@ -20,7 +20,7 @@ from sparse_plugins.core.checks import (
     has_custom_topk,
     missing_changes,
 )
-from sparse_plugins.core.descriptions import described, inherit_meanings
+from sparse_plugins.core.descriptions import FieldsSignature, ReadablePartial, described, inherit_meanings
 from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.layers.axes import Layers
@@ -105,7 +105,7 @@ class BaseUpdater(UpdaterHooks):
     skip_gradients: bool = False
     is_sparse_gradients: bool = False
     sparsity_type: Structure | ByPath = Unstructured()
-    sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = functools.partial(uniform, sparsity=0.0)
+    sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = ReadablePartial(uniform, sparsity=0.0)
     rng_seed: int | jax.Array = 0
     use_packed_masks: bool | Literal["zeros"] = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None
@@ -114,6 +114,8 @@ class BaseUpdater(UpdaterHooks):
 
     # The schedule that start, end and period in a configuration mean.
     schedule_type: ClassVar[type[PeriodicSchedule]] = PolynomialSchedule
+
+    __signature__ = FieldsSignature()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Lets `print` and `help` of every algorithm read as those of this class."""

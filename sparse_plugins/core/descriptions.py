@@ -12,7 +12,7 @@ import numpy as np
 
 from sparse_plugins.core.transform.hooks import UpdaterHooks
 
-__all__ = ["described", "inherit_meanings", "readable"]
+__all__ = ["FieldsSignature", "ReadablePartial", "described", "inherit_meanings", "readable"]
 
 
 _SECTION = re.compile(r"^(Attributes|Raises|Example|Source):", re.MULTILINE)
@@ -29,7 +29,8 @@ def readable(value: Any) -> str:
     """
     if isinstance(value, functools.partial):
         keywords = (f"{name}={readable(given)}" for name, given in value.keywords.items())
-        return f"{readable(value.func)}({', '.join([*map(readable, value.args), *keywords])})"
+        given = ", ".join([*map(readable, value.args), *keywords])
+        return f"{readable(value.func)}({given})" if given else readable(value.func)
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         inside = ", ".join(map(readable, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
@@ -44,6 +45,40 @@ def readable(value: Any) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return value.__qualname__.rpartition(".<locals>.")[2]
     return repr(value)
+
+
+class ReadablePartial(functools.partial):
+    """A partial that `help` shows as the call it is, without the address of its function.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> ReadablePartial(core.erk, sparsity=0.9)
+        erk(sparsity=0.9)
+    """
+
+    def __repr__(self) -> str:
+        return readable(self)
+
+
+class FieldsSignature:
+    """The signature of a class that `help` shows: fields and defaults; the types stand with `__init__`.
+
+    Example:
+        >>> from sparse_plugins import core
+        >>> str(inspect.signature(core.RigL)).partition(", sparsity_type")[0]
+        "(scheduler=NoUpdateSchedule(step_unit='optimizer step'), skip_gradients=True, is_sparse_gradients=True"
+    """
+
+    def __get__(self, updater: Any, updater_class: type) -> inspect.Signature:
+        fields = list(inspect.signature(updater_class.__init__).parameters.values())[1:]  # type: ignore[misc]
+        return inspect.Signature(
+            [field.replace(annotation=field.empty, default=_named(field.default)) for field in fields]
+        )
+
+
+def _named(default: Any) -> Any:
+    """A default, or if it is a function one that shows its name without its address."""
+    return ReadablePartial(default) if inspect.isfunction(default) else default
 
 
 def described(updater: UpdaterHooks) -> str:

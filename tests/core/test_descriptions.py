@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pydoc
 import re
 
 import jax
@@ -44,6 +45,25 @@ def test_help_explains_every_field_before_the_rest(updater_class: type[core.Base
     fields = re.findall(r"^    (\w+): ", text.partition("Attributes:\n")[2].partition("\n\n")[0], re.MULTILINE)
     assert set(fields) == {field.name for field in dataclasses.fields(updater_class) if field.init}
     assert text.index("Attributes:") < min(text.find(f"{part}:") % 10**6 for part in ("Example", "Source", "Raises"))
+
+
+@pytest.mark.parametrize(
+    "updater_class", [*dict.fromkeys(UPDATERS.values()), core.PerModule], ids=lambda made: made.__name__
+)
+def test_help_shows_a_training_from_its_start(updater_class: type[core.BaseUpdater]) -> None:
+    example = (updater_class.__doc__ or "").partition("Example:\n")[2].partition("\n\n")[0]
+    assert re.search(r"core\.sparsify\(|wrap_optax\(", example)
+    assert "core.start(tx, " in example
+    assert "tx.update(" in example
+    assert len(example.splitlines()) < 15
+
+
+@pytest.mark.parametrize("updater_class", [core.RigL, core.PerModule, core.GlobalMagnitudePruning])
+def test_help_shows_no_address_and_a_signature_of_one_look(updater_class: type[core.BaseUpdater]) -> None:
+    text = pydoc.render_doc(updater_class, renderer=pydoc.plaintext)
+    (signature,) = re.findall(rf"^ \|  {updater_class.__name__}\(.*$", text, re.MULTILINE)
+    assert not re.search("0x|sparse_plugins[.]|functools", signature)
+    assert len(signature) < 500
 
 
 def test_help_of_the_configuration_lists_its_keys() -> None:

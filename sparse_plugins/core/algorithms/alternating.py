@@ -17,12 +17,18 @@ class ACDC(MagnitudePruning):
     can be taken at the end of the last dense phase.
 
     Example:
-        >>> import functools
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
-        >>> updater = ACDC(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.9),
-        ...     scheduler=core.AlternatingSchedule(update_freq=500, update_start_step=1000, update_end_step=8000))
-        >>> updater.describe_schedule()
-        'masks change 15 times, every 500 optimizer steps from optimizer step 1000 to 8000'
+        >>> schedule = core.AlternatingSchedule(update_freq=1, update_start_step=0, update_end_step=2)
+        >>> tx = core.sparsify(optax.sgd(0.5), "acdc", sparsity=0.5, scheduler=schedule)
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
+        >>> kept = []
+        >>> for _ in range(4):
+        ...     updates, state = tx.update({"w": -jnp.ones((1, 4))}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        ...     kept.append(int(jnp.count_nonzero(params["w"])))
+        >>> kept  # sparse, dense, and sparse from then on
+        [2, 4, 2, 2]
 
     Source: Peste et al., AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks (2021).
     """

@@ -21,10 +21,14 @@ class SnipPruning(GlobalSaliencyPruning):
     """Keeps the weights to which the loss of the first batch is most sensitive, in all layers together.
 
     Example:
-        >>> params = {"a": jnp.ones((1, 3)), "b": jnp.ones((1, 3))}
-        >>> grads = {"a": jnp.array([[1.0, 2.0, 6.0]]), "b": jnp.array([[3.0, 4.0, 5.0]])}
-        >>> SnipPruning(sparsity=0.5).instant_sparsify(params, grads)[0]["a"].tolist()
-        [[0.0, 0.0, 1.0]]
+        >>> import optax
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.sgd(0.5), "snip", sparsity=0.5)
+        >>> params, state = core.start(tx, {"a": jnp.ones((1, 4)), "b": jnp.ones((1, 4))})
+        >>> first = {"a": jnp.array([[1.0, 2.0, 3.0, 8.0]]), "b": jnp.array([[4.0, 5.0, 6.0, 7.0]])}
+        >>> updates, state = tx.update(first, state, params)
+        >>> {name: mask.tolist() for name, mask in core.unpack_masks(params, state.masks).items()}  # and so it stays
+        {'a': [[0, 0, 0, 1]], 'b': [[0, 1, 1, 1]]}
 
     Source: Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019).
     """
@@ -42,14 +46,13 @@ class GraspPruning(GlobalPruningMixin):
 
     Example:
         >>> import optax
-        >>> updater = GraspPruning(sparsity=0.5)
-        >>> tx = updater.wrap_optax(optax.adam(1e-3), refresh_in_graph=False)
-        >>> params = {"w": jnp.array([[1.0, -2.0]])}
-        >>> loss = lambda p: jnp.sum(p["w"] ** 4)
-        >>> grads, product = hessian_gradient_product(loss, params)
-        >>> state = updater.refresh(tx.init(params), params, grads, hessian_gradient=product)
-        >>> updater.pre_forward_update(params, state)["w"].tolist()
-        [[0.0, -2.0]]
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.sgd(0.1), "grasp", sparsity=0.5)
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -2.0]])})
+        >>> grads, product = core.hessian_gradient_product(lambda p: jnp.sum(p["w"] ** 4), params)
+        >>> updates, state = tx.update(grads, state, params, hessian_gradient=product)
+        >>> (optax.apply_updates(params, updates)["w"] != 0).tolist()
+        [[False, True]]
 
     Source: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020).
     """

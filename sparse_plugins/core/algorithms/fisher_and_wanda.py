@@ -28,16 +28,15 @@ class FisherPruning(BaseUpdater):
         ValueError: From `init`, if the optimizer keeps no second moment `nu` or masks are updated at step 0.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = FisherPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
-        ...                         scheduler=core.OneShotSchedule(1))
-        >>> tx, params = updater.wrap_optax(optax.adam(0.0)), {"w": jnp.array([[3.0, 2.0]])}
-        >>> state = tx.init(params)
+        >>> tx = core.sparsify(optax.adam(0.01), "fisher", sparsity=0.5, scheduler=core.OneShotSchedule(1))
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
         >>> for _ in range(2):
-        ...     updates, state = tx.update({"w": jnp.array([[0.1, 1.0]])}, state, params)
-        >>> optax.apply_updates(params, updates)["w"].tolist()
-        [[0.0, 2.0]]
+        ...     updates, state = tx.update({"w": jnp.array([[9.0, 1.0, 0.1, 0.1]])}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> (params["w"] != 0).tolist()  # the small weight with the large curvature is kept
+        [[True, True, False, False]]
 
     Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018).
     """
@@ -100,12 +99,14 @@ class WandaPruning(BaseUpdater):
             else the last axis but one, as in Flax and Haiku; 1 for Equinox.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = WandaPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
-        >>> params, inputs = {"w": jnp.array([[1.0], [3.0]])}, jnp.array([[10.0, 0.1], [10.0, 0.2]])
-        >>> updater.instant_sparsify(params, activations={"w": inputs})[0]["w"].tolist()
-        [[1.0], [0.0]]
+        >>> tx = core.sparsify(optax.sgd(0.5), "wanda", sparsity=0.5, scheduler=core.OneShotSchedule(0))
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0], [3.0, 1.0]])})
+        >>> inputs = jnp.array([[10.0, 0.1], [10.0, 0.2]])  # two examples, two features
+        >>> updates, state = tx.update({"w": jnp.zeros((2, 2))}, state, params, activations={"w": inputs})
+        >>> optax.apply_updates(params, updates)["w"].tolist()  # the second feature is hardly used
+        [[1.0, 2.0], [0.0, 0.0]]
 
     Source: Sun et al., A Simple and Effective Pruning Approach for Large Language Models (2024).
     """

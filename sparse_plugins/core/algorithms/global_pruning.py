@@ -158,10 +158,15 @@ class GlobalMagnitudePruning(GlobalPruningMixin, MagnitudePruning):
     """Magnitude pruning with one ranking across layers.
 
     Example:
-        >>> updater = GlobalMagnitudePruning(sparsity=0.5, use_normalization=False)
-        >>> params = {"a": jnp.array([[1.0, 2.0, 6.0]]), "b": jnp.array([[3.0, 4.0, 5.0]])}
-        >>> {name: mask.tolist() for name, mask in updater.instant_sparsify(params)[1].items()}
-        {'a': [[0, 0, 1]], 'b': [[0, 1, 1]]}
+        >>> import optax
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.sgd(0.5), "global_magnitude", sparsity=0.5, total_steps=4, use_normalization=False)
+        >>> params, state = core.start(tx, {"a": jnp.array([[1.0, 2.0, 3.0, 8.0]]), "b": jnp.array([[4.0, 5.0, 6.0, 7.0]])})
+        >>> for _ in range(4):
+        ...     updates, state = tx.update(jax.tree.map(lambda w: 0.5 * w, params), state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> {name: int(jnp.count_nonzero(w)) for name, w in params.items()}  # half of all, not of each
+        {'a': 1, 'b': 3}
 
     Source: Lee et al., JaxPruner (2023).
     """
@@ -172,9 +177,12 @@ class GlobalSaliencyPruning(GlobalPruningMixin, SaliencyPruning):
     """Saliency pruning with one ranking across layers.
 
     Example:
-        >>> updater = GlobalSaliencyPruning(sparsity=0.5, use_normalization=False)
-        >>> params = {"a": jnp.ones((1, 3)), "b": jnp.ones((1, 3))}
-        >>> grads = {"a": jnp.array([[1.0, 2.0, 6.0]]), "b": jnp.array([[3.0, 4.0, 5.0]])}
-        >>> {name: mask.tolist() for name, mask in updater.instant_sparsify(params, grads)[1].items()}
-        {'a': [[0, 0, 1]], 'b': [[0, 1, 1]]}
+        >>> import optax
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.sgd(0.5), "global_saliency", sparsity=0.5, scheduler=core.OneShotSchedule(0))
+        >>> params, state = core.start(tx, {"a": jnp.ones((1, 4)), "b": jnp.ones((1, 4))})
+        >>> grads = {"a": jnp.array([[0.1, 0.1, 0.1, 9.0]]), "b": jnp.array([[4.0, 5.0, 6.0, 0.1]])}
+        >>> updates, state = tx.update(grads, state, params)
+        >>> {name: mask.tolist() for name, mask in core.unpack_masks(params, state.masks).items()}
+        {'a': [[0, 0, 0, 1]], 'b': [[1, 1, 1, 0]]}
     """

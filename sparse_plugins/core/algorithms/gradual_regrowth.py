@@ -40,14 +40,16 @@ class GradualSET(SET):
         ValueError: If start_part lies outside [0, 1].
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = GradualSET(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.9),
-        ...     scheduler=core.PolynomialSchedule(update_freq=100, update_start_step=0, update_end_step=7500),
-        ...     start_part=0.5)
-        >>> params = {"w": jnp.ones((10, 10))}
-        >>> int(jnp.count_nonzero(updater.pre_forward_update(params, updater.init_state(params))["w"]))
-        55
+        >>> tx = core.sparsify(optax.sgd(0.5), "gradual_set", sparsity=0.75, total_steps=4, start_part=2 / 3)
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
+        >>> before = int(jnp.count_nonzero(params["w"]))
+        >>> for _ in range(4):
+        ...     updates, state = tx.update({"w": jnp.ones((1, 4))}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> before, int(jnp.count_nonzero(params["w"]))
+        (2, 1)
 
     Source: Liu et al., Sparse Training via Boosting Pruning Plasticity with Neuroregeneration (2021).
     """
@@ -91,13 +93,13 @@ class GradualRigL(GradualSET, RigL):
     """RigL whose sparsity follows a schedule: at every mask update fewer weights, some grown by their gradients.
 
     Example:
-        >>> import functools, optax
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = GradualRigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5),
-        ...     scheduler=core.OneShotSchedule(0), drop_fraction_fn=core.ConstantDrop(0.5))
-        >>> tx, params = updater.wrap_optax(optax.sgd(0.1)), {"w": jnp.array([[4.0, 3.0, 2.0, 1.0]])}
-        >>> state = tx.update({"w": jnp.array([[0.0, 0.0, 0.0, 9.0]])}, tx.init(params), params)[1]
-        >>> core.unpack_masks(params, state.masks)["w"].tolist()
+        >>> tx = core.sparsify(optax.sgd(0.1), "gradual_rigl", sparsity=0.5, scheduler=core.OneShotSchedule(0),
+        ...                    drop_fraction=0.5)
+        >>> params, state = core.start(tx, {"w": jnp.array([[4.0, 3.0, 2.0, 1.0]])})
+        >>> updates, state = tx.update({"w": jnp.array([[0.0, 0.0, 0.0, 9.0]])}, state, params)
+        >>> core.unpack_masks(params, state.masks)["w"].tolist()  # the largest weight, and the largest gradient
         [[1, 0, 0, 1]]
 
     Source: Liu et al., Sparse Training via Boosting Pruning Plasticity with Neuroregeneration (2021).
@@ -113,11 +115,13 @@ class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
     """Gradual magnitude pruning across layers, and in each layer regeneration by gradients at every mask update.
 
     Example:
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = GraNet(sparsity=0.9, drop_fraction_fn=core.CosineDrop(0.5, end_step=7500),
-        ...     scheduler=core.PolynomialSchedule(update_freq=100, update_start_step=0, update_end_step=7500))
-        >>> updater.is_refresh_due(100)
-        True
+        >>> tx = core.sparsify(optax.sgd(0.1), "granet", sparsity=0.5, scheduler=core.OneShotSchedule(0), drop_fraction=0.5)
+        >>> params, state = core.start(tx, {"a": jnp.array([[9.0, 8.0, 7.0, 1.0]]), "b": jnp.array([[6.0, 0.3, 0.2, 0.1]])})
+        >>> updates, state = tx.update({"a": jnp.array([[0, 0, 0, 5.0]]), "b": jnp.ones((1, 4))}, state, params)
+        >>> {name: mask.tolist() for name, mask in core.unpack_masks(params, state.masks).items()}  # 7 gave way
+        {'a': [[1, 1, 0, 1]], 'b': [[1, 0, 0, 0]]}
 
     Source: Liu et al., Sparse Training via Boosting Pruning Plasticity with Neuroregeneration (2021).
     """

@@ -58,13 +58,16 @@ class PerModule(BaseUpdater):
         >>> from sparse_plugins import core
         >>> half = functools.partial(core.uniform, sparsity=0.5)
         >>> updater = PerModule([
-        ...     ("actor/.*", core.MagnitudePruning(sparsity_distribution_fn=half, scheduler=core.OneShotSchedule(10))),
-        ...     ("critic/.*", core.RigL(sparsity_distribution_fn=half, scheduler=core.PeriodicSchedule(5, 5, 20)))])
+        ...     ("actor/.*", core.MagnitudePruning(sparsity_distribution_fn=half, scheduler=core.OneShotSchedule(1))),
+        ...     ("critic/.*", core.StaticRandomSparse(sparsity_distribution_fn=half))])
         >>> tx = updater.wrap_optax(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)))
-        >>> params = {name: {"w": jnp.ones((4, 4))} for name in ("actor", "critic", "encoder")}
-        >>> params = updater.pre_forward_update(params, tx.init(params))
-        >>> {name: int(part["w"].sum()) for name, part in params.items()}
+        >>> params, state = core.start(tx, {name: {"w": jnp.ones((4, 4))} for name in ("actor", "critic", "encoder")})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(params, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        ...     print({name: int(jnp.count_nonzero(part["w"])) for name, part in params.items()})
         {'actor': 16, 'critic': 8, 'encoder': 16}
+        {'actor': 8, 'critic': 8, 'encoder': 16}
     """
 
     updaters: Sequence[tuple[str, BaseUpdater]] = ()

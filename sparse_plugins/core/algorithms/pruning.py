@@ -22,9 +22,13 @@ class NoPruning(BaseUpdater):
     """Keeps everything: the dense control, bit-exactly the wrapped optimizer.
 
     Example:
-        >>> params = {"w": jnp.ones((2, 2))}
-        >>> NoPruning().instant_sparsify(params)[0]["w"].tolist()
-        [[1.0, 1.0], [1.0, 1.0]]
+        >>> import optax
+        >>> from sparse_plugins import core
+        >>> tx = core.sparsify(optax.sgd(0.5), "no_prune")
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])})
+        >>> updates, state = tx.update({"w": jnp.ones((1, 4))}, state, params)
+        >>> optax.apply_updates(params, updates)["w"].tolist()
+        [[0.5, 1.5, 2.5, 3.5]]
     """
 
     sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = None
@@ -59,11 +63,15 @@ class MagnitudePruning(BaseUpdater):
     """Keeps the weights of largest absolute value.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = MagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
-        >>> updater.instant_sparsify({"w": jnp.array([[1.0, -4.0], [3.0, 2.0]])})[0]["w"].tolist()
-        [[0.0, -4.0], [3.0, 0.0]]
+        >>> tx = core.sparsify(optax.sgd(0.5), "magnitude", sparsity=0.5, total_steps=4)
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
+        >>> for _ in range(4):  # along a cubic to half of the weights
+        ...     updates, state = tx.update({"w": 0.5 * params["w"]}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> (params["w"] != 0).tolist()
+        [[False, True, True, False]]
 
     Source: Han et al., Learning both Weights and Connections (2015); Zhu and Gupta (2017).
     """
@@ -86,12 +94,13 @@ class SaliencyPruning(BaseUpdater):
     A mask update whose gradients overflowed or are NaN ranks that layer by magnitude.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = SaliencyPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
-        >>> params, grads = {"w": jnp.array([[1.0, -4.0]])}, {"w": jnp.array([[9.0, 1.0]])}
-        >>> updater.instant_sparsify(params, grads)[0]["w"].tolist()
-        [[1.0, 0.0]]
+        >>> tx = core.sparsify(optax.sgd(0.5), "saliency", sparsity=0.5, scheduler=core.OneShotSchedule(0))
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
+        >>> updates, state = tx.update({"w": jnp.array([[9.0, 1.0, 1.0, 1.0]])}, state, params)
+        >>> optax.apply_updates(params, updates)["w"].tolist()  # the small weight with the large gradient is kept
+        [[-3.5, -4.5, 0.0, 0.0]]
 
     Source: Molchanov et al., Pruning Convolutional Neural Networks (2016).
     """
@@ -127,11 +136,15 @@ class RandomPruning(BaseUpdater):
     """Keeps random weights; a pruned weight stays pruned.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = RandomPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
-        >>> int(updater.instant_sparsify({"w": jnp.ones((4, 4))})[1]["w"].sum())
-        4
+        >>> tx = core.sparsify(optax.sgd(0.5), "random", sparsity=0.5, total_steps=4, rng_seed=7)
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
+        >>> for _ in range(4):
+        ...     updates, state = tx.update({"w": 0.5 * params["w"]}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> int(jnp.count_nonzero(params["w"]))  # whichever they are
+        2
     """
 
     draws_randomly: ClassVar[bool] = True

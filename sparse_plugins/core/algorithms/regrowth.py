@@ -44,12 +44,15 @@ class StaticRandomSparse(RandomStartMixin):
     """A random mask at initialisation that never changes.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = StaticRandomSparse(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
-        >>> state = updater.init_state({"w": jnp.ones((4, 4))})
-        >>> int(updater.pre_forward_update({"w": jnp.ones((4, 4))}, state)["w"].sum())
-        4
+        >>> tx = core.sparsify(optax.sgd(0.5), "static_sparse", sparsity=0.75)
+        >>> params, state = core.start(tx, {"w": jnp.ones((4, 4))})
+        >>> before = params["w"] != 0
+        >>> updates, state = tx.update({"w": jnp.ones((4, 4))}, state, params)
+        >>> after = optax.apply_updates(params, updates)["w"] != 0
+        >>> int(before.sum()), bool((before == after).all())
+        (4, True)
     """
 
     masks_from_seed: ClassVar[bool] = True
@@ -127,12 +130,15 @@ class SET(ExchangeMixin, RandomStartMixin):
     Its `drop_fraction_fn` says how many; see `ExchangeMixin`.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> SET(sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9),
-        ...     scheduler=core.PeriodicSchedule(update_freq=100, update_start_step=100, update_end_step=7500),
-        ...     drop_fraction_fn=core.CosineDrop(0.3, end_step=7500)).is_refresh_due(200)
-        True
+        >>> tx = core.sparsify(optax.sgd(0.5), "set", sparsity=0.75, scheduler=core.OneShotSchedule(0), drop_fraction=0.5)
+        >>> params, state = core.start(tx, {"w": jnp.ones((4, 4))})
+        >>> before = core.unpack_masks(params, state.masks)["w"]
+        >>> updates, state = tx.update({"w": jnp.ones((4, 4))}, state, params)
+        >>> after = core.unpack_masks(params, state.masks)["w"]
+        >>> int(before.sum()), int(after.sum()), int((before & after).sum())
+        (4, 4, 2)
 
     Source: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity (2018).
     """
@@ -204,12 +210,13 @@ class SRigL(RigL):
     Outputs are not ablated.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = SRigL(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
-        >>> params = {"w": jnp.ones((8, 3))}
-        >>> updater.pre_forward_update(params, updater.init_state(params))["w"].sum(axis=0).tolist()
-        [2.0, 2.0, 2.0]
+        >>> tx = core.sparsify(optax.sgd(0.5), "srigl", sparsity=0.75, scheduler=core.OneShotSchedule(0))
+        >>> params, state = core.start(tx, {"w": jnp.ones((4, 4))})
+        >>> updates, state = tx.update({"w": jnp.ones((4, 4))}, state, params)
+        >>> core.unpack_masks(params, state.masks)["w"].sum(axis=0).tolist()  # inputs of each output
+        [1, 1, 1, 1]
 
     Source: Lasby et al., Dynamic Sparse Training with Structured Sparsity (2024).
     """

@@ -104,15 +104,12 @@ class SteMagnitudePruning(SteMixin, MagnitudePruning):
     """Uses the largest weights, trains all of them.
 
     Example:
-        >>> import functools, optax
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = SteMagnitudePruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
-        >>> tx, params = updater.wrap_optax(optax.sgd(1.0)), {"w": jnp.array([[1.0, 2.0]])}
-        >>> state = tx.init(params)
-        >>> params = updater.pre_forward_update(params, state)
+        >>> tx = core.sparsify(optax.sgd(1.0), "magnitude_ste", sparsity=0.5)
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0]])})
         >>> updates, state = tx.update({"w": jnp.array([[-3.0, 0.0]])}, state, params)
-        >>> params = optax.apply_updates(params, updates)
-        >>> params["w"].tolist(), state.dense_params["w"].tolist()
+        >>> optax.apply_updates(params, updates)["w"].tolist(), state.dense_params["w"].tolist()
         ([[4.0, 0.0]], [[4.0, 2.0]])
 
     Source: Bengio et al. (2013) for the estimator; Lee et al., JaxPruner (2023).
@@ -124,13 +121,13 @@ class SteRandomPruning(SteMixin, RandomPruning):
     """Uses random weights, other ones at every mask update, and trains all of them.
 
     Example:
-        >>> import functools
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = SteRandomPruning(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.75))
-        >>> params = {"w": jnp.ones((4, 4))}
-        >>> state = updater.init_state(params)
-        >>> float(updater.pre_forward_update(params, state)["w"].sum()), float(state.dense_params["w"].sum())
-        (4.0, 16.0)
+        >>> tx = core.sparsify(optax.sgd(1.0), "random_ste", sparsity=0.5, rng_seed=7)
+        >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0]])})
+        >>> updates, state = tx.update({"w": jnp.array([[-3.0, -3.0]])}, state, params)
+        >>> int(jnp.count_nonzero(optax.apply_updates(params, updates)["w"])), state.dense_params["w"].tolist()
+        (1, [[4.0, 5.0]])
     """
 
 
@@ -145,11 +142,11 @@ class SrSte(SteMagnitudePruning):
         ValueError: If decay is negative or no number.
 
     Example:
-        >>> import functools, optax
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = SrSte(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5), decay=0.25)
-        >>> tx, params = updater.wrap_optax(optax.sgd(1.0)), {"w": jnp.array([[4.0, 2.0]])}
-        >>> updates, state = tx.update({"w": jnp.zeros((1, 2))}, tx.init(params), params)
+        >>> tx = core.sparsify(optax.sgd(1.0), "sr_ste", sparsity=0.5, decay=0.25)
+        >>> params, state = core.start(tx, {"w": jnp.array([[4.0, 2.0]])})
+        >>> updates, state = tx.update({"w": jnp.zeros((1, 2))}, state, params)
         >>> state.dense_params["w"].tolist()
         [[4.0, 1.5]]
 
@@ -183,11 +180,11 @@ class SoftTopKSte(SteMagnitudePruning):
         ValueError: If temperature is not positive.
 
     Example:
-        >>> import functools, optax
+        >>> import optax
         >>> from sparse_plugins import core
-        >>> updater = SoftTopKSte(sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5))
-        >>> tx, params = updater.wrap_optax(optax.sgd(1.0)), {"w": jnp.array([[4.0, 3.999, 0.0, 4.0]])}
-        >>> updates, state = tx.update({"w": jnp.ones((1, 4))}, tx.init(params), params)
+        >>> tx = core.sparsify(optax.sgd(1.0), "soft_topk_ste", sparsity=0.5)
+        >>> params, state = core.start(tx, {"w": jnp.array([[4.0, 3.999, 0.0, 4.0]])})
+        >>> updates, state = tx.update({"w": jnp.ones((1, 4))}, state, params)
         >>> [round(value, 2) for value in state.dense_params["w"][0].tolist()]
         [3.0, 3.5, -0.01, 3.0]
 
