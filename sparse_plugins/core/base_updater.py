@@ -50,6 +50,8 @@ from sparse_plugins.core.trees import PyTree, aligned, leaf_names, out_of_boxes
 
 __all__ = ["BaseUpdater", "check_updater"]
 
+_KEEP_ALL = ReadablePartial(uniform, sparsity=0.0)
+
 
 @dataclasses.dataclass(eq=False)
 class BaseUpdater(UpdaterHooks):
@@ -105,7 +107,7 @@ class BaseUpdater(UpdaterHooks):
     skip_gradients: bool = False
     is_sparse_gradients: bool = False
     sparsity_type: Structure | ByPath = Unstructured()
-    sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = ReadablePartial(uniform, sparsity=0.0)
+    sparsity_distribution_fn: Callable[[PyTree], PyTree] | None = _KEEP_ALL
     rng_seed: int | jax.Array = 0
     use_packed_masks: bool | Literal["zeros"] = True
     topk_fn: Callable[[jax.Array, Any], jax.Array] | None = None

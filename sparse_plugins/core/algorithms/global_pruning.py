@@ -161,7 +161,8 @@ class GlobalMagnitudePruning(GlobalPruningMixin, MagnitudePruning):
         >>> import optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "global_magnitude", sparsity=0.5, total_steps=4, use_normalization=False)
-        >>> params, state = core.start(tx, {"a": jnp.array([[1.0, 2.0, 3.0, 8.0]]), "b": jnp.array([[4.0, 5.0, 6.0, 7.0]])})
+        >>> params = {"a": jnp.array([[1.0, 2.0, 3.0, 8.0]]), "b": jnp.array([[4.0, 5.0, 6.0, 7.0]])}
+        >>> params, state = core.start(tx, params)
         >>> for _ in range(4):
         ...     updates, state = tx.update(jax.tree.map(lambda w: 0.5 * w, params), state, params)
         ...     params = optax.apply_updates(params, updates)

@@ -117,8 +117,10 @@ class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
     Example:
         >>> import optax
         >>> from sparse_plugins import core
-        >>> tx = core.sparsify(optax.sgd(0.1), "granet", sparsity=0.5, scheduler=core.OneShotSchedule(0), drop_fraction=0.5)
-        >>> params, state = core.start(tx, {"a": jnp.array([[9.0, 8.0, 7.0, 1.0]]), "b": jnp.array([[6.0, 0.3, 0.2, 0.1]])})
+        >>> schedule = core.OneShotSchedule(0)
+        >>> tx = core.sparsify(optax.sgd(0.1), "granet", sparsity=0.5, scheduler=schedule, drop_fraction=0.5)
+        >>> params = {"a": jnp.array([[9.0, 8.0, 7.0, 1.0]]), "b": jnp.array([[6.0, 0.3, 0.2, 0.1]])}
+        >>> params, state = core.start(tx, params)
         >>> updates, state = tx.update({"a": jnp.array([[0, 0, 0, 5.0]]), "b": jnp.ones((1, 4))}, state, params)
         >>> {name: mask.tolist() for name, mask in core.unpack_masks(params, state.masks).items()}  # 7 gave way
         {'a': [[1, 1, 0, 1]], 'b': [[1, 0, 0, 0]]}

@@ -132,7 +132,8 @@ class SET(ExchangeMixin, RandomStartMixin):
     Example:
         >>> import optax
         >>> from sparse_plugins import core
-        >>> tx = core.sparsify(optax.sgd(0.5), "set", sparsity=0.75, scheduler=core.OneShotSchedule(0), drop_fraction=0.5)
+        >>> schedule = core.OneShotSchedule(0)
+        >>> tx = core.sparsify(optax.sgd(0.5), "set", sparsity=0.75, scheduler=schedule, drop_fraction=0.5)
         >>> params, state = core.start(tx, {"w": jnp.ones((4, 4))})
         >>> before = core.unpack_masks(params, state.masks)["w"]
         >>> updates, state = tx.update({"w": jnp.ones((4, 4))}, state, params)
