@@ -99,6 +99,11 @@ def first_model() -> ArrayRecord:
     return as_record(toy.MODEL.init(jax.random.PRNGKey(0)))
 
 
+def gradient_of(params: dict) -> Callable:
+    """The gradient of a network that is as wide as these parameters."""
+    return toy.gradient_of(params["mlp/~/linear_0"]["b"].size)
+
+
 def toy_app(mods: Iterable = (flower.sparse_mod,)) -> ClientApp:
     """An ordinary client: it takes dense arrays and returns dense arrays."""
     app = ClientApp(mods=list(mods))
@@ -119,7 +124,7 @@ def toy_app(mods: Iterable = (flower.sparse_mod,)) -> ClientApp:
         state = toy.CLIENT.init(params)
         for batch in data.shuffle_repeat_batch(toy.TRAIN):
             rng, use = jax.random.split(rng)
-            grads = inside(toy.GRADIENT(params, batch, use))
+            grads = inside(gradient_of(params)(params, batch, use))
             state, params = toy.CLIENT.apply(grads, state, params)
             params = inside(params)
         metrics = MetricRecord({"num-examples": len(data)})
@@ -132,7 +137,7 @@ def toy_app(mods: Iterable = (flower.sparse_mod,)) -> ClientApp:
         for batch in data.shuffle_repeat_batch(toy.TRAIN):
             rng, use = jax.random.split(rng)
             size = len(batch["y"])
-            grads = toy.GRADIENT(params, batch, use)
+            grads = gradient_of(params)(params, batch, use)
             total, count = jax.tree.map(lambda t, g: t + g * size, total, grads), count + size  # noqa: B023
         mean = jax.tree.map(lambda t: t / count, total)
         return Message(RecordDict({"arrays": as_record(mean)}), reply_to=message)

@@ -1,5 +1,8 @@
 """A small classification task of four writers in two groups, and FedJAX's algorithms on it."""
 
+import functools
+from collections.abc import Callable
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -29,16 +32,24 @@ def clients_of_a_round(num_round: int) -> list:
     return clients
 
 
-def classify(batch: dict) -> jax.Array:
-    return hk.nets.MLP([8, 4], activation=jnp.tanh)(batch["x"])
+@functools.cache
+def model_of(width: int) -> fedjax.Model:
+    """The network with so many hidden channels."""
+    return fedjax.create_model_from_haiku(
+        transformed_forward_pass=hk.transform(lambda batch: hk.nets.MLP([width, 4], activation=jnp.tanh)(batch["x"])),
+        sample_batch={"x": np.zeros((1, 8), np.float32)},
+        train_loss=lambda batch, logits: optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]),
+    )
 
 
-MODEL = fedjax.create_model_from_haiku(
-    transformed_forward_pass=hk.transform(classify),
-    sample_batch={"x": np.zeros((1, 8), np.float32)},
-    train_loss=lambda batch, logits: optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]),
-)
-GRADIENT = fedjax.model_grad(MODEL)
+@functools.cache
+def gradient_of(width: int) -> Callable:
+    """What `GRADIENT` is to the whole network."""
+    return fedjax.model_grad(model_of(width))
+
+
+MODEL = model_of(8)
+GRADIENT = gradient_of(8)
 LOSS = fedjax.model_per_example_loss(MODEL)
 CLIENT = fedjax.optimizers.sgd(0.1)
 SPARSE_CLIENT = fed.sparse_client_optimizer(CLIENT)

@@ -89,6 +89,15 @@ class Inner:
                 "clients send to grow weights get none. Use growth='random', or core.SET."
             )
 
+    def check_widths(self) -> None:
+        """Raises if it can't average over the nodes that hold a weight."""
+        if not self.takes_the_mean:
+            raise ValueError(
+                f"client_widths need a strategy that makes use of the mean of replies alone, and "
+                f"{type(self.strategy).__name__} compares them, or makes them noisy, of which narrow ones have a part. "
+                "Use FedAvg, FedProx, FedAvgM, FedAdam, FedAdagrad or FedYogi."
+            )
+
     def check_resumable(self) -> None:
         """Raises if it remembers something that a checkpoint would not have."""
         places = {type(self.strategy).__module__, type(self.base).__module__}

@@ -97,6 +97,10 @@ class Layout:
         sent = {name: Spec(x.shape, np.dtype(narrow.get(x.dtype, x.dtype))) for name, x in arrays.items()}
         return cls(sent, dtypes)
 
+    def with_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> "Layout":
+        """The same arrays in other shapes."""
+        return Layout({name: Spec(shapes[name], spec.dtype) for name, spec in self.sent.items()}, self.dtypes)
+
     def to_text(self) -> str:
         """As JSON."""
         rows = [[name, list(spec.shape), spec.dtype.name, self.dtypes[name].name] for name, spec in self.sent.items()]
@@ -150,7 +154,8 @@ class Layout:
         if value.shape != spec.shape or not np.can_cast(value.dtype, spec.dtype, casting):
             raise ValueError(
                 f"array {name!r} of {whose} has shape {value.shape} and dtype {value.dtype}, in the server's model it "
-                f"has shape {spec.shape} and dtype {self.dtypes[name]}: the model differs between server and client."
+                f"has shape {spec.shape} and dtype {self.dtypes[name]}: the model differs between server and client. "
+                "If the server has client_widths, a node builds its model from the shapes of the arrays it is given."
             )
         return _as(value, spec.dtype)
 

@@ -22,13 +22,13 @@ from sparse_plugins.fed.flower.records import (
     payload_in,
     payload_record,
 )
+from sparse_plugins.fed.flower.widths import Part, Parts
 from sparse_plugins.fed.ledger import DELIVERED, Entry
 from sparse_plugins.fed.mask_change import MaskChange
 from sparse_plugins.fed.messages import Message as Update
 from sparse_plugins.fed.messages import read_reply
 from sparse_plugins.fed.replies import as_many_as, exactly
 from sparse_plugins.fed.server import Server
-from sparse_plugins.wire import Binding
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["Round", "Settings"]
@@ -51,6 +51,7 @@ class Settings(Protocol):
 
     inner: Inner
     server: Server
+    aggregation: Aggregation
     max_norm: float | None
 
     @property
@@ -76,6 +77,7 @@ class Round:
         config: What the user sends beside the model.
         personal: How nodes are to change masks of their own: `counts`, and `words` and `step` of draws; None if they
             are not.
+        parts: What nodes have of the model; None if they have all of it.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Round:
         grid: OrderedGrid,
         config: ConfigRecord,
         personal: dict[str, Any] | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self._settings, self._broadcast, self._change, self._grid = settings, broadcast, change, grid
         self._config, self._signals = config, settings.server.signals(change)
@@ -93,8 +96,9 @@ class Round:
         self._bytes: dict[int, dict[str, int]] = {}
         self._status: dict[int, str] = {}
         self._growth_status: dict[int, str] = {}
-        self._personal = personal
-        self.sums = Sums(broadcast.params, None if personal is None else broadcast.masks)
+        self._personal, self._parts, self._whole = personal, parts, Part(broadcast)
+        masks = None if personal is None else broadcast.masks
+        self.sums = Sums(broadcast.params, masks if parts is None else parts.held)
         self._replies: list[Message] = []
         self._metrics: list[MetricRecord] = []
         self.used: list[int] = []
@@ -102,7 +106,8 @@ class Round:
     def order(self, message: Message, task: str = "train") -> Message:
         """The message of the strategy inside, with a payload in place of its arrays."""
         node = message.metadata.dst_node_id
-        payload = self._broadcast.payload(self._settings.held.masks(node))
+        broadcast = self._part(node).broadcast
+        payload = broadcast.payload(self._settings.held.masks(node))
         self._bytes[node] = {"down": len(payload), "up": 0, "growth": 0}
         if task == "train" and self._trains_densely:
             task = "train densely"
@@ -115,10 +120,14 @@ class Round:
         keep = self._signals is not None and self._signals.asked is not None
         arrays_key = self._settings.inner.base.arrayrecord_key
         others = {name: record for name, record in message.content.items() if name != arrays_key}
-        orders = self._settings.orders(task, self._broadcast, keep=keep, **personal)
+        orders = self._settings.orders(task, broadcast, keep=keep, **personal)
         message.content = RecordDict({**others, arrays_key: payload_record(payload), ORDERS: orders})
         self._sent[node] = message
         return message
+
+    def _part(self, node: int) -> Part:
+        """What a node has of the model."""
+        return self._whole if self._parts is None else self._parts.of(node)
 
     def _order_after_growth(self, message: Message, payload: bytes) -> Message:
         """The order to train, to a node that is asked before for masks of its own and keeps the broadcast."""
@@ -150,7 +159,7 @@ class Round:
         if before is None:
             return None
         self._settings.held.forget(node)
-        payload = self._broadcast.payload()
+        payload = self._part(node).broadcast.payload()
         self._bytes[node]["down"] += len(payload)
         content = RecordDict({**before.content, self._settings.inner.base.arrayrecord_key: payload_record(payload)})
         return Message(content, node, before.metadata.message_type)
@@ -179,18 +188,21 @@ class Round:
         metrics, refusal = self._checked_metrics(reply.content)
         if metrics is None:
             return refusal
-        held, like = self._broadcast.received.masks, self._broadcast.received.values
+        part = self._part(node)
+        held, like = part.broadcast.received.masks, part.broadcast.received.values
         limit = self._settings.max_norm
-        asked = exactly(self._masks_of_training) if self._personal is None else as_many_as(held)
-        message, status, _ = read_reply(payload, like, held, self._binding("update", node), asked, limit)
+        asked = exactly(self._masks_of_training if self._parts is None else held)
+        asked = asked if self._personal is None else as_many_as(held)
+        message, status, _ = read_reply(payload, like, held, part.broadcast.answer("update", node), asked, limit)
         if message is None:
             return status
         weight = float(metrics[self._settings.inner.base.weighted_by_key])  # type: ignore[arg-type]
         if weight == 0:
             return "nothing to send: no examples"
-        self._add(message, weight, metrics, reply)
+        masks = message.masks if part.held is None else part.held
+        self._add(Update(part.in_place(message.values), masks), weight, metrics, reply)
         self.used.append(node)
-        self._settings.held.add(node, self._broadcast)
+        self._settings.held.add(node, part.broadcast)
         return DELIVERED
 
     def _add(self, message: Update, weight: float, metrics: MetricRecord, reply: Message) -> None:
@@ -211,9 +223,6 @@ class Round:
         moved = {name: value - np.asarray(update[name]) for name, value in self._broadcast.params.items()}
         return self._settings.layout.record(moved)
 
-    def _binding(self, what: Any, node: int) -> Binding:
-        return Binding(what, self._broadcast.run, self._broadcast.round, str(node), self._broadcast.digest)
-
     def _payload(self, reply: Message) -> tuple[bytes | None, str]:
         if reply.has_error():
             return None, f"failed: {reply.error.reason}{self._hint(reply)}"
@@ -225,8 +234,9 @@ class Round:
         for symptom, remedy in _REMEDIES.items():
             if symptom in str(reply.error.reason):
                 return f"; {remedy}"
-        has_answered = self._settings.held.masks(reply.metadata.src_node_id) is not None
-        return "" if has_answered else f"; if it has no sparse_mod, {_NO_MOD}"
+        node = reply.metadata.src_node_id
+        has_answered = self._settings.held.masks(node) is not None
+        return self._part(node).hint + ("" if has_answered else f"; if it has no sparse_mod, {_NO_MOD}")
 
     def _checked_metrics(self, content: RecordDict) -> tuple[MetricRecord | None, str]:
         """The metrics of a reply, with a weight among them that the strategy inside can use."""
@@ -257,7 +267,7 @@ class Round:
                 payload, status = self._payload(reply)
                 if payload is not None:
                     self._bytes[node]["growth"] = len(payload)
-                    message, status, _ = read_reply(payload, like, None, self._binding("growth", node), asked)
+                    message, status, _ = read_reply(payload, like, None, self._broadcast.answer("growth", node), asked)
                     if message is not None:
                         self._signals.add_gradients(message.values)
                 self._growth_status[node] = status
@@ -291,7 +301,7 @@ class Round:
         inner, number = self._settings.inner, self._broadcast.round + 1
         if not inner.takes_the_mean:
             return inner.strategy.aggregate_train(number, self._replies)
-        mean = self.sums.aggregate(Aggregation())
+        mean = self.sums.aggregate(self._settings.aggregation)
         if not all(np.isfinite(leaf).all() for leaf in mean.values()):
             self._status.update(dict.fromkeys(self.used, "refused: together the updates of this round overflow"))
             self.used = []
@@ -316,7 +326,7 @@ class Round:
         if metrics is None:
             return False
         self._metrics.append(metrics)
-        self._settings.held.add(node, self._broadcast)
+        self._settings.held.add(node, self._part(node).broadcast)
         return True
 
     def entries(self) -> list[Entry]:

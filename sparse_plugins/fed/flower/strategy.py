@@ -13,16 +13,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from sparse_plugins.core.layers.channel_groups import Channels
 from sparse_plugins.core.run_length import concerns_of_length
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.aggregation import Aggregation
 from sparse_plugins.fed.checkpoints import Checkpoints
+from sparse_plugins.fed.client_widths import ClientWidths, check_goes_with_widths
 from sparse_plugins.fed.flower.broadcast import Broadcast, Held
 from sparse_plugins.fed.flower.grid import OrderedGrid
 from sparse_plugins.fed.flower.inner import Inner
 from sparse_plugins.fed.flower.records import FORMAT, Layout, is_call_for_masks
 from sparse_plugins.fed.flower.round import Round
+from sparse_plugins.fed.flower.widths import Parts
 from sparse_plugins.fed.growth import PROTOCOLS
 from sparse_plugins.fed.ledger import DELIVERED, Ledger
 from sparse_plugins.fed.mask_change import check_is_plain, replaced_per_layer
@@ -62,6 +65,10 @@ class SparseStrategy(Strategy):
             by magnitude for the server's next mask, as in `fed.sparse_federated_averaging`.
         min_votes: Nodes that must hold a weight for it to stay or to be grown where masks are personal; with fewer
             valid updates a round changes nothing.
+        client_widths: Nodes that get, train, evaluate and send back a part of the channels (`fed.ClientWidths`, with
+            its `groups`), by their numbers, or dealt by its seed. Their functions see smaller arrays and build a model
+            from the shapes of these; weights are averaged over the nodes that hold them. Not for updaters that grow by
+            gradients, nor for strategies that compare replies.
         max_norm: Refuse updates with a larger l2 norm; None takes any.
         wire: Number formats and compression.
         seed: What the choice of nodes derives from, and the round.
@@ -92,6 +99,7 @@ class SparseStrategy(Strategy):
         growth: str | None = None,
         personal_masks: bool = False,
         min_votes: int = 1,
+        client_widths: ClientWidths | None = None,
         max_norm: float | None = None,
         wire: Wire = Wire(),
         seed: int = 0,
@@ -109,7 +117,10 @@ class SparseStrategy(Strategy):
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a number of 0 or more.")
         self.inner = Inner(strategy)
-        self.aggregation = Aggregation(min_votes=min_votes)
+        self.aggregation = Aggregation("mean" if client_widths is None else "voters", min_votes)
+        if client_widths is not None:
+            check_goes_with_widths(updater, personal_masks)
+            self.inner.check_widths()
         if personal_masks:
             check_personal_masks(updater, growth)
             check_is_plain(updater)
@@ -121,12 +132,14 @@ class SparseStrategy(Strategy):
         if checkpoints is not None:
             self.inner.check_resumable()
         self.max_norm, self.wire, self.seed, self.run = max_norm, wire, seed, run
+        self.client_widths = client_widths
         self.ledger = Ledger() if ledger is None else ledger
         self.evaluation_ledger = Ledger()
         self._checkpoints, self._held = checkpoints, Held(not resends_masks)
         self._first_check = FirstCheck(updater)
         self._state: SparseServerState | None = None
         self._layout: Layout | None = None
+        self._channels: Channels | None = None
         self._round: Round | None = None
         self._done = 0  # rounds before those that Flower's loop counts
         self._history: dict[str, dict[int, Any]] = {"train": {}, "evaluate": {}, "server": {}}
@@ -166,7 +179,10 @@ class SparseStrategy(Strategy):
         model = {name: array.numpy() for name, array in arrays.items()}
         self._layout = Layout.of(model, wide=bool(jax.config.read("jax_enable_x64")))
         values = self._layout.read(arrays, "initial_arrays")
-        self._state = self.server.init({name: jax.numpy.asarray(value) for name, value in values.items()})
+        params = {name: jax.numpy.asarray(value) for name, value in values.items()}
+        if self.client_widths is not None:
+            self._channels = self.client_widths.channels_of(params)
+        self._state = self.server.init(params)
         self.inner.set_model(self.arrays())
         self._restore()
 
@@ -241,7 +257,8 @@ class SparseStrategy(Strategy):
         messages = self._chosen(messages, grid, server_round)
         broadcast = self._broadcast(grid)
         change = self.server.mask_change(self.state, broadcast.received.values, broadcast.received.masks)
-        self._round = Round(self, broadcast, change, ordered, config, self._personal(broadcast))
+        parts = self._parts(broadcast)
+        self._round = Round(self, broadcast, change, ordered, config, self._personal(broadcast), parts)
         return self._round.after_growth([self._round.order(message) for message in messages])
 
     def aggregate_train(
@@ -284,7 +301,8 @@ class SparseStrategy(Strategy):
         messages = list(self.inner.strategy.configure_evaluate(server_round, self.arrays(), config, grid))
         if not messages:
             return []
-        self._round = Round(self, self._broadcast(grid), None, ordered, config)
+        broadcast = self._broadcast(grid)
+        self._round = Round(self, broadcast, None, ordered, config, parts=self._parts(broadcast))
         return [self._round.order(message, "evaluate") for message in self._chosen(messages, grid, server_round)]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -311,7 +329,7 @@ class SparseStrategy(Strategy):
         return ConfigRecord(
             {
                 "format": FORMAT,
-                "layout": self.layout.to_text(),
+                "layout": broadcast.layout.to_text(),
                 "run": broadcast.run,
                 "round": broadcast.round,
                 "task": task,
@@ -332,7 +350,13 @@ class SparseStrategy(Strategy):
         state = self.state
         params = {name: np.asarray(value) for name, value in state.params.items()}
         run = self.run or str(grid.run.run_id)
-        return Broadcast(run, state.round, params, self.masks(), self.wire, self.server.seed(state))
+        return Broadcast(run, state.round, params, self.masks(), self.layout, self.wire, self.server.seed(state))
+
+    def _parts(self, broadcast: Broadcast) -> Parts | None:
+        """What nodes have of the model; None if they have all of it."""
+        if self.client_widths is None or self._channels is None:
+            return None
+        return Parts(self.client_widths, self._channels, broadcast)
 
     def _personal(self, broadcast: Broadcast) -> dict[str, Any] | None:
         """What nodes need to know to change masks of their own; None if they do not."""
