@@ -261,10 +261,10 @@ def test_public_names_are_listed_and_documented(name: str) -> None:
     assert [key for key in module.__all__ if not hasattr(module, key)] == []  # which loads what is loaded on demand
     public = {key for key, value in vars(module).items() if not (key.startswith("_") or isinstance(value, ModuleType))}
     assert public == set(module.__all__)
-    assert [key for key in module.__all__ if not has_own_docstring(getattr(module, key))] == []
+    assert [key for key in module.__all__ if not has_written_docstring(getattr(module, key))] == []
 
 
-def has_own_docstring(thing: object) -> bool:
+def has_written_docstring(thing: object) -> bool:
     """Dataclasses and named tuples without a docstring get their signature as one; that does not count."""
     text = inspect.getdoc(thing) or ""
     return bool(text) and not text.startswith(f"{getattr(thing, '__name__', '')}(")

@@ -69,8 +69,8 @@ def test_one_shot_straight_through_is_dense_before_its_step_and_follows_after() 
 @pytest.mark.parametrize("cls", [core.MagnitudePruning, core.SteMagnitudePruning, core.RigL])
 def test_mixed_precision_lands_exactly(cls: Any) -> None:
     pairs = list(itertools.product(["float32", "bfloat16", "float16"], repeat=2))
-    params = {f"{own}, {grad}": normal((8, 8), 0, own) for own, grad in pairs}
-    grads = {f"{own}, {grad}": normal((8, 8), 1, grad) for own, grad in pairs}
+    params = {f"{dtype}, {grad}": normal((8, 8), 0, dtype) for dtype, grad in pairs}
+    grads = {f"{dtype}, {grad}": normal((8, 8), 1, grad) for dtype, grad in pairs}
     updater = cls(sparsity_distribution_fn=HALF, scheduler=EVERY, skip_gradients=False)
     seen, _ = run(updater, params, grads, 2, optax.chain(optax.trace(0.9), optax.scale(-0.1)))
     for name, first in params.items():
@@ -122,7 +122,7 @@ def test_an_updater_with_a_structure_can_be_pickled() -> None:
         drop_fraction_fn=core.CosineDrop(0.3, end_step=4),
     )
     again, params = pickle.loads(pickle.dumps(updater)), {"w": normal((8, 4))}
-    states = [one.init_state(params) for one in (updater, again)]
+    states = [built.init_state(params) for built in (updater, again)]
     np.testing.assert_array_equal(*(state.masks["w"] for state in states))
     assert dataclasses.asdict(again).keys() == dataclasses.asdict(updater).keys()
 

@@ -83,8 +83,8 @@ def test_a_run_continues_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
     subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, env=environment, timeout=300)
     for name in ROWS:
         seen = np.load(tmp_path / f"{name}.npz")
-        for one, other in zip(seen.values(), jax.tree.leaves(ends[name]), strict=True):
-            assert one.tobytes() == np.asarray(other).tobytes(), name
+        for leaf, expected in zip(seen.values(), jax.tree.leaves(ends[name]), strict=True):
+            assert leaf.tobytes() == np.asarray(expected).tobytes(), name
         assert int(core.find_sparse_state(ends[name]).count) == 2 * HALF_WAY
         assert int(jnp.count_nonzero(ends[name][0]["w"])) == 48
 

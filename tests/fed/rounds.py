@@ -92,7 +92,7 @@ def step_results(backend) -> list:
     """Outputs and step results of clients with different numbers of batches, by client."""
     step = lambda state, batch: (state + batch, {"batch": 2 * batch, "twice": [batch, batch]})  # noqa: E731
     with fedjax.for_each_client_backend(backend):
-        run = fedjax.for_each_client(lambda shared, own: shared + own, step, with_step_result=True)
+        run = fedjax.for_each_client(lambda shared, client: shared + client, step, with_step_result=True)
     clients = [
         (number, [np.full(2, i, np.float32) for i in range(number)], float(number)) for number in (0, 2, 3, 1, 5)
     ]

@@ -53,8 +53,8 @@ def test_algorithms_end_as_with_fedjax_own_backend(algorithm, backend, expected)
 def count_and_sum(backend):
     """Stateful clients: integer sums that become floats, keys of both kinds, results of every step."""
 
-    def init(shared, own):
-        return {"sum": 0, "seen": shared["start"], "key": own["key"], "scale": own["scale"]}
+    def init(shared, client):
+        return {"sum": 0, "seen": shared["start"], "key": client["key"], "scale": client["scale"]}
 
     def step(state, batch):
         noise = jax.random.normal(state["key"], ()) * 0.01

@@ -24,11 +24,11 @@ def state_after(rounds: int, name: str = "rigl"):
 
 def assert_same_bits(ours, theirs) -> None:
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert type(one) is type(other)
-        assert np.shape(one) == np.shape(other)
-        assert np.asarray(one).dtype == np.asarray(other).dtype
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    for leaf, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert type(leaf) is type(expected)
+        assert np.shape(leaf) == np.shape(expected)
+        assert np.asarray(leaf).dtype == np.asarray(expected).dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(expected).tobytes()
 
 
 @pytest.mark.parametrize("name", ["rigl", "static_sparse", "magnitude_ste", "no_prune"])

@@ -206,8 +206,8 @@ def test_clients_are_read_one_at_a_time_and_only_when_they_train() -> None:
     batches = [data.shuffle_repeat_batch(batch_size=32) for _, data, _ in clients]
     assert [len(data) for _, data, _ in clients] == [train.client_size(client) for client, _, _ in clients]
     assert train.read == []
-    for position, own in enumerate(batches):
-        assert sum(len(batch["y"]) for batch in own) >= len(clients[position][1])
+    for position, client_batches in enumerate(batches):
+        assert sum(len(batch["y"]) for batch in client_batches) >= len(clients[position][1])
         assert train.read == [client for client, _, _ in clients[: position + 1]]
 
 
@@ -221,10 +221,10 @@ def test_lazy_data_batches_and_slices_as_fedjaxs() -> None:
         ([data[:3].all_examples()], [plain[:3].all_examples()]),
     ]
     for ours, theirs in pairs:
-        for one, other in zip(ours, theirs, strict=True):
-            assert one.keys() == other.keys()
-            for name in one:
-                np.testing.assert_array_equal(one[name], other[name])
+        for batch, expected in zip(ours, theirs, strict=True):
+            assert batch.keys() == expected.keys()
+            for name in batch:
+                np.testing.assert_array_equal(batch[name], expected[name])
     assert len(data[:3]) == 3
 
 

@@ -19,7 +19,7 @@ from tests.fed.toy import GRADIENT, KEPT, MODEL, ROUNDS, clients_of_a_round, num
 fedjax = fed.import_fedjax()
 
 
-def one_round(faults=fed.Faults(), clients=None, updater=None, **options):  # noqa: B008
+def single_round(faults=fed.Faults(), clients=None, updater=None, **options):  # noqa: B008
     ledger = fed.Ledger()
     algorithm = averaging(updater or updater_of("static_sparse"), faults=faults, ledger=ledger, **options)
     before = algorithm.init(MODEL.init(jax.random.PRNGKey(0)))
@@ -75,8 +75,8 @@ def other_dtype(payload: bytes) -> bytes:
 )
 def test_a_round_goes_on_without_an_update_that_cannot_be_read(substitute, reason):
     channel = type("Channel", (Spoiling,), {"substitute": staticmethod(substitute)})()
-    _, after, diagnostics, ledger = one_round(channel)
-    _, expected, _, _ = one_round(clients=without_client_0())
+    _, after, diagnostics, ledger = single_round(channel)
+    _, expected, _, _ = single_round(clients=without_client_0())
     assert diagnostics[0]["status"].startswith(reason)
     assert diagnostics[0]["delta_l2_norm"] is None
     assert [diagnostics[client]["status"] for client in (1, 2, 3)] == ["ok"] * 3
@@ -87,17 +87,17 @@ def test_a_round_goes_on_without_an_update_that_cannot_be_read(substitute, reaso
 
 @pytest.mark.parametrize("wire", [fed.Wire(), fed.Wire(up="int8")])
 def test_an_update_with_nan_is_refused(wire):
-    _, after, diagnostics, _ = one_round(clients=with_poisoned_client_0(), wire=wire)
-    _, expected, _, _ = one_round(clients=without_client_0(), wire=wire)
+    _, after, diagnostics, _ = single_round(clients=with_poisoned_client_0(), wire=wire)
+    _, expected, _, _ = single_round(clients=without_client_0(), wire=wire)
     assert diagnostics[0]["status"].startswith(("refused: NaN", "nothing to send"))
     jax.tree.map(npt.assert_array_equal, after.params, expected.params)
 
 
 def test_an_update_above_the_norm_is_refused():
-    norms = {client: told["delta_l2_norm"] for client, told in one_round()[2].items()}
+    norms = {client: told["delta_l2_norm"] for client, told in single_round()[2].items()}
     largest = max(norms, key=norms.get)
     limit = sorted(norms.values())[-2]
-    _, _, diagnostics, _ = one_round(max_norm=limit)
+    _, _, diagnostics, _ = single_round(max_norm=limit)
     assert {client for client, told in diagnostics.items() if told["status"] != "ok"} == {largest}
     assert "is above" in diagnostics[largest]["status"]
 
@@ -153,7 +153,7 @@ def test_without_a_growth_signal_the_mask_change_waits_for_the_next_round(name, 
 )
 def test_a_round_without_a_valid_client_changes_nothing_and_says_so(faults, reason):
     with pytest.warns(RuntimeWarning, match=f"round 0: 0 valid updates of 4 clients.*{reason}"):
-        before, after, _, ledger = one_round(faults)
+        before, after, _, ledger = single_round(faults)
     assert after.round == 1
     jax.tree.map(npt.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
     assert ledger.total().refused == 4
@@ -238,13 +238,13 @@ def test_a_round_in_which_nobody_learns_puts_the_mask_change_off(how):
 
 def test_too_few_votes_change_nothing():
     with pytest.warns(RuntimeWarning, match="round 0: 4 valid updates of 4 clients, 5 are needed"):
-        before, after, _, _ = one_round(aggregation=fed.Aggregation(min_votes=5))
+        before, after, _, _ = single_round(aggregation=fed.Aggregation(min_votes=5))
     jax.tree.map(npt.assert_array_equal, after.params, before.params)
 
 
 def test_a_client_drawn_twice_counts_and_pays_twice():
     clients = clients_of_a_round(0)
-    _, _, _, ledger = one_round(clients=[*clients, clients[0]])
+    _, _, _, ledger = single_round(clients=[*clients, clients[0]])
     assert [entry.client for entry in ledger] == ["0", "1", "2", "3", "0"]
     assert all(entry.up and entry.down for entry in ledger)
 

@@ -46,7 +46,7 @@ def test_all_images_come_to_the_clients_once(tmp_path: Path, prefix: str, compre
     for split, pixels, classes in zip(splits, (images, test_images), (labels, test_labels), strict=True):
         clients = [data.all_examples() for _, data in split.clients()]
         assert len(clients) == 4
-        x, y = (np.concatenate([own[name] for own in clients]) for name in ("x", "y"))
+        x, y = (np.concatenate([client[name] for client in clients]) for name in ("x", "y"))
         assert (x.dtype, x.shape[1:], y.dtype) == (np.float32, (28, 28, 1), np.int32)
         found = sorted((label, image.tobytes()) for label, image in zip(y.tolist(), np.rint(x * 255), strict=True))
         wanted = [(label, image.astype(np.float32).tobytes()) for label, image in zip(classes, pixels, strict=True)]

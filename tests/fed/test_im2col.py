@@ -26,7 +26,7 @@ def normal(seed: int, shape) -> np.ndarray:
 def convolutions(draw) -> tuple:
     layout = draw(st.sampled_from(LAYOUTS))
     pairs = lambda low, high: draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
-    groups, kind = draw(st.integers(1, 3)), draw(st.sampled_from(["feature", "batch"]))
+    groups, grouped = draw(st.integers(1, 3)), draw(st.sampled_from(["feature", "batch"]))
     batch, inputs, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     window, space = pairs(1, 4), pairs(4, 7)
     options = {
@@ -34,9 +34,12 @@ def convolutions(draw) -> tuple:
         "padding": [pairs(-1, 3), pairs(0, 2)],
         "lhs_dilation": pairs(1, 2),
         "rhs_dilation": pairs(1, 2),
-        f"{kind}_group_count": groups,
+        f"{grouped}_group_count": groups,
     }
-    sizes = {"N": batch * groups if kind == "batch" else batch, "C": inputs * groups if kind == "feature" else inputs}
+    sizes = {
+        "N": batch * groups if grouped == "batch" else batch,
+        "C": inputs * groups if grouped == "feature" else inputs,
+    }
     sizes |= {"H": space[0], "W": space[1]}
     kernel_sizes = {"O": outputs * groups, "I": inputs, "H": window[0], "W": window[1]}
     x, kernel = normal(0, [sizes[axis] for axis in layout[0]]), normal(1, [kernel_sizes[axis] for axis in layout[1]])

@@ -53,10 +53,10 @@ def test_metering_changes_nothing(algorithm):
 
 def test_the_counts_are_those_of_the_algorithm_that_counts_itself():
     """Masks read from zeros cost what masks that are known cost, up to the weights that did not move."""
-    metered, own = fed.Ledger(), fed.Ledger()
+    metered, counted = fed.Ledger(), fed.Ledger()
     run(sparse_fed_avg, fed.MeteredBackend(metered))
-    run(lambda: averaging(updater_of("magnitude"), ledger=own))
-    for ours, theirs in zip(metered, own, strict=True):
+    run(lambda: averaging(updater_of("magnitude"), ledger=counted))
+    for ours, theirs in zip(metered, counted, strict=True):
         assert abs(ours.down - theirs.down) <= 64
         assert abs(ours.up - theirs.up) <= 64
     dense = fed.Ledger()

@@ -57,8 +57,8 @@ def test_every_algorithm_ends_exactly_sparse_and_learns(algorithm, name):
     for state in states[END_ROUND + 1 :]:
         assert [num_kept(params) for params in models(state)] == [KEPT] * len(models(state))
         for client in getattr(state, "client_states", {}).values():
-            for layer, own in client.params.items():
-                assert not own["w"][state.params[layer]["w"] == 0].any()
+            for layer, personal in client.params.items():
+                assert not personal["w"][state.params[layer]["w"] == 0].any()
     first, last = (models(state)[0]["mlp/~/linear_0"]["b"] for state in (states[1], states[-1]))
     assert not jnp.allclose(first, last)
 
@@ -69,9 +69,9 @@ def test_personal_models_are_on_the_servers_mask_where_its_zeros_are_the_mask():
     stored = run(fed.sparsify(DENSE["apfl"](), updater_of("magnitude")))[-1]
     assert state.client_states
     for name, client in state.client_states.items():
-        for layer, own in client.params.items():
-            assert not own["w"][state.params[layer]["w"] == 0].any()
-            npt.assert_allclose(own["w"], stored.client_states[name].params[layer]["w"], rtol=1e-5, atol=1e-7)
+        for layer, personal in client.params.items():
+            assert not personal["w"][state.params[layer]["w"] == 0].any()
+            npt.assert_allclose(personal["w"], stored.client_states[name].params[layer]["w"], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers")
@@ -86,8 +86,8 @@ def test_without_pruning_nothing_changes(algorithm):
 def test_clusters_share_one_schedule_and_have_their_own_masks():
     states = run(fed.sparsify(DENSE["hyp_cluster"](), updater_of("magnitude")), clusters=True)
     assert [int(s.count) for s in states[-1].opt_states] == [ROUNDS, ROUNDS]
-    one, other = (params["mlp/~/linear_0"]["w"] != 0 for params in states[-1].cluster_params)
-    assert (one != other).any()
+    kept, other_kept = (params["mlp/~/linear_0"]["w"] != 0 for params in states[-1].cluster_params)
+    assert (kept != other_kept).any()
 
 
 @pytest.mark.parametrize("name", ["rigl", "gradual_rigl", "saliency"])

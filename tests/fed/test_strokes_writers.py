@@ -94,16 +94,16 @@ def test_high_school_hands_are_less_steady() -> None:
 
 def test_hands_differ_more_between_writers_than_within_one() -> None:
     pixels, classes, owner = pool(range(20))
-    own, chance = [], []
+    nearest, chance = [], []
     for digit in range(10):
         rows = classes == digit
         squares = (pixels[rows] ** 2).sum(1)
         distance = squares[:, None] + squares - 2 * pixels[rows] @ pixels[rows].T
         np.fill_diagonal(distance, np.inf)
         same = owner[rows][:, None] == owner[rows]
-        own += list(same[np.arange(len(same)), distance.argmin(1)])
+        nearest += list(same[np.arange(len(same)), distance.argmin(1)])
         chance += list((same.sum(1) - 1) / (len(same) - 1))
-    assert np.mean(own) > 5 * np.mean(chance)
+    assert np.mean(nearest) > 5 * np.mean(chance)
 
 
 def test_every_class_of_unseen_writers_can_be_read() -> None:

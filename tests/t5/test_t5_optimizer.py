@@ -38,9 +38,9 @@ PRUNABLE = nonzero(parameters())
 KEPT = round(0.25 * PRUNABLE)
 
 
-def assert_same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+def assert_same(tree, expected):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -91,7 +91,7 @@ def test_adafactor_inside_takes_the_steps_it_takes_alone():
         optimizer_state = state._optimizer.state.replace(step=jnp.int32(100))
         ends.append(train_step(state.replace(_optimizer=state._optimizer.replace(state=optimizer_state))))
     alone, inside = ends
-    close = lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)  # noqa: E731
+    close = lambda leaf, expected: np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)  # noqa: E731
     jax.tree.map(close, inside.params, alone.params)
     jax.tree.map(close, inside.param_states.inner_state, alone.param_states)
     assert int(inside.step) == int(alone.step) == 101

@@ -35,9 +35,11 @@ def on_eight_devices(folder: Path) -> None:
     """What the process with eight devices does."""
     for case in SHARDED:
         optimizer_def = CASES[case]()
-        own, other = place(optimizer_def, mesh_of(4, 2), RULES), place(optimizer_def, mesh_of(2, 4), TWO_DIMENSIONAL)
-        state = quick_jit(create, static_argnums=0, out_shardings=own)(optimizer_def)
-        step = quick_jit(train_step.__wrapped__, in_shardings=(own,), out_shardings=own).lower(state).compile()
+        shardings = place(optimizer_def, mesh_of(4, 2), RULES)
+        other_shardings = place(optimizer_def, mesh_of(2, 4), TWO_DIMENSIONAL)
+        state = quick_jit(create, static_argnums=0, out_shardings=shardings)(optimizer_def)
+        jitted = quick_jit(train_step.__wrapped__, in_shardings=(shardings,), out_shardings=shardings)
+        step = jitted.lower(state).compile()
         (folder / f"{case}.txt").write_text(collectives(step.as_text()))
         states = [state]
         for _ in range(4):
@@ -47,7 +49,7 @@ def on_eight_devices(folder: Path) -> None:
             checkpointer.save(folder / case / "steps_3", states[3].state_dict())
             checkpointer.wait_until_finished()
             abstract = jax.tree.map(
-                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, other
+                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, other_shardings
             )
             restored = state.restore_state(checkpointer.restore(folder / case / "steps_3", abstract.state_dict()))
         kernel = restored.params["encoder"]["attention"]["query"]["kernel"]
@@ -64,11 +66,11 @@ def assert_same(file: Path, case: str, states: list[Any]) -> None:
     """Bit for bit; where Adafactor makes floats of means, which sharded sums round differently, masks only."""
     rounds = "Adafactor" in case
     with np.load(file) as seen:
-        for one, other in zip(seen.values(), jax.tree.leaves(states), strict=True):
-            if rounds and other.dtype == np.float32:
-                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        for leaf, expected in zip(seen.values(), jax.tree.leaves(states), strict=True):
+            if rounds and expected.dtype == np.float32:
+                np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
             else:
-                np.testing.assert_array_equal(one, other)
+                np.testing.assert_array_equal(leaf, expected)
 
 
 @pytest.mark.parametrize("case", SHARDED)

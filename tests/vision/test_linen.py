@@ -85,8 +85,8 @@ def test_a_run_goes_on_from_its_bytes_bit_for_bit() -> None:
     states = run("rigl")
     restored = flax.serialization.from_bytes(states[0], flax.serialization.to_bytes(states[3]))
     again = step(restored)
-    for own, other in zip(jax.tree.leaves(again), jax.tree.leaves(states[4]), strict=True):
-        np.testing.assert_array_equal(own, other)
+    for leaf, expected in zip(jax.tree.leaves(again), jax.tree.leaves(states[4]), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
 
 
 def test_the_bytes_of_a_dense_run_are_refused() -> None:
@@ -272,11 +272,11 @@ def test_a_state_loses_its_pruned_channels_and_trains_on() -> None:
     assert small.opt_state.inner_state[0].trace["Dense_1"]["kernel"].shape == (4, 3)
     evaluate = left.narrow(functools.partial(model.apply, train=False))
     for _ in range(2):
-        one, two = (
+        outputs, small_outputs = (
             apply({"params": s.params, "batch_stats": s.batch_stats}, x)
             for s, apply in ((state, functools.partial(model.apply, train=False)), (small, evaluate))
         )
-        np.testing.assert_allclose(one, two, atol=1e-5)
+        np.testing.assert_allclose(outputs, small_outputs, atol=1e-5)
         state, small = step(state), step(small)
     wrong = core.channel_graph(
         lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 2))}, x

@@ -54,15 +54,15 @@ def run(algorithm: str) -> list[Any]:
     return [*seen, pair]
 
 
-def arrays(node: Any, kind: Any = ...) -> Any:
-    return nnx.as_pure(nnx.state(node, kind))
+def arrays(node: Any, wanted: Any = ...) -> Any:
+    return nnx.as_pure(nnx.state(node, wanted))
 
 
-def assert_equal(one: Any, other: Any) -> None:
+def assert_equal(node: Any, other_node: Any) -> None:
     is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     plain = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf  # noqa: E731
-    for own, its in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(plain(own), plain(its))
+    for leaf, expected in zip(jax.tree.leaves(node), jax.tree.leaves(other_node), strict=True):
+        np.testing.assert_array_equal(plain(leaf), plain(expected))
 
 
 @pytest.mark.parametrize("algorithm", ["rigl", "magnitude_ste"])
@@ -82,8 +82,8 @@ def test_statistics_and_random_states_are_those_of_a_dense_model() -> None:
     dense, rest = nnx.clone(start), nnx.Not(nnx.Param)
     assert_equal(arrays(start, rest), arrays(NnxConvNet(nnx.Rngs(0)), rest))
     dense(IMAGES)
-    for own, its in zip(*(jax.tree.leaves(arrays(node, nnx.BatchStat)) for node in (model, dense)), strict=True):
-        np.testing.assert_allclose(own, its, rtol=1e-5, atol=1e-6)
+    for leaf, expected in zip(*(jax.tree.leaves(arrays(node, nnx.BatchStat)) for node in (model, dense)), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
     assert_equal(arrays(model, nnx.RngState), arrays(dense, nnx.RngState))
 
 

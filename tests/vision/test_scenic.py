@@ -129,17 +129,21 @@ def test_a_configuration_of_jaxpruner_keeps_its_meaning() -> None:
     assert updater.target_sparsities(params)["cls"] == 0.8
 
 
-@pytest.mark.parametrize("kind", [dict, ml_collections.ConfigDict, lambda settings: core.SparsityConfig(**settings)])
-def test_without_a_filter_only_kernels_are_pruned(kind: Any) -> None:
-    updater = vision.scenic.create_updater({"sparsity_config": kind({"algorithm": "magnitude_ste", "sparsity": 0.8})})
+@pytest.mark.parametrize(
+    "config_type", [dict, ml_collections.ConfigDict, lambda settings: core.SparsityConfig(**settings)]
+)
+def test_without_a_filter_only_kernels_are_pruned(config_type: Any) -> None:
+    updater = vision.scenic.create_updater(
+        {"sparsity_config": config_type({"algorithm": "magnitude_ste", "sparsity": 0.8})}
+    )
     params = {"pos_embedding": jnp.ones((1, 4, 8)), "norm": {"scale": jnp.ones((4, 8))}, "kernel": jnp.ones((4, 4))}
     assert jax.tree.leaves(updater.target_sparsities(params)) == [0.8]
 
 
 @pytest.mark.parametrize("config", [{}, {"sparsity_config": None}, {"lr_configs": {}, "optimizer_configs": {}}])
 def test_no_sparsity_config_means_a_dense_run(config: dict[str, Any]) -> None:
-    for kind in (dict, ml_collections.ConfigDict):
-        assert isinstance(vision.scenic.create_updater(kind(config)), core.NoPruning)
+    for config_type in (dict, ml_collections.ConfigDict):
+        assert isinstance(vision.scenic.create_updater(config_type(config)), core.NoPruning)
 
 
 @pytest.mark.parametrize(
