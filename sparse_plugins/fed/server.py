@@ -167,6 +167,7 @@ class Server:
         """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
         masks = self.masks(state)
         elected = updates.elected(aggregation)
+        # Those that are elected move first, for they are ranked by their magnitude after the step.
         union = self.updater.with_masks(state.opt_state, state.params, jax.tree.map(jnp.bitwise_or, masks, elected))
         opt_state, params = self.step(mean, union, state.params)
         opt_state = self.updater.with_masks(opt_state, params, reprune(params, masks, elected))
@@ -205,6 +206,7 @@ def sparse_server(
     check_updater(updater)
     check_counts_rounds(updater)
     protocol = growth_protocol(updater, growth)
+    # A round is the work of many clients, which a step that holds the weights would throw away.
     updater = with_fields(updater, skip_gradients=False)
     transformation = updater.wrap_optax(optimizer, refresh_in_graph=False)
 

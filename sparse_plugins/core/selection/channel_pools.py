@@ -169,10 +169,12 @@ def _paths_in(graph: Any, names: Sequence[str]) -> list[str]:
     known = list(graph.layers)
     if set(names) <= set(known):
         return list(names)
+    # The graph knows all variables of a model, whose paths begin with a collection; the optimizer has the parameters.
     outer = [path.removesuffix(names[0]) for path in known if path.endswith("/" + names[0])]
     for prefix in sorted(outer, key=len):
         if {prefix + name for name in names} <= set(known):
             return [prefix + name for name in names]
+    # Or the graph is of a part. The other parameters get paths that begin with '/', as no path in it does.
     inner = [name.removesuffix(known[0]) for name in names if name.endswith("/" + known[0])]
     for prefix in sorted(inner, key=len):
         if {prefix + path for path in known} <= set(names):
@@ -238,7 +240,7 @@ def common_targets(targets: Sequence[Any], rules: Sequence[Any]) -> list[Any]:
     Returns:
         By leaf a number, or `NOT_PRUNED`. Leaves of another structure keep what they have.
     """
-    layers: dict[int, list[int]] = {}
+    layers: dict[int, list[int]] = {}  # biases and scales have no say, for they leave with the channels of their layer
     for leaf, rule in enumerate(rules):
         if any(axis.is_layer for axis in rule.channels):
             layers.setdefault(rule.channels[0].together, []).append(leaf)

@@ -41,7 +41,7 @@ def finite_or_magnitude(
     columns = list(zip(leaves, *beside, layers or map(LayerView.of_shape, map(jnp.shape, leaves)), strict=True))
     shared: dict[Any, jax.Array] = {}
     for param, score, ranking, _ in columns:
-        if ranking:
+        if ranking:  # magnitudes do not compare with other scores: one broken leaf makes them count in all
             shared[ranking] = shared.get(ranking, jnp.bool_(False)) | _is_broken(param, score)
     usable = [
         _magnitude_where(shared[ranking], param, score) if ranking else view.mapped(_usable, param, score)

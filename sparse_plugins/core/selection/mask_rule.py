@@ -49,6 +49,7 @@ def by_layer(function: Callable[[Any], Any], target: Any) -> Any:
     """
     if not isinstance(target, tuple):
         return function(target)
+    # Layers with one target share a result. By identity, for a target may be an array, which has no hash.
     distinct = {id(layer_target): layer_target for layer_target in target}
     made = {key: function(layer_target) for key, layer_target in distinct.items()}
     return jax.tree.map(_stacked, *[made[id(layer_target)] for layer_target in target])
@@ -126,7 +127,9 @@ class MaskRule:
         structure, axes = self.structure, self.axes
         if isinstance(structure, (Unstructured, ChannelGroups)):
             return structure, self.layers
-        if isinstance(structure, Block):
+        if isinstance(
+            structure, Block
+        ):  # two lengths lie on the matrix of inputs and outputs, more on the array itself
             names_axes = len(structure.block_shape) > 2
         elif names_axes := structure.axis is not None:
             structure = dataclasses.replace(structure, axis=self._within_layer(structure.axis))
@@ -135,7 +138,7 @@ class MaskRule:
         by_heads = isinstance(structure, Channel) and structure.whole_heads
         if axes is not None and axes.is_known:
             return _on_matrix(structure), axes.by_heads if by_heads else axes.as_matrices
-        if by_heads or not self._is_familiar():
+        if by_heads or not self._is_familiar():  # a wrong guess would prune along another axis without a word
             raise ValueError(self._unknown_axes())
         return _on_matrix(structure), self.layers
 
@@ -203,6 +206,7 @@ class MaskRule:
         """
         structure, view = self._placed
         if isinstance(scores, ChannelUnits):
+            # The same units are ranked for all leaves that make a group, so that the same channels stay in all of them.
             best = [keep_best(structure, unit, kept_units(structure, unit.shape, sparsity)) for unit in scores.units]
             return spread(self.channels, self.shape, best)
         structure.check(view.shape, f"parameter {self.name!r}")

@@ -141,6 +141,7 @@ def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure
     if isinstance(structure, (Block, Channel)):
         scores = scores.astype(jnp.float32)
         units = _pool(jnp.where(active, scores, 0.0), structure)
+        # An active unit whose score is NaN or -inf gets the lowest finite one, so that pruned units stay behind it.
         is_broken = _spread(~(units > -jnp.inf), structure, scores.shape)
         lowest = jnp.finfo(jnp.float32).min / max(scores.size, 1)  # the sum over a unit stays finite
         return jnp.where(active, jnp.where(is_broken, lowest, scores), -jnp.inf)
@@ -193,8 +194,10 @@ def regrow_mask(
         replaceable = _per_ranking(can_grow & ~active, structure)
         least = jnp.where(_per_ranking(can_grow, structure) >= kept, 0, kept - replaceable)
         survivors = jnp.maximum(survivors, least)
+    # Where fewer are active than are to survive, the selection is filled up with pruned units.
     alive = (_best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0) & active
     growth = _ranks(grow_scores, can_grow & ~alive)
+    # Survivors rank above all candidates, so that a single selection keeps them and grows as many as are missing.
     highest = growth.dtype.type(jnp.iinfo(growth.dtype).max)
     ranks = jnp.where(alive, highest, jnp.minimum(growth, highest - growth.dtype.type(1)))
     if may_break:
@@ -205,6 +208,7 @@ def regrow_mask(
 def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:
     """Integer ranks from 1 where active (only the two largest of all may merge), 0 elsewhere."""
     keys = order_keys(scores)
+    # Raised by 1, which leaves 0 to entries that are not active; the largest key would wrap around.
     return jnp.where(active, keys + (~keys != 0).astype(keys.dtype), keys.dtype.type(0))
 
 
@@ -252,7 +256,7 @@ def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Arra
 
 def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
     """Scores of the units, float32 where several entries make one."""
-    if isinstance(structure, Channel):
+    if isinstance(structure, Channel):  # a plain sum would depend on devices and compilers, and so would the mask
         return exact_sum(scores, _other_axes(structure, scores.ndim))
     if not isinstance(structure, Block):
         return scores
@@ -263,7 +267,7 @@ def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
         padded = jnp.pad(values.astype(jnp.float32), padding, constant_values=filler)
         return padded.reshape([part for pair in zip(*split, strict=True) for part in pair])
 
-    if structure.use_avg_pooling:
+    if structure.use_avg_pooling:  # a block at an edge has fewer entries, which must not make it weaker
         entries = jnp.sum(blocks_of(jnp.ones(scores.shape), 0.0), axis=pooled_axes)
         return jnp.sum(blocks_of(scores, 0.0), axis=pooled_axes) / entries
     return jnp.max(blocks_of(scores, -math.inf), axis=pooled_axes)

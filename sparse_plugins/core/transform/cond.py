@@ -81,6 +81,7 @@ def _changed(new: SparseState, old: SparseState) -> list[str]:
 
     def is_same(name: str) -> bool:
         (leaves, treedef), (others, other_treedef) = (jax.tree.flatten(getattr(of, name)) for of in (new, old))
+        # Tracers have no values to compare: what a refresh leaves alone is the very same object.
         return treedef == other_treedef and all(map(operator.is_, leaves, others))
 
     return [name for name in SparseState._fields if not is_same(name)]
@@ -107,6 +108,7 @@ def masks_alone(new: SparseState, old: SparseState, why: str) -> PyTree:
     return new.masks
 
 
+# `vmap` makes a select of a branch whose predicate differs by lane, and a select computes both sides at every step.
 @jax.custom_batching.custom_vmap
 def _any_lane(due: jax.Array) -> jax.Array:
     return due

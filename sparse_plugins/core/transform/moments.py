@@ -50,7 +50,7 @@ def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) ->
     def reset(path: Any, leaf: Any, owner: int | None) -> Any:
         if owner is None or path not in start or not is_pruned(mask_leaves[owner]):
             return leaf
-        if not _has_entry_per_weight(jnp.shape(leaf), shapes[owner]):
+        if not _has_entry_per_weight(jnp.shape(leaf), shapes[owner]):  # a row that kept weights share is theirs, too
             return leaf
         kept = unpack(mask_leaves[owner], shapes[owner]).reshape(_without_history(jnp.shape(leaf), shapes[owner]))
         return jnp.where(kept, leaf, jnp.asarray(start[path], jnp.result_type(leaf)))
@@ -124,6 +124,7 @@ def check_restartable(init: Callable[[PyTree], PyTree], state: PyTree, params: P
     def init_wider(wider: dict[int, jax.Array]) -> PyTree:
         return init(treedef.unflatten([wider.get(i, weight) for i, weight in enumerate(weights)]))
 
+    # State that does not grow with the pruned parameters holds nothing for each of their weights.
     double = lambda p: jax.ShapeDtypeStruct([2 * length for length in p.shape], p.dtype)  # noqa: E731
     grown = jax.tree.leaves(jax.eval_shape(init_wider, {i: double(p) for i, p in enumerate(weights) if pruned[i]}))
     for i in odd:

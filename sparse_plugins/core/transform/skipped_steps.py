@@ -50,6 +50,7 @@ def _skips_all(updater: UpdaterHooks, period: int) -> bool:
     steps = updater.scheduler.refresh_steps()
     start = getattr(updater.scheduler, "update_start_step", 0)
     first, last = (int(steps[0]), int(steps[-1])) if steps is not None and len(steps) else (start, start)
+    # Steps inside the schedule's window in which weights move, and two beyond it: without an end those are due, too.
     within = range(first + (period - 1 - first) % period, last + 1, period)
     after = (last + 1 + (period - 2 - last) % period + i * period for i in range(2))
     are_due = lambda steps: all(bool(updater.is_refresh_due(step)) for step in steps)  # noqa: E731

@@ -36,6 +36,7 @@ def varying_with(value: jax.Array, *others: Any) -> jax.Array:
     if not (axes := _axes(others)):
         return value
     missing = axes - _axes([value])
+    # Sorted, because all processes of a mesh have to trace the same program.
     return lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
 
 

@@ -37,7 +37,7 @@ def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer) -> Callable[..
         rng, use_rng = jax.random.split(state["rng"])
         grads = core.apply_masks(grad_fn(state["params"], batch, use_rng), state["masks"])
         opt_state, params = optimizer.apply(grads, state["opt_state"], state["params"])
-        params = core.apply_masks(params, state["masks"])
+        params = core.apply_masks(params, state["masks"])  # some optimizers move weights without a gradient
         return {**state, "params": params, "opt_state": opt_state, "rng": rng}
 
     def client_final(shared: Any, state: Any) -> Any:

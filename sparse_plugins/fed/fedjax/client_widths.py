@@ -84,6 +84,7 @@ class NarrowTraining:
                 held, train = with_whole_leaves(params, masks), self._training(1.0, self._grad_fn)
                 found.append(Cohort(its, params, masks, held, train, None))
                 continue
+            # The program is that of the first channels, whichever a round keeps: it is compiled once for each width.
             first = {name: np.arange(len(channels)) for name, channels in network.kept.items()}
             train = self._training(width, narrowed(self._graph_of(params, clients, batches), first))
             left = network.take_masks(masks)
@@ -99,7 +100,7 @@ class NarrowTraining:
         self, number: int, params: PyTree, width: float, clients: Sequence[Any], batches: Callable[[Any], Any]
     ) -> NarrowNetwork | None:
         network = self._widths.network(self._graph_of(params, clients, batches), params, width, number)
-        if network is not None and width not in self._trained:
+        if network is not None and width not in self._trained:  # it compares what the two networks compute
             network.check(params)
         return network
 

@@ -76,6 +76,7 @@ class MeteredBackend(fedjax.ForEachClientBackend):
             masks = jax.tree.map(_says_something, shared)
             for client, output, results in run_clients(shared, clients):
                 part = self._uploaded(output)
+                # What is laid out like the broadcast is sent against its masks, which the server knows already.
                 alike = jax.tree.structure(part) == jax.tree.structure(shared) and _shapes(part) == _shapes(shared)
                 up, received = self._sent(part, masks if alike else None, self._wire.up)
                 self._ledger.add(Entry(number, name_of(client), down, up, 0))

@@ -112,6 +112,7 @@ def sparse_server_optimizer(
     updater = updater_of_server(updater, rounds, words)
     dense = optax_transformation(optimizer)
     updater = with_fields(updater, skip_gradients=False)
+    # Two programs: whether there is anything to change masks by is asked outside of both, where one can warn.
     compiled, compiled_with_masks_as_they_are = (
         fedjax.optimizers.create_optimizer_from_optax(variant.wrap_optax(dense))
         for variant in (updater, with_fields(updater, scheduler=core.NoUpdateSchedule()))

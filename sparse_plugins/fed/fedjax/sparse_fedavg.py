@@ -250,10 +250,12 @@ class _Averaging:
         self, narrow: NarrowTraining, state: SparseServerState, masks: PyTree, clients: Sequence[Client]
     ) -> tuple[list[Exchange], Sums | Updates]:
         """The same where clients train networks of several widths: a broadcast for each."""
+        # Dense leaves are narrower, too: which clients have an entry is counted for every entry.
         held = with_whole_leaves(state.params, masks)
         updates, exchanges = self.aggregation.gather(state.params, held, is_personal=True), []
         for cohort in narrow.cohorts(state.round, state.params, masks, clients, self._batches):
             names = [client for client, _, _ in cohort.clients]
+            # The masks of a narrower network do not follow from the seed, so they travel.
             seed = self.server.seed(state) if cohort.masks is masks else None
             exchange = self.channel.broadcast(state.round, names, cohort.params, cohort.masks, seed=seed)
             present = self._present(exchange, cohort.clients)
@@ -301,6 +303,7 @@ class _Averaging:
         for place, grads in gradients:
             client, data, rng = present[place]
             key = jax.random.wrap_key_data(state.opt_state.rng, impl="threefry2x32")
+            # Of the name, so that the other clients of a round do not matter; `hash` differs between processes.
             words = jax.random.key_data(jax.random.fold_in(key, zlib.crc32(repr(client).encode())))
             opt_state = state.opt_state._replace(rng=words)
             if grads is None or can_change_masks(updater, opt_state, exchange.params, grads, delta=grads):
