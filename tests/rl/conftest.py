@@ -7,9 +7,9 @@ import jax
 import pytest
 
 import sparse_plugins.rl.dopamine  # noqa: F401 - repairs Dopamine before a test module imports it
-from tests.rl.programs import own_programs, shared_programs
+from tests.rl.programs import shared_programs, unshared_programs
 
-__all__ = ["own_programs", "shared_programs"]
+__all__ = ["shared_programs", "unshared_programs"]
 
 
 @pytest.fixture(autouse=True)

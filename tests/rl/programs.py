@@ -19,7 +19,7 @@ from sparse_plugins.rl.dopamine import bindings
 _FACTORIES = ("adam", "adamw", "add_decayed_weights", "chain", "clip_by_global_norm", "linear_schedule", "sgd")
 
 
-def _one_for_each_description(make: Callable[..., BaseUpdater]) -> Callable[..., BaseUpdater]:
+def _made_once_by_description(make: Callable[..., BaseUpdater]) -> Callable[..., BaseUpdater]:
     """The first of all updaters with the same fields and layers; it stays alive, so no address comes twice."""
     made: dict[str, BaseUpdater] = {}
 
@@ -39,7 +39,7 @@ _PLACES = [
 ]
 _ORIGINAL = {place: getattr(*place) for place in _PLACES}
 _SHARED = {place: functools.cache(make) for place, make in _ORIGINAL.items()}
-_SHARED[Clock, "in_optimizer_steps"] = _one_for_each_description(Clock.in_optimizer_steps)
+_SHARED[Clock, "in_optimizer_steps"] = _made_once_by_description(Clock.in_optimizer_steps)
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def shared_programs() -> Iterator[None]:
 
 
 @pytest.fixture
-def own_programs(shared_programs: None) -> Iterator[None]:
+def unshared_programs(shared_programs: None) -> Iterator[None]:
     """For tests of what is compiled: their agents share nothing."""
     with _in_place(_ORIGINAL):
         yield

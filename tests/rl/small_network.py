@@ -64,9 +64,9 @@ def kept_counts(params: dict, state: optax.OptState) -> dict[str, int]:
     return {name: int(masks[name]["kernel"].sum()) for name in params}
 
 
-def same_bits(one, other) -> bool:
-    return jax.tree.structure(one) == jax.tree.structure(other) and all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+def same_bits(tree, expected) -> bool:
+    return jax.tree.structure(tree) == jax.tree.structure(expected) and all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True)
     )
 
 

@@ -44,8 +44,8 @@ def test_every_agent_learns_on_its_masks_and_goes_on_from_a_checkpoint(name, tmp
     assert_same_bits(again.optimizer_state, agent.optimizer_state)
     if name in GO_ON_AS_DQN:
         return
-    for one in (agent, again):
-        drive(one, 26, np.random.default_rng(1))
+    for driven in (agent, again):
+        drive(driven, 26, np.random.default_rng(1))
     assert_same_bits(again.optimizer_state, agent.optimizer_state)
     assert_same_bits(again.sparse_params, agent.sparse_params)
     assert_same_bits(again.target_sparse_params, agent.target_sparse_params)
@@ -93,9 +93,9 @@ def test_random_masks_are_those_of_the_agents_seed(name, monkeypatch):
 def test_twin_critics_have_masks_of_their_own():
     agent = build("sac", updater=updater_of("static_sparse"))
     critics = [agent.sparse_params["params"][f"_critic{number}"] for number in (1, 2)]
-    for one, other in zip(*map(jax.tree.leaves, critics), strict=True):
-        if one.ndim == 2 and one.size > 20:
-            assert not np.array_equal(one != 0, other != 0)
+    for first, second in zip(*map(jax.tree.leaves, critics), strict=True):
+        if first.ndim == 2 and first.size > 20:
+            assert not np.array_equal(first != 0, second != 0)
 
 
 @pytest.mark.parametrize("pruner", ["static_sparse", "set", "rigl"])
@@ -224,7 +224,7 @@ class TestTargets:
             build("jax_dqn", target_policy="at_snyc")
 
 
-def test_no_agent_compiles_again_after_a_checkpoint(own_programs, tmp_path):
+def test_no_agent_compiles_again_after_a_checkpoint(unshared_programs, tmp_path):
     agent = build("jax_dqn", updater=updater_of("magnitude"))
     drive(agent, 40, np.random.default_rng(0))
     compiled = dqn_agent.train._cache_size()
@@ -254,7 +254,7 @@ def test_a_prioritized_replay_remembers_its_highest_priority(tmp_path):
     drive(agent, 60, np.random.default_rng(0))
     agent._replay.update(np.array([3], np.int32), priorities=np.array([7.0]))
     again = reload(agent, tmp_path / "checkpoint", "jax_rainbow")
-    trees = [one._replay._sampling_distribution._sum_tree for one in (agent, again)]
+    trees = [built._replay._sampling_distribution._sum_tree for built in (agent, again)]
     assert [tree.max_recorded_priority for tree in trees] == [7.0, 7.0]
     assert trees[0]._nodes.tobytes() == trees[1]._nodes.tobytes()
 

@@ -51,7 +51,9 @@ def test_numbers_are_those_of_slow_loops() -> None:
     assert row["mask_overlap"] == pytest.approx(float(np.mean(entries(agent)[before])), abs=1e-6)
     assert row["mask_overlap"] < 1
     pairs = zip(jax.tree.leaves(agent.sparse_params), jax.tree.leaves(agent.target_sparse_params), strict=True)
-    squares = sum(float(((np.asarray(one, np.float64) - other) ** 2).sum()) for one, other in pairs)
+    squares = sum(
+        float(((np.asarray(online_leaf, np.float64) - target_leaf) ** 2).sum()) for online_leaf, target_leaf in pairs
+    )
     assert row["target_l2"] == pytest.approx(squares**0.5, rel=1e-5)
     assert metrics.measure(2)["mask_overlap"] == 1, "nothing has happened since"
 

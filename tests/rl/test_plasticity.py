@@ -66,8 +66,8 @@ def test_dormant_units_move_with_their_units_and_not_with_the_batch(layer, rando
 
 
 @hypothesis.given(LAYERS, st.floats(0, 2), st.floats(0, 2))
-def test_a_higher_threshold_finds_more(layer, one, other):
-    low, high = sorted([one, other])
+def test_a_higher_threshold_finds_more(layer, threshold, other_threshold):
+    low, high = sorted([threshold, other_threshold])
     assert not np.any(np.asarray(dormant_units(layer, low)) & ~np.asarray(dormant_units(layer, high)))
 
 
@@ -170,9 +170,9 @@ def test_distance_of_networks_by_hand():
 
 @hypothesis.given(hnp.arrays(np.float32, (2, 4, 3), elements=st.integers(-2, 2).map(float)))
 def test_distance_of_networks_agrees_with_a_loop(pair):
-    one, other = pair
-    entries = list(zip(one.ravel(), other.ravel(), strict=True))
-    distance = network_distance({"w": one}, {"w": other})
+    online, target = pair
+    entries = list(zip(online.ravel(), target.ravel(), strict=True))
+    distance = network_distance({"w": online}, {"w": target})
     assert float(distance["l2"]) == pytest.approx(sum((a - b) ** 2 for a, b in entries) ** 0.5)
     assert float(distance["mask_hamming"]) == pytest.approx(sum((a == 0) != (b == 0) for a, b in entries) / 12)
 

@@ -57,8 +57,8 @@ def test_a_run_with_resets_is_exactly_sparse_and_goes_on_from_a_checkpoint(into,
         agent, tmp_path / "checkpoint", "redo_dqn", updater=updater_of(), reset_mode="neurons", **SMALL
     )
     assert_same_bits(again.optimizer_state, agent.optimizer_state)
-    for one in (agent, again):
-        drive(one, 50, np.random.default_rng(1))
+    for driven in (agent, again):
+        drive(driven, 50, np.random.default_rng(1))
     assert resets[-1] > 150
     for name in ("optimizer_state", "sparse_params", "target_sparse_params", "_rng"):
         assert_same_bits(getattr(again, name), getattr(agent, name))
@@ -119,8 +119,8 @@ def test_weight_decay_stays_inside_the_mask_and_in_a_checkpoint(tmp_path):
     drive(agent, 60, np.random.default_rng(0))
     assert outside_masks(agent.sparse_params, agent.sparse_state) == 0
     again = reload_agent(agent, tmp_path / "checkpoint", "redo_dqn", reset_mode="neurons", **SMALL, **options)
-    for one in (agent, again):
-        drive(one, 30, np.random.default_rng(1))
+    for driven in (agent, again):
+        drive(driven, 30, np.random.default_rng(1))
     assert_same_bits(again.optimizer_state, agent.optimizer_state)
     assert_same_bits(again.online_params, agent.online_params)
 
@@ -146,7 +146,7 @@ def test_layers_before_the_first_to_be_reset_are_left_alone():
     agent = build([*RESETS, "BaseRecycler.reset_start_layer_idx = 3"])
     silent = {
         layer: {"__call__": (jnp.zeros_like(node["__call__"][0]),)}
-        for layer, node in _intermediates_of_one_state(agent).items()
+        for layer, node in _intermediates_of_single_state(agent).items()
     }
     new, _ = agent.weight_recycler.update_weights(
         silent, agent.online_params, jax.random.PRNGKey(0), agent.optimizer_state
@@ -158,7 +158,7 @@ def test_layers_before_the_first_to_be_reset_are_left_alone():
     assert same == {"Conv_0": True, "Conv_1": True, "Conv_2": True, "Dense_0": False, "final_layer": False}
 
 
-def _intermediates_of_one_state(agent: SparseRecycledDQNAgent) -> dict:
+def _intermediates_of_single_state(agent: SparseRecycledDQNAgent) -> dict:
     hidden = agent._activations(agent.online_params, jnp.zeros((1, 12, 12, 2)))
     return {layer: {"__call__": (activations,)} for layer, activations in hidden.items()}
 

@@ -171,9 +171,11 @@ def test_dense_weights_behind_the_mask_start_anew_with_the_visible_ones():
     assert kept_counts(params, after) == kept_counts(params, state)
 
 
-@pytest.mark.parametrize("kind", [core.NByM(2, 4, axis=-2), core.Channel(), core.ConstantFanIn(), core.Block((2, 2))])
-def test_masks_of_any_structure_stay(kind):
-    rules = core.ByPath([("(first|second)/kernel", kind)])
+@pytest.mark.parametrize(
+    "structure", [core.NByM(2, 4, axis=-2), core.Channel(), core.ConstantFanIn(), core.Block((2, 2))]
+)
+def test_masks_of_any_structure_stay(structure):
+    rules = core.ByPath([("(first|second)/kernel", structure)])
     updater = core.StaticRandomSparse(sparsity_distribution_fn=HALF, sparsity_type=rules)
     optimizer = updater.wrap_optax(optax.adam(0.1))
     params, state = trained(optimizer, updater=updater)

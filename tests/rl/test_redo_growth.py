@@ -90,9 +90,10 @@ def test_masks_that_are_zeros_of_the_parameters_stay_readable(into):
 @INTO
 def test_each_part_of_the_parameters_may_have_its_own_updater(into):
     label = lambda params: {name: "head" if name == "out" else "body" for name in params}  # noqa: E731
-    own = lambda seed: core.StaticRandomSparse(sparsity_distribution_fn=HALF, rng_seed=seed)  # noqa: E731
+    static = lambda seed: core.StaticRandomSparse(sparsity_distribution_fn=HALF, rng_seed=seed)  # noqa: E731
     optimizer = optax.partition(
-        {"body": own(0).wrap_optax(optax.adam(0.1)), "head": own(1).wrap_optax(optax.sgd(0.1, momentum=0.9))}, label
+        {"body": static(0).wrap_optax(optax.adam(0.1)), "head": static(1).wrap_optax(optax.sgd(0.1, momentum=0.9))},
+        label,
     )
     params = network(0)
     state = optimizer.init(params)

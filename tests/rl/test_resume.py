@@ -40,8 +40,8 @@ def contents(folder: Path, iteration: int = LAST) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
-def assert_same(one: Path, other: Path, iteration: int = LAST) -> None:
-    ours, theirs = contents(one, iteration), contents(other, iteration)
+def assert_same(whole: Path, parts: Path, iteration: int = LAST) -> None:
+    ours, theirs = contents(whole, iteration), contents(parts, iteration)
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
@@ -166,8 +166,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_in_two_parts_is_one_run(case: str, tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    resume_worker.start(one, *CASES[case]).run_experiment()
-    resume_worker.start(other, *CASES[case], "Runner.num_iterations = 4").run_experiment()
-    resume_worker.start(other, *CASES[case]).run_experiment()
-    assert_same(other, one)
+    whole, parts = tmp_path / "one", tmp_path / "other"
+    resume_worker.start(whole, *CASES[case]).run_experiment()
+    resume_worker.start(parts, *CASES[case], "Runner.num_iterations = 4").run_experiment()
+    resume_worker.start(parts, *CASES[case]).run_experiment()
+    assert_same(parts, whole)

@@ -107,8 +107,8 @@ def test_a_long_game_gets_a_fresh_seed_at_its_end(monkeypatch: pytest.MonkeyPatc
     """So that few actions lead to where it is."""
     monkeypatch.setattr(logged_atari, "_RESEED_AFTER", 30)
     environment, other = (atari_lib.create_atari_environment("Pong") for _ in range(2))
-    for one in (environment, other):
-        seed_environment(one, 5)
+    for seeded in (environment, other):
+        seed_environment(seeded, 5)
     for steps in (5, 5, 5):
         environment.reset()
         play(environment, np.ones(steps))
@@ -135,8 +135,8 @@ def test_a_long_game_gets_a_fresh_seed_at_its_end(monkeypatch: pytest.MonkeyPatc
 def test_a_forged_game_is_refused(change: dict[str, Any], problem: str) -> None:
     """The emulator's own state is not even taken: a changed one destroys the memory of the process."""
     environment, other = (atari_lib.create_atari_environment("Pong") for _ in range(2))
-    for one in (environment, other):
-        seed_environment(one, 5)
+    for seeded in (environment, other):
+        seed_environment(seeded, 5)
     environment.reset()
     play(environment, np.array([3, 3]))
     snapshot = take_snapshot(environment, in_episode=True)
@@ -278,8 +278,8 @@ def test_the_runner_for_atari_100k_goes_on_where_it_stopped(tmp_path: Path) -> N
     parts = run_atari_100k(tmp_path / "parts", 2)
     assert isinstance(parts, runners.SparseDataEfficientRunner)
     assert (tmp_path / "parts" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-    for one, other in zip(whole.train_state[:4], parts.train_state[:4], strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array, expected in zip(whole.train_state[:4], parts.train_state[:4], strict=True):
+        np.testing.assert_array_equal(array, expected)
     np.testing.assert_array_equal(np.asarray(whole._agent._rng), np.asarray(parts._agent._rng))
     names = ["checkpoints/1/replay.npz"]
     assert all((tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)

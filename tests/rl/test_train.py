@@ -20,7 +20,7 @@ SHORT = ["Runner.num_iterations = 1", "Runner.training_steps = 60"]
 
 
 @pytest.fixture(autouse=True)
-def own_flags() -> Iterator[None]:
+def restored_flags() -> Iterator[None]:
     with flagsaver.flagsaver():
         yield
 

@@ -26,8 +26,8 @@ def play(environment: AtariVector, actions: np.ndarray) -> list[VectorStep]:
 
 def assert_same(some: list[VectorStep], others: list[VectorStep]) -> None:
     assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        for field, mine, theirs in zip(VectorStep._fields, one, other, strict=True):
+    for step, other_step in zip(some, others, strict=True):
+        for field, mine, theirs in zip(VectorStep._fields, step, other_step, strict=True):
             np.testing.assert_array_equal(mine, theirs, err_msg=field)
 
 
@@ -141,9 +141,9 @@ def test_a_second_reset_plays_other_games():
     environment = AtariVector("Pong", 1, seed=0)
     actions = actions_of(60, 1, 6)
     environment.reset()
-    one = play(environment, actions)
+    first_game = play(environment, actions)
     assert environment.reset().first.all()
-    assert (play(environment, actions)[-1].frames != one[-1].frames).any()
+    assert (play(environment, actions)[-1].frames != first_game[-1].frames).any()
     environment.close()
 
 
@@ -178,8 +178,8 @@ def test_a_restored_run_is_the_run_that_went_on(case):
     # The same object can go back, too.
     assert_same([restored.restore(saved)], before[-1:])
     assert_same(play(restored, actions[half : half + 50]), after[:50])
-    for one in (environment, restored):
-        one.close()
+    for played in (environment, restored):
+        played.close()
 
 
 def test_what_was_saved_right_after_a_reset_is_restored():
@@ -276,8 +276,8 @@ def test_restoring_into_another_environment_is_refused():
         other.restore(saved)
     with pytest.raises(ValueError, match=r"slots \[0\] show other frames than when they were saved"):
         environment.restore({**saved, "checksums": saved["checksums"] + 1})
-    for one in (environment, other):
-        one.close()
+    for played in (environment, other):
+        played.close()
 
 
 def test_a_worker_that_dies_is_reported_and_leaves_nothing_hanging():

@@ -92,8 +92,8 @@ def test_no_two_slots_or_renewals_share_a_seed(seed, pairs):
 
 def test_two_seeds_share_next_to_nothing():
     slots = np.arange(10_000)
-    one, other = (slot_seeds(seed, slots, 0 * slots) for seed in (0, 1))
-    assert len(np.intersect1d(one, other)) <= 2
+    first, second = (slot_seeds(seed, slots, 0 * slots) for seed in (0, 1))
+    assert len(np.intersect1d(first, second)) <= 2
 
 
 @hypothesis.given(st.integers(1, 4), st.integers(0, 2**32), st.sampled_from([5, 2500]))

@@ -108,8 +108,10 @@ def test_worker_processes_change_nothing_and_a_killed_one_is_named():
     ]
     assert [environment.name for environment in environments] == ["CartPole-v1"] * 2
     starts = [environment.reset() for environment in environments]
-    for one, other in zip(*([start, *play(e, 20)] for start, e in zip(starts, environments, strict=True)), strict=True):
-        for mine, theirs in zip(one, other, strict=True):
+    for step, other_step in zip(
+        *([start, *play(e, 20)] for start, e in zip(starts, environments, strict=True)), strict=True
+    ):
+        for mine, theirs in zip(step, other_step, strict=True):
             np.testing.assert_array_equal(mine, theirs)
     os.kill(wrapped.unwrapped.processes[1].pid, signal.SIGKILL)
     message = r"CartPole-v1, 2 environments, step 2\d: the worker of environment 1 \(exit code -9\) is dead.*checkpoint"
@@ -154,7 +156,7 @@ def test_gymnasium_restores_to_new_episodes_as_it_declares():
     fresh.reset()
     neighbour = gymnasium_vector(countdowns(), seed=0, first_slot=2)
     neighbour.reset()
-    runs = [after, *(np.array([step.frames for step in play(one, 30)]) for one in (fresh, neighbour))]
+    runs = [after, *(np.array([step.frames for step in play(environment, 30)]) for environment in (fresh, neighbour))]
     assert len({run.tobytes() for run in runs}) == 3
 
 
@@ -199,7 +201,7 @@ def test_calls_in_the_wrong_order_say_what_is_missing():
 def scan(environment: Any, steps: int, seed: int = 0) -> tuple[Any, Any]:
     """Random play of one environment: the steps, and the actions."""
 
-    def one(state, key):
+    def act(state, key):
         action_key, step_key = jax.random.split(key)
         action = jax.random.randint(action_key, (), 0, environment.num_actions)
         state, step = environment.step(step_key, state, action)
@@ -208,7 +210,7 @@ def scan(environment: Any, steps: int, seed: int = 0) -> tuple[Any, Any]:
     @jax.jit
     def run(key):
         state, observation = environment.reset(key)
-        return observation, jax.lax.scan(one, state, jax.random.split(key, steps))[1]
+        return observation, jax.lax.scan(act, state, jax.random.split(key, steps))[1]
 
     observation, (steps_, actions) = run(jax.random.key(seed))
     assert observation.dtype == environment.observation_dtype

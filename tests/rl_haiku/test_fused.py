@@ -40,8 +40,8 @@ def trained(trainer):
     """After 20, 40, ... 200 iterations; the last state alone can be gone on from."""
     state, metrics = trainer.init(KEYS, HYPER), []
     for _ in range(10):
-        state, one = trainer.run(state, CHUNK)
-        metrics.append(one)
+        state, found = trainer.run(state, CHUNK)
+        metrics.append(found)
     return state, metrics
 
 
@@ -50,8 +50,8 @@ def words(state):
     return [np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf) for leaf in jax.tree.leaves(state)]
 
 
-def assert_same(one, other):
-    jax.tree.map(np.testing.assert_array_equal, words(one), words(other))
+def assert_same(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, words(tree), words(expected))
 
 
 def test_a_walk_is_learnt_where_the_learning_rate_allows(trainer, trained):
@@ -78,8 +78,8 @@ def test_every_seed_has_its_own_masks_at_its_updaters_sparsity(trained):
     weights = np.asarray(state.learner.params["in"])
     assert ((weights != 0).sum(axis=(1, 2)) <= 40).all()
     assert np.asarray(state.learner.steps).tolist() == [400] * 3
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert ((weights[one] != 0) != (weights[other] != 0)).any()
+    for seed, other_seed in ((0, 1), (0, 2), (1, 2)):
+        assert ((weights[seed] != 0) != (weights[other_seed] != 0)).any()
 
 
 def test_steps_beyond_an_int32_play_and_learn_as_few_do(trainer):
@@ -93,8 +93,10 @@ def test_steps_beyond_an_int32_play_and_learn_as_few_do(trainer):
         results.append(trainer.run(state, CHUNK))
     (early, metrics), (late, later_metrics) = results
     assert_same(metrics, later_metrics)
-    one, other = (state._replace(replay=state.replay._replace(steps=0)) for state in (early, late))
-    jax.tree.map(np.testing.assert_array_equal, *(words(jax.tree.map(jnp.asarray, state)) for state in (one, other)))
+    early_state, late_state = (state._replace(replay=state.replay._replace(steps=0)) for state in (early, late))
+    jax.tree.map(
+        np.testing.assert_array_equal, *(words(jax.tree.map(jnp.asarray, state)) for state in (early_state, late_state))
+    )
     assert trainer.environment_steps(early) == 2 * (few + 3 * CHUNK)
     with pytest.raises(OverflowError, match=r"it counts no further; use config.environment_steps\(iterations\)"):
         trainer.environment_steps(late)
@@ -153,8 +155,8 @@ def test_a_lane_is_what_the_seed_alone_would_be(trainer, trained):
     alone = trainer.init(KEYS[1:2], {"lr": HYPER["lr"][1:2]})
     for _ in range(10):
         alone, _ = trainer.run(alone, CHUNK)
-    for many, one in zip(words(trained[0].learner.params), words(alone.learner.params), strict=True):
-        np.testing.assert_allclose(many[1], one[0], rtol=1e-4, atol=1e-5)
+    for lanes, lane in zip(words(trained[0].learner.params), words(alone.learner.params), strict=True):
+        np.testing.assert_allclose(lanes[1], lane[0], rtol=1e-4, atol=1e-5)
 
 
 def test_mask_changes_stay_branches_under_vmap(trainer):
@@ -226,7 +228,7 @@ def test_a_signal_saves_and_stops_and_a_new_process_goes_on(trainer, trained, tm
     ]
     if CONFIG.iterations(total) == 200:
         assert_same(run.state, trained[0])
-        assert [point.episodes for point in run.curve] == [one.episodes.tolist() for one in trained[1]]
+        assert [point.episodes for point in run.curve] == [found.episodes.tolist() for found in trained[1]]
     # Nothing is left to do, and nobody else's run is continued or overwritten.
     again = train(trainer, KEYS, total, folder, **options)
     assert_same(again.state, run.state)

@@ -136,8 +136,8 @@ class TestBothShapes:
             again.restore(pickle.loads(pickle.dumps(agent.save())))
         assert_same_bits(again.sparse_state.masks, agent.sparse_state.masks)
         assert_same_bits(networks(again), networks(agent))
-        for i, one in itertools.product(range(12, 20), (agent, again)):
-            step(one, i)
+        for i, stepped in itertools.product(range(12, 20), (agent, again)):
+            step(stepped, i)
         assert_same_bits(again.sparse_state, agent.sparse_state)
         assert_same_bits(networks(again), networks(agent))
         assert pruned_weights_in_use(again) == [0, 0]
@@ -146,7 +146,7 @@ class TestBothShapes:
         build, _ = SHAPES[shape]
         agent = build(updater_of("set"))
         before = networks(agent)
-        saved = (lambda one: one.get_state()) if shape == "zoo" else (lambda one: one.save())
+        saved = (lambda written: written.get_state()) if shape == "zoo" else (lambda written: written.save())
         load = agent.set_state if shape == "zoo" else agent.restore
 
         def without_masks(state):

@@ -134,12 +134,12 @@ class TestVmap:
         together, reports, _ = quick_jit(jax.vmap(functools.partial(run, learner)))(keys)
         single = compiled(learner)
         for seed, key in enumerate(keys):
-            alone, own, _ = single(key)
+            alone, alone_reports, _ = single(key)
             mine = jax.tree.map(lambda leaf, seed=seed: leaf[seed], (together, reports.masks))
-            assert_same_bits(mine[1], own.masks)
+            assert_same_bits(mine[1], alone_reports.masks)
             assert_same_bits(jax.random.key_data(mine[0].key), jax.random.key_data(alone.key))
-            for one, other in ((mine[0].params, alone.params), (mine[0].target_params, alone.target_params)):
-                jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other)
+            for found, expected in ((mine[0].params, alone.params), (mine[0].target_params, alone.target_params)):
+                jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
         first, second = (np.asarray(together.params["hidden"]["w"][seed]) for seed in (0, 1))
         assert not np.array_equal(first, second)
 
@@ -173,10 +173,10 @@ class TestSeeds:
         alone = compiled(learner)
         masks = jax.tree.leaves(together)
         for seed, key in enumerate(KEYS):
-            own = alone(key)[1].masks
+            alone_masks = alone(key)[1].masks
             # Growth by gradients may differ in the last bit; what is drawn may not.
             first = slice(0, 1) if pruner == "rigl" else slice(None)
-            for many, single in zip(masks, jax.tree.leaves(own), strict=True):
+            for many, single in zip(masks, jax.tree.leaves(alone_masks), strict=True):
                 np.testing.assert_array_equal(many[seed][first], single[first])
             assert any((mask[seed] != mask[seed - 1]).any() for mask in masks)
 
@@ -253,7 +253,7 @@ def test_actor_and_critic_with_an_updater_each():
     names = ("actor", "critic")
 
     def two(key, x):
-        return {name: init(one, x) for name, one in zip(names, jax.random.split(key), strict=True)}
+        return {name: init(net_key, x) for name, net_key in zip(names, jax.random.split(key), strict=True)}
 
     def surrogate(params, target, key, batch):
         layer = lambda net, x: jax.nn.relu(x @ net["hidden"]["w"]) @ net["out"]["w"]  # noqa: E731

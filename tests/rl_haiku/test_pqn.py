@@ -25,14 +25,14 @@ def slow_returns(reward: np.ndarray, discount: np.ndarray, after: np.ndarray, tr
     """By the definition: a mean of the returns over n steps, bootstrapped or cut off at the end of the piece."""
     steps, environments = reward.shape
     out = np.zeros(reward.shape)
-    for one in range(environments):
+    for environment in range(environments):
         for start in range(steps):
             rewards, factor, left = 0.0, 1.0, 1.0
             for at in range(start, steps):
-                rewards += factor * reward[at, one]
-                factor *= discount[at, one]
+                rewards += factor * reward[at, environment]
+                factor *= discount[at, environment]
                 weight = left if at == steps - 1 else left * (1 - trace)
-                out[start, one] += weight * (rewards + factor * after[at, one])
+                out[start, environment] += weight * (rewards + factor * after[at, environment])
                 left -= weight
     return out
 
@@ -62,14 +62,14 @@ def test_what_a_time_limit_cuts_off_is_worth_what_its_last_observation_is() -> N
     )  # fmt: skip
     best = 2.0 * np.concatenate([frames, observation[None]]).max(axis=2)
     expected = np.zeros(terminated.shape)
-    for one in range(ENVIRONMENTS):
-        following = best[-1, one]
+    for environment in range(ENVIRONMENTS):
+        following = best[-1, environment]
         for step in reversed(range(STEPS)):
-            bootstrapped = 0.35 * best[step + 1, one] + 0.65 * following
-            following = reward[step, one] + 0.9 * bootstrapped * (not terminated[step, one])
-            if truncated[step, one]:
-                following = best[step, one]
-            expected[step, one] = following
+            bootstrapped = 0.35 * best[step + 1, environment] + 0.65 * following
+            following = reward[step, environment] + 0.9 * bootstrapped * (not terminated[step, environment])
+            if truncated[step, environment]:
+                following = best[step, environment]
+            expected[step, environment] = following
     np.testing.assert_allclose(got.target.reshape(expected.shape), expected, rtol=1e-5)
     np.testing.assert_array_equal(got.weight.reshape(expected.shape), ~truncated)
     np.testing.assert_array_equal(got.action, action.reshape(-1))

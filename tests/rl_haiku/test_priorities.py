@@ -92,7 +92,10 @@ def test_lanes_of_a_vmap_are_trees_of_their_own():
     trees = jax.vmap(set_priorities)(jax.vmap(lambda _: empty_tree(40))(index), index, values)
     for lane in range(2):
         alone = set_priorities(empty_tree(40), index[lane], values[lane])
-        assert jax.tree.map(lambda many, one, lane=lane: bool((many[lane] == one).all()), trees, alone) == (True, True)
+        assert jax.tree.map(lambda many, single, lane=lane: bool((many[lane] == single).all()), trees, alone) == (
+            True,
+            True,
+        )
 
 
 def test_importance_weights_by_hand():

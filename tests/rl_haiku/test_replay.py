@@ -50,13 +50,13 @@ class SlowReplay:
         return total, DISCOUNT**self.n_step, row + self.n_step
 
 
-def make_rows(kinds, env):
+def make_rows(outcomes, env):
     """Rows of an environment: their frames count from 1, so that blanks are told apart."""
     rows, first = [], True
-    for i, kind in enumerate(kinds):
+    for i, outcome in enumerate(outcomes):
         frame = np.array([i + 1, 100 * env + 1], np.uint8)
-        rows.append(Row(frame, first, i % 3, float(i % 5), kind == TERMINATES, kind in (GOES_ON, TERMINATES)))
-        first = kind != GOES_ON
+        rows.append(Row(frame, first, i % 3, float(i % 5), outcome == TERMINATES, outcome in (GOES_ON, TERMINATES)))
+        first = outcome != GOES_ON
     return rows
 
 
@@ -86,7 +86,7 @@ OPTIONS = [
 ]
 COMPILED = [compiled(**options) for options in OPTIONS]
 LONGEST = 30
-KINDS = st.lists(st.sampled_from([GOES_ON, GOES_ON, GOES_ON, TERMINATES, TRUNCATES, SHOWS_LAST]), max_size=LONGEST)
+OUTCOMES = st.lists(st.sampled_from([GOES_ON, GOES_ON, GOES_ON, TERMINATES, TRUNCATES, SHOWS_LAST]), max_size=LONGEST)
 
 
 # Steps before the first row: none, and so many that they or their product with environments leave an int32.
@@ -108,9 +108,9 @@ def filled(fill, replay, rows, start=0):
 @hypothesis.given(st.data())
 def test_samples_are_those_of_a_slow_replay(which, data):
     (replay, fill, sample), options = COMPILED[which], OPTIONS[which]
-    one = data.draw(KINDS.filter(bool))
-    other = data.draw(st.lists(st.sampled_from(range(4)), min_size=len(one), max_size=len(one)))
-    rows = [*zip(make_rows(one, 0), make_rows(other, 1), strict=True)]
+    outcomes = data.draw(OUTCOMES.filter(bool))
+    other_outcomes = data.draw(st.lists(st.sampled_from(range(4)), min_size=len(outcomes), max_size=len(outcomes)))
+    rows = [*zip(make_rows(outcomes, 0), make_rows(other_outcomes, 1), strict=True)]
     start = data.draw(st.sampled_from(STARTS))
     state = filled(fill, replay, rows, start)
     if start:
@@ -236,7 +236,7 @@ def test_lanes_of_a_vmap_write_at_one_place_and_are_not_copied(which):
     for i in range(20):
         alone = replay.append(alone, simple_row(i + 1))
     np.testing.assert_array_equal(state.rows.frame[1], alone.rows.frame)
-    jax.tree.map(lambda many, one: np.testing.assert_array_equal(many[1], one), state.tree, alone.tree)
+    jax.tree.map(lambda many, single: np.testing.assert_array_equal(many[1], single), state.tree, alone.tree)
 
 
 def test_appending_copies_no_ring():

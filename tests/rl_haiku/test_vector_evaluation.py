@@ -27,7 +27,7 @@ def played_alone(learner, seed: int, episodes: int, slots: int) -> list[float]:
         running = np.where(step.first, 0, running + step.rewards)
         for slot in np.flatnonzero(step.terminated | step.truncated):
             scores[slot].append(running[slot])
-    rounds = [own[game] for game in range(-(-episodes // slots)) for own in scores]
+    rounds = [slot_scores[game] for game in range(-(-episodes // slots)) for slot_scores in scores]
     return rounds[:episodes]
 
 
@@ -37,8 +37,8 @@ def test_scores_are_those_of_playing_by_hand_and_training_does_not_notice(traine
     scores = evaluate(trainer, make, 7, epsilon=0.0, at_once=4)["one"]
     assert scores.shape == (2, 7)
     for run, seed in enumerate((0, 4)):
-        one = jax.tree.map(lambda leaf, run=run: leaf[run], trainer.states[0].learner)
-        assert scores[run].tolist() == played_alone(one, seed, 7, 4)
+        learner = jax.tree.map(lambda leaf, run=run: leaf[run], trainer.states[0].learner)
+        assert scores[run].tolist() == played_alone(learner, seed, 7, 4)
     jax.tree.map(assert_same, before, trainer.states[0].learner._replace(key=None))
     trainer.advance(1)
 

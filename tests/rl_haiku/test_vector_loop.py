@@ -94,7 +94,9 @@ def test_seeds_of_a_run_draw_masks_of_their_own_alone_or_together():
     masks_of = lambda *seeds: trainer_of([Group("one", agent, seeds)]).states[0].learner.sparse_state.masks  # noqa: E731
     together = masks_of(*seeds)
     for i, seed in enumerate(seeds):
-        jax.tree.map(lambda many, one, i=i: np.testing.assert_array_equal(many[i], one[0]), together, masks_of(seed))
+        jax.tree.map(
+            lambda many, single, i=i: np.testing.assert_array_equal(many[i], single[0]), together, masks_of(seed)
+        )
         assert (together["in"][i] != together["in"][i - 1]).any()
 
 
@@ -111,7 +113,7 @@ def test_the_replay_holds_what_the_environments_showed_and_the_agent_did(agent):
         made[-1].acts = []
         send = made[-1].send
         made[-1].send = functools.partial(
-            lambda one, send, actions: (one.acts.append(actions), send(actions)), made[-1], send
+            lambda corridors, send, actions: (corridors.acts.append(actions), send(actions)), made[-1], send
         )
         return made[-1]
 
@@ -119,19 +121,19 @@ def test_the_replay_holds_what_the_environments_showed_and_the_agent_did(agent):
     episodes = trainer.advance(8)
     rows = jax.tree.map(lambda ring: np.asarray(ring)[0], trainer.states[0].replay.rows)
     assert int(trainer.states[0].replay.steps) == 16
-    for half, one in enumerate(made):
+    for half, corridors in enumerate(made):
         columns = slice(2 * half, 2 * half + 2)
         for t in range(15):  # row t + 1: the first completes what never began
             row = jax.tree.map(lambda ring, t=t, c=columns: ring[t + 1, c], rows)
-            shown, after = one.log[t], one.log[t + 1]
+            shown, after = corridors.log[t], corridors.log[t + 1]
             np.testing.assert_array_equal(row.frame, shown.frames)
             np.testing.assert_array_equal(row.first, shown.first)
-            np.testing.assert_array_equal(row.action, one.acts[t])
+            np.testing.assert_array_equal(row.action, corridors.acts[t])
             np.testing.assert_array_equal(row.reward, after.rewards)
             np.testing.assert_array_equal(row.terminated, after.terminated)
             np.testing.assert_array_equal(row.usable, ~(shown.terminated | shown.truncated))
         assert not rows.usable[0, columns].any()
-    ended = [step.terminated | step.truncated for one in made for step in one.log[:-1]]
+    ended = [step.terminated | step.truncated for corridors in made for step in corridors.log[:-1]]
     assert len(episodes) == np.sum(ended) > 3
     for episode in episodes:
         assert episode.score in (2.0 - 0.125 * (episode.length - 1), -0.125 * LIMIT)
@@ -169,8 +171,8 @@ def test_groups_do_not_meet_and_seeds_differ(agent):
     masks = [np.asarray(leaf) for leaf in jax.tree.leaves(alone.states[0].learner.sparse_state.masks)]
     assert any((leaf[0] != leaf[1]).any() for leaf in masks)
     for run in range(2):
-        one = jax.tree.map(lambda leaf, run=run: leaf[run], alone.states[0].learner)
-        kept = core.unpack_masks(one.params, one.sparse_state.masks)
+        learner = jax.tree.map(lambda leaf, run=run: leaf[run], alone.states[0].learner)
+        kept = core.unpack_masks(learner.params, learner.sparse_state.masks)
         assert {int(mask.sum()) * 2 == mask.size for mask in jax.tree.leaves(kept)} == {True}
 
 
@@ -285,7 +287,7 @@ def test_a_run_hands_out_its_parameters_and_biases_of_many_seeds_are_not_prunabl
     for place, seed in enumerate((3, 5)):
         learner = trainer.learner("one", seed)
         jax.tree.map(
-            lambda own, many, place=place: np.testing.assert_array_equal(own, many[place]),
+            lambda single, many, place=place: np.testing.assert_array_equal(single, many[place]),
             learner.params,
             trainer.states[0].learner.params,
         )
@@ -365,9 +367,9 @@ def test_pong_is_played_learnt_and_resumed_with_stacks(tmp_path):
         trainer.advance(4)
     jax.tree.map(assert_same, whole.states, again.states)
     state = whole.states[0]
-    one = jax.tree.map(lambda leaf: leaf[0], state.learner)
-    assert int(one.steps) > 8
-    assert float(core.summarize_sparsity(one.params)["_total_sparsity"]) == pytest.approx(0.9, abs=2e-3)
+    learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
+    assert int(learner.steps) > 8
+    assert float(core.summarize_sparsity(learner.params)["_total_sparsity"]) == pytest.approx(0.9, abs=2e-3)
     rows = state.replay.rows
     stack = np.asarray(state.halves[1].observation)[0]
     for back in range(4):  # the newest frame of the other half waits for its action

@@ -155,14 +155,14 @@ def test_another_process_has_the_same_bits() -> None:
 def test_an_actor_that_does_not_wait_takes_what_is_there_later(tmp_path: Path) -> None:
     sender, (ours, theirs) = WeightSender(), multiprocessing.Pipe()
     with ours, theirs:
-        receiver, (one, two) = WeightReceiver(LIKE, theirs), itertools.islice(versions(), 2)
+        receiver, (first, second) = WeightReceiver(LIKE, theirs), itertools.islice(versions(), 2)
         assert not receiver.update(timeout=0)
         assert not sender.answer(ours), "nothing is published yet, and the request waits"
-        sender.publish(one)
+        sender.publish(first)
         assert not receiver.update(timeout=0)
         assert sender.answer(ours)
         assert not sender.answer(ours)
-        sender.publish(two)
+        sender.publish(second)
         assert receiver.update(timeout=0)
         assert (receiver.version, receiver.newest) == (0, 0)
         assert not receiver.update(timeout=0)
@@ -291,11 +291,11 @@ def test_a_sender_that_lies_twice_is_an_error_and_the_weights_stay() -> None:
         thread.start()
         channel = Tampering(theirs, lambda found: found)
         receiver = WeightReceiver(LIKE, channel)
-        one, two = itertools.islice(versions(), 2)
-        sender.publish(one)
+        first, second = itertools.islice(versions(), 2)
+        sender.publish(first)
         receiver.update(timeout=30)
         held, channel.change = receiver.weights, lambda found: [part[:-1] for part in found]
-        sender.publish(two)
+        sender.publish(second)
         with pytest.raises(wire.CodecError, match="it was cut off"):
             receiver.update(timeout=30)
         assert (receiver.weights, receiver.version, receiver.refused) == (held, 0, 2)
@@ -305,9 +305,9 @@ def test_a_sender_that_lies_twice_is_an_error_and_the_weights_stay() -> None:
 
 def test_a_learner_of_another_run_is_told_from_this_one(hung_up: ExitStack, tmp_path: Path) -> None:
     """Its versions are the same numbers, and its weights are others."""
-    one, two, three = itertools.islice(versions(), 3)
+    first, second, third = itertools.islice(versions(), 3)
     receivers = []
-    for trees in ((one, two), (two, three)):
+    for trees in ((first, second), (second, third)):
         sender = WeightSender()
         for tree in trees:
             sender.publish(tree)
@@ -317,7 +317,7 @@ def test_a_learner_of_another_run_is_told_from_this_one(hung_up: ExitStack, tmp_
     moved._channel = other._channel
     with pytest.raises(StaleWeightsError, match="version 1 came, and version 1 is here already"):
         moved.update(timeout=30)
-    same_bits(moved.weights, jax.tree.map(np.asarray, two))
+    same_bits(moved.weights, jax.tree.map(np.asarray, second))
     assert other.update(timeout=30)
 
 

@@ -50,10 +50,10 @@ UPDATER = core.RigL(
 
 def learner(learning_rate=0.05, updater=UPDATER, **fields):
     def init(key, observation):
-        one, two = jax.random.split(key)
+        input_key, output_key = jax.random.split(key)
         return {
-            "in": jax.random.normal(one, (observation.shape[-1], HIDDEN)),
-            "out": jax.random.normal(two, (HIDDEN, 2)) / HIDDEN,
+            "in": jax.random.normal(input_key, (observation.shape[-1], HIDDEN)),
+            "out": jax.random.normal(output_key, (HIDDEN, 2)) / HIDDEN,
         }
 
     def values(params, observation):

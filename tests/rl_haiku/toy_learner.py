@@ -48,8 +48,8 @@ def init(key: jax.Array, x: jax.Array) -> dict:
     shapes = {"hidden": (x.shape[-1], 8), "out": (8, 3)}
     keys = jax.random.split(key, len(shapes))
     return {
-        name: {"w": jax.random.normal(one, shape) / 2, "b": jnp.zeros(shape[1])}
-        for one, (name, shape) in zip(keys, shapes.items(), strict=True)
+        name: {"w": jax.random.normal(key_of_layer, shape) / 2, "b": jnp.zeros(shape[1])}
+        for key_of_layer, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
 
 
@@ -113,7 +113,7 @@ def run(learner: SparseLearner, key: jax.Array, batches: Any = BATCHES) -> tuple
         return state, (report(state), extra)
 
     last, (reports, extra) = jax.lax.scan(step, first, batches)
-    joined = jax.tree.map(lambda one, rest: jnp.concatenate([jnp.asarray(one)[None], rest]), report(first), reports)
+    joined = jax.tree.map(lambda start, rest: jnp.concatenate([jnp.asarray(start)[None], rest]), report(first), reports)
     return last, joined, extra
 
 
