@@ -75,9 +75,11 @@ def replies(orders: Iterable[Message], told: dict[str, Any]) -> Iterable[Message
 
 
 def round_of(strategy: SparseStrategy, first: ArrayRecord, nodes: int, number: int) -> dict[str, Any]:
-    """One round: seconds of the server, and bytes of an update."""
+    """One round, from the model of the round before: seconds of the server, and bytes of an update."""
     told: dict[str, Any] = {}
-    orders = list(strategy.configure_train(number, first, ConfigRecord(), OneProcess(nodes)))  # type: ignore[arg-type]
+    strategy.begin(first)
+    model, grid = strategy.arrays(), OneProcess(nodes)
+    orders = list(strategy.configure_train(number, model, ConfigRecord(), grid))  # type: ignore[arg-type]
     started = time.perf_counter()
     strategy.aggregate_train(number, replies(orders, told))
     return {**told, "server": time.perf_counter() - started - told["clients"]}
@@ -93,25 +95,30 @@ def measure_nodes(millions: float, nodes: int) -> None:
     print(f"| {nodes} | {1e3 * seconds:.0f} | {1e3 * seconds / nodes:.1f} | {peak:.0f} |", flush=True)
 
 
-def mod_seconds(first: ArrayRecord) -> list[float]:
-    """What the mod takes in a round, beside the function around which it stands, on a node that holds the masks."""
+def mod_seconds(first: ArrayRecord) -> np.ndarray:
+    """What the mod takes beside the function around which it stands, on a node that holds the masks.
+
+    Returns:
+        [rounds, 2]: seconds on the clock, and of a core.
+    """
     strategy, context, added = sparse(1, resends_masks=False), Context(1, 1, {}, RecordDict(), {}), []
+    now = lambda: np.array([time.perf_counter(), time.thread_time()])  # noqa: E731
 
     def timed(message: Message, context: Context) -> Message:
-        started = time.perf_counter()
+        started = now()
         reply = trained(message, context)
-        inside.append(time.perf_counter() - started)
+        inside.append(now() - started)
         return reply
 
     for number in range(1, FASTEST_OF + 2):
         (order,) = strategy.configure_train(number, first, ConfigRecord(), OneProcess(1))  # type: ignore[arg-type]
-        message, inside = Message(RecordDict(dict(order.content)), 1, "train"), list[float]()
-        started = time.perf_counter()
+        message, inside = Message(RecordDict(dict(order.content)), 1, "train"), list[np.ndarray]()
+        started = now()
         reply = sparse_mod(message, context, timed)
-        added.append(time.perf_counter() - started - sum(inside))
+        added.append(now() - started - sum(inside))
         reply.metadata.__dict__["_src_node_id"] = 1
-        strategy.aggregate_train(number, [reply])
-    return added[1:]  # in the first round it got the masks
+        first, _ = strategy.aggregate_train(number, [reply])  # type: ignore[assignment]
+    return np.array(added[1:])  # in the first round it got the masks
 
 
 def measure_sizes(millions: float) -> None:
@@ -119,14 +126,15 @@ def measure_sizes(millions: float) -> None:
     first, strategy = model(millions), sparse(2)
     round_of(strategy, first, 2, 1)
     server = median(round_of(strategy, first, 2, number)["server"] / 2 for number in range(2, 2 + REPEATS))
-    (order, _) = strategy.configure_train(99, first, ConfigRecord(), OneProcess(2))  # type: ignore[arg-type]
+    (order, _) = strategy.configure_train(99, strategy.arrays(), ConfigRecord(), OneProcess(2))  # type: ignore[arg-type]
     added = mod_seconds(first)
     told: dict[str, Any] = {}
     list(replies([order], told))
     dense = sum(len(array.data) for array in first.values())
     print(
-        f"| {millions:g} | {told['bytes'] / 1e3:.0f} | {told['bytes'] / dense:.4f} | {1e3 * median(added):.1f} | "
-        f"{1e3 * min(added):.1f} | {1e3 * server:.1f} |",
+        f"| {millions:g} | {told['bytes'] / 1e3:.0f} | {told['bytes'] / dense:.4f} | "
+        + " | ".join(f"{1e3 * seconds:.1f}" for seconds in (*added.min(axis=0), *np.median(added, axis=0)))
+        + f" | {1e3 * server:.1f} |",
         flush=True,
     )
 
@@ -142,8 +150,10 @@ def main() -> None:
     if options.single:
         measure_nodes(options.millions[0], options.single)
         return
-    print("| million weights | kB of an update | of dense | ms of the mod | fastest | ms of the server |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| million weights | kB of an update | of dense | ms of the mod, fastest | of a core | median | of a core | server |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for millions in options.millions:
         measure_sizes(millions)
     print(

@@ -139,6 +139,23 @@ def test_masks_are_kept_as_bits_and_are_those_inside_which_to_train():
     assert fed.flower.training_masks(Context(7, 1, {}, RecordDict(), {})) == {}
 
 
+def test_arrays_travel_as_flower_writes_them_without_further_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = np.arange(6, dtype=np.dtype(np.float32).newbyteorder("=")).reshape(2, 3)  # as the codec makes them
+    layout = Layout.of({"w": decoded})
+    expected = Array(decoded)
+    by_columns = ArrayRecord({"w": Array(np.asfortranarray(decoded))})
+    npt.assert_array_equal(layout.read(by_columns, "it")["w"], decoded)
+    with monkeypatch.context() as patched:
+        for name in ("from_numpy_ndarray", "numpy"):
+            patched.setattr(Array, name, lambda *args, name=name: pytest.fail(f"{name} copies"))
+        record = layout.record({"w": decoded})
+        npt.assert_array_equal(layout.read(record, "it")["w"], decoded)
+    assert (record["w"].data, record["w"].dtype) == (expected.data, expected.dtype)
+    odd = ArrayRecord({"w": Array("float32", (2, 3), "numpy.ndarray", record["w"].data[:-1])})
+    with pytest.raises(ValueError, match=r"reshape|read"):
+        layout.read(odd, "it")
+
+
 def test_a_mask_of_another_array_is_an_error():
     record = packed_masks({"w": np.ones((3, 3), np.uint8)})
     like = Layout.of({"w": np.zeros((9, 9), np.float32)}).sent

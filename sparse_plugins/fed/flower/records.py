@@ -5,6 +5,7 @@ an ordinary one is told so by Flower. Orders stand beside it in a `ConfigRecord`
 """
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -175,25 +176,33 @@ def _written(value: NDArray) -> Array:
         >>> _written(value).data == Array(value).data, _read(_written(value)).tolist()
         (True, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
     """
-    if value.dtype.isbuiltin != 1 or not value.flags.c_contiguous:
+    if not (value.dtype.isnative and value.dtype.kind in "biufc" and value.flags.c_contiguous):
         return Array(value)
-    front = io.BytesIO()
-    np.lib.format.write_array_header_1_0(front, np.lib.format.header_data_from_array_1_0(value))
-    data = b"".join((front.getvalue(), value.ravel().view(np.uint8).data))
+    data = b"".join((_front(value.shape, value.dtype.str), value.ravel().view(np.uint8).data))
     return Array(value.dtype.name, value.shape, _NUMPY, data)
 
 
+@functools.lru_cache(maxsize=4096)
+def _front(shape: tuple[int, ...], dtype: str) -> bytes:
+    """What stands in front of the values of an array by rows, in NumPy's format."""
+    front = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(front, header)
+    return front.getvalue()
+
+
 def _read(array: Array) -> NDArray:
-    """What `array.numpy()` is, without a copy where its bytes are those of an array."""
-    file = io.BytesIO(array.data)
-    if array.stype != _NUMPY or np.lib.format.read_magic(file) != (1, 0):
-        return array.numpy()
-    shape, is_by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject:
-        return array.numpy()  # which refuses it
+    """What `array.numpy()` is, without a copy where its bytes are those of an array by rows."""
+    try:
+        dtype, shape = np.dtype(array.dtype), tuple(array.shape)
+        front = _front(shape, dtype.str) if dtype.kind in "biufc" else b""
+    except (TypeError, ValueError):
+        return array.numpy()  # which says what is wrong
     count = math.prod(shape)
-    values = np.frombuffer(array.data, dtype, count, file.tell()) if count else np.empty(0, dtype)
-    return values.reshape(shape, order="F" if is_by_columns else "C")
+    is_plain = front and array.stype == _NUMPY and array.data.startswith(front)
+    if not is_plain or len(array.data) != len(front) + count * dtype.itemsize or not count:
+        return array.numpy()
+    return np.frombuffer(array.data, dtype, count, len(front)).reshape(shape)
 
 
 def payload_record(payload: bytes) -> ArrayRecord:
