@@ -83,7 +83,7 @@ _QUICKLY_COMPILED = (
     "tests/vision/",
     *(
         f"tests/fed/test_{name}"
-        for name in ("averaging", "backends", "checkpoints", "client_masks", "faults", "flower", "sparsified")
+        for name in ("averaging", "backends", "checkpoints", "client", "faults", "flower", "sparsified")
     ),
     *(
         f"tests/core/test_{name}"

@@ -150,7 +150,7 @@ def main() -> None:
     if options.single:
         measure_nodes(options.millions[0], options.single)
         return
-    print("| million weights | kB of an update | of dense | mod, fastest | of a core | median | of a core | server, ms |")
+    print("| million weights | kB | of dense | ms of the mod: fastest | of a core | median | of a core | server |")
     print("|---|---|---|---|---|---|---|---|")
     for millions in options.millions:
         measure_sizes(millions)
