@@ -13,8 +13,8 @@ VICTIM = 2  # by its partition
 
 
 def hang(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Says that a node trains in the second round, and never ends."""
-    if context.node_config["partition-id"] == VICTIM and message.content["config"]["server-round"] == 2:
+    """Says that a node trains, and never ends."""
+    if context.node_config["partition-id"] == VICTIM:
         (Path(str(context.run_config["folder"])) / "trains").touch()
         time.sleep(600)
     return call_next(message, context)

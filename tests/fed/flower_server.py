@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     config, folder = context.run_config, Path(str(context.run_config["folder"]))
     nodes = int(config["nodes"])
+    while not Path(str(config["after"])).exists():  # another run has the nodes
+        time.sleep(0.1)
     settings = {"fraction_evaluate": 0.0, "min_train_nodes": nodes, "min_available_nodes": nodes}
     checkpoints = fed.Checkpoints(folder / "checkpoints") if config["is_saved"] else None
     strategy = SparseStrategy(
