@@ -1,13 +1,15 @@
 """Flower's strategies, sparse: the run of FedJAX with the same bytes, and the run of Flower where nothing is pruned."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import numpy.testing as npt
 import optax
 import pytest
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import strategy as inner
 
 from sparse_plugins import core, fed
@@ -243,3 +245,20 @@ def test_a_model_may_be_a_list_of_arrays_as_flower_numbers_them():
     result = ours.start(linear_grid(names=list(model)), model, 2)
     assert list(result.arrays) == ["0", "1", "2"]
     assert {entry.status for entry in ours.ledger} == {"ok"}
+
+
+def test_the_two_sides_of_the_quickstart_in_the_docs_make_a_run():
+    page = (Path(__file__).parents[2] / "docs" / "flower.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (client,) = (block for block in blocks if "fit(model, data)" in block)
+    (server,) = (block for block in blocks if "ServerApp()" in block)
+    sides: tuple[dict, dict] = ({}, {})
+    for block, names in zip((client, server), sides, strict=True):
+        exec(compile(block, "docs/flower.md", "exec"), names)
+    grid = LocalGrid(dict.fromkeys(NODES, sides[0]["app"]))
+    asked = []
+    grid.carry = lambda node, reply: asked.append(reply.metadata.message_type) or reply
+    sides[1]["app"](grid, Context(7, 0, {}, RecordDict(), {"num-server-rounds": 2}))
+    assert asked.count("train") == 2 * len(NODES)
+    payload = grid.orders[-1].content["arrays"]["payload"].data
+    assert len(payload) < 0.25 * 4 * 64 * 10  # a tenth of the weights, and a bias
