@@ -1,6 +1,8 @@
 """All studies, a row each: the command, what it does, how its rows are read, and what its numbers may depend on."""
 
 from experiments.atari.layout import layout as atari
+from experiments.channels.studies import STUDIES as CHANNELS
+from experiments.channels.studies import layout as channels
 from experiments.demos.rl_demo.layout import layout as rl_demo
 from experiments.fed_emnist.layout import layout as federated
 from experiments.harness.study import Study
@@ -59,6 +61,14 @@ _ROWS = (
         structures,
         ("gymnax", *_FEDERATED),
         STRUCTURES,
+    ),
+    Study(
+        "channels",
+        "Channels that leave against masks that stay, and against narrow networks from scratch: quality, measured time"
+        " and bytes.",
+        channels,
+        ("gymnax", *_FLAX),
+        CHANNELS,
     ),
     Study(
         "hostile",

@@ -1,5 +1,6 @@
 """Interleaved timing: machines drift, so only ratios taken side by side mean something."""
 
+import math
 import random
 import statistics
 import time
@@ -20,12 +21,15 @@ class Timing(NamedTuple):
         ratio: Median over rounds of its time / the baseline's time in the same round.
         low: Lower quartile of that ratio.
         high: Upper quartile of that ratio.
+        cpu_ratio: Median over rounds of the processor time of all its threads / the baseline's in the same round; on a
+            machine that others use as well it wanders less than wall time.
     """
 
     milliseconds: float
     ratio: float
     low: float
     high: float
+    cpu_ratio: float = math.nan
 
 
 def interleave(
@@ -48,28 +52,42 @@ def interleave(
             jax.block_until_ready(run())
     order, shuffle = list(contestants), random.Random(seed).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    busy: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            spent, start = time.process_time(), time.perf_counter()
             jax.block_until_ready(contestants[name]())
             seconds[name].append(time.perf_counter() - start)
-    return {name: _against(times, seconds[baseline]) for name, times in seconds.items()}
+            busy[name].append(time.process_time() - spent)
+    cpu = {name: statistics.median(_ratios(times, busy[baseline])) for name, times in busy.items()}
+    return {name: _against(times, seconds[baseline], cpu[name]) for name, times in seconds.items()}
 
 
-def _against(times: list[float], base: list[float]) -> Timing:
-    ratios = [seconds / base_seconds for seconds, base_seconds in zip(times, base, strict=True)]
+def _against(times: list[float], base: list[float], cpu_ratio: float) -> Timing:
+    ratios = _ratios(times, base)
     low, _, high = statistics.quantiles(ratios, n=4)
-    return Timing(1e3 * statistics.median(times), statistics.median(ratios), low, high)
+    return Timing(1e3 * statistics.median(times), statistics.median(ratios), low, high, cpu_ratio)
+
+
+def _ratios(times: list[float], base: list[float]) -> list[float]:
+    return [time / other if other else math.nan for time, other in zip(times, base, strict=True)]
 
 
 def table(timings: Mapping[str, Timing], notes: Mapping[str, str]) -> str:
     """A Markdown table of timings, one row a contestant."""
     rows = [
-        (name, f"{t.ratio:.3f}", f"{t.low:.3f}-{t.high:.3f}", f"{t.milliseconds:.1f}", notes.get(name, ""))
-        for name, t in timings.items()
+        (
+            name,
+            f"{timing.ratio:.3f}",
+            f"{timing.low:.3f}-{timing.high:.3f}",
+            f"{timing.cpu_ratio:.3f}",
+            f"{timing.milliseconds:.1f}",
+            notes.get(name, ""),
+        )
+        for name, timing in timings.items()
     ]
-    return markdown_table(("", "ratio", "quartiles", "ms", ""), rows)
+    return markdown_table(("", "ratio", "quartiles", "of cpu time", "ms", ""), rows)
 
 
 def compare(title: str, sides: Mapping[str, Callable], arguments: tuple, rounds: int) -> dict[str, Timing]:

@@ -101,6 +101,7 @@ class Layout:
         target: Sparsity of the cells that are not dense, where no column tells it.
         groups: Names of groups for readers, where columns hold shorter ones.
         traffic: Bytes so far, by step; empty if nothing is sent.
+        costs: What a finished run takes, such as time and bytes, for pictures of the score against each.
         changes: Steps of the first and last mask change, for a shade; None if they differ by cell.
         published: Numbers of a paper; None if there are none.
         deviations: What differs from the published setting, in sentences.
@@ -124,6 +125,7 @@ class Layout:
     target: float | None = None
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     traffic: tuple[Curve, ...] = ()
+    costs: tuple[Measure, ...] = ()
     changes: tuple[int, int] | None = None
     published: Published | None = None
     deviations: tuple[str, ...] = ()

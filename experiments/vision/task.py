@@ -27,6 +27,25 @@ MODELS: Mapping[str, Callable[[int, int], nn.Module]] = {
 }
 
 
+def narrow_model(name: str, width: int, classes: int, part: float) -> nn.Module:
+    """A small model with a part of the channels that can leave it: of all, or inside the blocks of a Transformer.
+
+    Raises:
+        ValueError: If there is no narrow one of this name.
+
+    Example:
+        >>> narrow_model("resnet20", 16, 10, 0.5).width
+        8
+    """
+    if name in ("resnet8", "resnet20"):
+        return MODELS[name](round(part * width), classes)
+    if name == "vit_small":
+        whole = vit_small(classes)
+        heads, head_dim = round(part * whole.heads), round(part * whole.width / whole.heads)
+        return whole.clone(heads=heads, head_dim=head_dim, mlp_dim=round(part * whole.mlp_dim))
+    raise ValueError(f"there is no narrow {name}; choose resnet8, resnet20 or vit_small.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionSettings(SupervisedSettings):
     """Settings of a study of image classifiers.
@@ -42,14 +61,19 @@ class VisionSettings(SupervisedSettings):
     label_smoothing: float = flag("share of each label that goes to all classes, 0 to 1", float, default=0.0)
 
 
-def task(settings: VisionSettings) -> Task:
+def task(settings: VisionSettings, part: float = 1.0) -> Task:
     """Model and data of the settings.
+
+    Args:
+        settings: Of the study.
+        part: Of the channels; see `narrow_model`.
 
     Raises:
         DataUnavailableError: the data is not on this machine.
     """
     images = data.load(settings.data, settings.image_size)
-    model = MODELS[settings.model](settings.width, images.num_classes)
+    named = settings.model, settings.width, images.num_classes
+    model = MODELS[named[0]](*named[1:]) if part == 1 else narrow_model(*named, part)
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         variables = nn.unbox(model.init(key, jnp.zeros((1, *images.shape))))
@@ -77,6 +101,7 @@ def task(settings: VisionSettings) -> Task:
         train=lambda seed: images.train(settings.batch_size, seed),
         test=images.test,
         about=f"{settings.model}{width} on {images.about}.",
+        apply=lambda variables, batch: model.apply(variables, batch["image"]),
     )
 
 

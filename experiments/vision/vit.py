@@ -26,16 +26,18 @@ class EncoderBlock(nn.Module):
     Attributes:
         heads: Number of heads.
         mlp_dim: Width between the two layers.
+        head_dim: Width of a head; None for that of the tokens, divided by the number of heads.
     """
 
     heads: int
     mlp_dim: int
+    head_dim: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Float [N, tokens, width] in and out."""
         width = x.shape[-1]
-        head_dim = width // self.heads
+        head_dim = self.head_dim or width // self.heads
         y = _norm("attention_norm")(x)
         x = x + Attention(self.heads, head_dim, head_dim**-0.5, True, _xavier, name="attention")(y, y)
         y = dense(self.mlp_dim, ("embed", "mlp"), "mlp_in", _xavier, True)(_norm("mlp_norm")(x))
@@ -52,6 +54,7 @@ class ViT(nn.Module):
         heads: Of each attention.
         mlp_dim: Inner width of each block.
         num_classes: Number of classes.
+        head_dim: As of `EncoderBlock`.
 
     Source: Dosovitskiy et al., An Image is Worth 16x16 Words (2020).
     """
@@ -62,6 +65,7 @@ class ViT(nn.Module):
     heads: int
     mlp_dim: int
     num_classes: int
+    head_dim: int | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -89,7 +93,7 @@ class ViT(nn.Module):
         positions_init = named(nn.initializers.normal(0.02), (None, "length", "embed"))
         x = x + self.param("positions", positions_init, (1, *x.shape[1:]))
         for layer in range(self.layers):
-            x = EncoderBlock(self.heads, self.mlp_dim, name=f"block{layer}")(x)
+            x = EncoderBlock(self.heads, self.mlp_dim, self.head_dim, name=f"block{layer}")(x)
         token = _norm("norm")(x)[:, 0]
         return dense(self.num_classes, ("embed", "classes"), "head", nn.initializers.lecun_normal(), True)(token)
 

@@ -30,12 +30,12 @@ def pruned(every: int = 500, start: int = 3_000, end: int = 20_000) -> core.Base
     return core.MagnitudePruning(sparsity_distribution_fn=functools.partial(core.erk, sparsity=0.9), scheduler=schedule)
 
 
-def trainer(updater: core.BaseUpdater) -> rl.FusedTrainer:
-    """Two layers of 64 units; the learning rate falls to a twentieth."""
+def trainer(updater: core.BaseUpdater, units: int = 64) -> rl.FusedTrainer:
+    """Two layers of so many units; the learning rate falls to a twentieth."""
     game = rl.jax_environments.gymnax_environment("CartPole-v1")
     updates = CONFIG.iterations(STEPS) * CONFIG.updates
     rate, updater = optax.linear_schedule(1e-3, 5e-5, updates), CONFIG.clock.in_optimizer_steps(updater)
-    return rl.FusedTrainer(game, dqn(game.num_actions, torso(64), rate, 3.125e-4, updater, 400), CONFIG)
+    return rl.FusedTrainer(game, dqn(game.num_actions, torso(units), rate, 3.125e-4, updater, 400), CONFIG)
 
 
 def torso(units: int) -> Any:

@@ -31,6 +31,8 @@ class Task(NamedTuple):
         train: From a seed to batches without end.
         test: All test batches.
         about: What model and data are, in a sentence for the report.
+        apply: From variables, parameters under 'params' and statistics under 'batch_stats', and a batch to what the
+            model gives; None if nobody asks which of its channels can leave.
     """
 
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]
@@ -40,6 +42,7 @@ class Task(NamedTuple):
     train: Callable[[int], Iterator[Batch]]
     test: Callable[[], Iterable[Batch]]
     about: str
+    apply: Callable[[PyTree, Batch], jax.Array] | None = None
 
     def shapes(self) -> PyTree:
         """Shapes and dtypes of the parameters."""
@@ -60,6 +63,38 @@ class State(NamedTuple):
     statistics: PyTree
 
 
+class Programs(NamedTuple):
+    """What a loop calls, compiled.
+
+    Attributes:
+        gradient: From parameters, statistics and a batch to the loss with the statistics renewed, and gradients.
+        evaluate: As of `Task`.
+        update: From parameters, optimizer state and gradients, the first two given away, to the first two.
+    """
+
+    gradient: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    update: Callable[..., Any]
+
+    def step(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
+        """The state after an optimizer step, and the loss before it."""
+        (loss, statistics), grads = self.gradient(state.params, state.statistics, batch)
+        params, optimizer = self.update(state.params, state.optimizer, grads)
+        return State(params, optimizer, statistics), loss
+
+
+class Turn(NamedTuple):
+    """A step before which a run goes over to other programs, such as those of a smaller model.
+
+    Attributes:
+        step: Which.
+        make: From the state to the programs and the state they go on from.
+    """
+
+    step: int
+    make: Callable[[State], tuple[Programs, State]]
+
+
 class Point(NamedTuple):
     """A run after so many steps.
 
@@ -70,6 +105,7 @@ class Point(NamedTuple):
         score: Fraction of them that is right.
         sparsity: Fraction of zeros in what is pruned.
         state: Of the run.
+        programs: That it goes on with.
     """
 
     step: int
@@ -78,6 +114,7 @@ class Point(NamedTuple):
     score: float
     sparsity: float
     state: State
+    programs: Programs
 
 
 # What a study measures of a trained model besides its score: triples of an item, a quantity and its value.
@@ -99,7 +136,18 @@ def initial_state(
     return State(seeded.pre_forward_update(params, optimizer), optimizer, statistics)
 
 
-def make_train(task: Task, settings: SupervisedSettings) -> Callable[[core.BaseUpdater], TrainRun]:
+def updating(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """The `update` of `Programs`."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params: PyTree, optimizer: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
+        updates, optimizer = tx.update(grads, optimizer, params)
+        return optax.apply_updates(params, updates), optimizer
+
+    return update
+
+
+def make_train(task: Task, settings: SupervisedSettings) -> Callable[..., TrainRun]:
     """Compiles what all cells of a study share.
 
     Args:
@@ -107,53 +155,47 @@ def make_train(task: Task, settings: SupervisedSettings) -> Callable[[core.BaseU
         settings: Of the study.
 
     Returns:
-        A function from an updater to one from a seed to the points of that run. The seed decides parameters, batches
-        and random masks; the same seed gives all cells the same parameters and batches. A loss that is not finite is
-        a FloatingPointError.
+        A function from an updater, and a `Turn` if there is one, to a function from a seed to the points of that run.
+        The seed decides parameters, batches and random masks; the same seed gives all cells the same parameters and
+        batches. A loss that is not finite is a FloatingPointError.
     """
     init, transformation = jax.jit(task.init), settings.transformation()
     gradient = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
     evaluate = jax.jit(task.evaluate)
 
-    def of_cell(updater: core.BaseUpdater) -> TrainRun:
-        tx = updater.wrap_optax(transformation)
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def update(params: PyTree, optimizer: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
-            updates, optimizer = tx.update(grads, optimizer, params)
-            return optax.apply_updates(params, updates), optimizer
+    def of_cell(updater: core.BaseUpdater, turn: Turn | None = None) -> TrainRun:
+        whole = Programs(gradient, evaluate, updating(updater.wrap_optax(transformation)))
 
         def run(seed: int) -> Iterator[Point]:
-            state = initial_state(init, updater, transformation, jax.random.key(seed))
+            state, programs = initial_state(init, updater, transformation, jax.random.key(seed)), whole
             batches = task.train(seed)
             losses: list[jax.Array] = []
             for step in range(settings.steps + 1):
+                if turn is not None and step == turn.step:
+                    programs, state = turn.make(state)
                 if step % settings.evaluate_every == 0 or step == settings.steps:
-                    yield _point(step, losses, functools.partial(evaluate, state.params, state.statistics), task, state)
+                    yield _point(step, losses, programs, task, state)
                     losses = []
                 if step < settings.steps:
-                    (loss, statistics), grads = gradient(state.params, state.statistics, next(batches))
+                    state, loss = programs.step(state, next(batches))
                     losses.append(loss)
-                    params, optimizer = update(state.params, state.optimizer, grads)
-                    state = State(params, optimizer, statistics)
 
         return run
 
     return of_cell
 
 
-def _point(step: int, losses: list[jax.Array], evaluate: Callable[[Batch], Any], task: Task, state: State) -> Point:
+def _point(step: int, losses: list[jax.Array], programs: Programs, task: Task, state: State) -> Point:
     """Evaluates a run; FloatingPointError if it has diverged."""
     training_loss = float(np.mean([float(loss) for loss in losses])) if losses else math.nan
-    sums = [jax.device_get(evaluate(batch)) for batch in task.test()]
+    sums = [jax.device_get(programs.evaluate(state.params, state.statistics, batch)) for batch in task.test()]
     loss, right, count = (sum(float(of_batch[name]) for of_batch in sums) for name in ("loss", "right", "count"))
     if not math.isfinite(loss) or (losses and not math.isfinite(training_loss)):
         raise FloatingPointError(
             f"the loss after step {step} is {loss} in all on test data, {training_loss} in training"
         )
-    return Point(
-        step, training_loss, loss / count, right / count, measured_sparsity(state.params, state.optimizer), state
-    )
+    zeros = measured_sparsity(state.params, state.optimizer)
+    return Point(step, training_loss, loss / count, right / count, zeros, state, programs)
 
 
 def measured_sparsity(params: PyTree, optimizer: PyTree) -> float:

@@ -45,6 +45,8 @@ def figures(study: Stored) -> dict[str, Figure]:
         drawn["sparsity.png"] = sparsity_figure(study, found, colours)
     if found and study.layout.traffic:
         drawn["bytes.png"] = bytes_figure(study, found, colours)
+    if found and study.layout.costs:
+        drawn["costs.png"] = costs_figure(study, found, colours)
     if study.layers:
         drawn["layers.png"] = layers_figure(study, colours)
         drawn["churn.png"] = churn_figure(study, colours)
@@ -121,6 +123,26 @@ def sparsity_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[st
         else:
             _draw_side_by_side(axes, [(o.cell.label, o.values(measure)) for o in of_group], colours)
         axes.set_ylabel(measure.label)
+    legend(figure, axes_of)
+    return figure
+
+
+def costs_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, str]) -> Figure:
+    """The first score at the end against what runs take, a panel for each cost; a line joins sparsities of a name."""
+    layout, score = study.layout, study.layout.scores[0]
+    figure, axes_of = panels([""] * len(layout.costs), f"{layout.title}, against what it takes")
+    for axes, cost in zip(axes_of, layout.costs, strict=True):
+        for name in dict.fromkeys(outcome.cell.label for outcome in found):
+            shown = [o for o in found if o.cell.label == name and o.values(cost) and o.values(score)]
+            at = [statistics.fmean(outcome.values(cost)) for outcome in shown]
+            levels = [_level(outcome.values(score)) for outcome in shown]
+            if shown:
+                middles, deviations = zip(*levels, strict=True)
+                axes.errorbar(at, middles, deviations, fmt="o-", color=colours[name], label=name, **POINTS)
+        name_deviation(axes)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(cost.label)
+        axes.set_ylabel(score.label)
     legend(figure, axes_of)
     return figure
 

@@ -1,0 +1,1 @@
+"""What channels are worth once they leave: quality against measured time and bytes."""

@@ -1,0 +1,60 @@
+"""Channels that leave, and networks that are narrow from the start, end to end at a size that learns little."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.channels.__main__ import run
+from experiments.channels.settings import ChannelSettings
+from experiments.channels.studies import CELLS, GROUPS, NARROW, STUDIES
+from experiments.harness.csv_files import read_lines
+from experiments.harness.tables.stored import read_study
+from experiments.registry import LAYOUTS
+from experiments.vision.task import narrow_model
+
+TINY = [
+    "--data=digits",
+    "--model=resnet8",
+    "--width=4",
+    "--image-size=8",
+    "--steps=8",
+    "--changes=2",
+    "--batch-size=16",
+]
+
+
+def test_shrunk_and_narrow_networks_are_trained_timed_and_weighed(tmp_path: Path) -> None:
+    flags = [*TINY, "--evaluations=1", "--sparsities", "0.5", "--only", GROUPS, NARROW, "--seed=0"]
+    assert run(["resnet", *flags, f"--output={tmp_path}", "--name=x"]) == 0
+    study = read_study(tmp_path / "x", LAYOUTS)
+    shrunk, narrow = (row for row in study.rows if row.is_last)
+    assert (shrunk.cell, shrunk.target, narrow.cell, narrow.target) == (GROUPS, 0.5, NARROW, 0.5)
+    assert shrunk.kept == pytest.approx(narrow.kept, abs=0.05)
+    assert 0.2 < narrow.kept < 0.35
+    assert shrunk.kilobytes == pytest.approx(narrow.kilobytes, rel=0.02)
+    assert all(0 < share < 3 for share in (shrunk.cpu_share, narrow.cpu_share, shrunk.wall_share))
+    assert {"costs.png", "curves.png", "results.md"} <= {file.name for file in (tmp_path / "x").iterdir()}
+    assert "cpu time of a step, of dense's" in (tmp_path / "x" / "results.md").read_text()
+    assert [line["target"] for line in read_lines(tmp_path / "x" / "timing.csv")] == ["0.5", "0.5"]
+
+
+def test_every_cell_stands_at_every_sparsity_that_it_can_have() -> None:
+    for name, question in STUDIES.items():
+        for preset in question.presets.values():
+            settings = ChannelSettings(name="x", **preset)
+            cells = settings.plan_of(settings.chosen(question.variants(settings)), "", lambda cell: None).cells
+            assert len(cells) == 1 + 3 * (len(CELLS) - 2) + 1, name
+    with pytest.raises(ValueError, match="--sparsities must be between 0 and 1"):
+        ChannelSettings(name="x", sparsities=(1.0,))
+
+
+def test_a_narrow_model_has_the_shapes_of_what_is_left_of_a_wide_one() -> None:
+    images = np.zeros((1, 8, 8, 1), np.float32)
+    model = narrow_model("vit_small", 16, 5, 0.5)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    assert params["block0"]["attention"]["value"]["kernel"].value.shape == (64, 2 * 8)
+    assert params["block0"]["mlp_in"]["kernel"].value.shape == (64, 64)
+    with pytest.raises(ValueError, match="there is no narrow resnet50"):
+        narrow_model("resnet50", 16, 5, 0.5)
