@@ -19,4 +19,4 @@ def run_on_eight_devices(script: str, folder: Path) -> Path:
 def collectives(program: str) -> str:
     """Kind and shape of everything that devices exchange in a compiled program, a line each."""
     said = re.findall(r"= (.+?) (all-[\w-]+|reduce-scatter|collective-[\w-]+)\(", program)
-    return "\n".join(sorted({f"{kind} {shape}" for shape, kind in said}))
+    return "\n".join(sorted({f"{operation} {shape}" for shape, operation in said}))

@@ -81,8 +81,8 @@ def placement(start: Start, specs_of: Callable, mesh: Mesh) -> Any:
     shapes = jax.eval_shape(start)
     specs = jax.tree.leaves(specs_of(shapes), is_leaf=lambda node: isinstance(node, PartitionSpec))
     leaves, treedef = jax.tree.flatten(shapes)
-    own = [spec if leaf.ndim else PartitionSpec() for leaf, spec in zip(leaves, specs, strict=True)]
-    return treedef.unflatten([NamedSharding(mesh, spec) for spec in own])
+    replicated = [spec if leaf.ndim else PartitionSpec() for leaf, spec in zip(leaves, specs, strict=True)]
+    return treedef.unflatten([NamedSharding(mesh, spec) for spec in replicated])
 
 
 def train(start: Callable, apply: Apply, images: Any, **shardings: Any) -> Any:
@@ -129,10 +129,10 @@ def test_a_sharded_model_has_the_masks_of_one_device(name: str, folder: Path) ->
         params, state = train(start, apply, IMAGES)
     seen = list(np.load(folder / f"{name}.npz").values())
     expected = [*jax.tree.leaves(params), *(masks := jax.tree.leaves(state.masks))]
-    for one, other in zip(seen, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-    for one, other in zip(seen[-len(masks) :], masks, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for leaf, wanted in zip(seen, expected, strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-3, atol=1e-5)
+    for leaf, mask in zip(seen[-len(masks) :], masks, strict=True):
+        np.testing.assert_array_equal(leaf, mask)
     summary = core.summarize_sparsity(core.unpack_masks(params, state.masks))
     assert float(summary["_total_sparsity"]) == 0.75
 

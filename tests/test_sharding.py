@@ -115,8 +115,8 @@ def trained(name: str, params: Any, grads: Any) -> Any:
     return run(name, params, grads)[0]
 
 
-def mesh_of(shape: tuple[int, int], kind: AxisType = AxisType.Auto) -> Mesh:
-    return jax.make_mesh(shape, ("x", "y"), axis_types=(kind, kind))
+def mesh_of(shape: tuple[int, int], axis_type: AxisType = AxisType.Auto) -> Mesh:
+    return jax.make_mesh(shape, ("x", "y"), axis_types=(axis_type, axis_type))
 
 
 def placed(mesh: Mesh) -> list[Any]:
@@ -201,31 +201,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def on_one_device(name: str) -> Any:
+def on_single_device(name: str) -> Any:
     return quick_jit(functools.partial(run, name))(parameters(0), parameters(1))
 
 
 def assert_same_bits(path: Path, expected: Any) -> None:
-    for one, other in zip(np.load(path).values(), jax.tree.leaves(expected), strict=True):
-        assert one.tobytes() == np.asarray(other).tobytes(), path.name
+    for leaf, wanted in zip(np.load(path).values(), jax.tree.leaves(expected), strict=True):
+        assert leaf.tobytes() == np.asarray(wanted).tobytes(), path.name
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_eight_devices_give_the_bits_of_one(name: str, folder: Path) -> None:
-    assert_same_bits(folder / f"{name}.npz", on_one_device(name))
+    assert_same_bits(folder / f"{name}.npz", on_single_device(name))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_devices_exchange_counts_but_no_parameters_or_scores(name: str, folder: Path) -> None:
     for line in (folder / f"{name}.txt").read_text().splitlines():
-        kind, shapes = line.split(" ", 1)
-        assert kind == "all-reduce", name
+        operation, shapes = line.split(" ", 1)
+        assert operation == "all-reduce", name
         for shape in re.findall(r"\w+\[[\d,]*\]", shapes):
             assert re.fullmatch(SAID + SAID_OF.get(name, ""), shape), line
 
 
 def test_a_checkpoint_goes_on_on_other_meshes(folder: Path) -> None:
-    half = on_one_device("rigl and ste")
+    half = on_single_device("rigl and ste")
     with ocp.StandardCheckpointer() as checkpoints:
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), half)
         restored = checkpoints.restore(folder / "half", like)
@@ -239,7 +239,7 @@ def test_a_checkpoint_goes_on_on_other_meshes(folder: Path) -> None:
 
 def test_explicit_axes_work_or_say_what_to_do(folder: Path) -> None:
     for name in ("whole", "automatic"):
-        assert_same_bits(folder / f"{name}.npz", on_one_device("magnitude"))
+        assert_same_bits(folder / f"{name}.npz", on_single_device("magnitude"))
     message = (folder / "refused.txt").read_text()
     assert re.match(r"parameter 'a' is sharded as P.*'x', 'y'.* over explicit axes of its mesh", message)
     assert "axis_types=(jax.sharding.AxisType.Auto,) * n" in message

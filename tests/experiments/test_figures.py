@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 def test_neighbours_differ_in_style() -> None:
     colours = dict.fromkeys(["dense", "a", "b", "c", "d", "e"], "#000000")
     styles = [style_of(name, colours) for name in colours]
-    assert all(one != other for one, other in itertools.pairwise(styles))
+    assert all(style != next_style for style, next_style in itertools.pairwise(styles))
 
 
 def test_panels_of_bytes_say_which_way_and_curves_show_their_ends() -> None:

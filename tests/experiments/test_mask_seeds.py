@@ -54,4 +54,4 @@ def test_seeds_have_masks_of_their_own_and_repeat(start: Callable[[int], Any]) -
         for seed in (0, 1, 2, 0)
     ]
     assert masks[0] == masks[3]
-    assert all(one != other for one, other in itertools.pairwise(masks))
+    assert all(mask != next_mask for mask, next_mask in itertools.pairwise(masks))

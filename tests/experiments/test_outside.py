@@ -64,12 +64,12 @@ def test_an_error_of_the_system_keeps_the_run_and_its_checkpoints(error: Excepti
         (recorder.scratch / "checkpoint").touch()
         raise error
 
-    own = folder / "runs/a/seed-0"
+    run_folder = folder / "runs/a/seed-0"
     with pytest.raises(type(error)):
         execute(folder, STUDY.layout, [Run(A, 0)], train, {}, ())
-    assert not has_ended(own)
-    assert (own / "training" / "checkpoint").exists()
-    assert [line["failure"] for line in read_lines(own / "results.csv")] == [""]
+    assert not has_ended(run_folder)
+    assert (run_folder / "training" / "checkpoint").exists()
+    assert [line["failure"] for line in read_lines(run_folder / "results.csv")] == [""]
 
 
 def test_an_error_of_the_run_itself_is_its_result(folder: Path) -> None:

@@ -169,23 +169,25 @@ def test_layers_are_those_of_masks_counted_by_hand(storage: bool | str, tmp_path
     for step, (params, state) in enumerate(trained("rigl", storage)):
         masks = core.unpack_masks(params, core.find_sparse_state(state).masks)
         for name, mask in (("a/w", masks["a"]["w"]), ("c", masks["c"])):
-            own = [bool(bit) for bit in np.asarray(mask).ravel()]
-            changed = sum(x != y for x, y in zip(own, before[name], strict=True)) if step else ""
-            expected.append(("good", "0", str(step), name, str(len(own)), str(sum(own)), str(changed)))
-            before[name] = own
-            assert 1 - sum(own) / len(own) == pytest.approx(float(core.summarize_sparsity({name: mask})[name]))
+            bits = [bool(bit) for bit in np.asarray(mask).ravel()]
+            changed = sum(x != y for x, y in zip(bits, before[name], strict=True)) if step else ""
+            expected.append(("good", "0", str(step), name, str(len(bits)), str(sum(bits)), str(changed)))
+            before[name] = bits
+            assert 1 - sum(bits) / len(bits) == pytest.approx(float(core.summarize_sparsity({name: mask})[name]))
     assert [tuple(line.values()) for line in rows.read_lines(recorder.folder / "layers.csv")] == expected
     assert any(int(line[-1] or 0) for line in expected), "some of it moves"
 
 
 def test_masks_of_several_seeds_are_those_of_each() -> None:
-    (one, first), (other, second) = trained("rigl", True)[0], trained("rigl", True)[3]
-    stacked = jax.tree.map(lambda x, y: jnp.stack([jnp.asarray(x), jnp.asarray(y)]), (one, first), (other, second))
+    (params, first), (other_params, second) = trained("rigl", True)[0], trained("rigl", True)[3]
+    stacked = jax.tree.map(
+        lambda x, y: jnp.stack([jnp.asarray(x), jnp.asarray(y)]), (params, first), (other_params, second)
+    )
     together = masks_of_seeds(*stacked)
-    for own, (params, state) in zip(together, ((one, first), (other, second)), strict=True):
-        assert list(lines(own, masks_of(params, state))) == list(lines(own, own))
-    dense = core.NoPruning().wrap_optax(optax.sgd(0.1)).init(one)
-    assert masks_of(one, dense) == {}
+    for masks, (of_seed, state) in zip(together, ((params, first), (other_params, second)), strict=True):
+        assert list(lines(masks, masks_of(of_seed, state))) == list(lines(masks, masks))
+    dense = core.NoPruning().wrap_optax(optax.sgd(0.1)).init(params)
+    assert masks_of(params, dense) == {}
 
 
 def test_a_run_goes_on_from_what_it_saved(tmp_path: Path) -> None:

@@ -77,14 +77,14 @@ def test_means_and_sample_deviations_are_those_of_the_file(
     column: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    last = {(*(line[own] for own in cell), line["seed"]): line for line in csv_lines(RESULTS / name)}
+    last = {(*(line[column_name] for column_name in cell), line["seed"]): line for line in csv_lines(RESULTS / name)}
     values = defaultdict(list)
     for key, line in last.items():
         values[key[:-1]].append(factor * float(line[field]))
     assert main([str(RESULTS / name)]) == 0
     lines = cells_of(capsys.readouterr().out)[2:]
-    for (own, seeds), line in zip(values.items(), lines, strict=False):
-        assert line[0] == own[0].replace("no_prune", "dense")
+    for (key, seeds), line in zip(values.items(), lines, strict=False):
+        assert line[0] == key[0].replace("no_prune", "dense")
         mean, deviation = sum(seeds) / len(seeds), statistics.stdev(seeds)
         assert line[column] == f"{mean:.2f} ± {deviation:.2f}"
         assert str(len(seeds)) in line
@@ -113,8 +113,8 @@ def test_a_missing_seed_is_refused_by_name(is_cut: bool, tmp_path: Path, capsys:
         (folder / "results.csv").write_bytes(whole[:-20])
         reason = "static_sparse at 80 %, seed 2: only up to step 525"
     else:
-        own = [line for line in csv_lines(folder) if (line["cell"], line["seed"]) != ("magnitude", "1")]
-        write_lines(folder, own)
+        left = [line for line in csv_lines(folder) if (line["cell"], line["seed"]) != ("magnitude", "1")]
+        write_lines(folder, left)
         reason = "magnitude at 80 %, seed 1: no row"
     assert main([str(RESULTS / "fed_growth"), str(folder), "--write"]) == 1
     told = capsys.readouterr()
@@ -176,11 +176,11 @@ def split_games(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(tmp_path: Path) -> None:
     first, second = split_games(tmp_path)
-    before = {path: path.read_bytes() for own in (first, second) for path in own.iterdir()}
+    before = {path: path.read_bytes() for folder in (first, second) for path in folder.iterdir()}
     for _ in range(2):  # it is derived, and may be written again
         assert main([str(first), str(second), "--into", str(tmp_path / "joint")]) == 0
     assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == ["curves.png", "results.md", "sparsity.png"]
-    assert {path: path.read_bytes() for own in (first, second) for path in own.iterdir()} == before
+    assert {path: path.read_bytes() for folder in (first, second) for path in folder.iterdir()} == before
     text = (tmp_path / "joint" / "results.md").read_text()
     assert "- MinAtar's Breakout, Freeway instead of Atari's MsPacman" in text
     lines = cells_of(text[text.index("## Relative") : text.index("### Probability")])
@@ -290,9 +290,12 @@ def test_colours_of_algorithms_can_be_told_apart(sight: str) -> None:
 
 
 def test_an_algorithm_has_its_colour_in_every_study_and_no_cell_another_ones() -> None:
-    one, other = colours_of(["set", "rigl", "2:4"]), colours_of(["dense", "rigl:topk", "rigl", "2:4"])
-    assert (one["rigl"], one["set"]) == (other["rigl"], COLOURS["set"])
-    for colours in (one, other):
+    colours_of_first, colours_of_second = (
+        colours_of(["set", "rigl", "2:4"]),
+        colours_of(["dense", "rigl:topk", "rigl", "2:4"]),
+    )
+    assert (colours_of_first["rigl"], colours_of_first["set"]) == (colours_of_second["rigl"], COLOURS["set"])
+    for colours in (colours_of_first, colours_of_second):
         assert len(set(colours.values())) == len(colours)
     many = colours_of([f"cell {i}" for i in range(25)])
     assert len(set(many.values())) == len(PALETTE)
