@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     """A study beside the published row that it is about.
 
     Attributes:
-        folder: Of the study, in `results`.
+        folder: Folder of the study, in `results`.
         published: The paper's numbers.
         ours: What ours is called where rows are short.
         theirs: The same of the published row.

@@ -58,8 +58,10 @@ def parser() -> argparse.ArgumentParser:
         " and sparsities share a table. Failed seeds are shown; a study of which seeds are missing gets no table.",
         allow_abbrev=False,
     )
-    made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="what a study left behind")
-    made.add_argument("--write", action="store_true", help="also renew results.md and the pictures in each folder")
+    made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a finished study")
+    made.add_argument(
+        "--write", action="store_true", help="also write results.md and the pictures in each folder again"
+    )
     made.add_argument(
         "--into", type=Path, metavar="FOLDER", help="also write the table that all share, and its pictures, to a folder"
     )

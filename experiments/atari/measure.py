@@ -38,7 +38,7 @@ def measure(config: AtariSettings, batch: Sequence[Cell]) -> list[Part]:
     takes more after it. In training, emulators work while the device does.
 
     Args:
-        config: Of the study; `measure` is the seconds for each part.
+        config: Settings of the study; `measure` is the seconds for each part.
         batch: Cells of one game.
     """
     loop, runs = config.loop, len(batch) * len(config.seeds)
@@ -63,9 +63,9 @@ def table(config: AtariSettings, batches: Sequence[Sequence[Cell]], parts: Seque
     """The parts, and how long the study will take.
 
     Args:
-        config: Of the study.
+        config: Settings of the study.
         batches: All of them.
-        parts: Of an iteration of the first.
+        parts: Parts of an iteration of the first.
     """
     lines = [
         (part.name, f"{1e3 * part.seconds:.3f}", f"{part.of[0] / max(part.seconds, 1e-9):,.0f} {part.of[1]}")

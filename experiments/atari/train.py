@@ -36,7 +36,7 @@ def environments(config: AtariSettings, game: str, skipped: int = 0) -> Callable
     """What makes the environments of a run.
 
     Args:
-        config: Of the study.
+        config: Settings of the study.
         game: Which.
         skipped: First slots of the run that are left to others.
     """

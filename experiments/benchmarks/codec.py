@@ -139,7 +139,9 @@ def measure(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sparsities", nargs="+", type=float, default=(0.8, 0.9, 0.95, 0.98), help="in [0, 1)")
+    parser.add_argument(
+        "--sparsities", nargs="+", type=float, default=(0.8, 0.9, 0.95, 0.98), help="sparsities in [0, 1)"
+    )
     parser.add_argument("--rounds", type=int, default=21, help="counted rounds, at least 3")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(0)

@@ -161,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables; with --out also writes them and a plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = ((512, 512), (2048, 2048), (4096, 1024))
-    parser.add_argument("--shapes", nargs="+", type=_shape, default=shapes, metavar="INxOUT", help="kernels")
+    parser.add_argument(
+        "--shapes", nargs="+", type=_shape, default=shapes, metavar="INxOUT", help="shapes of the kernels"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 64), help="rows of the inputs")
     sparsities = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
     parser.add_argument("--sparsities", nargs="+", type=float, default=sparsities, help="fractions of zeros in [0, 1)")

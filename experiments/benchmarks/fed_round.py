@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds")
-    parser.add_argument("--clients", type=int, default=10, help="clients a round")
+    parser.add_argument("--clients", type=int, default=10, help="clients of a round")
     parser.add_argument("--images", type=int, default=200, help="images of the mean client")
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--group-size", type=int, default=5, help="clients that the vmap backend runs at once")

@@ -142,10 +142,10 @@ def _simulated(nodes: int, rounds: int, cores: float) -> dict[str, Any]:
 def main() -> None:
     """Prints what the run took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=1000, help="virtual clients")
+    parser.add_argument("--nodes", type=int, default=1000, help="number of simulated clients")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; every client trains in each")
     parser.add_argument("--engine", choices=("ray", "process"), default="ray", help="what plays the clients")
-    parser.add_argument("--cores", type=float, default=1.0, help="cores of a client under Ray")
+    parser.add_argument("--cores", type=float, default=1.0, help="CPU cores of a client under Ray")
     options = parser.parse_args()
     started = time.perf_counter()
     with PeakMemory() as memory:

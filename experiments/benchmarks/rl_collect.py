@@ -93,9 +93,9 @@ def measure(num_envs: int, num_halves: int, rounds: int, steps: dict[str, int]) 
     """A row per phase: what is measured, agent steps per cpu-second of both, ratio.
 
     Args:
-        num_envs: Of our side; Dopamine has one.
+        num_envs: Environments of our side; Dopamine has one.
         num_halves: Groups of them that take turns.
-        rounds: Of which medians are taken.
+        rounds: Rounds of which medians are taken.
         steps: Agent steps of a round, by phase.
     """
     rows = []
@@ -114,10 +114,15 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", type=int, default=8, help="environments of our side, a multiple of 8")
-    parser.add_argument("--halves", type=int, default=1, help="of them; 2 are worth it where the device is no CPU")
-    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken")
-    parser.add_argument("--collect", type=int, default=800, help="agent steps a round without learning")
-    parser.add_argument("--train", type=int, default=64, help="agent steps a round with learning")
+    parser.add_argument(
+        "--halves",
+        type=int,
+        default=1,
+        help="parts of the environments that take turns; 2 are faster unless the device is a CPU",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of which medians are taken")
+    parser.add_argument("--collect", type=int, default=800, help="agent steps of a round without learning")
+    parser.add_argument("--train", type=int, default=64, help="agent steps of a round with learning")
     options = parser.parse_args()
     steps = {"collect": options.collect, "train": options.train}
     rows = measure(options.envs, options.halves, options.rounds, steps)

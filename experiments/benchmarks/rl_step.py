@@ -85,7 +85,7 @@ def main() -> None:
     """Prints a table per network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="counted rounds; one step of each agent a round")
-    parser.add_argument("--networks", nargs="+", default=list(_networks()), help="of the networks in the table")
+    parser.add_argument("--networks", nargs="+", default=list(_networks()), help="networks to time")
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, help="names known to the core")
     options = parser.parse_args()
     print(f"{jax.default_backend()}, jax {jax.__version__}; {options.rounds} rounds\n")

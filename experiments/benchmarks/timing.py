@@ -41,7 +41,7 @@ def interleave(
         contestants: Functions without arguments that return arrays.
         baseline: Name of the contestant that is 1.
         rounds: Counted rounds, at least 3.
-        seed: Of the order.
+        seed: Seed of the order.
         warm: Calls of each before counting.
 
     Returns:

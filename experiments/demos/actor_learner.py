@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
         dense_bytes: What it would have sent as full copies: one for each payload.
         versions: How many it published.
         staleness: Optimizer steps that each batch was behind.
-        returns: Of finished episodes, in the order of their arrival.
+        returns: Returns of finished episodes, in the order of their arrival.
     """
 
     traffic: rl.Traffic
@@ -56,10 +56,15 @@ class Outcome(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a row for each training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--actors", type=int, default=2, help="acting processes")
-    parser.add_argument("--batches", type=int, default=600, help=f"of {ENVIRONMENTS * STEPS} environment steps")
-    parser.add_argument("--sparsities", nargs="+", type=float, default=(0.0, 0.9), help="0: dense")
-    parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"), help="in which weights travel")
+    parser.add_argument("--actors", type=int, default=2, help="number of acting processes")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=600,
+        help=f"batches to learn from, of {ENVIRONMENTS * STEPS} environment steps each",
+    )
+    parser.add_argument("--sparsities", nargs="+", type=float, default=(0.0, 0.9), help="target sparsities; 0 is dense")
+    parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"), help="dtypes in which weights travel")
     options = parser.parse_args(arguments)
     rows = []
     for sparsity in options.sparsities:

@@ -37,10 +37,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--seeds", type=int, default=10, help="trained at once")
-    made.add_argument("--key", type=int, default=0, help="from which all seeds are split")
+    made.add_argument("--seeds", type=int, default=10, help="number of seeds that are trained at once")
+    made.add_argument("--key", type=int, default=0, help="number of the key from which all seeds are split")
     made.add_argument("--steps", type=int, default=STEPS, help="environment steps of each seed")
-    made.add_argument("--rounds", type=int, default=21, help="of which the ratio is the median")
+    made.add_argument("--rounds", type=int, default=21, help="rounds of which the ratio is the median")
     return made
 
 
@@ -62,8 +62,8 @@ def pace(seeds: int, rounds: int, iterations: int = 250) -> tuple[str, ...]:
 
     Args:
         seeds: Trained at once.
-        rounds: Of which medians are taken.
-        iterations: Of a stretch.
+        rounds: Rounds of which medians are taken.
+        iterations: Iterations of a stretch.
     """
     once = pruned(every=NEVER_AGAIN, start=0, end=0)  # before the first stretch that counts
     sides = [_stretch(trainer(updater), seeds, iterations) for updater in (DENSE, once)]

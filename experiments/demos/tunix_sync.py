@@ -75,8 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         RuntimeError: If the other process wrote anything else than this one.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="of the optimizer, and versions of the weights")
-    parser.add_argument("--learning-rates", nargs="+", type=float, default=(1e-6, 1e-5, 1e-3), help="of Adam")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="optimizer steps, each of which makes a version of the weights"
+    )
+    parser.add_argument(
+        "--learning-rates", nargs="+", type=float, default=(1e-6, 1e-5, 1e-3), help="learning rates of Adam"
+    )
     options = parser.parse_args(arguments)
     rows = [(f"{rate:.0e}", *train(rate, options.steps)) for rate in options.learning_rates]
     print(markdown_table(("learning rate", "sevens", "bytes of a delta", "/ dense", "snapshots", "same texts"), rows))

@@ -81,26 +81,28 @@ class FederatedSettings(GridSettings):
         choices=tuple(PRESETS),
         default="digits",
     )
-    data_dir: str | None = flag("of idx: folder of its four files, compressed by gzip or not", default=None)
+    data_dir: str | None = flag("folder of the four files of idx, compressed by gzip or not", default=None)
     partition: str = flag(
-        "of idx, how images are dealt to clients: by shares of every class that a Dirichlet distribution draws, or in"
-        " shards of few classes",
+        "how the images of idx are dealt to clients: by shares of every class that a Dirichlet distribution draws, or"
+        " in shards of few classes",
         choices=("dirichlet", "shards"),
         default="dirichlet",
     )
     alpha: float = flag(
-        "of the Dirichlet distribution, above 0; small ones leave clients few classes", float, default=0.3
+        "concentration of the Dirichlet distribution, above 0; a small one leaves clients few classes",
+        float,
+        default=0.3,
     )
-    shards: int = flag("of each client, 1 or more", int, default=2)
+    shards: int = flag("shards of each client, 1 or more", int, default=2)
     cache_dir: str | None = flag("folder of EMNIST's two sqlite files", default=None, shown="~/.cache/fedjax")
-    only_digits: bool = flag("of EMNIST and strokes, only the 10 digit classes", bool, default=False)
+    only_digits: bool = flag("only the 10 digit classes of EMNIST and strokes", bool, default=False)
     num_writers: int | None = _by_dataset(
-        "num_writers", "of strokes, 1 to 10000, and clients of idx; the other data sets have their own", int
+        "num_writers", "writers of strokes, 1 to 10000, or clients of idx; the other data sets come with theirs", int
     )
     model: str = _by_dataset("model", "dense: 784-200-200, conv: FedJAX's EMNIST network", choices=("dense", "conv"))
     algorithms: tuple[str, ...] = flag(
-        f"of: {', '.join(core.all_algorithm_names())}; those that grow weights by gradients may be told how clients"
-        f" say them, as in rigl:dense, of: {', '.join(growth.PROTOCOLS)}",
+        f"algorithms to train, of: {', '.join(core.all_algorithm_names())}; behind those that grow weights by gradients"
+        f" may stand how clients send them, as in rigl:dense, of: {', '.join(growth.PROTOCOLS)}",
         nargs="+",
         default=(DENSE, *ALGORITHMS),
     )
@@ -118,7 +120,9 @@ class FederatedSettings(GridSettings):
     clients_per_round: int = _by_dataset("clients_per_round", "writers drawn per round, 1 up to all there are", int)
     batch_size: int = flag("images per client step, 1 or more", int, default=32)
     local_epochs: int = flag("passes of a client over its images per round, 1 or more", int, default=1)
-    client_learning_rate: float = _by_dataset("client_learning_rate", "of the clients' SGD, above 0", float)
+    client_learning_rate: float = _by_dataset(
+        "client_learning_rate", "learning rate of the clients' SGD, above 0", float
+    )
     server_learning_rate: float = _by_dataset(
         "server_learning_rate", "of the server's Adam in the first round, above 0", float
     )
@@ -127,12 +131,12 @@ class FederatedSettings(GridSettings):
         "the server's learning rate stays constant, or falls to 0 in the last round as a cosine",
         choices=("constant", "cosine"),
     )
-    server_epsilon: float = flag("of the server's Adam, above 0", float, default=1e-4)
+    server_epsilon: float = flag("epsilon of the server's Adam, above 0", float, default=1e-4)
     update_start: int = flag(
-        "round from which masks change, counted from 0", int, default=None, shown="a quarter of the rounds"
+        "round of the first mask update, counted from 0", int, default=None, shown="a quarter of the rounds"
     )
     update_end: int = flag(
-        "round of the last mask change, counted from 0", int, default=None, shown="three quarters of the rounds"
+        "round of the last mask update, counted from 0", int, default=None, shown="three quarters of the rounds"
     )
     update_every: int = _by_dataset("update_every", "rounds from one mask change to the next, 1 or more", int)
     clients: str = flag(

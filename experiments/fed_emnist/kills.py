@@ -27,7 +27,7 @@ def survive(output: Path, kills: int, seed: int, study: Sequence[str] = STUDY) -
     Args:
         output: Folder for the studies.
         kills: How many processes are killed.
-        seed: Of the moments, which are uniform over the time that the study takes undisturbed.
+        seed: Seed of the moments, which are uniform over the time that the study takes undisturbed.
         study: Flags of the study.
 
     Yields:
@@ -114,7 +114,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.fed_emnist.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="how many processes are killed (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the moments at which processes are killed (default: 0)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as output:
         for line in survive(Path(output), options.kills, options.seed):

@@ -126,7 +126,7 @@ def parameter_bytes(settings: Settings, classes: int | None = None) -> int:
     """Bytes of all parameters in float32.
 
     Args:
-        settings: Of a study.
+        settings: Settings of a study.
         classes: Outputs of the network; None for those of the data sets that have their own.
 
     Example:

@@ -72,7 +72,7 @@ def train_run(
 
     Args:
         config: Settings of the federated study.
-        run: Of that study; its seed is that of the recorder.
+        run: Run of that study; its seed is that of the recorder.
         recorder: Gets a row for every evaluation.
         numbers: From an evaluation, the state and all bytes so far to the numbers of its row.
         aggregation: How updates become one.

@@ -19,8 +19,8 @@ def federated(settings: VariantSettings, algorithm: str, given: Mapping[str, Any
     """The federated study's settings of a cell, which is its only one.
 
     Args:
-        settings: Of the study with names.
-        algorithm: Of the cell.
+        settings: Settings of the study.
+        algorithm: Algorithm of the cell.
         given: Other settings of the federated study.
 
     Raises:
@@ -46,7 +46,7 @@ def record_training(config: FederatedSettings, recorder: Recorder, aggregation: 
 
     Args:
         config: As of `federated`.
-        recorder: Of the run; it knows the seed.
+        recorder: Recorder of the run; it knows the seed.
         aggregation: How updates become one.
     """
 

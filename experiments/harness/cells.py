@@ -12,7 +12,7 @@ class Cell(NamedTuple):
 
     Attributes:
         group: What its numbers are compared within, such as a game; empty if there is one group only.
-        name: Of the algorithm, or whatever else the cells differ in.
+        name: Name of the algorithm, or of whatever else the cells differ in.
         sparsity: Target fraction of zeros; None if the cell has none.
         width: Factor on the channels of the network.
     """
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
     Attributes:
         cell: What it shares with the other seeds.
-        seed: Of everything in it.
+        seed: Seed of everything that is random in the run.
     """
 
     cell: Cell

@@ -83,8 +83,8 @@ def lines(masks: Masks, before: Masks | None) -> Iterator[dict[str, Any]]:
     """Lines of `layers.csv`, a layer each.
 
     Args:
-        masks: Of an evaluation.
-        before: Of the one before it; None if it is the first.
+        masks: Masks at an evaluation.
+        before: Masks at the evaluation before; None if there is none.
 
     Yields:
         `layer`, its path; `size`, its entries; `kept`, those in its mask; `changed`, those that were kept and are not,

@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 
     Attributes:
         label: For readers, with its unit.
-        field: Of the rows.
+        field: Field of the rows.
         factor: By which it is multiplied for readers.
     """
 
@@ -86,12 +86,12 @@ class Layout:
     """What the rows of a study are, and how they are read.
 
     Attributes:
-        title: Of the report.
+        title: Title of the report.
         about: What was trained, in sentences.
         cell: Columns that name the cell of a row, and by each the attribute of `Cell` that it is.
         numbers: Columns of what was measured, and the type of each.
-        cells: Of a study of an older version, whose record does not list them; None for those of its rows.
-        seeds: Of every cell.
+        cells: Cells of the study; None for those of its rows, as in an older study, whose record does not list them.
+        seeds: Seeds of every cell.
         step: Column that counts steps.
         step_label: What a step is.
         is_last: Whether a row says how its run ended.
@@ -178,7 +178,7 @@ def differences(settings: Settings, paper: Mapping[str, tuple[Any, str]]) -> lis
     """A sentence for every setting that is not the paper's.
 
     Args:
-        settings: Of a study, by name.
+        settings: Settings of a study, by name.
         paper: By name the paper's value and what it is; None if the paper does without.
 
     Example:
@@ -219,7 +219,7 @@ def layout_of(record: Record, layouts: Layouts) -> Layout:
 
     Args:
         record: What its `config.json` holds.
-        layouts: Of all studies.
+        layouts: Layouts of all studies.
 
     Raises:
         ValueError: the study is not known, or the record does not say what its studies say.

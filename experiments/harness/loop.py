@@ -44,7 +44,7 @@ def run(study: Study, plan: Plan, folder: Path, command: str) -> int:
     Args:
         study: Its row in the registry.
         plan: What to train.
-        folder: Of the study.
+        folder: Folder of the study.
         command: What was typed now, for the folders of runs.
 
     Returns:

@@ -76,12 +76,12 @@ class Recorder:
     Attributes:
         run: The run.
         folder: Its folder; a domain may put files of its own there.
-        rows: Of the run so far.
+        rows: Rows of the run so far.
         reached: Step that it is known to have come to, if that is later than its last row's.
 
     Args:
         study: Folder of the study.
-        layout: Of its rows.
+        layout: Layout of its rows.
         run: Which run.
         record: Command, settings and surroundings of this process.
     """

@@ -20,7 +20,7 @@ def flag(text: str, value_type: type = str, **options: Any) -> Any:
 
     Args:
         text: Help text.
-        value_type: Of its value, or of each of its values.
+        value_type: Type of its value, or of each of its values.
         **options: Its `default`; `shown`, what help calls it; what `ArgumentParser.add_argument` takes. With
             `nargs="+"` the field is a tuple.
     """
@@ -35,7 +35,7 @@ def seeds_flag(number: int) -> Any:
 
 def drop_fraction_flag() -> Any:
     """The field of how much set and rigl exchange."""
-    text = "fraction of the weights that set and rigl exchange at first, 0 to 1; falls to 0 as a cosine"
+    text = "fraction of the weights that set and rigl drop and grow at first, 0 to 1; it falls to 0 as a cosine"
     return flag(text, float, default=0.1)
 
 
@@ -96,7 +96,7 @@ class GridSettings(Settings):
     """
 
     algorithms: tuple[str, ...] = flag(
-        f"of: {', '.join(core.all_algorithm_names())}",
+        f"algorithms to train, of: {', '.join(core.all_algorithm_names())}",
         nargs="+",
         default=(DENSE, "magnitude", "rigl", "set", "static_sparse", "random"),
     )
@@ -106,7 +106,9 @@ class GridSettings(Settings):
         nargs="+",
         default=(0.5, 0.8, 0.9, 0.95, 0.98),
     )
-    distribution: str = flag("of the sparsity over the layers", choices=("erk", "uniform"), default="erk")
+    distribution: str = flag(
+        "how the sparsity is distributed over the layers", choices=("erk", "uniform"), default="erk"
+    )
     drop_fraction: float = drop_fraction_flag()
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ def add_seeds(parser: argparse.ArgumentParser, **options: Any) -> None:
 
     Args:
         parser: Gets them.
-        **options: Of `add_argument`: the `default` and the `help`.
+        **options: Options of `add_argument`: the `default` and the `help`.
     """
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--seeds", type=int, nargs="+", metavar="INT", action=_Seeds, **options)

@@ -18,7 +18,7 @@ def first_plan(cells: Iterable[Cell], updater_and_shapes: Callable[[Cell], tuple
     """How sparse every layer of the first sparse cell gets; nothing if all are dense.
 
     Args:
-        cells: Of the study.
+        cells: Cells of the study.
         updater_and_shapes: From a cell to its updater and the shapes of its parameters.
     """
     for cell in cells:
@@ -31,7 +31,7 @@ class Question(NamedTuple):
     """What a study asks, where settings serve several of them.
 
     Attributes:
-        title: Of the report.
+        title: Title of the report.
         prediction: What was expected before it was run.
         cells: Lines of the table, or a function from settings and the parameters' shapes to them.
         presets: Defaults of settings by the preset's name; the first is the default one.

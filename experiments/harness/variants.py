@@ -57,8 +57,8 @@ def plan_of(
     """A plan of cells that are trained one after the other, seed by seed.
 
     Args:
-        settings: Of the study.
-        names: Of the cells to train.
+        settings: Settings of the study.
+        names: Names of the cells to train.
         about: What is trained, in sentences.
         prepare: From the name of a cell to what trains the run of a recorder; what is compiled there serves all seeds.
         text: To print before, besides.
@@ -91,7 +91,7 @@ def layout(
         record: What its `config.json` holds.
         score: How its score is called and written; what it is of is filled in.
         step: What a step is.
-        questions: Of the study; older records leave title and prediction to them.
+        questions: Questions of the study; older records leave title and prediction to them.
         published: Numbers of a paper.
         deviations: What differs from its setting.
     """

@@ -32,10 +32,10 @@ class MinAtarSettings(AgentSettings):
         ValueError: as `AgentSettings`, or there is no such game.
     """
 
-    games: tuple[str, ...] = flag(f"of: {', '.join(GAMES)}", nargs="+", default=("Breakout",))
+    games: tuple[str, ...] = flag(f"games to play, of: {', '.join(GAMES)}", nargs="+", default=("Breakout",))
     algorithms: tuple[str, ...] = flag(
-        f"of: {', '.join(core.all_algorithm_names())}; behind {', '.join(FROM_THE_START)} may stand :{FAN_IN}, so"
-        " that initial weights are scaled to the inputs that are kept",
+        f"algorithms to train, of: {', '.join(core.all_algorithm_names())}; behind {', '.join(FROM_THE_START)} may"
+        f" stand :{FAN_IN}, so that initial weights are scaled to the inputs that are kept",
         nargs="+",
         default=AgentSettings.algorithms,
     )
@@ -48,7 +48,7 @@ class MinAtarSettings(AgentSettings):
         "factors on the channels and units of the network; each is trained", int, nargs="+", default=(1,)
     )
     exchange: str = flag(
-        "when set and rigl exchange weights: from the first optimizer step on, as in JaxPruner's program, or late,"
+        "when set and rigl drop and grow weights: from the first optimizer step on, as in JaxPruner's program, or late,"
         " while pruners prune",
         choices=("first", "late"),
         default="first",

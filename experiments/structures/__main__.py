@@ -35,10 +35,10 @@ class StructureSettings(VariantSettings):
     """
 
     sparsity: float = flag("target fraction of zeros in all layers but the last, 0 to 1", float, default=0.5)
-    dataset: str = flag("federated: handwriting to train on", choices=datasets.NAMES, default="strokes")
-    rounds: int = flag("federated: rounds of each run", int, default=100)
-    steps: int = flag("rl: environment steps of each seed", int, default=48_000)
-    episodes: int = flag("rl: that each seed plays greedily after training", int, default=100)
+    dataset: str = flag("handwriting to train on, of the federated study", choices=datasets.NAMES, default="strokes")
+    rounds: int = flag("rounds of each run of the federated study", int, default=100)
+    steps: int = flag("environment steps of each seed of the rl study", int, default=48_000)
+    episodes: int = flag("episodes that each seed of the rl study plays greedily after training", int, default=100)
 
     def __post_init__(self) -> None:
         super().__post_init__()

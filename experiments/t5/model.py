@@ -24,11 +24,11 @@ class T5Config:
 
     Attributes:
         vocabulary: Number of tokens.
-        width: Of the residual stream.
-        heads: Of each attention.
+        width: Features of the residual stream.
+        heads: Heads of each attention.
         head_dim: Width of each head.
         mlp_dim: Inner width of each network.
-        layers: Of the encoder, and as many of the decoder.
+        layers: Layers of the encoder, and as many of the decoder.
     """
 
     vocabulary: int

@@ -19,7 +19,7 @@ class Lengths(NamedTuple):
 
     Attributes:
         text: Tokens of a text.
-        noise: Of these, how many are hidden.
+        noise: How many of these are hidden.
         spans: In how many pieces.
         inputs: Tokens that the encoder gets: what is not hidden, a sentinel per span, and the end.
         targets: Tokens to predict: per span its sentinel and what is hidden, and the end.

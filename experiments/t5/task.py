@@ -28,8 +28,8 @@ class T5Settings(SupervisedSettings):
         ValueError: as `SupervisedSettings`.
     """
 
-    data: str = flag("texts as bytes; c4 needs tensorflow_datasets", choices=data.NAMES, default="manual")
-    model: str = flag("T5 1.1 of this size", choices=tuple(SIZES), default="tiny")
+    data: str = flag("texts to train on, as bytes; c4 needs tensorflow_datasets", choices=data.NAMES, default="manual")
+    model: str = flag("size of the T5 1.1", choices=tuple(SIZES), default="tiny")
     length: int = flag("tokens of a text, before spans of it are hidden", int, default=96)
 
 

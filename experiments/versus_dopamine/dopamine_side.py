@@ -22,7 +22,7 @@ def run(task: str, side: str, seed: int, steps: int) -> End:
     Args:
         task: One of `TASKS`.
         side: `DOPAMINE`, or `REPAIRED` to keep the last transition of each episode.
-        seed: Of agent and environment.
+        seed: Seed of agent and environment.
         steps: Agent steps.
     """
     config, units = TASKS[task].config, TASKS[task].units

@@ -13,7 +13,7 @@ class Task(NamedTuple):
         game: For readers.
         config: Dopamine's side: a gin file of the package.
         steps: Agent steps of a run.
-        units: Of each of CartPole's two hidden layers.
+        units: Units of each of CartPole's two hidden layers.
     """
 
     game: str

@@ -42,7 +42,7 @@ class BottleneckBlock(nn.Module):
 
     Attributes:
         features: Channels inside.
-        strides: Of the 3x3 convolution.
+        strides: Strides of the 3x3 convolution.
     """
 
     features: int
@@ -65,7 +65,7 @@ class BasicBlock(nn.Module):
 
     Attributes:
         features: Channels.
-        strides: Of the first convolution.
+        strides: Strides of the first convolution.
     """
 
     features: int

@@ -54,8 +54,10 @@ class VisionSettings(SupervisedSettings):
         ValueError: as `SupervisedSettings`.
     """
 
-    data: str = flag("imagenet2012 needs tensorflow_datasets", choices=data.NAMES, default="strokes")
-    model: str = flag("what to train", choices=tuple(MODELS), default="resnet20")
+    data: str = flag(
+        "images to train on; imagenet2012 needs tensorflow_datasets", choices=data.NAMES, default="strokes"
+    )
+    model: str = flag("model to train", choices=tuple(MODELS), default="resnet20")
     width: int = flag("features of the first stage of resnet8 and resnet20", int, default=16)
     image_size: int = flag("pixels of each side, to which images are resized", int, default=28)
     label_smoothing: float = flag("share of each label that goes to all classes, 0 to 1", float, default=0.0)

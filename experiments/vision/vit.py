@@ -49,9 +49,9 @@ class ViT(nn.Module):
 
     Attributes:
         patch: Pixels of a patch's side.
-        width: Of the tokens.
+        width: Features of the tokens.
         layers: Encoder blocks.
-        heads: Of each attention.
+        heads: Heads of each attention.
         mlp_dim: Inner width of each block.
         num_classes: Number of classes.
         head_dim: As of `EncoderBlock`.

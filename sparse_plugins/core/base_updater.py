@@ -77,13 +77,13 @@ class BaseUpdater(UpdaterHooks):
         use_packed_masks: True stores eight mask entries to a byte, False one. 'zeros' stores none: what is pruned is
             read from the zeros of the parameters, and kept weights stop beside 0 instead of landing on it. It needs
             masks to change inside `update`, and parameters that nothing else sets to 0.
-        topk_fn: Own rule (scores of one layer, sparsity) -> uint8 mask; None for the structure's, which the field then
-            holds, so that an algorithm can call it.
+        topk_fn: A rule of yours, from the scores of one layer and a sparsity to a uint8 mask; None for the structure's,
+            which the field then holds, so that an algorithm can call it.
         layers: What the axes of parameters are, from `core.trace_layers` or `core.describe_layers`: every layer of a
             stack is then ranked by itself, biases and scales stay dense whatever their axes, and structures lie along
             all inputs or outputs. None takes each array for one layer.
-        rescale: Of updaters that start sparse: scale the initial weights of an output for the inputs that are left to
-            it. `core.start` and the front ends do so; an optimizer's own `init` cannot change parameters.
+        rescale: Whether a sparse start scales the initial weights of an output for the inputs that are left to it.
+            `core.start` and the front ends do so; the `init` of an optimizer cannot change parameters.
 
     Raises:
         TypeError: If a field has the wrong type.

@@ -125,7 +125,7 @@ def missing_changes(updater: UpdaterHooks, params: PyTree, where: str = "") -> l
     Args:
         updater: The updater, of one part.
         params: Parameters that it looks after.
-        where: Of what part of the parameters they are.
+        where: Which part of the parameters they belong to, for the message.
     """
     idle = updater.is_idle and any(leaf.target for leaf in updater.leaf_plans(params).leaves)
     return [without_changes(updater, where)] if idle else []

@@ -51,7 +51,7 @@ class SparsityConfig:
         drop_fraction: SET, RigL and related algorithms: fraction of kept weights replaced at step 0; None for the
             class's default, 0.3 of SET and RigL (0.1 in JaxPruner).
         drop_fraction_fn: The same as a function of the step, in place of the two keys around it.
-        drop_schedule: Of the same: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
+        drop_schedule: How the drop fraction falls: 'cosine' or 'linear' to 0 at update_end_step, or 'constant'.
         filter_fn: Which leaves are pruned; see `uniform`.
         custom_sparsity_map: Sparsity by path; see `uniform`.
         rules: What differs by layer, as in `core.sparsify`: pairs (regular expression for a path, what), where what is

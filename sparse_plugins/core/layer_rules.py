@@ -24,8 +24,9 @@ class LayerRule:
 
     Attributes:
         pattern: Regular expression for a whole path 'a/b/kernel'.
-        sparsity: Of each of its layers alone; None leaves them dense, `SHARED` lets the distribution decide.
-        structure: Of their masks; None for that of the other layers.
+        sparsity: Target sparsity of each of its layers alone; None leaves them dense, `SHARED` lets the distribution
+            decide.
+        structure: Structure of their masks; None for that of the other layers.
         algorithm: A name, a class or an updater; None for that of the other layers.
     """
 

@@ -38,7 +38,7 @@ class ClientWidths:
         channels: 'nested' gives every client the first ones, so that narrow networks lie inside wider ones; 'rolling'
             starts one channel later in each round, so that all are trained in turn; 'largest' gives those that have
             the largest l2 norm on the server, of all that makes and reads them.
-        seed: Of the dealing, which depends on round and client besides.
+        seed: Decides, with round and client, which client gets which width.
         groups: Which axes the same channels run along, for a Flower server, which has no function to trace:
             `core.channel_graph` of one, or by names of groups, as in
             `{"hidden": [("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)]}`; a third item has the channel of every

@@ -22,7 +22,7 @@ def dirichlet_partition(
         labels: int [n], the class of each example.
         num_clients: 1 or more.
         alpha: Above 0; 0.1 leaves most clients few classes, 100 deals evenly.
-        seed: Of the shares and of who gets which example.
+        seed: Seed of the shares and of who gets which example.
         min_examples: That every client has.
 
     Returns:
@@ -63,8 +63,8 @@ def shard_partition(labels: Array, num_clients: int, shards: int, seed: int) -> 
     Args:
         labels: int [n], the class of each example.
         num_clients: 1 or more.
-        shards: Of each client, 1 or more; sizes of shards differ by one example at most.
-        seed: Of who gets which shard.
+        shards: Shards of each client, 1 or more; sizes of shards differ by one example at most.
+        seed: Decides who gets which shard.
 
     Returns:
         As of `dirichlet_partition`.

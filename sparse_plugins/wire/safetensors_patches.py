@@ -52,7 +52,7 @@ def safetensors_delta(
         base: The receiver's arrays, of the same tree, shapes and dtypes; None writes an anchor, which needs none.
         version: A number for the result.
         base_version: The number of `base`.
-        encoding: Of positions: 'raw' or 'gap_delta'.
+        encoding: How positions are written: 'raw' or 'gap_delta'.
 
     Returns:
         The file.

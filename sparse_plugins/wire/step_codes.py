@@ -70,7 +70,7 @@ def decode_steps(reader: Reader, sizes: Sequence[int], dtype: np.dtype) -> Array
     Args:
         reader: Stands where the code starts.
         sizes: How many steps each band has.
-        dtype: Of the patterns.
+        dtype: Dtype of the patterns.
 
     Returns:
         Unsigned integers [k].

@@ -69,12 +69,12 @@ def trajectory(size: Size, learning_rate: float, steps: int, warm_up: int, shown
     """The bfloat16 weights after each step of policy gradient.
 
     Args:
-        size: Of the transformer.
-        learning_rate: Of Adam.
+        size: Size of the transformer.
+        learning_rate: Learning rate of Adam.
         steps: Versions that are given, one more than steps.
         warm_up: Steps before the first.
         shown: Supervised steps before these.
-        seed: Of everything.
+        seed: Seed of everything that is random.
 
     Yields:
         Weights.

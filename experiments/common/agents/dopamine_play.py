@@ -20,7 +20,7 @@ def make_agent(
     Args:
         config: Name of one of the package's files, of a DQN.
         create_environment: One of Dopamine's factories.
-        seed: Of the agent and the environment.
+        seed: Seed of the agent and the environment.
         bindings: Further gin bindings, which win over the file's.
 
     Returns:

@@ -26,10 +26,10 @@ def dqn(
     """DQN with Adam and the mean squared error, as in Dopamine's JAX agents.
 
     Args:
-        num_actions: Of the game.
+        num_actions: Actions of the game.
         torso: Network before the layer of values.
         rate: Learning rate, or its schedule.
-        epsilon: Of Adam.
+        epsilon: Epsilon of Adam.
         updater: Which weights to keep; its steps are optimizer steps.
         target_period: Optimizer steps between two copies to the target network.
         agent_class: Class of the agent.
@@ -51,10 +51,10 @@ def agent_plan(
     """When and how sparse the first sparse cell gets, in lines; nothing if all are dense.
 
     Args:
-        cells: Of the study.
-        agent: Of a cell.
+        cells: Cells of the study.
+        agent: Makes the agent of a cell.
         observation: Shape and dtype of what the agent of a cell sees, without the batch.
-        clock: Of the training loop.
+        clock: Clock of the training loop.
     """
 
     def updater_and_shapes(cell: Cell) -> tuple[core.BaseUpdater, Any]:

@@ -48,7 +48,7 @@ def layout(
 
     Args:
         record: What its `config.json` holds.
-        title: Of its report.
+        title: Title of its report.
         about: What was trained.
         changes: Environment steps of the first and the last mask change.
         deviations: What differs from the papers' settings.

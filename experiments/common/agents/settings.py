@@ -19,10 +19,10 @@ class AgentSettings(GridSettings):
         ValueError: a setting is out of its range, or an updater refuses it; the message says what is allowed.
     """
 
-    games: tuple[str, ...] = flag("to play; each once", nargs="+", default=("Breakout",))
+    games: tuple[str, ...] = flag("games to play, each named once", nargs="+", default=("Breakout",))
     seeds: tuple[int, ...] = seeds_flag(10)
     steps: int = flag("environment steps that each seed is trained for", int, default=1_000_000)
-    evaluation_episodes: int = flag("that each seed plays after training", int, default=100)
+    evaluation_episodes: int = flag("episodes that each seed plays after training", int, default=100)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class AgentSettings(GridSettings):
         """The sparsity algorithm of a cell.
 
         Args:
-            cell: Of the grid.
+            cell: Cell of the grid.
             rng_seed: int or JAX key.
         """
         return core.create_updater_from_config(**self.sparsity_config(cell), rng_seed=rng_seed)

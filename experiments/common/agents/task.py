@@ -20,7 +20,7 @@ def plan_of(settings: AgentSettings, train: TrainBatch, text: str, record: Mappi
     """The plan of a study.
 
     Args:
-        settings: Of the study.
+        settings: Settings of the study.
         train: Trains a batch.
         text: To print before.
         record: What else `config.json` says.

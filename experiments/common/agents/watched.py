@@ -16,7 +16,7 @@ class Watched:
 
     Args:
         trainer: What trains.
-        recorders: Of its runs, in the order of groups and seeds.
+        recorders: Recorders of its runs, in the order of groups and seeds.
     """
 
     def __init__(self, trainer: Any, recorders: Sequence[Recorder]) -> None:
@@ -53,7 +53,7 @@ def ends(learner: LearnerState, returns: np.ndarray[Any, Any]) -> Iterator[dict[
     """What the last row of each seed says beside its stretch.
 
     Args:
-        learner: Of all seeds, which are the first axis.
+        learner: State of all seeds, which are the first axis.
         returns: float[seeds, evaluation episodes].
     """
     online = zeros(learner.params)

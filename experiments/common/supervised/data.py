@@ -22,7 +22,7 @@ def shuffled_batches(arrays: Batch, batch_size: int, seed: int) -> Iterator[dict
     Args:
         arrays: By name [n, ...].
         batch_size: Examples of a batch, at most n.
-        seed: Of the orders.
+        seed: Seed of the orders.
 
     Raises:
         ValueError: If there are fewer examples than a batch takes.

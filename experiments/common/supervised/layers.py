@@ -23,8 +23,8 @@ def dense(
     Args:
         features: Width of the outputs.
         axes: Names of the kernel's axes; the bias has the second one.
-        name: Of the layer.
-        kernel_init: Of the kernel.
+        name: Name of the layer.
+        kernel_init: Initializer of the kernel.
         use_bias: Adds a bias that starts at 0.
 
     Example:
@@ -49,8 +49,8 @@ class Attention(nn.Module):
         head_dim: Width of each.
         scale: Factor on the products of queries and keys.
         use_bias: Whether the four layers have biases.
-        kernel_init: Of the kernels of keys, values and outputs.
-        query_init: Of the queries' kernel; None takes `kernel_init`.
+        kernel_init: Initializer of the kernels of keys, values and outputs.
+        query_init: Initializer of the queries' kernel; None takes `kernel_init`.
 
     Source: Vaswani et al., Attention Is All You Need (2017).
     """

@@ -45,8 +45,8 @@ def step_peak(task: Task, settings: SupervisedSettings, updater: core.BaseUpdate
 
     Args:
         task: Model and data.
-        settings: Of the study.
-        updater: Of the cell.
+        settings: Settings of the study.
+        updater: Updater of the cell.
     """
     transformation = settings.transformation()
     tx = updater.wrap_optax(transformation)

@@ -20,21 +20,25 @@ class SupervisedSettings(VariantSettings):
         ValueError: as `VariantSettings`.
     """
 
-    data: str = flag("what to train on")
-    model: str = flag("what to train")
-    distribution: str = flag("of the sparsity over the layers", choices=("uniform", "erk"), default="uniform")
+    data: str = flag("data set to train on")
+    model: str = flag("model to train")
+    distribution: str = flag(
+        "how the sparsity is distributed over the layers", choices=("uniform", "erk"), default="uniform"
+    )
     steps: int = flag("optimizer steps of each run", int, default=400)
     batch_size: int = flag("examples of each step", int, default=64)
-    optimizer: str = flag("sgd has momentum 0.9", choices=("sgd", "adamw"), default="adamw")
-    learning_rate: float = flag("its peak; it falls to 0 as a cosine", float, default=2e-3)
+    optimizer: str = flag("optimizer; sgd has momentum 0.9", choices=("sgd", "adamw"), default="adamw")
+    learning_rate: float = flag("largest learning rate, which falls to 0 as a cosine", float, default=2e-3)
     warmup: float = flag("fraction of the steps in which the learning rate rises from 0", float, default=0.1)
-    weight_decay: float = flag("of matrices and kernels: times the learning rate with adamw", float, default=1e-4)
+    weight_decay: float = flag(
+        "weight decay of matrices and kernels; adamw multiplies it by the learning rate", float, default=1e-4
+    )
     clip: float = flag("largest norm of all gradients together; 0 leaves gradients as they are", float, default=1.0)
-    change_from: float = flag("fraction of the steps after which masks change first", float, default=0.25)
-    change_until: float = flag("fraction of the steps after which they change last", float, default=0.75)
-    changes: int = flag("how often masks change", int, default=20)
+    change_from: float = flag("fraction of the steps after which the first mask update comes", float, default=0.25)
+    change_until: float = flag("fraction of the steps after which the last mask update comes", float, default=0.75)
+    changes: int = flag("number of mask updates", int, default=20)
     drop_fraction: float = drop_fraction_flag()
-    evaluations: int = flag("how often the model is evaluated while it is trained", int, default=8)
+    evaluations: int = flag("number of evaluations during training", int, default=8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +73,7 @@ class SupervisedSettings(VariantSettings):
         """The updater of a cell.
 
         Args:
-            keywords: Of `core.create_updater_from_config`, over those that the settings give.
+            keywords: Arguments of `core.create_updater_from_config`, over those that the settings give.
             filter_fn: Which leaves are pruned unless the cell says otherwise.
 
         Raises:

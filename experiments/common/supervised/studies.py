@@ -70,7 +70,7 @@ def build(task: Task, settings: SupervisedSettings, question: Question) -> Plan:
 
     Args:
         task: Model and data.
-        settings: Of the study.
+        settings: Settings of the study.
         question: Which cells, and what is measured of them.
 
     Raises:

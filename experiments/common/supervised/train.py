@@ -55,7 +55,7 @@ class State(NamedTuple):
     Attributes:
         params: Parameters in use, on their masks.
         optimizer: State of the wrapped optimizer.
-        statistics: Of batch norms; empty if the model has none.
+        statistics: Statistics of batch norms; empty if the model has none.
     """
 
     params: PyTree
@@ -104,8 +104,8 @@ class Point(NamedTuple):
         loss: Mean over the test examples.
         score: Fraction of them that is right.
         sparsity: Fraction of zeros in what is pruned.
-        state: Of the run.
-        programs: That it goes on with.
+        state: State of the run.
+        programs: Programs that it goes on with.
     """
 
     step: int
@@ -152,7 +152,7 @@ def make_train(task: Task, settings: SupervisedSettings) -> Callable[..., TrainR
 
     Args:
         task: Model and data.
-        settings: Of the study.
+        settings: Settings of the study.
 
     Returns:
         A function from an updater, and a `Turn` if there is one, to a function from a seed to the points of that run.

@@ -77,9 +77,9 @@ def report(folder: Path, rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Runs both, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=3, help="SuperNodes")
+    parser.add_argument("--nodes", type=int, default=3, help="number of SuperNodes")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--sparsity", type=float, default=0.95, help="of the sparse run")
+    parser.add_argument("--sparsity", type=float, default=0.95, help="target sparsity of the sparse run")
     parser.add_argument("--out", type=Path, default=Path("runs") / time.strftime("flower-%Y%m%d-%H%M%S"))
     options = parser.parse_args()
     if not 0 < options.sparsity < 1 or options.nodes < 2 or options.rounds < 1:

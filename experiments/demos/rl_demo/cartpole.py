@@ -87,7 +87,7 @@ def returns(poles: gymnasium.vector.VectorEnv, act: Callable[[Array], Array], se
     Args:
         poles: A vector of CartPoles.
         act: From states, float[n, 4], to actions, int[n].
-        seed: Of the first states.
+        seed: Seed of the first states.
 
     Returns:
         float64[n].

@@ -12,7 +12,7 @@ def play(steps: int, seed: int) -> dict[str, float]:
 
     Args:
         steps: Agent steps of four frames, 80 or more.
-        seed: Of agent and game.
+        seed: Seed of agent and game.
 
     Returns:
         What came of it: agent steps, frames of the game, optimizer steps, points won less points lost, zeros in percent

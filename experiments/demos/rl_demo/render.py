@@ -21,7 +21,7 @@ def render(agent: Any, path: Path, seed: int = 0) -> float:
     Args:
         agent: Whose policy acts, greedily.
         path: File to write.
-        seed: Of the first state.
+        seed: Seed of the first state.
 
     Returns:
         The episode's return.

@@ -48,7 +48,7 @@ def interval(
         statistic: `iqm`, `mean`, or another function of the last axis.
         confidence: Probability that the interval stands for, in (0, 1).
         resamples: How often all runs are redrawn.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         Lower and upper end; both the statistic itself if no task has two runs that differ.

@@ -29,12 +29,12 @@ class Stored:
     Attributes:
         folders: Where it is stored.
         records: What the `config.json` of each holds.
-        layout: Of its rows.
+        layout: Layout of its rows.
         rows: All of them.
         layers: Lines of `layers.csv`, texts by column.
         measurements: What else was measured.
         commits: By run, short; `+` says that the source was changed since.
-        layouts: Of all studies.
+        layouts: Layouts of all studies.
     """
 
     folders: tuple[Path, ...]
@@ -55,8 +55,8 @@ def read_study(folder: Path, layouts: Layouts) -> Stored:
     """Reads a study folder, of this version or an older one.
 
     Args:
-        folder: Of the study.
-        layouts: Of all studies, such as `registry.LAYOUTS`.
+        folder: Folder of the study.
+        layouts: Layouts of all studies, such as `registry.LAYOUTS`.
 
     Raises:
         FileNotFoundError: it holds no study.

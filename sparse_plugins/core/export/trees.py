@@ -169,7 +169,7 @@ def masks_of(tree: PyTree, filter_fn: FilterFn = not_dim_one) -> PyTree:
         tree: With a sparse form anywhere in it: these have masks, all else is `NOT_PRUNED`. Without: parameters, of
             which a mask keeps what is not 0. Weights that happen to be 0 then read as pruned, and a leaf without
             zeros gets a mask of ones.
-        filter_fn: Of a plain tree, which leaves have masks: called with the path as a tuple of names, and the leaf.
+        filter_fn: Says which leaves of a plain tree have masks: called with the path as a tuple of names, and the leaf.
             The default takes floating-point leaves of two or more axes, so that a bias of zeros is not a pruned one.
 
     Returns:

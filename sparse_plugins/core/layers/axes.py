@@ -91,7 +91,7 @@ class LayerView:
 
         Args:
             function: From arrays [*shape], and what is beside them, to an array [*shape].
-            *arrays: Of the parameter's shape.
+            *arrays: Arrays of the parameter's shape.
             beside: Numbers: one for all layers, or an array [layers] with one for each.
 
         Returns:
@@ -120,8 +120,8 @@ class LayerShape:
     """What a distribution or a filter reads of a parameter whose layers are known.
 
     Attributes:
-        shape: Of one layer: its window, inputs and outputs, or its entries if it is a bias or a scale.
-        dtype: Of the parameter.
+        shape: Shape of one layer: its window, inputs and outputs, or its entries if it is a bias or a scale.
+        dtype: Dtype of the parameter.
         layers: How many of them the parameter holds.
     """
 

@@ -51,7 +51,7 @@ class Archive:
         Args:
             name: Without `.npy`.
             dtype: One that NumPy itself has.
-            shape: Of it.
+            shape: Shape of the array.
 
         Returns:
             The array; memory for it is taken once its size is known to be right.

@@ -240,7 +240,7 @@ def read_bytes(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
     Args:
         archive: From `open_archive`.
-        name: Of the member.
+        name: Name of the member.
         most: The limit, in bytes.
 
     Raises:

@@ -94,7 +94,7 @@ def tree_values(tree: PyTree) -> list[list[Any]]:
     """Names and leaves of a tree, for `write_values`.
 
     Args:
-        tree: Of arrays, typed keys included, and of Python's numbers.
+        tree: Tree of arrays, typed keys included, and of Python's numbers.
     """
     return [list(pair) for pair in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)]
 

@@ -308,7 +308,7 @@ class UpdaterHooks(abc.ABC):
         """The update that takes a parameter onto its mask.
 
         Args:
-            update: Of the inner optimizer.
+            update: Update that the inner optimizer gave.
             param: The parameter that the loop sees.
             dense: From `dense_weight`.
             mask: Its mask, however it is stored.

@@ -20,7 +20,7 @@ class Cohort(NamedTuple):
     """The clients of a round that train one network.
 
     Attributes:
-        clients: They.
+        clients: The clients, as triples of id, data and key.
         params: What they are sent, in the shapes of this network.
         masks: uint8 masks of it; `core.NOT_PRUNED` where a leaf stays dense.
         held: uint8 masks of the server's shapes, for every leaf: of all that these clients hold.

@@ -42,9 +42,9 @@ def load(
             by gzip or not: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte.gz`, `emnist-byclass-test-images-...`.
         num_clients: Clients to which the images to train on are dealt; those to test with are dealt to them in turn.
         partition: 'dirichlet' or 'shards', of `fed.partitions`.
-        alpha: Of `dirichlet_partition`.
-        shards: Of each client, for `shard_partition`.
-        seed: Of the partition.
+        alpha: Concentration of `dirichlet_partition`, above 0.
+        shards: Shards of each client, for `shard_partition`.
+        seed: Seed of the partition.
 
     Returns:
         Train and test `fedjax.FederatedData` with the features of `datasets`; `domain_id` is 0. EMNIST's files store

@@ -41,7 +41,7 @@ class SparseDQN(SparseLearner):
         atoms: Points of the return distribution; None for action values.
         v_min: The smallest of them.
         v_max: The largest of them.
-        loss: Of a temporal-difference error e: 'mse' is e^2, 'huber' e^2 / 2 up to 1 and linear beyond, both as in
+        loss: Loss of a temporal-difference error e: 'mse' is e^2, 'huber' e^2 / 2 up to 1 and linear beyond, both as in
             Dopamine; None is 'mse'. Return distributions are trained by cross-entropy alone.
         w_init: Initializer of the heads' weights.
         smaller_network: The network without pruned channels, (init, apply); `shrunk` sets it.

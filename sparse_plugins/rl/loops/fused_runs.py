@@ -85,7 +85,7 @@ def train(
         keys: One JAX key per seed.
         total_steps: Environment steps per seed, warm-up included; a finished run can be prolonged. A schedule
             that changes no mask in them, or does not end in them, is warned of.
-        folder: Of this run alone; made if it is missing.
+        folder: Folder of this run alone; it is made if it is missing.
         hyper: Hyper-parameters per seed, if the trainer's learner is a function of them.
         chunk_iterations: Iterations between two points of the curve.
         checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too.

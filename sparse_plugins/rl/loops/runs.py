@@ -54,7 +54,7 @@ def to_the_end(
     Args:
         run: What to train.
         last: Iterations to make; a finished run can be prolonged.
-        folder: Of this run alone; made if it is missing.
+        folder: Folder of this run alone; it is made if it is missing.
         settings: What makes the run what it is and JSON takes; recorded and compared.
         chunk_iterations: Iterations between two points of the curve.
         checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too.

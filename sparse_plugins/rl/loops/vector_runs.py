@@ -56,7 +56,7 @@ def train(
         trainer: What to train, new.
         total_steps: Environment steps of each run; a finished run can be prolonged. A schedule
             that changes no mask in them, or does not end in them, is warned of.
-        folder: Of this training alone; made if it is missing.
+        folder: Folder of this training alone; it is made if it is missing.
         chunk_iterations: Iterations between two reports.
         checkpoint_chunks: Chunks between two checkpoints; there is one at the end, too. Each holds the whole replay.
         settings: What else makes the training what it is and JSON takes, such as names of algorithms. Recorded and

@@ -36,7 +36,7 @@ class Request(NamedTuple):
     """What a receiver asks with.
 
     Attributes:
-        version: Of the weights it has; None if it needs a snapshot.
+        version: Version of the weights that it has; None if it needs a snapshot.
         digest: Their `wire.weights_digest`.
     """
 

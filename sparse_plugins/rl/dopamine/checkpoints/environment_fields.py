@@ -79,7 +79,7 @@ def fields_of_old(name: str, attributes: Collection[str]) -> tuple[str, ...]:
     """The same for a class that an earlier version noted by its name alone; simulators only kept random numbers.
 
     Args:
-        name: Of the class.
+        name: Name of the class.
         attributes: What was noted of it, by which games of one name are told apart.
 
     Raises:

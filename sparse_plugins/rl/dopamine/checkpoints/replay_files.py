@@ -66,7 +66,7 @@ def keep_in_checked_files(replay: Any, observation_shape: Sequence[int]) -> Any:
 
     Args:
         replay: A Dopamine `ReplayBuffer`; anything else is left as it is.
-        observation_shape: Of what the agent sees; a replay of other observations is not loaded.
+        observation_shape: Shape of what the agent sees; a replay of other observations is not loaded.
 
     Returns:
         The same replay.
@@ -238,7 +238,7 @@ def _read_column(value: Any, size: int, name: str, entries: tuple[int, ...] | No
     Args:
         value: What the file has.
         size: How many rows.
-        name: Of the field, for messages.
+        name: Name of the field, for messages.
         entries: Shape of a row, in front of which there may be an axis of environments; None for any small one.
     """
     if value is None:
