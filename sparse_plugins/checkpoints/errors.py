@@ -1,10 +1,8 @@
 """What a checkpoint that is whole can't be used for, and what keeps one from being used."""
 
+from sparse_plugins.core.restored import CheckpointMismatchError
+
 __all__ = ["CheckpointAccessError", "CheckpointMismatchError", "SettingsMismatchError"]
-
-
-class CheckpointMismatchError(ValueError):
-    """A checkpoint is whole, but belongs to another run than the one that asks for it."""
 
 
 class SettingsMismatchError(CheckpointMismatchError):

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from sparse_plugins.checkpoints.errors import CheckpointAccessError
-from sparse_plugins.checkpoints.sparse_runs import check_identity, with_targets
+from sparse_plugins.checkpoints.sparse_runs import with_targets
 from sparse_plugins.checkpoints.tree_file import read_tree, write_tree
 from sparse_plugins.core.identity import identity
+from sparse_plugins.core.restored import check_identity
 from sparse_plugins.core.sparse_optimizer import updater_of
 from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.trees import PyTree

@@ -24,6 +24,7 @@ from sparse_plugins.core.layers.described_axes import Axes
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, pack_masks, unpack_masks
 from sparse_plugins.core.plans import Plan, plan
 from sparse_plugins.core.registry import all_algorithm_names, register_algorithm
+from sparse_plugins.core.restored import CheckpointMismatchError, check_restored, identity_of
 from sparse_plugins.core.schedules import (
     AlternatingSchedule,
     NoUpdateSchedule,
@@ -67,6 +68,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "ChannelGroups",
+    "CheckpointMismatchError",
     "ConstantDrop",
     "ConstantFanIn",
     "CosineDrop",
@@ -109,6 +111,7 @@ __all__ = [
     "build_updater",
     "channel_graph",
     "channel_masks",
+    "check_restored",
     "check_sparse",
     "check_state",
     "create_updater_from_config",
@@ -118,6 +121,7 @@ __all__ = [
     "expand",
     "find_sparse_state",
     "hessian_gradient_product",
+    "identity_of",
     "kernels_only",
     "not_dim_one",
     "pack_masks",

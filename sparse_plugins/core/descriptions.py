@@ -69,7 +69,7 @@ class FieldsSignature:
         "(scheduler=NoUpdateSchedule(step_unit='optimizer step'), skip_gradients=True, is_sparse_gradients=True"
     """
 
-    def __get__(self, updater: Any, updater_class: type) -> inspect.Signature:
+    def __get__(self, instance: Any, updater_class: type) -> inspect.Signature:
         fields = list(inspect.signature(updater_class.__init__).parameters.values())[1:]  # type: ignore[misc]
         return inspect.Signature(
             [field.replace(annotation=field.empty, default=_named(field.default)) for field in fields]

@@ -84,7 +84,8 @@ class FirstCheck:
 
     def is_due(self, steps: Any) -> bool:
         """Whether a call is going to look, for front ends that have to gather parameters for it."""
-        return self._is_due and not isinstance(steps, jax.core.Tracer) and bool(steps > self._first)
+        is_known = not isinstance(steps, jax.core.Tracer | jax.ShapeDtypeStruct)
+        return self._is_due and is_known and bool(steps > self._first)
 
     def __call__(self, steps: Any, params: PyTree, opt_state: PyTree) -> None:
         """Looks, if it is time.

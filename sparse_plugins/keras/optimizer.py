@@ -11,10 +11,14 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from sparse_plugins.checkpoints.sparse_runs import with_targets
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.layers.describe import describe_layers
+from sparse_plugins.core.restored import check_identity, identity_of
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
@@ -23,6 +27,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 
 __all__ = ["SparseOptimizer"]
+
+_IDENTITY = "sparse_updater"  # beside the variables in a file: bytes of text
 
 
 @keras.saving.register_keras_serializable(package="sparse_plugins")
@@ -36,7 +42,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     Masks, moments and counts are variables of the optimizer, so `model.save` and `save_weights` store them. To go on:
     make and compile the model as before, call `model.optimizer.build(model.trainable_variables)` and then
-    `model.load_weights` of either file. A run resumes bit-exactly.
+    `model.load_weights` of either file. A run resumes bit-exactly; a file of another algorithm or sparsity is refused.
+
+    When `fit` ends or the model is saved, and masks have been updated, it looks once whether the model is on its masks
+    (a callback may have moved it off), and warns if not. It can't know how long a run is to be, since `fit` does not
+    tell an optimizer: `core.plan(optimizer.updater, params, steps=epochs * batches)` says what that is too few for.
 
     Attributes:
         updater: Which weights are kept, how many and when.
@@ -60,6 +70,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         name: str = "sparse_optimizer",
         paths: Iterable[str] = (),
         model: keras.Model | None = None,
+        keep_targets: bool = True,
         **words: Any,
     ) -> None:
         """Makes an optimizer.
@@ -75,6 +86,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 rules and random masks go by names. `get_config` holds those of a built optimizer.
             model: The model, of which Keras tells an optimizer the variables alone. The classes of its layers say which
                 axes of a kernel are inputs, outputs and heads, unless the updater knows its `layers` already.
+            keep_targets: False loads the file of another algorithm or of other sparsities on purpose, as in
+                `core.check_restored`.
             **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`.
 
         Raises:
@@ -92,8 +105,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name)
         self._paths = tuple(paths)
         self._layers = (lambda: None) if model is None else lambda: describe_layers(model)
-        self._dense = _times_learning_rate(tx)
+        self._dense, self._keep_targets = _times_learning_rate(tx), keep_targets
         self.updater, self.tx = made, made.wrap_optax(self._dense)
+        self._first_check = FirstCheck(made)
 
     @property
     def state(self) -> SparseState:
@@ -165,10 +179,17 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             variable.assign(leaf)
         self.iterations.assign_add(1)
 
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """What `fit` calls when it ends; looks whether the model is on its masks."""
+        super().finalize_variable_values(var_list)
+        self._look()
+
     def save_own_variables(self, store: Any) -> None:
-        """Writes the optimizer's variables into Keras's store, by name."""
+        """Writes the optimizer's variables into Keras's store, by name, and what the updater is."""
+        self._look()
         for variable in self.variables:
             store[variable.name] = variable.numpy()
+        store[_IDENTITY] = np.frombuffer(identity_of(self.updater).encode(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
         """Reads what `save_own_variables` wrote.
@@ -178,13 +199,14 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             ValueError: If the optimizer is not built, or the store holds another optimizer's variables.
+            CheckpointMismatchError: If they are of a run that was to be sparse in another way; see `keep_targets`.
         """
         if not self.built:
             raise ValueError(
                 "masks and moments can't be loaded before there are variables for them: call "
                 "model.optimizer.build(model.trainable_variables) first."
             )
-        names, stored = {variable.name for variable in self.variables}, set(store.keys())
+        names, stored = {variable.name for variable in self.variables}, set(store.keys()) - {_IDENTITY}
         if names != stored:
             raise ValueError(
                 f"the stored optimizer is another one: it lacks {sorted(names - stored)} and has "
@@ -192,8 +214,17 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 "(load_model may name variables differently), or load into a model that is not compiled yet, to start "
                 "with its weights alone."
             )
+        values = {variable.name: np.asarray(store[variable.name]) for variable in self.variables}
+        ours = [variable.name for variable in self._state_variables()]
+        state = self._structure.unflatten([values[name] for name in ours])
+        what = "the stored optimizer"
+        if self._keep_targets and _IDENTITY in store:  # older files have none
+            check_identity(identity_of(self.updater), bytes(np.asarray(store[_IDENTITY])).decode(), what)
+        state = with_targets(state, self.state, what, self._keep_targets)
         for variable in self.variables:
-            variable.assign(store[variable.name])
+            variable.assign(values[variable.name])
+        for variable, leaf in zip(self._state_variables(), jax.tree.leaves(state), strict=True):
+            variable.assign(leaf)
 
     def get_config(self) -> dict[str, Any]:
         """What a `.keras` file can hold of it: name, learning rate and the paths of its variables."""
@@ -222,6 +253,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 "__init__(self, **config) makes both."
             )
         return super().from_config(config, custom_objects)
+
+    def _look(self) -> None:
+        if self.built and self._first_check.is_due((state := self.state).count):
+            pairs = _trained(self._paths, self._trainable_variables)
+            self._first_check(state.count, {path: variable.value for path, variable in pairs}, state)
 
     def _state_variables(self) -> list[keras.Variable]:
         return self.variables[-self._structure.num_leaves :]

@@ -3,12 +3,16 @@
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax.core import unfreeze
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from sparse_plugins.core.layers.describe import describe_layers
+from sparse_plugins.core.restored import check_restored
+from sparse_plugins.core.sparse_checks import FirstCheck
+from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 from sparse_plugins.t5.axes import state_axes
@@ -29,6 +33,7 @@ class SparseOptimizer:
     Args:
         optimizer: An `OptimizerDef` such as T5X's Adafactor, or an optax transformation.
         updater: Which weights to keep, how many and from which step on; or an algorithm, by name or class.
+        keep_targets: False restores a checkpoint of other target sparsities on purpose, as in `core.check_restored`.
         **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`.
 
     Attributes:
@@ -46,8 +51,10 @@ class SparseOptimizer:
         TypeError: optimizer is 'adafactor'; give an OptimizerDef of T5X such as adafactor.Adafactor(), or ...
     """
 
-    def __init__(self, optimizer: Any, updater: AnyUpdater, **words: Any) -> None:
+    def __init__(self, optimizer: Any, updater: AnyUpdater, *, keep_targets: bool = True, **words: Any) -> None:
         self.updater = updater_from(updater, **words)
+        self._keep_targets = keep_targets
+        self._first_check = FirstCheck(self.updater)
         self.dense = _definition(optimizer)
         self._axis_names: PyTree = None
 
@@ -114,7 +121,13 @@ class SparseOptimizer:
         return optimizer.replace(state=optimizer.state.replace(step=None, param_states=followed), target=axes)
 
     def state_dict(self, target: PyTree, state: Any) -> dict[str, Any]:
-        """Nested dict of parameters and state, without empty parts, which T5X can't write."""
+        """Nested dict of parameters and state, without empty parts, which T5X can't write.
+
+        T5X asks for it when it saves: then, once masks have been updated, it looks once whether parameters are on them.
+        """
+        sparse_state = getattr(state, "param_states", None)
+        if isinstance(sparse_state, SparseState) and isinstance(sparse_state.count, jax.Array):
+            self._first_check(sparse_state.count, target, sparse_state)
         return {"target": to_state_dict(target), "state": unflatten_dict(flatten_dict(to_state_dict(state)))}
 
     def restore_state(self, opt_target: PyTree, opt_state: Any, state_dict: Any) -> tuple[PyTree, Any]:
@@ -130,6 +143,7 @@ class SparseOptimizer:
 
         Raises:
             ValueError: If a part of the state is missing, as in a checkpoint of a dense run.
+            CheckpointMismatchError: If layers are to end at other sparsities than in the run that wrote it.
         """
         given = flatten_dict(unfreeze(state_dict["state"]))
         wanted = flatten_dict(to_state_dict(opt_state), keep_empty_nodes=True)
@@ -141,6 +155,9 @@ class SparseOptimizer:
                 "dense checkpoint include 'sparse_plugins/t5/configs/from_dense.gin'."
             )
         state = from_state_dict(opt_state, unflatten_dict({**empty, **given}))
+        if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(state.param_states)):
+            sparse_state = check_restored(self.updater, opt_target, state.param_states, keep_targets=self._keep_targets)
+            state = state.replace(param_states=sparse_state)
         return from_state_dict(opt_target, state_dict["target"]), state
 
     def _transformation(self, hyper_params: Any, state: Any) -> optax.GradientTransformation:

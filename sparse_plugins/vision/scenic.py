@@ -10,16 +10,22 @@ import functools
 import inspect
 import logging
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import NoPruning
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.config import create_updater_from_config
 from sparse_plugins.core.distributions import kernels_only
+from sparse_plugins.core.restored import check_restored
+from sparse_plugins.core.run_length import concerns_of_length
+from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.summary import describe_plan
+from sparse_plugins.core.transform.state import find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_from
 
@@ -117,15 +123,18 @@ def sparsify_train_state(train_state: Any, updater: AnyUpdater, **words: Any) ->
     return train_state.replace(tx=tx, params=params, opt_state=opt_state)
 
 
-def sparsify_trainer(train: Callable) -> Callable:
+def sparsify_trainer(train: Callable, *, keep_targets: bool = True) -> Callable:
     """A trainer of Scenic, sparse as `config.sparsity_config` says.
 
     It is Scenic's own function, in whose view `train_utils.TrainState(...)` gives a sparse state; no module is changed.
-    The plan is logged before the first step.
+    The plan is logged before the first step. It warns of a schedule that the run is too short for, and when the run
+    ends of parameters that are off their masks; nothing is asked of the device in between.
 
     Args:
         train: `train` of `scenic.train_lib.classification_trainer` or of another trainer that builds its state by
             `train_utils.TrainState(...)`.
+        keep_targets: False goes on from a checkpoint of other target sparsities on purpose, as in
+            `core.check_restored`.
 
     Returns:
         A function with the arguments and results of `train`.
@@ -133,6 +142,7 @@ def sparsify_trainer(train: Callable) -> Callable:
     Raises:
         TypeError: If `train` knows no `train_utils.TrainState`.
         ValueError: When called with `config.init_from`, which trainers read after the state is built.
+        CheckpointMismatchError: When the checkpoint in `workdir` is of a run whose layers end at other sparsities.
 
     Example:
         >>> sparsify_trainer(print)
@@ -162,17 +172,49 @@ def sparsify_trainer(train: Callable) -> Callable:
             logging.getLogger(__name__).info(describe_plan(updater, state.params))
             return state
 
+        def restore_checkpoint(*values: Any, **fields: Any) -> Any:
+            state, *rest = train_utils.restore_checkpoint(*values, **fields)
+            opt_state = check_restored(updater, state.params, state.opt_state, keep_targets=keep_targets)
+            return (state.replace(opt_state=opt_state), *rest)
+
+        def get_num_training_steps(*values: Any, **fields: Any) -> Any:
+            steps, *rest = train_utils.get_num_training_steps(*values, **fields)
+            _warn_of_length(updater, steps)
+            return (steps, *rest)
+
+        replaced = {"TrainState": sparse_state}
+        for changed in (restore_checkpoint, get_num_training_steps):
+            if hasattr(train_utils, changed.__name__):
+                replaced[changed.__name__] = changed
+        if "get_num_training_steps" not in replaced:
+            _warn_of_length(updater, config.get("num_training_steps"))
         own = types.FunctionType(
             train.__code__,
-            {**scope, "train_utils": _View(train_utils, TrainState=sparse_state)},
+            {**scope, "train_utils": _View(train_utils, **replaced)},
             train.__name__,
             train.__defaults__,
             train.__closure__,
         )
         own.__kwdefaults__ = train.__kwdefaults__
-        return own(*args, **kwargs)
+        results = own(*args, **kwargs)
+        _look(updater, results)
+        return results
 
     return sparse_train
+
+
+def _warn_of_length(updater: BaseUpdater, steps: int | None) -> None:
+    for concern in () if steps is None else concerns_of_length(updater, steps):
+        warnings.warn(concern, stacklevel=3)
+
+
+def _look(updater: BaseUpdater, results: Any) -> None:
+    """Looks whether the train state that a trainer returns is on its masks; one replica will do."""
+    state = results[0] if isinstance(results, tuple) else results
+    if updater.prunes and hasattr(state, "opt_state") and holds_sparse_state(state.opt_state):
+        count = find_sparse_state(state.opt_state).count
+        look = FirstCheck(updater).of_first_seed if jnp.ndim(count) else FirstCheck(updater)
+        look(count if jnp.ndim(count) == 0 else count[0], state.params, state.opt_state)
 
 
 class _View:

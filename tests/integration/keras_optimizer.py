@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,40 @@ def axes_are_read_from_the_layers_of_a_model() -> None:
     assert "model" not in model.optimizer.get_config()
 
 
+def a_callback_that_moves_weights_off_their_masks_is_told_of_once() -> None:
+    model = compiled(SparseOptimizer("static_sparse", optax.sgd(0.1), sparsity=0.75))
+    kernel = model.get_layer("conv").kernel
+    average = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: kernel.assign(kernel.value + 1.0))
+    with pytest.warns(RuntimeWarning, match="of the .* pruned weights of 'net/conv/kernel' are not 0"):
+        fit(model, 2, [average])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        fit(model, 1, [average])  # not again
+    with tempfile.TemporaryDirectory() as folder:
+        other = compiled(SparseOptimizer("static_sparse", optax.sgd(0.1), sparsity=0.75))
+        fit(other, 1)  # looks, and finds nothing
+        other.save_weights(str(Path(folder) / "run.weights.h5"))
+
+
+def a_file_of_another_algorithm_or_sparsity_is_refused_unless_that_is_meant() -> None:
+    of = lambda name, sparsity, **more: compiled(  # noqa: E731
+        SparseOptimizer(name, optax.sgd(0.1), sparsity=sparsity, total_steps=100, **more)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "run.weights.h5")
+        of("rigl", 0.5).save_weights(path)
+        of("rigl", 0.5).load_weights(path)
+        told = r"of a run of RigL.*and this is one of StaticRandomSparse.*keep_targets=False"
+        expect(ValueError, told, lambda: of("static_sparse", 0.5).load_weights(path))
+        told = r"erk\(sparsity=0.5\), and this is one of .*erk\(sparsity=0.75\)"
+        expect(ValueError, told, lambda: of("rigl", 0.75).load_weights(path))
+        model = of("static_sparse", 0.75, keep_targets=False)
+        ends = jax.tree.leaves(model.optimizer.state.target_sparsities)
+        model.load_weights(path)
+        np.testing.assert_array_equal(jax.tree.leaves(model.optimizer.state.target_sparsities), ends)
+        assert int(np.count_nonzero(model.get_layer("conv").kernel)) > 0.25 * 288  # the masks of the file
+
+
 def mistakes_with_the_optimizer_are_named() -> None:
     updater = rigl()
     twins = [keras.Variable(np.ones((2, 2)), name="kernel") for _ in range(2)]
@@ -309,5 +344,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     a_loop_of_its_own_takes_the_same_steps,
     scales_of_float8_layers_are_overwritten,
     axes_are_read_from_the_layers_of_a_model,
+    a_callback_that_moves_weights_off_their_masks_is_told_of_once,
+    a_file_of_another_algorithm_or_sparsity_is_refused_unless_that_is_meant,
     mistakes_with_the_optimizer_are_named,
 )

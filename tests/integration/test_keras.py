@@ -32,6 +32,8 @@ OF_KERAS_ALONE = [
     "a_loop_of_its_own_takes_the_same_steps",
     "scales_of_float8_layers_are_overwritten",
     "axes_are_read_from_the_layers_of_a_model",
+    "a_callback_that_moves_weights_off_their_masks_is_told_of_once",
+    "a_file_of_another_algorithm_or_sparsity_is_refused_unless_that_is_meant",
     "mistakes_with_the_optimizer_are_named",
 ]
 

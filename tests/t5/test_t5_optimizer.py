@@ -230,3 +230,27 @@ def test_the_private_table_of_t5x_is_left_alone():
     before = dict(t5x_stand_in.OptaxStatePartitionRules._RULES)
     run("magnitude, adam")[-1].as_logical_axes()
     assert before == t5x_stand_in.OptaxStatePartitionRules._RULES
+
+
+def of_sparsity(algorithm, sparsity, **options):
+    adam = t5x_stand_in.OptaxWrapper(optax.adam(0.1))
+    return train_state(t5.SparseOptimizer(adam, algorithm, sparsity=sparsity, total_steps=100, **options))
+
+
+def test_a_checkpoint_of_another_sparsity_is_refused_unless_that_is_meant():
+    saved = of_sparsity("rigl", 0.5).state_dict()
+    of_sparsity("rigl", 0.5).restore_state(saved)
+    with pytest.raises(core.CheckpointMismatchError, match=r"ends at sparsity .*keep_targets=False"):
+        of_sparsity("static_sparse", 0.75).restore_state(saved)
+    fresh = of_sparsity("static_sparse", 0.75, keep_targets=False)
+    meant = fresh.restore_state(saved)
+    assert_same(meant.param_states.target_sparsities, fresh.param_states.target_sparsities)
+    assert nonzero(meant.params) > nonzero(fresh.params)
+
+
+def test_a_state_that_is_off_its_masks_is_told_of_when_it_is_saved():
+    state = train_step(of_sparsity("static_sparse", 0.75))
+    moved = state._optimizer.replace(target=jax.tree.map(lambda weight: weight + 1, state.params))
+    with pytest.warns(RuntimeWarning, match="after the first mask update, .* pruned weights of .* are not 0"):
+        state.replace(_optimizer=moved).state_dict()
+    state.replace(_optimizer=moved).state_dict()  # once is enough

@@ -97,6 +97,58 @@ def test_a_run_logs_its_plan_and_goes_on_from_its_checkpoint_bit_for_bit(
     jax.tree.map(np.testing.assert_array_equal, kept(again), kept(states[3:]))
 
 
+def tiny_trainer(moves_off: bool = False) -> Any:
+    """A trainer of one step on one layer, as Scenic's are laid out; what it knows of Scenic is `train_utils`."""
+    utils = types.SimpleNamespace(
+        TrainState=scenic_like.TrainState,
+        restore_checkpoint=scenic_like.restore_checkpoint,
+        get_num_training_steps=lambda config, metadata: (config["num_training_steps"], 1),
+    )
+    code = """
+def train(*, config, workdir):
+    train_utils.get_num_training_steps(config, {})
+    state = train_utils.TrainState(**fields())
+    state, start = train_utils.restore_checkpoint(workdir, state)
+    updates, opt_state = state.tx.update(state.params, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params = jax.tree.map(lambda leaf: leaf + moves_off, params)
+    return state.replace(params=params, opt_state=opt_state, global_step=start + 1), None, None
+"""
+    scope = {"train_utils": utils, "jax": jax, "optax": optax, "moves_off": 1.0 * moves_off}
+    tx, params = optax.sgd(0.1), {"kernel": jnp.ones((4, 4))}
+    scope["fields"] = lambda: {"params": params, "tx": tx, "opt_state": tx.init(params)}
+    exec(code, scope)
+    return scope["train"]
+
+
+def tiny_config(algorithm: str, sparsity: float, steps: int = 8) -> dict[str, Any]:
+    timed = {} if algorithm == "static_sparse" else {"total_steps": 8}
+    settings = {"algorithm": algorithm, "sparsity": sparsity, "dist_type": "uniform", **timed}
+    return {"sparsity_config": settings, "num_training_steps": steps}
+
+
+def test_a_checkpoint_of_another_sparsity_is_refused_unless_that_is_meant(tmp_path: Path) -> None:
+    train = tiny_trainer()
+    state, *_ = vision.scenic.sparsify_trainer(train)(config=tiny_config("rigl", 0.5), workdir=str(tmp_path))
+    scenic_like.save_checkpoint(str(tmp_path), state)
+    wanted = {"config": tiny_config("static_sparse", 0.75), "workdir": str(tmp_path)}
+    with pytest.raises(core.CheckpointMismatchError, match=r"'kernel' ends at sparsity 0\.5, and here"):
+        vision.scenic.sparsify_trainer(train)(**wanted)
+    state, *_ = vision.scenic.sparsify_trainer(train, keep_targets=False)(**wanted)
+    assert float(state.opt_state.target_sparsities["kernel"]) == 0.75
+    assert int(state.global_step) == 2
+
+
+def test_a_run_that_is_too_short_or_ends_off_its_masks_warns(tmp_path: Path) -> None:
+    config = tiny_config("magnitude", 0.5, steps=3)
+    with pytest.warns(UserWarning, match="reaches .* of its target sparsity in a run of 3 optimizer steps"):
+        vision.scenic.sparsify_trainer(tiny_trainer())(config=config, workdir=str(tmp_path))
+    with pytest.warns(RuntimeWarning, match="8 of the 8 pruned weights of 'kernel' are not 0"):
+        vision.scenic.sparsify_trainer(tiny_trainer(moves_off=True))(
+            config=tiny_config("static_sparse", 0.5), workdir=str(tmp_path)
+        )
+
+
 def test_the_checkpoint_of_a_dense_run_is_refused(tmp_path: Path) -> None:
     scenic_like.save_checkpoint(str(tmp_path), dense_state())
     with pytest.raises(ValueError, match="masks"):

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from sparse_plugins.checkpoints.errors import CheckpointMismatchError
-from sparse_plugins.checkpoints.sparse_runs import check_identity
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.identity import identity
+from sparse_plugins.core.restored import check_identity
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, holds_sparse_state
