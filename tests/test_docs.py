@@ -53,7 +53,7 @@ def test_the_first_screen_of_the_readme_says_what_to_install_and_what_to_type() 
     lines = README.read_text().splitlines()
     first = "\n".join(lines[:30])
     assert all(text in first for text in ("pip install", "make demo", "core.sparsify(", "![Left"))
-    assert len(lines) <= 140
+    assert len(lines) <= 120
 
 
 @pytest.mark.parametrize(
