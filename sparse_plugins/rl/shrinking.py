@@ -14,7 +14,7 @@ from sparse_plugins.core.transform.state import SparseState, map_sparse_states
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.learner import LearnerState
 
-__all__ = ["network_of", "shrunk_learners", "shrunk_seeds", "shrunk_state"]
+__all__ = ["network_of", "settled", "shrunk_learners", "shrunk_seeds", "shrunk_state"]
 
 
 def shrunk_state(graph: ChannelGraph, state: LearnerState) -> tuple[Shrunk, LearnerState]:
@@ -33,11 +33,12 @@ def shrunk_state(graph: ChannelGraph, state: LearnerState) -> tuple[Shrunk, Lear
     masks, target = state.sparse_state.masks, state.target_params
     small = shrink(graph, state.params, masks, opt_state=state.optimizer_state, also=[target])
     # Masks stay as they are from now on: dense weights behind them, and keys of other updaters, are of no use.
-    optimizer_state = map_sparse_states(_settled, small.opt_state)
+    optimizer_state = map_sparse_states(settled, small.opt_state)
     return small, LearnerState(small.params, small.also[0], optimizer_state, state.key)
 
 
-def _settled(state: SparseState) -> SparseState:
+def settled(state: SparseState) -> SparseState:
+    """A state whose masks stay as they are, for any updater."""
     return state._replace(dense_params=(), rng=jax.tree.leaves(state.rng)[0])
 
 

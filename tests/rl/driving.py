@@ -12,7 +12,7 @@ from dopamine.jax import networks
 from sparse_plugins.core import masks
 from sparse_plugins.core.storage.array_files import open_values, write_values
 from sparse_plugins.rl import dopamine
-from sparse_plugins.rl.dopamine.checkpoints.bundles import bundle_like, bundle_values
+from sparse_plugins.rl.dopamine.checkpoints.bundles import bundle_like, bundle_values, stored_channels
 
 REPLAY = [
     "ReplayBuffer.max_capacity = 500",
@@ -113,7 +113,8 @@ def reload(agent: Any, folder: Path, name: str, **options: Any) -> Any:
     write_values(folder / "agent", bundle_values(agent.bundle_and_checkpoint(str(folder), 0)))
     other = build(name, **options)
     with open_values(folder / "agent") as stored:
-        assert other.unbundle(str(folder), 0, bundle_like(stored, other.bundle_now(str(folder)), other))
+        now = other.bundle_now(str(folder), stored_channels(stored, other))
+        assert other.unbundle(str(folder), 0, bundle_like(stored, now, other))
     return other
 
 

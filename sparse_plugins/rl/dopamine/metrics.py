@@ -51,6 +51,11 @@ class IterationMetrics:
     ) -> None:
         if plasticity and states < 1:
             raise ValueError(f"IterationMetrics.states is {states}; give the number of states to measure on, above 0.")
+        if plasticity and agent.shrinking is not None:
+            raise ValueError(
+                "IterationMetrics.plasticity is True, and with shrink=True hidden units leave the network, so that "
+                "nothing of them can be compared: leave out one of the two."
+            )
         self._agent, self._with_plasticity, self._states = agent, plasticity, states
         self._threshold, self._seed = dormant_threshold, seed
         self._remember()
@@ -65,15 +70,19 @@ class IterationMetrics:
             'optimizer_steps', 'sparsity' (fraction of the pruned layers that is outside their masks), 'target_sparsity'
             (fraction of zeros there in the target network; a weight that has just been grown may still be 0),
             'mask_overlap' (of the masks before the iteration, the fraction kept), 'target_l2', 'target_mask_hamming'
-            (see `plasticity.network_distance`); without a target network only the others. With plasticity also
-            'dormant_share', 'srank' and 'policy_churn', or for continuous actions 'action_distance'; none of these
-            while the replay is empty.
+            (see `plasticity.network_distance`), 'parameters' of an agent whose channels leave; without a target network
+            only the others. With plasticity also 'dormant_share', 'srank' and 'policy_churn', or for continuous actions
+            'action_distance'; none of these while the replay is empty.
         """
         agent = self._agent
         masks = agent.sparse_state.masks
+        if jax.tree.map(jnp.shape, masks) != jax.tree.map(jnp.shape, self._masks):
+            self._masks = masks  # channels have left, and what is kept is kept
         measured = _compare(agent.sparse_params, agent.target_sparse_params, masks, self._masks)
         row: dict[str, Number] = {"optimizer_steps": int(agent.sparse_state.count)}
         row |= {name: float(value) for name, value in jax.device_get(measured).items()}
+        if agent.shrinking is not None:
+            row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(agent.sparse_params))
         if self._with_plasticity and agent._replay.add_count:
             row |= self._plasticity(iteration)
         self._remember()

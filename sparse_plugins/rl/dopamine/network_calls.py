@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from sparse_plugins.core.layers.at_hand import layers_at_hand
 from sparse_plugins.core.layers.axes import Layers
@@ -31,6 +33,24 @@ class FirstCall:
             self._call = context.module.clone(parent=None), args, kwargs
         return method(*args, **kwargs)
 
+    def function(self) -> tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]:
+        """The network as a function of parameters and arrays, and shapes of the arrays that it was called with.
+
+        Raises:
+            ValueError: If no network was called.
+        """
+        network, args, kwargs = self._made
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        places = [place for place, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+
+        def called(params: PyTree, *arrays: Any) -> Any:
+            filled = dict(zip(places, arrays, strict=True))
+            args, kwargs = treedef.unflatten([filled.get(place, leaf) for place, leaf in enumerate(leaves)])
+            return network.apply(params, *args, **kwargs)
+
+        arrays = [leaves[place] for place in places]
+        return called, [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in arrays]
+
     def layers(self, params: PyTree) -> Layers:
         """What the axes of the network's parameters are, by the same call; traced, not computed.
 
@@ -40,10 +60,14 @@ class FirstCall:
         Raises:
             ValueError: If no network was called.
         """
+        network, args, kwargs = self._made
+        return layers_at_hand(network.apply, params, *args, **kwargs)
+
+    @property
+    def _made(self) -> tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]:
         if self._call is None:
             raise ValueError("the agent initialized no Flax network; wrap its optimizer with updater.wrap_optax.")
-        network, args, kwargs = self._call
-        return layers_at_hand(network.apply, params, *args, **kwargs)
+        return self._call
 
 
 @contextlib.contextmanager

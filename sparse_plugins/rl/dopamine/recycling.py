@@ -124,6 +124,10 @@ class SparseRecycledDQNAgent(SparseAgent, recycled_dqn_agents.RecycledDQNAgent):
             raise ValueError(
                 f"reset_mode is {mode!r}, which would write outside the masks; allowed are None, 'neurons'."
             )
+        if kwargs.get("shrink"):
+            raise ValueError(
+                "shrink=True, and ReDo gives units a new start that would have left: leave one of them out."
+            )
         # The clock of the schedule is read while networks are built, before Dopamine sets this.
         self._num_updates_per_train_step = num_updates_per_train_step or bound(
             "RecycledDQNAgent.num_updates_per_train_step", default=1

@@ -21,7 +21,13 @@ from sparse_plugins.core.storage.array_files import DamagedFileError
 from sparse_plugins.core.storage.values import fields, flag, listed, refuse, stored_array, whole
 from sparse_plugins.rl.dopamine.agents import chosen_agent, create_sparse_agent
 from sparse_plugins.rl.dopamine.bindings import bound
-from sparse_plugins.rl.dopamine.checkpoints.bundles import action, bundle_like, bundle_values, observed
+from sparse_plugins.rl.dopamine.checkpoints.bundles import (
+    action,
+    bundle_like,
+    bundle_values,
+    observed,
+    stored_channels,
+)
 from sparse_plugins.rl.dopamine.checkpoints.logs import log_values, read_logs
 from sparse_plugins.rl.dopamine.checkpoints.random_states import random_state, set_random_state
 from sparse_plugins.rl.dopamine.checkpoints.run_folder import (
@@ -199,7 +205,8 @@ class ExactRun:
     def _restore(self, iteration: int, stored: Any) -> None:
         """Puts a checkpoint in place, field by field; a file can't set anything that is not named here."""
         agent, logs, run = fields(stored, _PARTS, "the checkpoint")
-        bundle = bundle_like(agent, self._agent.bundle_now(self._checkpoint_dir), self._agent)
+        now = self._agent.bundle_now(self._checkpoint_dir, stored_channels(agent, self._agent))
+        bundle = bundle_like(agent, now, self._agent)
         if not self._agent.unbundle(self._checkpoint_dir, iteration, bundle):
             raise DamagedFileError("the agent can't go on from it")
         if self._use_legacy_logger and logs is not None:

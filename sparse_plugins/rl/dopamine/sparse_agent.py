@@ -9,6 +9,7 @@ weights in the optimizer state.
 
 import fractions
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,9 +25,10 @@ from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
-from sparse_plugins.rl.dopamine.checkpoints.bundles import check_bundle
+from sparse_plugins.rl.dopamine.checkpoints.bundles import channels_of, check_bundle
 from sparse_plugins.rl.dopamine.checkpoints.replay_files import is_missing, keep_in_checked_files
 from sparse_plugins.rl.dopamine.network_calls import first_call
+from sparse_plugins.rl.dopamine.shrinking import Shrinking, graph_of, with_groups
 from sparse_plugins.rl.target_network import HostFollower, TargetPolicy
 
 __all__ = ["SparseAgent", "sparsify"]
@@ -48,6 +50,8 @@ class SparseAgent:
         clock: How the agent's optimizer steps, environment steps and frames relate.
         follower: How the target network follows the masks.
         wrapped_optimizer: The agent's optimizer on the masks.
+        shrinking: When it loses the channels that are pruned, and which are left; None if it keeps them all.
+        steps_taken_over: How often the agent took over an optimizer state that it had made.
     """
 
     updater: BaseUpdater
@@ -61,6 +65,8 @@ class SparseAgent:
     _rng: jax.Array
     follower: HostFollower
     wrapped_optimizer: optax.GradientTransformationExtraArgs
+    shrinking: Shrinking | None
+    steps_taken_over: int
 
     def __init__(
         self,
@@ -68,8 +74,10 @@ class SparseAgent:
         updater: AnyUpdater | None = None,
         target_policy: str | TargetPolicy = TargetPolicy.AT_MASK_UPDATE,
         frames_per_step: int = 1,
+        shrink: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.shrinking, self._shrinks = None, shrink
         self.target_policy = TargetPolicy.of(target_policy)
         self._frames_per_step = frames_per_step
         chosen = create_updater_from_config() if updater is None else updater
@@ -96,7 +104,8 @@ class SparseAgent:
         changes = self.clock.describe(self.updater)
         plan = describe_plan(self.updater, self.sparse_params)
         target = "none" if self._target_attribute is None else self.target_policy
-        return "\n".join([plan, *([changes] if changes else []), f"target network: {target}"])
+        leave = ["pruned channels leave after the last mask change"] if self.shrinking is not None else []
+        return "\n".join([plan, *([changes] if changes else []), f"target network: {target}", *leave])
 
     def _build_networks_and_optimizer(self) -> None:
         of_masks = key_of_masks(self._rng)  # before networks are drawn from it
@@ -112,25 +121,31 @@ class SparseAgent:
         self.clock = _clock_of(self, self._frames_per_step)
         given = self._given_updater
         knowing = given if given.layers is not None else given.knowing(call.layers(self.sparse_params))
+        shrinks = self._shrinks and given.prunes
+        if shrinks:
+            knowing = with_groups(knowing, graph := graph_of(call, self.sparse_params, type(self).__name__))
         self.updater = self.clock.in_optimizer_steps(knowing).seeded(of_masks)
         self.follower = HostFollower(self.updater, self.target_policy)
         # One object for the agent's life: optimizers are static arguments, and another one would compile again.
-        self.wrapped_optimizer = self.updater.wrap_optax(getattr(self, self._optimizer_attribute))
+        optimizer = getattr(self, self._optimizer_attribute)
+        self.wrapped_optimizer = self.updater.wrap_optax(optimizer)
         dense = self.sparse_params
         setattr(self, self._optimizer_attribute, self.wrapped_optimizer)
         self.optimizer_state = self.wrapped_optimizer.init(dense)
         setattr(self, self._online_attribute, self.follower.first_params(dense, self.optimizer_state))
         if self._target_attribute is not None:
             setattr(self, self._target_attribute, self.follower.initial(dense, self.optimizer_state))
-        self._steps_taken_over, self._first_check = 0, FirstCheck(self.updater)
+        self.steps_taken_over, self._first_check = 0, FirstCheck(self.updater)
+        if shrinks:
+            self.shrinking = Shrinking(self, optimizer, graph)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and lets the target network follow the masks; see the module's docstring."""
         before = vars(self)
         if name == "optimizer_state" and "_first_check" in before and not self.follower.is_restoring:
             # Here alone parameters and state are of one step, the last one: agents assign them in either order.
-            before["_steps_taken_over"] += 1
-            self._first_check(before["_steps_taken_over"] - 1, self.sparse_params, self.optimizer_state)
+            before["steps_taken_over"] += 1
+            self._first_check(before["steps_taken_over"] - 1, self.sparse_params, self.optimizer_state)
         target = before.get("_target_attribute")
         if target is not None and name == target:
             value = self.follower.after_write(value, self.optimizer_state)
@@ -138,6 +153,8 @@ class SparseAgent:
         super().__setattr__(name, value)
         if is_step:
             super().__setattr__(str(target), self.follower.after_step(self.target_sparse_params, value))
+        if name == "training_steps" and before.get("shrinking") is not None and not self.follower.is_restoring:
+            self.shrinking.step()  # type: ignore[union-attr]  # an agent counts when it is done with a step
 
     def _build_replay_buffer(self) -> Any:
         return keep_in_checked_files(super()._build_replay_buffer(), self.observation_shape)  # type: ignore[misc]
@@ -146,18 +163,34 @@ class SparseAgent:
         """The agent's checkpoint, with its random key and what it saw last; the replay is saved to a file."""
         bundle = super().bundle_and_checkpoint(checkpoint_dir, iteration_number)  # type: ignore[misc]
         if bundle is not None:
-            bundle["updater"] = identity(self.updater)
+            bundle["updater"] = identity(self.planned_updater)
+            if self.shrinking is not None:
+                bundle["channels"] = self.shrinking.channels
             bundle["between_steps"] = {name: vars(self).get(name) for name in _BETWEEN_STEPS}
         return bundle
 
-    def bundle_now(self, checkpoint_dir: str) -> dict[str, Any]:
-        """The same of the agent as it is, the replay left alone: what a checkpoint has to look like."""
+    @property
+    def planned_updater(self) -> BaseUpdater:
+        """The updater that the run was begun with, also when its channels have left."""
+        return self.updater if self.shrinking is None else self.shrinking.planned
+
+    def bundle_now(self, checkpoint_dir: str, channels: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The same of the agent as it is, the replay left alone: what a checkpoint has to look like.
+
+        Args:
+            checkpoint_dir: A folder that exists.
+            channels: By group bool[channels], those that are left in the checkpoint; None for those of the agent.
+        """
+        shrinking = None if channels is None else self.shrinking
+        before = None if shrinking is None or channels is None else shrinking.take(channels)
         replay, self._replay = self._replay, types.SimpleNamespace(save=lambda *_: None)
         try:
             bundle = self.bundle_and_checkpoint(checkpoint_dir, 0) or {}
             return {name: part for name, part in bundle.items() if name != "updater"}
         finally:
             self._replay = replay
+            if shrinking is not None and before is not None:
+                shrinking.give_back(before)
 
     def unbundle(self, checkpoint_dir: str, iteration_number: int, bundle_dictionary: dict[str, Any] | None) -> bool:
         """Goes on from a checkpoint, masks, schedule count and random keys included.
@@ -173,11 +206,13 @@ class SparseAgent:
         is_lost = is_missing(self._replay, checkpoint_dir, iteration_number) and not self.allow_partial_reload
         if bundle_dictionary is None or is_lost:
             return super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
-        check_bundle(bundle_dictionary, self.updater, self.optimizer_state, type(self).__name__)
-        own, done = self.optimizer_state, False
+        name, shrinking = type(self).__name__, self.shrinking
+        before = None if shrinking is None else shrinking.take(channels_of(bundle_dictionary, shrinking.channels, name))
+        state, done = self.optimizer_state, False
         # The target network comes back as it was, which may be with the masks of its last copy.
         with self.follower.restoring():
             try:
+                check_bundle(bundle_dictionary, self.planned_updater, self.optimizer_state, name)
                 self.optimizer_state = bundle_dictionary["optimizer_state"]
                 done = super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
                 if done:
@@ -189,7 +224,11 @@ class SparseAgent:
                         setattr(self, name, between[name])
             finally:
                 if not done:
-                    self.optimizer_state = own
+                    self.optimizer_state = state
+                    if shrinking is not None and before is not None:
+                        shrinking.give_back(before)
+        if done and shrinking is not None:
+            shrinking.wait()
         return done
 
 
@@ -204,7 +243,8 @@ def sparsify(agent_class: type, name: str | None = None) -> type:
     Returns:
         A class whose constructor takes what `agent_class` takes, and `updater` (by default the one that gin's
         `create_updater_from_config` describes; or an algorithm, with what `core.sparsify` takes beside it),
-        `target_policy` and `frames_per_step`.
+        `target_policy`, `frames_per_step` and `shrink`. With `shrink=True` channels are pruned as wholes, and after the
+        last change of masks they leave the agent, which acts, trains, evaluates and is saved small from then on.
 
     Raises:
         TypeError: If the class is no such agent.

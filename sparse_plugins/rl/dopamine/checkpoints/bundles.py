@@ -1,5 +1,6 @@
 """An agent's checkpoint as numbers, put back into what the agent has, and whether it belongs to that agent."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from sparse_plugins.core.storage.values import fields, like_tree, refuse, stored
 from sparse_plugins.core.transform.state import find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["action", "bundle_like", "bundle_values", "check_bundle", "observed"]
+__all__ = ["action", "bundle_like", "bundle_values", "channels_of", "check_bundle", "observed", "stored_channels"]
 
 _BETWEEN_STEPS = "between_steps"
 _MOST_ENVIRONMENTS, _WIDEST = 1024, 1 << 16
@@ -59,6 +60,41 @@ def check_bundle(bundle: dict[str, Any], updater: BaseUpdater, fresh_state: PyTr
         )
 
 
+def channels_of(bundle: Mapping[str, Any], like: Mapping[str, np.ndarray], agent: str) -> dict[str, np.ndarray]:
+    """By group bool[channels], those that are left in a checkpoint.
+
+    Args:
+        bundle: What `bundle_and_checkpoint` gave.
+        like: The same of the agent.
+        agent: Its name, for the message.
+
+    Raises:
+        CheckpointMismatchError: If the checkpoint is that of an agent that keeps its channels, or of another network.
+    """
+    found = bundle.get("channels", {})
+    sizes = lambda channels: {name: np.shape(left) for name, left in channels.items()}  # noqa: E731
+    if sizes(found) != sizes(like):
+        raise CheckpointMismatchError(
+            f"the checkpoint has the groups of channels {sizes(found)}, and {agent} with shrink=True has "
+            f"{sizes(like)}. {_REMEDY}"
+        )
+    return {name: np.asarray(left, bool) for name, left in found.items()}
+
+
+def stored_channels(stored: Any, agent: Any) -> dict[str, np.ndarray] | None:
+    """The same of what a file has; None of an agent that keeps its channels, or where the file has none.
+
+    Raises:
+        DamagedFileError: If they are not those of the agent's network.
+    """
+    if agent.shrinking is None or not isinstance(stored, dict) or "channels" not in stored:
+        return None
+    found = like_tree(stored["channels"], agent.shrinking.channels, f"the {type(agent).__name__}'s channels")
+    if not all(np.any(left) for left in found.values()):
+        raise DamagedFileError("a group of channels has none left")
+    return found
+
+
 def bundle_values(bundle: dict[str, Any]) -> dict[str, Any]:
     """A bundle for `write_values`.
 
@@ -78,7 +114,7 @@ def bundle_like(stored: Any, now: dict[str, Any], agent: Any) -> dict[str, Any]:
 
     Args:
         stored: What `bundle_values` gave, as read from a file.
-        now: The agent's `bundle_now`.
+        now: The agent's `bundle_now`, with the `stored_channels`.
         agent: The agent.
 
     Returns:
@@ -105,7 +141,7 @@ def bundle_like(stored: Any, now: dict[str, Any], agent: Any) -> dict[str, Any]:
         elif part is not None:
             between[name] = action(part, place) if name == "action" else observed(part, agent.observation_shape, place)
     try:
-        check_bundle(bundle, agent.updater, agent.optimizer_state, type(agent).__name__)
+        check_bundle(bundle, agent.planned_updater, now["optimizer_state"], type(agent).__name__)
     except ValueError as error:
         raise DamagedFileError(str(error)) from error
     return bundle | {_BETWEEN_STEPS: between}
