@@ -12,7 +12,7 @@ from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 
-__all__ = ["ModelAndOptimizer", "Optimizer"]
+__all__ = ["ModelAndOptimizer", "Optimizer", "in_variables"]
 
 M = TypeVar("M")
 
@@ -89,7 +89,7 @@ class Optimizer(nnx.Optimizer[M]):
         sparse = updater.wrap_optax(tx)
 
         def init(variables: nnx.State) -> PyTree:
-            return _in_variables(variables, sparse.init(nnx.as_pure(variables)))
+            return in_variables(variables, sparse.init(nnx.as_pure(variables)))
 
         super().__init__(model, sparse._replace(init=init), wrt=wrt, **options)
         self.tx = sparse
@@ -115,7 +115,7 @@ def _variables(params: nnx.State) -> list[nnx.Variable]:
     return jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-def _in_variables(variables: nnx.State, opt_state: PyTree) -> PyTree:
+def in_variables(variables: nnx.State, opt_state: PyTree) -> PyTree:
     """An optimizer state whose arrays are Variables like those of the parameters, where they have their shapes.
 
     A Variable says how it is sharded, which fits a moment but neither a packed mask nor a target sparsity.

@@ -1,0 +1,68 @@
+"""NNX models that lose their pruned channels, train on, and are read from checkpoints of the small model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from sparse_plugins import core, vision
+
+X = jax.random.normal(jax.random.key(0), (6, 4))
+
+
+class Normalized(nnx.Module):
+    def __init__(self, seed: int = 0) -> None:
+        rngs = nnx.Rngs(seed)
+        self.first, self.last = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
+
+
+@nnx.jit
+def step(model: Any, optimizer: Any) -> None:
+    optimizer.update(model, nnx.grad(lambda model: jnp.sum(model(X) ** 2))(model))
+
+
+def arrays(node: Any) -> list[Any]:
+    plain = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
+    return [np.asarray(plain(leaf)) for leaf in jax.tree.leaves(nnx.as_pure(nnx.state(node)))]
+
+
+def test_a_model_loses_its_pruned_channels_trains_on_and_comes_back_from_a_checkpoint() -> None:
+    tx = optax.sgd(0.1, momentum=0.9)
+    model = Normalized()
+    with jax.numpy_rank_promotion("allow"):
+        graph = vision.nnx_channel_graph(model, X)
+        words = {"sparsity": 0.5, "scheduler": core.OneShotSchedule(0), "structure": core.ChannelGroups(graph)}
+        optimizer = vision.Optimizer(model, tx, "magnitude", **words)
+        with pytest.raises(ValueError, match="masks still change"):
+            vision.nnx_shrunk(model, optimizer, graph, tx)
+        step(model, optimizer)
+        small, smaller, left = vision.nnx_shrunk(model, optimizer, graph, tx)
+        shapes = {small.first.kernel.shape, small.norm.mean.shape, small.norm.scale.shape, small.last.kernel.shape}
+        assert shapes == {(4, 4), (4,), (4, 3)}
+        moments = nnx.as_pure(smaller.opt_state).inner_state[0].trace
+        assert (moments["last"]["kernel"].shape, int(smaller.step[...])) == ((4, 3), 1)
+        assert model.first.kernel.shape == (4, 8), "it stays as it is"
+
+        again = vision.nnx_narrow(Normalized(1), graph, left.kept)
+        optimizer_again = vision.Optimizer(again, tx, left.updater)
+        for one, other in ((again, small), (optimizer_again, smaller)):
+            nnx.update(one, jax.tree.map(lambda leaf: leaf, nnx.state(other)))
+        for _ in range(2):
+            for each in ((model, optimizer), (small, smaller), (again, optimizer_again)):
+                step(*each)
+            for mine, theirs in zip(arrays((again, optimizer_again)), arrays((small, smaller)), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+        (channels,) = left.kept.values()
+        np.testing.assert_allclose(model.first.kernel[...][:, channels], small.first.kernel[...], atol=1e-4)
+        np.testing.assert_allclose(model.norm.mean[...][channels], small.norm.mean[...], atol=1e-5)
+        model.eval()
+        small.eval()
+        np.testing.assert_allclose(model(X), small(X), rtol=1e-3, atol=1e-4)
