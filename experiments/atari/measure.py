@@ -21,8 +21,8 @@ class Part(NamedTuple):
     """A part of an iteration.
 
     Attributes:
-        name: For readers.
-        seconds: That it takes, alone.
+        name: Name of the part, for readers.
+        seconds: Seconds that it takes, alone.
         of: What it does for all runs in an iteration, as a number and its unit.
     """
 

@@ -173,7 +173,7 @@ class Recorder:
         """Writes how it ended.
 
         Args:
-            seconds: That it took.
+            seconds: Seconds that it took.
             together: Runs that were trained in that time.
 
         Returns:

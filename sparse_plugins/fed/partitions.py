@@ -23,7 +23,7 @@ def dirichlet_partition(
         num_clients: 1 or more.
         alpha: Above 0; 0.1 leaves most clients few classes, 100 deals evenly.
         seed: Seed of the shares and of who gets which example.
-        min_examples: That every client has.
+        min_examples: Examples that every client has at least.
 
     Returns:
         For every client the rows of its examples, int [its number], ascending; each row is in one of them.

@@ -62,11 +62,17 @@ flags.DEFINE_multi_string("gin_bindings", [], "gin bindings, which win over the 
 flags.DEFINE_string(
     "config", None, f"A configuration of this package, read before --gin_files: {', '.join(config_names())}."
 )
-flags.DEFINE_string("algorithm", None, f"For {_SHORTCUTS['algorithm']}: 'magnitude', 'rigl', 'no_prune', ...")
+flags.DEFINE_string(
+    "algorithm", None, f"Name of the algorithm, such as 'rigl' or 'no_prune'. It binds {_SHORTCUTS['algorithm']}."
+)
 flags.DEFINE_string("pruner", None, "The paper's name for --algorithm.")
-flags.DEFINE_float("sparsity", None, f"For {_SHORTCUTS['sparsity']}: fraction of zeros.")
-flags.DEFINE_string("target_policy", None, f"For {_SHORTCUTS['target_policy']}: 'at_mask_update', 'at_sync', ...")
-flags.DEFINE_string("agent", None, f"For {_SHORTCUTS['agent']}: 'jax_dqn', 'sac', ...")
+flags.DEFINE_float("sparsity", None, f"Target fraction of zeros. It binds {_SHORTCUTS['sparsity']}.")
+flags.DEFINE_string(
+    "target_policy",
+    None,
+    f"When the target network is masked: 'at_mask_update', 'at_sync', ... It binds {_SHORTCUTS['target_policy']}.",
+)
+flags.DEFINE_string("agent", None, f"Name of the agent, such as 'jax_dqn' or 'sac'. It binds {_SHORTCUTS['agent']}.")
 flags.DEFINE_integer("seed", None, "Seed of the agent, its masks and its environments.")
 flags.DEFINE_boolean("plasticity", None, "Report dormant units, effective rank and policy churn.")
 flags.DEFINE_boolean("plan_only", False, "Print what the run would do, and stop.")
@@ -254,11 +260,13 @@ def _bindings_behind(text: str, configurable: str) -> list[str]:
     import gin
 
     stated = [line.partition(" = ") for line in gin.config_str(max_line_length=10_000).splitlines() if " = " in line]
-    own = [(name, value) for name, _, value in stated if name.split(".")[-2:-1] == [configurable.split(".")[-1]]]
+    matching = [(name, value) for name, _, value in stated if name.split(".")[-2:-1] == [configurable.split(".")[-1]]]
     is_named = lambda word: re.search(rf"(?<![\w.]){re.escape(word)}(?![\w])", text)  # noqa: E731
-    behind = [(name, value) for name, value in own if is_named(name.split(".")[-1]) or is_named(value.strip("'"))]
+    behind = [(name, value) for name, value in matching if is_named(name.split(".")[-1]) or is_named(value.strip("'"))]
     return (
-        ["It was called with these bindings:", *(f"  {name} = {value}" for name, value in behind or own)] if own else []
+        ["It was called with these bindings:", *(f"  {name} = {value}" for name, value in behind or matching)]
+        if matching
+        else []
     )
 
 

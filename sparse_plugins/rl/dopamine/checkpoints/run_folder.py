@@ -59,7 +59,7 @@ class SealedCheckpointer(checkpointer.Checkpointer):
         """Writes everything but the replay memory, which the agent has saved, and the sentinel.
 
         Args:
-            iteration: That is done.
+            iteration: Iteration that is done.
             run: Numbers and arrays for `write_values`.
         """
         checksum = _checksum(replay_file(self._folder, iteration))
