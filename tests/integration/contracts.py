@@ -85,7 +85,7 @@ class Training:
 
 
 @functools.cache
-def run(library: Library, kind: str) -> tuple[Training, list[Moment]]:
+def run(library: Library, algorithm: str) -> tuple[Training, list[Moment]]:
     updater = {
         "magnitude": lambda: make_updater(core.MagnitudePruning, scheduler=GROWING),
         "rigl": lambda: make_updater(core.RigL, scheduler=EXCHANGE),
@@ -93,8 +93,8 @@ def run(library: Library, kind: str) -> tuple[Training, list[Moment]]:
         "dense control": lambda: core.NoPruning(),
     }
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
-    tx = adam if kind == "dense" else updater[kind]().wrap_optax(adam)
-    if kind in ("rigl", "ste 2:4"):  # their first masks would be many programs, one for each operation
+    tx = adam if algorithm == "dense" else updater[algorithm]().wrap_optax(adam)
+    if algorithm in ("rigl", "ste 2:4"):  # their first masks would be many programs, one for each operation
         tx = tx._replace(init=quick_jit(tx.init))
     training = Training(library, tx)
     return training, training.advance(training.start(), STEPS)
@@ -202,8 +202,8 @@ def without_sparsity_it_is_the_optimizer_bit_for_bit(library: Library) -> None:
 
 def other_state_goes_on_as_without_sparsity(library: Library) -> None:
     """Statistics follow the sparse model; keys and counters are those of the dense run."""
-    for kind in ("magnitude", "rigl", "ste 2:4"):
-        for dense, sparse in zip(run(library, "dense")[1], run(library, kind)[1], strict=True):
+    for algorithm in ("magnitude", "rigl", "ste 2:4"):
+        for dense, sparse in zip(run(library, "dense")[1], run(library, algorithm)[1], strict=True):
             assert jax.tree.structure(dense.rest) == jax.tree.structure(sparse.rest)
             dense, sparse = by_name(dense.rest), by_name(sparse.rest)
             exact = {name for name, leaf in dense.items() if not np.issubdtype(leaf.dtype, np.floating)}
@@ -238,8 +238,8 @@ def exports_come_back_bit_for_bit(library: Library) -> None:
 
 
 def a_run_resumes_bit_for_bit_from_orbax(library: Library) -> None:
-    for kind in ("rigl", "ste 2:4"):
-        training, moments = run(library, kind)
+    for algorithm in ("rigl", "ste 2:4"):
+        training, moments = run(library, algorithm)
         half = moments[HALF_WAY]._replace(grads=None)
         with tempfile.TemporaryDirectory() as folder:
             with ocp.StandardCheckpointer() as checkpoints:

@@ -30,7 +30,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "libraries.md"
 @functools.cache
 def keras_() -> Library:
     model = network()
-    seen, unseen = ([v.path for v in kind] for kind in (model.trainable_variables, model.non_trainable_variables))
+    seen, unseen = (
+        [v.path for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
 
     def apply(params: Any, rest: Any, images: Any) -> tuple[Any, Any]:
         ordered = [params[path] for path in seen], [rest[path] for path in unseen]

@@ -72,9 +72,9 @@ def all_values(model: keras.Model) -> list[np.ndarray]:
     return [np.array(variable) for variable in (*model.variables, *model.optimizer.variables)]
 
 
-def assert_same_values(one: keras.Model, other: keras.Model) -> None:
-    variables = (*one.variables, *one.optimizer.variables)
-    for variable, a, b in zip(variables, all_values(one), all_values(other), strict=True):
+def assert_same_values(model: keras.Model, other_model: keras.Model) -> None:
+    variables = (*model.variables, *model.optimizer.variables)
+    for variable, a, b in zip(variables, all_values(model), all_values(other_model), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=variable.path)
 
 
@@ -112,8 +112,8 @@ def fit_is_sparse_at_every_step_and_goes_on_bit_for_bit() -> None:
     variables = [(*model.variables, *model.optimizer.variables) for model in models]
     fit(models[0], 4, [watch])
     assert watch.kept == [KEPT] * 8
-    for one, other in zip(*variables, strict=True):
-        other.assign(np.array(one))
+    for variable, copied in zip(*variables, strict=True):
+        copied.assign(np.array(variable))
     for model in models:
         fit(model, 3)
     assert_same_values(*models)
@@ -148,12 +148,12 @@ def callbacks_set_the_learning_rate() -> None:
     updater = make_updater(core.StaticRandomSparse)
     usual = compiled(SparseOptimizer(updater, optax.sgd(0.25, momentum=0.5)))
     other = compiled(SparseOptimizer(updater, optax.sgd(1.0, momentum=0.5), learning_rate=0.125))
-    for one, two in zip(usual.variables, other.variables, strict=True):
-        two.assign(np.array(one))
+    for variable, copied in zip(usual.variables, other.variables, strict=True):
+        copied.assign(np.array(variable))
     fit(usual, 2)
     fit(other, 2, [keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.25)])
-    for one, two in zip(usual.trainable_variables, other.trainable_variables, strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7, err_msg=one.path)
+    for variable, copied in zip(usual.trainable_variables, other.trainable_variables, strict=True):
+        np.testing.assert_allclose(variable, copied, rtol=1e-6, atol=1e-7, err_msg=variable.path)
     trained = [np.array(variable) for variable in other.trainable_variables]
     fit(other, 1, [keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.0)])
     for variable, before in zip(other.trainable_variables, trained, strict=True):
@@ -241,8 +241,8 @@ def scales_of_float8_layers_are_overwritten() -> None:
     assert set(model.optimizer.state.masks) == {"net/head/kernel", "net/head/bias"}
 
 
-def expect(kind: type[Exception], message: str, act: Callable[[], Any]) -> None:
-    with pytest.raises(kind, match=message):
+def expect(error_type: type[Exception], message: str, act: Callable[[], Any]) -> None:
+    with pytest.raises(error_type, match=message):
         act()
 
 
