@@ -82,8 +82,8 @@ def test_a_study_leaves_its_files(folder: Path) -> None:
     names += ["sparsity.png", "timing.csv"]
     assert sorted(file.name for file in folder.iterdir()) == names
     for cell in CELLS:
-        own = {file.name for file in (folder / LAYOUT.path(Run(cell, 1))).iterdir()} - {"layers.csv"}
-        assert own == {"config.json", "results.csv", "summary.json", "timing.csv"}
+        files = {file.name for file in (folder / LAYOUT.path(Run(cell, 1))).iterdir()} - {"layers.csv"}
+        assert files == {"config.json", "results.csv", "summary.json", "timing.csv"}
     settings = json.loads((folder / "config.json").read_text())["settings"]
     assert (settings["together"], settings["width"], settings["warm_up"]) == (2, [1], 20)
     rows = read_rows(folder)
@@ -147,8 +147,8 @@ def test_a_run_that_breaks_is_cut_where_it_broke_and_costs_the_others_nothing(
     build = train.agent
 
     def agent(config: AtariSettings, cell: Cell) -> SparseDQN:
-        own = build(config, cell)
-        return own if cell.name == DENSE else dataclasses.replace(own, optimizer=optax.sgd(1e30))
+        built = build(config, cell)
+        return built if cell.name == DENSE else dataclasses.replace(built, optimizer=optax.sgd(1e30))
 
     monkeypatch.setattr(train, "agent", agent)
     assert main([*QUICK, f"--output={tmp_path}", "--name=broken"]) == 1
@@ -266,8 +266,8 @@ def test_shorter_training_changes_masks_in_the_same_part_of_it() -> None:
 
 def test_as_many_cells_as_fit_are_trained_together() -> None:
     frames = 84 * 84 * 1e6 / 1e9
-    one = plan.state_bytes(settings("--seeds=1"), CELLS[0]) / 1e9
-    assert frames < one < frames + 0.05
+    of_seed = plan.state_bytes(settings("--seeds=1"), CELLS[0]) / 1e9
+    assert frames < of_seed < frames + 0.05
     assert plan.fitted(settings("--seeds=1", "--memory-gb=28.2")).together == 3
     assert plan.fitted(settings("--seeds=1", "--memory-gb=1000")).together == 7
     assert plan.fitted(settings("--seeds=1", "--memory-gb=1")).together == 1
@@ -314,8 +314,8 @@ def test_wide_networks_are_compared_with_the_narrow_dense_one() -> None:
         row_of(Cell("Pong", algorithm, at, width), step=9, online_sparsity=at, final_return=score)
         for algorithm, at, width, score in ((DENSE, 0.0, 3, 5.0), (DENSE, 0.0, 1, 10.0), ("magnitude", 0.95, 3, 15.0))
     ]
-    own = json.loads(json.dumps(dataclasses.asdict(settings("--preset=pruned"))))
-    record = {"settings": own, "about": "About.", "changes": [3, 6], "command": ""}
+    chosen = json.loads(json.dumps(dataclasses.asdict(settings("--preset=pruned"))))
+    record = {"settings": chosen, "about": "About.", "changes": [3, 6], "command": ""}
     text = report(Stored((), (record,), layout(record), rows, [], [], {}))
     assert re.search(r"\| magnitude \(width 3\) \| +95 % \| +1\.500 \|", text)
     assert re.search(r"\| dense \(width 3\) +\| +0 % \| +0\.500 \|", text)

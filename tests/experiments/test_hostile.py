@@ -25,7 +25,9 @@ def test_the_first_clients_of_a_round_send_something_else(attack: Attack, expect
     """What clients send here is the sum of their labels; masks are left alone."""
     final = lambda shared, total: {"delta": 1.0 * total, "masks": shared}  # noqa: E731
     with fedjax.for_each_client_backend(HostileBackend(ScanBackend(), attack, count=2)):
-        summing = fedjax.for_each_client(lambda shared, own: own, lambda total, batch: total + batch["y"].sum(), final)
+        summing = fedjax.for_each_client(
+            lambda shared, client: client, lambda total, batch: total + batch["y"].sum(), final
+        )
     batches = [{"y": np.array([1, 2])}, {"y": np.array([4])}]
     outputs = dict(summing(np.ones(2, np.uint8), [(place, batches, np.float32(0)) for place in range(4)]))
     assert [float(output["delta"]) for output in outputs.values()] == [expected, expected, 7.0, 7.0]

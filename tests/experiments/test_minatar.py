@@ -73,8 +73,8 @@ def test_a_study_leaves_its_files(folder: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == FILES
     for cell, further in (("Breakout-no_prune-0.0-1", []), ("Breakout-magnitude-0.9-1", ["layers.csv"])):
         for seed in (0, 1):
-            own = sorted(file.name for file in (folder / "runs" / cell / f"seed-{seed}").iterdir())
-            assert own == sorted([*RUN_FILES, *further])
+            files = sorted(file.name for file in (folder / "runs" / cell / f"seed-{seed}").iterdir())
+            assert files == sorted([*RUN_FILES, *further])
     for picture in ("curves.png", "sparsity.png", "layers.png", "churn.png"):
         height, width, _ = imread(folder / picture).shape
         assert min(height, width) > 600
@@ -279,11 +279,13 @@ def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:
         train.agent(config, cell).init(jax.random.key(3), jnp.zeros((1, 10, 10, 4))) for cell in config.cells()
     )
     for name, layer in plain.params.items():
-        weights, own = np.asarray(layer["w"]), np.asarray(scaled.params[name]["w"])
-        units, own_units = (np.moveaxis(each, -1, 0).reshape(each.shape[-1], -1) for each in (weights, own))
-        for unit, own_unit in zip(units, own_units, strict=True):
+        weights, scaled_weights = np.asarray(layer["w"]), np.asarray(scaled.params[name]["w"])
+        units, scaled_units = (
+            np.moveaxis(each, -1, 0).reshape(each.shape[-1], -1) for each in (weights, scaled_weights)
+        )
+        for unit, scaled_unit in zip(units, scaled_units, strict=True):
             kept = np.count_nonzero(unit)
-            np.testing.assert_allclose(own_unit, unit * np.sqrt(unit.size / max(kept, 1)), rtol=1e-6)
+            np.testing.assert_allclose(scaled_unit, unit * np.sqrt(unit.size / max(kept, 1)), rtol=1e-6)
     assert zeros_of(scaled.params) == zeros_of(plain.params) > 0.8
     jax.tree.map(np.testing.assert_array_equal, scaled.target_params, scaled.params)
 
@@ -305,7 +307,7 @@ def made_up(games: dict[str, float], seeds: int = 4) -> list[Row]:
     for cell in grid(list(QUALITY), (0.5, 0.9), list(games)):
         for seed in range(seeds):
             level = games[cell.group] * QUALITY[cell.name] * (1 - cell.sparsity / 2) + seed
-            own = {
+            cell_and_seed = {
                 **EMPTY,
                 **dict(zip(LAYOUT.cell, cell, strict=True)),
                 "seed": seed,
@@ -313,9 +315,9 @@ def made_up(games: dict[str, float], seeds: int = 4) -> list[Row]:
                 "target_sparsity": cell.sparsity,
             }
             rows += [
-                Row(**{**own, "step": 80, "episodes": 10, "training_return": 1.0}),
-                Row(**{**own, "step": 95, "episodes": 1, "training_return": 2.0}),
-                Row(**{**own, "step": 100, "episodes": 3, "training_return": 4.0, "final_return": level}),
+                Row(**{**cell_and_seed, "step": 80, "episodes": 10, "training_return": 1.0}),
+                Row(**{**cell_and_seed, "step": 95, "episodes": 1, "training_return": 2.0}),
+                Row(**{**cell_and_seed, "step": 100, "episodes": 3, "training_return": 4.0, "final_return": level}),
             ]
     return rows
 

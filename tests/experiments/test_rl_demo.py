@@ -89,7 +89,7 @@ def test_a_demonstration_leaves_its_files_and_pong_learns_from_frames_of_the_gam
     assert [(row.pruner, row.failure[:31]) for row in study.rows if row.failure] == [
         (pruner, "NotSolvedError: not solved in 1") for pruner in (DENSE, "magnitude")
     ]
-    frames = {one.item: one.value for one in study.measurements}
+    frames = {line.item: line.value for line in study.measurements}
     assert frames["agent steps"] == 80
     assert frames["frames"] == 320
     assert frames["optimizer steps"] >= 4

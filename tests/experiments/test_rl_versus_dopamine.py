@@ -100,7 +100,9 @@ def test_a_study_trains_our_seeds_together_and_goes_on_with_what_is_missing(tmp_
 @pytest.mark.parametrize("task", [versus_dopamine, rl_demo])
 def test_other_processes_find_what_trains(task):
     """What a module that is run as a command defines, they do not."""
-    (settings,) = (own for own in vars(task).values() if isinstance(own, type) and own.__module__ == task.__name__)
+    (settings,) = (
+        member for member in vars(task).values() if isinstance(member, type) and member.__module__ == task.__name__
+    )
     code = f"import pickle; print(pickle.loads({pickle.dumps(task.plan(settings(name='x')).train)!r}).func.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == task.__name__

@@ -20,8 +20,8 @@ def test_all_layers_but_the_last_end_two_of_four(study: str, flags: list[str], t
     ends = [row for row in read_study(tmp_path / "x", LAYOUTS).rows if row.is_last]
     assert [(row.seed, row.sparsity, row.failure) for row in ends] == [(0, 0.5, ""), (1, 0.5, "")]
     assert all(row.score > 0 for row in ends)
-    sizes = [one for one in read_study(tmp_path / "x", LAYOUTS).measurements if one.item == "down"]
-    assert [one.seed for one in sizes] == ([0, 1] if study == "federated" else [])
+    sizes = [line for line in read_study(tmp_path / "x", LAYOUTS).measurements if line.item == "down"]
+    assert [line.seed for line in sizes] == ([0, 1] if study == "federated" else [])
     ends = read_lines(tmp_path / "x" / "runs" / "2-4" / "seed-1" / "layers.csv")[-2:]
     assert [2 * int(line["kept"]) for line in ends] == [int(line["size"]) for line in ends]
 

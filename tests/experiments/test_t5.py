@@ -66,9 +66,9 @@ def test_the_norm_divides_by_the_root_mean_square_alone() -> None:
     scale = np.linspace(0.5, 2, 8, dtype=np.float32)
     found = RMSNorm().apply({"params": {"scale": scale}}, x)
     for place in itertools.product(range(3), range(5)):
-        own = [float(value) for value in x[place]]
-        root = math.sqrt(sum(value * value for value in own) / 8 + 1e-6)
-        np.testing.assert_allclose(found[place], [s * v / root for s, v in zip(scale, own, strict=True)], rtol=1e-5)
+        values = [float(value) for value in x[place]]
+        root = math.sqrt(sum(value * value for value in values) / 8 + 1e-6)
+        np.testing.assert_allclose(found[place], [s * v / root for s, v in zip(scale, values, strict=True)], rtol=1e-5)
 
 
 def bucket(ahead: int, bidirectional: bool, buckets: int, farthest: int) -> int:
@@ -111,10 +111,10 @@ def test_a_later_token_does_not_move_earlier_logits(small: Any) -> None:
     inputs, first = np.arange(3, 10)[None], np.arange(20, 26)[None]
     second = first.copy()
     second[0, 4] = 99
-    one, other = small(inputs, first), small(inputs, second)
-    assert one.shape == (1, 6, 384)
-    np.testing.assert_array_equal(one[:, :4], other[:, :4])
-    assert (np.abs(one[:, 4:] - other[:, 4:]).max(axis=-1) > 1e-4).all()
+    logits, changed = small(inputs, first), small(inputs, second)
+    assert logits.shape == (1, 6, 384)
+    np.testing.assert_array_equal(logits[:, :4], changed[:, :4])
+    assert (np.abs(logits[:, 4:] - changed[:, 4:]).max(axis=-1) > 1e-4).all()
 
 
 def test_every_input_token_is_seen_and_padding_is_not(small: Any) -> None:
@@ -186,9 +186,9 @@ def test_the_manual_is_split_by_topic_and_known_by_its_hash() -> None:
     assert 0.05 < sum(map(len, test)) / sum(map(len, train)) < 0.35
     texts = data.load("manual", 32, 384)
     assert digest[:12] in texts.about
-    one, same, other = (next(texts.train(3, seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one["inputs"], same["inputs"])
-    assert (one["inputs"] != other["inputs"]).any()
+    first, second, third = (next(texts.train(3, seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first["inputs"], second["inputs"])
+    assert (first["inputs"] != third["inputs"]).any()
     tests = [list(texts.test()), list(texts.test())]
     assert len(tests[0]) == data.TEST_TEXTS // data.TEST_BATCH
     np.testing.assert_array_equal(tests[0][1]["targets"], tests[1][1]["targets"])
@@ -196,7 +196,7 @@ def test_the_manual_is_split_by_topic_and_known_by_its_hash() -> None:
 
 def test_texts_of_a_source_are_joined_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     source = [{"text": text} for text in (b"first", "sécond", b"third")]
-    whole = np.concatenate([*map(encode, [one["text"] for one in source] * 8)]).tolist()
+    whole = np.concatenate([*map(encode, [text["text"] for text in source] * 8)]).tolist()
     for seed in range(8):
         found = data.window(source, 12, np.random.default_rng(seed)).tolist()
         assert any(whole[i : i + 12] == found for i in range(len(whole)))
@@ -273,7 +273,7 @@ def test_runs_end_as_sparse_as_they_are_meant_to_be(folder: Path) -> None:
 
 def test_bytes_are_those_of_the_state_and_of_what_is_exported(folder: Path) -> None:
     found = read_study(folder, LAYOUTS).measurements
-    value = {one.item: round(1000 * one.value) for one in found if one.seed == 0}
+    value = {line.item: round(1000 * line.value) for line in found if line.seed == 0}
     sizes = {leaf.ndim: 0 for leaf in jax.tree.leaves(shapes_of(SMALL))}
     for leaf in jax.tree.leaves(shapes_of(SMALL)):
         sizes[leaf.ndim] += leaf.size
@@ -282,7 +282,7 @@ def test_bytes_are_those_of_the_state_and_of_what_is_exported(folder: Path) -> N
     assert value["one step"] > value["parameters"] + value["optimizer"] + value["masks"]
     assert value["file, sparse"] < 0.5 * value["file, dense"]
     assert value["arrays, BCOO"] < 0.7 * value["arrays, dense"]  # a value and two indices for each fifth weight
-    assert {one.quantity for one in found} == {"state, kB", "peak, kB", "after training, kB"}
+    assert {line.quantity for line in found} == {"state, kB", "peak, kB", "after training, kB"}
 
 
 def test_masks_take_a_byte_or_a_bit_or_nothing_for_each_weight() -> None:

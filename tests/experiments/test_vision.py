@@ -86,9 +86,9 @@ def test_batch_norms_learn_their_statistics_while_training_and_use_them_after() 
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))  # [6, 8, 8, 1, 3, 3]
     out = np.einsum("nhwcij,ijco->nhwo", windows, kernel)
-    own = renewed["batch_stats"]["stem_norm"]
-    np.testing.assert_allclose(own["mean"], 0.1 * out.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(own["var"], 0.9 + 0.1 * out.var(axis=(0, 1, 2)), rtol=1e-4)
+    norm = renewed["batch_stats"]["stem_norm"]
+    np.testing.assert_allclose(norm["mean"], 0.1 * out.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * out.var(axis=(0, 1, 2)), rtol=1e-4)
     trained = {**variables, **renewed}
     others = np.concatenate([images[:1], 9 * images[1:]])
     np.testing.assert_allclose(apply(trained, others)[0], apply(trained, images)[0], rtol=1e-4, atol=1e-5)
@@ -192,7 +192,7 @@ def test_every_cell_of_every_preset_fits_its_model(name: str) -> None:
 def test_the_paper_presets_have_the_steps_at_which_masks_changed_there() -> None:
     resnet, vit = (VisionSettings(name="x", **STUDIES[name].presets["paper"]) for name in ("resnet", "ste"))
     schedules = [settings.updater({"algorithm": "magnitude"}, prunable).scheduler for settings in (resnet, vit)]
-    found = [(own.update_start_step, own.update_end_step, own.update_freq) for own in schedules]
+    found = [(schedule.update_start_step, schedule.update_end_step, schedule.update_freq) for schedule in schedules]
     assert found == [(10_000, 25_000, 1000), (10_000, 20_000, 1000)]
     assert (resnet.clip, vit.clip) == (0.0, 1.0)
 
@@ -259,10 +259,10 @@ def test_spectra_are_measured_of_every_kernel_that_may_be_pruned(
     assert run_vision(command) == 0
     found = read_study(tmp_path / "x", LAYOUTS).measurements
     layers = ["attention/key", "attention/out", "attention/query", "attention/value", "mlp_in", "mlp_out"]
-    assert {one.item for one in found} == {"embedding", "head", *(f"block0/{layer}" for layer in layers)}
-    assert {one.quantity for one in found} == {"stable rank", "effective rank", "kept"}
-    assert {one.seed for one in found} == {0, 1}
-    assert all(1 <= one.value <= 10 for one in found if one.quantity != "kept")
+    assert {line.item for line in found} == {"embedding", "head", *(f"block0/{layer}" for layer in layers)}
+    assert {line.quantity for line in found} == {"stable rank", "effective rank", "kept"}
+    assert {line.seed for line in found} == {0, 1}
+    assert all(1 <= line.value <= 10 for line in found if line.quantity != "kept")
     assert imread(tmp_path / "x" / "measurements.png").shape[0] > 600
     assert "## stable rank" in (tmp_path / "x" / "results.md").read_text()
 
@@ -304,7 +304,7 @@ def test_a_run_that_fails_costs_no_other_and_stays_visible_and_resuming_trains_w
     command = ["one", "--preset=long", f"--output={tmp_path}", "--name=x"]
     assert run_harness(ends, command) == 1
     found = {outcome.cell.name: outcome for outcome in read_study(tmp_path / "x", LAYOUTS).outcomes()}
-    assert {name: (len(own.finished), len(own.failed)) for name, own in found.items()} == {
+    assert {name: (len(outcome.finished), len(outcome.failed)) for name, outcome in found.items()} == {
         "dense": (2, 0),
         "good": (2, 0),
         "bad": (1, 1),
