@@ -60,11 +60,11 @@ def shrunk_seeds(graph: ChannelGraph, states: LearnerState) -> tuple[Shrunk, Lea
     first = small[0][0]
     shapes = [jax.tree.map(jnp.shape, state.params) for _, state in small]
     if any(other != shapes[0] for other in shapes):
-        counts = [{name: len(left) for name, left in one.kept.items()} for one, _ in small]
+        counts = [{name: len(left) for name, left in shrunk.kept.items()} for shrunk, _ in small]
         raise ValueError(f"seeds keep different numbers of channels, {counts}: shrink each by itself.")
     inputs = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), graph.inputs)
-    for one, _ in small[1:]:
-        outputs = [jax.tree.leaves(apply(one.params, *inputs)) for apply in (first.apply, one.apply)]
+    for shrunk, _ in small[1:]:
+        outputs = [jax.tree.leaves(apply(shrunk.params, *inputs)) for apply in (first.apply, shrunk.apply)]
         if not all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*outputs, strict=True)):
             raise ValueError("the network tells its channels apart, so seeds need programs of their own: shrink each.")
     return first, jax.tree.map(lambda *leaves: jnp.stack(leaves), *[state for _, state in small])

@@ -188,15 +188,15 @@ def sparsify_trainer(train: Callable, *, keep_targets: bool = True) -> Callable:
                 replaced[changed.__name__] = changed
         if "get_num_training_steps" not in replaced:
             _warn_of_length(updater, config.get("num_training_steps"))
-        own = types.FunctionType(
+        patched = types.FunctionType(
             train.__code__,
             {**scope, "train_utils": _View(train_utils, **replaced)},
             train.__name__,
             train.__defaults__,
             train.__closure__,
         )
-        own.__kwdefaults__ = train.__kwdefaults__
-        results = own(*args, **kwargs)
+        patched.__kwdefaults__ = train.__kwdefaults__
+        results = patched(*args, **kwargs)
         _look(updater, results)
         return results
 

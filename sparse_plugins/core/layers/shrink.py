@@ -95,7 +95,7 @@ class Shrunk:
             return True
         stored = [leaf for state in sparse_states(self.opt_state) for leaf in jax.tree.leaves(state.masks)]
         masks = [mask for mask in jax.tree.leaves(self.masks) if is_pruned(mask)]
-        return any(jnp.shape(one) != mask.shape for one, mask in zip(stored, masks, strict=True))
+        return any(jnp.shape(stored_mask) != mask.shape for stored_mask, mask in zip(stored, masks, strict=True))
 
 
 def shrink(

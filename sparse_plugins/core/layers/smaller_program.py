@@ -148,7 +148,7 @@ def _step(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> list[
 
 
 def _inside(step: Step) -> list[Value]:
-    return [value for seen in step.inside for one in seen.steps for value in (*one.results, *_inside(one))]
+    return [value for seen in step.inside for inner in seen.steps for value in (*inner.results, *_inside(inner))]
 
 
 def _bound(equation: Any, parameters: Mapping[str, Any], operands: list[Any]) -> list[Any]:
