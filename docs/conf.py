@@ -96,8 +96,14 @@ def fields_first(app, what, name, obj, options, lines):
     lines[summary:summary] = ["", *fields]
 
 
+def keep_spreads_whole(app, name, source):
+    """Lets no line break between a mean and its standard deviation."""
+    source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+
+
 def setup(app):
     """Connects the hooks above; fields are moved before napoleon reads them."""
     app.connect("autodoc-process-signature", shorten)
     app.connect("autodoc-process-bases", hide_private)
     app.connect("autodoc-process-docstring", fields_first, priority=400)
+    app.connect("source-read", keep_spreads_whole)

@@ -46,3 +46,9 @@ def test_private_parents_are_not_shown(conf: dict[str, Any]) -> None:
     assert bases[0].__name__.startswith("_")
     conf["hide_private"](None, "x", PolynomialSchedule, None, bases)
     assert bases == [object]
+
+
+def test_a_mean_and_its_spread_stay_on_one_line(conf: dict[str, Any]) -> None:
+    source = ["| rigl | 69.1 ± 0.6 |"]
+    conf["keep_spreads_whole"](None, "page", source)
+    assert source == ["| rigl | 69.1\u00a0±\u00a00.6 |"]

@@ -21,7 +21,7 @@ class SnipPruning(GlobalSaliencyPruning):
     """Keeps the weights to which the loss of the first batch is most sensitive, in all layers together.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "snip", sparsity=0.5)
         >>> params, state = core.start(tx, {"a": jnp.ones((1, 4)), "b": jnp.ones((1, 4))})
@@ -45,7 +45,7 @@ class GraspPruning(GlobalPruningMixin):
     `hessian_gradient`, which is costly in every step: prune once, outside the training step.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.1), "grasp", sparsity=0.5)
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -2.0]])})
@@ -97,6 +97,7 @@ def hessian_gradient_product(loss: Callable[[PyTree], jax.Array], params: PyTree
         Two trees of the parameters' shapes and dtypes.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> grads, product = hessian_gradient_product(lambda w: jnp.sum(w**2), jnp.array([1.0, 3.0]))
         >>> grads.tolist(), product.tolist()
         ([2.0, 6.0], [4.0, 12.0])

@@ -28,7 +28,7 @@ class FisherPruning(BaseUpdater):
         ValueError: From `init`, if the optimizer keeps no second moment `nu` or masks are updated at step 0.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.adam(0.01), "fisher", sparsity=0.5, scheduler=core.OneShotSchedule(1))
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
@@ -99,7 +99,7 @@ class WandaPruning(BaseUpdater):
             else the last axis but one, as in Flax and Haiku; 1 for Equinox.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "wanda", sparsity=0.5, scheduler=core.OneShotSchedule(0))
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0], [3.0, 1.0]])})

@@ -158,7 +158,7 @@ class GlobalMagnitudePruning(GlobalPruningMixin, MagnitudePruning):
     """Magnitude pruning with one ranking across layers.
 
     Example:
-        >>> import optax
+        >>> import jax, jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "global_magnitude", sparsity=0.5, total_steps=4, use_normalization=False)
         >>> params = {"a": jnp.array([[1.0, 2.0, 3.0, 8.0]]), "b": jnp.array([[4.0, 5.0, 6.0, 7.0]])}
@@ -178,7 +178,7 @@ class GlobalSaliencyPruning(GlobalPruningMixin, SaliencyPruning):
     """Saliency pruning with one ranking across layers.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "global_saliency", sparsity=0.5, scheduler=core.OneShotSchedule(0))
         >>> params, state = core.start(tx, {"a": jnp.ones((1, 4)), "b": jnp.ones((1, 4))})

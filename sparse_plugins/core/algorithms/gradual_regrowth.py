@@ -40,7 +40,7 @@ class GradualSET(SET):
         ValueError: If start_part lies outside [0, 1].
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "gradual_set", sparsity=0.75, total_steps=4, start_part=2 / 3)
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
@@ -93,7 +93,7 @@ class GradualRigL(GradualSET, RigL):
     """RigL whose sparsity follows a schedule: at every mask update fewer weights, some grown by their gradients.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.1), "gradual_rigl", sparsity=0.5, scheduler=core.OneShotSchedule(0),
         ...                    drop_fraction=0.5)
@@ -115,7 +115,7 @@ class GraNet(GlobalMagnitudePruning, GradientGrowthMixin):
     """Gradual magnitude pruning across layers, and in each layer regeneration by gradients at every mask update.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> schedule = core.OneShotSchedule(0)
         >>> tx = core.sparsify(optax.sgd(0.1), "granet", sparsity=0.5, scheduler=schedule, drop_fraction=0.5)

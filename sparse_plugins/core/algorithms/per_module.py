@@ -54,7 +54,7 @@ class PerModule(BaseUpdater):
             leaf, or an updater would never prune.
 
     Example:
-        >>> import optax
+        >>> import functools, jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> half = functools.partial(core.uniform, sparsity=0.5)
         >>> updater = PerModule([

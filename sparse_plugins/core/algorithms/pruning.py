@@ -22,7 +22,7 @@ class NoPruning(BaseUpdater):
     """Keeps everything: the dense control, bit-exactly the wrapped optimizer.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "no_prune")
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])})
@@ -63,7 +63,7 @@ class MagnitudePruning(BaseUpdater):
     """Keeps the weights of largest absolute value.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "magnitude", sparsity=0.5, total_steps=4)
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
@@ -94,7 +94,7 @@ class SaliencyPruning(BaseUpdater):
     A mask update whose gradients overflowed or are NaN ranks that layer by magnitude.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "saliency", sparsity=0.5, scheduler=core.OneShotSchedule(0))
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})
@@ -136,7 +136,7 @@ class RandomPruning(BaseUpdater):
     """Keeps random weights; a pruned weight stays pruned.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "random", sparsity=0.5, total_steps=4, rng_seed=7)
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, -4.0, 3.0, 2.0]])})

@@ -44,7 +44,7 @@ class StaticRandomSparse(RandomStartMixin):
     """A random mask at initialisation that never changes.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "static_sparse", sparsity=0.75)
         >>> params, state = core.start(tx, {"w": jnp.ones((4, 4))})
@@ -130,7 +130,7 @@ class SET(ExchangeMixin, RandomStartMixin):
     Its `drop_fraction_fn` says how many; see `ExchangeMixin`.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> schedule = core.OneShotSchedule(0)
         >>> tx = core.sparsify(optax.sgd(0.5), "set", sparsity=0.75, scheduler=schedule, drop_fraction=0.5)
@@ -189,7 +189,7 @@ class RigL(GradientGrowthMixin, SET):
     """Replaces the smallest weights by those with the largest gradients at every mask update.
 
     Example:
-        >>> import jax, optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.adam(0.1), core.RigL, sparsity=0.75, total_steps=40)
         >>> params, state = core.start(tx, {"w": jnp.ones((16, 1))})
@@ -211,7 +211,7 @@ class SRigL(RigL):
     Outputs are not ablated.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(0.5), "srigl", sparsity=0.75, scheduler=core.OneShotSchedule(0))
         >>> params, state = core.start(tx, {"w": jnp.ones((4, 4))})

@@ -104,7 +104,7 @@ class SteMagnitudePruning(SteMixin, MagnitudePruning):
     """Uses the largest weights, trains all of them.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(1.0), "magnitude_ste", sparsity=0.5)
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0]])})
@@ -121,7 +121,7 @@ class SteRandomPruning(SteMixin, RandomPruning):
     """Uses random weights, other ones at every mask update, and trains all of them.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(1.0), "random_ste", sparsity=0.5, rng_seed=7)
         >>> params, state = core.start(tx, {"w": jnp.array([[1.0, 2.0]])})
@@ -142,7 +142,7 @@ class SrSte(SteMagnitudePruning):
         ValueError: If decay is negative or no number.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(1.0), "sr_ste", sparsity=0.5, decay=0.25)
         >>> params, state = core.start(tx, {"w": jnp.array([[4.0, 2.0]])})
@@ -180,7 +180,7 @@ class SoftTopKSte(SteMagnitudePruning):
         ValueError: If temperature is not positive.
 
     Example:
-        >>> import optax
+        >>> import jax.numpy as jnp, optax
         >>> from sparse_plugins import core
         >>> tx = core.sparsify(optax.sgd(1.0), "soft_topk_ste", sparsity=0.5)
         >>> params, state = core.start(tx, {"w": jnp.array([[4.0, 3.999, 0.0, 4.0]])})
