@@ -38,7 +38,7 @@ $(VENV)/.demo-rl: pyproject.toml requirements.lock | $(IN_VENV)
 	@touch $@
 
 $(VENV)/.demo-flower: pyproject.toml requirements.lock | $(IN_VENV)
-	$(INSTALL) '.[flower,experiments]'
+	$(INSTALL) '.[flower,experiments,zstd]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-flower $(VENV)/.demo-rl

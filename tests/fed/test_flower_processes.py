@@ -79,7 +79,7 @@ def test_real_processes_are_the_run_of_fedjax_and_outlive_one_of_them(
     monkeypatch.chdir(tmp_path)
     killed = tmp_path / "killed"
     killed.mkdir()
-    apart = {"timeout": 30.0, "rounds": 1, "after": str(tmp_path / "ledger.csv")}
+    apart = {"timeout": 20.0, "rounds": 1, "after": str(tmp_path / "ledger.csv")}
     with Federation(Path("processes"), NODES) as federation:
         # The second run starts beside the first, and waits for its end; what it waits for by itself is used as well.
         config = server_config(tmp_path, "rigl", after=str(tmp_path))

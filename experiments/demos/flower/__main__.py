@@ -18,13 +18,14 @@ from experiments.demos.flower.wire_meter import WireMeter
 _HERE = "experiments.demos.flower"
 
 
-def run(folder: Path, name: str, sparsity: float, nodes: int, rounds: int) -> dict[str, Any]:
+def run(folder: Path, name: str, sparsity: float, nodes: int, rounds: int, zstd: bool = False) -> dict[str, Any]:
     """One run on a federation of its own: accuracies by round, and bytes on the wire and in the ledger."""
     client = f"{_HERE}.client" if sparsity else f"{_HERE}.dense_client"
     config: dict[str, int | float | str] = {
         "sparsity": sparsity,
         "nodes": nodes,
         "rounds": rounds,
+        "zstd": int(zstd),
         "folder": str(folder.resolve() / name),
     }
     with contextlib.ExitStack() as stack:
@@ -80,6 +81,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=3, help="number of SuperNodes")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--sparsity", type=float, default=0.95, help="target sparsity of the sparse run")
+    parser.add_argument("--zstd", action="store_true", help="compress its messages, without loss; needs zstandard")
     parser.add_argument("--out", type=Path, default=Path("runs") / time.strftime("flower-%Y%m%d-%H%M%S"))
     options = parser.parse_args()
     if not 0 < options.sparsity < 1 or options.nodes < 2 or options.rounds < 1:
@@ -88,7 +90,7 @@ def main() -> int:
     settings = (options.nodes, options.rounds)
     rows = [
         run(options.out, "dense", 0.0, *settings),
-        run(options.out, "sparse", options.sparsity, *settings),
+        run(options.out, "sparse", options.sparsity, *settings, zstd=options.zstd),
     ]
     print(report(options.out, rows))
     print(f"\nTable, picture, ledger and the processes' logs: {options.out}")

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from experiments.demos.flower import digits
-from sparse_plugins import core
+from sparse_plugins import core, fed
 from sparse_plugins.fed.flower import SparseStrategy
 
 __all__ = ["app"]
@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
             update_end_step=max(rounds - 2, 2),
             step_unit="round",
         )
-        strategy = SparseStrategy(strategy, updater, run="demo")
+        strategy = SparseStrategy(strategy, updater, run="demo", wire=fed.Wire(zstd=bool(config["zstd"])))
 
     def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord:
         accuracies[number] = digits.accuracy({name: array.numpy() for name, array in arrays.items()})
