@@ -5,6 +5,7 @@ another object stands there, which computes the same with smaller parameters; th
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import optax
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.layers.channel_groups import ChannelGraph, channel_graph
 from sparse_plugins.core.layers.shrink import narrowed, put_back, shrink, taken
-from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, map_pruned, unpack_masks
+from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, unpack_masks
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.structures import ChannelGroups, Unstructured
 from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states
@@ -26,8 +27,6 @@ from sparse_plugins.rl.shrinking import settled
 from sparse_plugins.rl.target_network import HostFollower, TargetPolicy, steps_so_far
 
 __all__ = ["Shrinking", "SmallNetwork", "graph_of", "with_groups"]
-
-_LATER = 100  # optimizer steps until the target network is looked at again, where it was not on the masks
 
 
 class SmallNetwork:
@@ -99,16 +98,14 @@ class Shrinking:
         if due is None and not self.planned.masks_from_seed:
             raise ValueError("shrink=True, and masks change without an end: give a schedule that has one.")
         self._last = -1 if self.planned.masks_from_seed or due is None or not len(due) else int(np.max(due))
-        self._updates = int(vars(agent).get("_num_updates_per_train_step", 1))
         self._whole = {name: vars(agent)[name] for name in ("network_def", "updater", "follower", "wrapped_optimizer")}
         self.left: dict[str, np.ndarray] = {}
-        self._asks_at = 0
         self.wait()
 
     def wait(self) -> None:
-        """Counts anew after how many steps from now on the device is asked."""
-        ahead = self._last + 1 - steps_so_far(self._agent.optimizer_state)
-        self._asks_at = self._agent.steps_taken_over + max(-(-ahead // self._updates), 0)
+        """Looks at the agent's state anew, as after a checkpoint was put into it."""
+        self._steps, self._seen = steps_so_far(self._agent.optimizer_state), self._agent.steps_taken_over
+        self._asks_at = self._seen + (self._steps <= self._last)
 
     @property
     def channels(self) -> dict[str, np.ndarray]:
@@ -121,13 +118,18 @@ class Shrinking:
         agent = self._agent
         if self.left or agent.steps_taken_over < self._asks_at:
             return
-        if steps_so_far(agent.optimizer_state) <= self._last:
-            return self.wait()
+        steps, seen = steps_so_far(agent.optimizer_state), agent.steps_taken_over
+        if steps <= self._last:  # agents make the same number of steps each time, which the first time tells
+            each = max((steps - self._steps) // (seen - self._seen), 1)
+            self._steps, self._seen, self._asks_at = steps, seen, seen + -(-(self._last + 1 - steps) // each)
+            return
         masks = unpack_masks(agent.sparse_params, find_sparse_state(agent.optimizer_state).masks)
+        if all(bool(jnp.all(mask != 0)) for mask in jax.tree.leaves(masks) if is_pruned(mask)):
+            self._asks_at = sys.maxsize  # a sparsity so low that every channel stays
+            return
         target = agent.target_sparse_params
         if target is not None and not _are_equal(target, apply_masks(target, masks)):
-            self._asks_at = agent.steps_taken_over + _LATER
-            return
+            return  # until the agent copies the online network
         self._become(agent.sparse_params, masks, agent.optimizer_state, target)
 
     def take(self, channels: Mapping[str, np.ndarray]) -> dict[str, Any]:
