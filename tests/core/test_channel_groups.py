@@ -223,6 +223,44 @@ def test_a_graph_of_one_part_of_the_parameters() -> None:
     assert int(masks["critic"]["head"].sum()) == 6
 
 
+def test_modules_with_channel_groups_and_with_single_weights_train_and_shrink_together() -> None:
+    apply, params = perceptron()
+    both = {"actor": params, "critic": jax.tree.map(lambda p: p[..., ::-1], params)}
+    x = jax.random.normal(KEY, (3, 5))
+    outputs = lambda params, x: jnp.stack([apply(params["actor"], x), apply(params["critic"], x)])  # noqa: E731
+    quarter = functools.partial(core.uniform, sparsity=0.25, rules=[("critic/head", None)])
+    groups = core.MagnitudePruning(
+        sparsity_type=core.ChannelGroups(perceptron_graph()),
+        sparsity_distribution_fn=UNIFORM,
+        scheduler=core.OneShotSchedule(1),
+    )
+    single = core.SET(sparsity_distribution_fn=quarter, scheduler=core.PeriodicSchedule(2, 1, 3))
+    updater = core.PerModule([("actor/.*", groups), ("critic/.*", single)])
+    tx = updater.wrap_optax(optax.adam(0.01))
+    both, state = core.start(tx, both)
+
+    @quick_jit
+    def step(params: Any, state: Any) -> Any:
+        grads = jax.grad(lambda params: jnp.mean((outputs(params, x) - 1) ** 2))(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(4):
+        both, state = step(both, state)
+    masks = core.unpack_masks(both, core.find_sparse_state(state).masks)
+    assert whole(perceptron_graph(), masks["actor"]) == {"a": 4, "b": 3}
+    assert int(masks["critic"]["a"].sum()) == 30
+    assert not jax.tree.leaves(masks["critic"]["a_bias"])
+    small = core.shrink(core.channel_graph(outputs, both, x), both, masks, opt_state=state)
+    shapes = [{name: leaf.shape for name, leaf in small.params[part].items()} for part in ("actor", "critic")]
+    assert shapes[0] == {"a": (5, 4), "a_bias": (4,), "b": (4, 3), "b_bias": (3,), "head": (3, 2)}
+    assert shapes[1] == {name: leaf.shape for name, leaf in params.items()}
+    np.testing.assert_allclose(outputs(both, x), small.apply(small.params, x), atol=1e-5)
+    updates, _ = small.updater.wrap_optax(optax.adam(0.01)).update(small.params, small.opt_state, small.params)
+    kept = jnp.count_nonzero(updates["critic"]["a"])
+    assert int(kept) == 30
+
+
 @pytest.mark.thorough
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(networks())
