@@ -78,6 +78,8 @@ def map_pruned(function: Callable, params: PyTree, masks: PyTree, *rest: PyTree,
     return jax.tree.unflatten(treedef, mapped)
 
 
+# Inlined into a program around them; without any, one compilation for a shape in place of one for each operation.
+@functools.partial(jax.jit, inline=True)
 def pack(mask: jax.Array) -> jax.Array:
     """Stores a mask as bits.
 
@@ -100,6 +102,7 @@ def pack(mask: jax.Array) -> jax.Array:
     return jnp.sum(octets * _bits(octets.ndim, axis + 1), axis=axis + 1, dtype=jnp.uint8)
 
 
+@functools.partial(jax.jit, static_argnums=1, inline=True)
 def unpack(stored: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Reads a stored mask, packed or not.
 

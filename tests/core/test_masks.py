@@ -52,6 +52,17 @@ def test_packing_round_trip(shape: tuple, seed: int) -> None:
     assert np.bitwise_count(np.asarray(packed)).sum() == mask.sum()
 
 
+def test_outside_of_a_program_a_shape_is_compiled_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Not each operation: an optimizer's `init` is usually called so."""
+    stored = jnp.asarray(np.zeros((2, 5), np.uint8))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        pack(unpack(stored, (11, 5)))
+    assert [record.message.split()[1] for record in caplog.records if record.message.startswith("Compiling")] == [
+        "jit(unpack)",
+        "jit(pack)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("shape", "packed"),
     [((8, 16), (1, 16)), ((3, 3, 5, 64), (3, 3, 5, 8)), ((12,), (2,)), ((40, 3), (5, 3)), ((16, 7, 8), (2, 7, 8))],

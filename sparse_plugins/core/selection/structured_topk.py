@@ -5,6 +5,7 @@ scored, ranked as integers, and spread back over the array.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -205,6 +206,8 @@ def regrow_mask(
     return _spread(_best_units(ranks, structure, kept), structure, mask.shape)
 
 
+# As `order_keys`: one compilation for a shape where there is no program around it.
+@functools.partial(jax.jit, inline=True)
 def _ranks(scores: jax.Array, active: jax.Array) -> jax.Array:
     """Integer ranks from 1 where active (only the two largest of all may merge), 0 elsewhere."""
     keys = order_keys(scores)
@@ -239,6 +242,7 @@ def _groups(units: jax.Array, structure: NByM) -> jax.Array:
     return whole.reshape(*units.shape[:axis], whole.shape[axis] // m, m, *units.shape[axis + 1 :])
 
 
+@functools.partial(jax.jit, static_argnums=1, inline=True)
 def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Array:
     """An entry stays if fewer than `kept` of its group beat it: m comparisons, no sort."""
     m, axis = structure.m, structure.place % scores.ndim

@@ -34,6 +34,8 @@ _MIN_STRIDE = 64  # to sort a larger part than that costs as much as the passes 
 Counter = Callable[[Bracket, jax.Array], jax.Array]
 
 
+# Inlined into a program around it; without any, one compilation for a shape in place of one for each operation.
+@functools.partial(jax.jit, inline=True)
 def order_keys(scores: jax.Array) -> jax.Array:
     """Maps scores to unsigned integers of the same order.
 
