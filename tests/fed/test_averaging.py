@@ -46,6 +46,7 @@ def run(algorithm, rounds: int = ROUNDS) -> list:
     return states
 
 
+@functools.cache
 def growing(name: str = "rigl") -> core.BaseUpdater:
     """One that replaces half of its weights at every mask change."""
     return dataclasses.replace(updater_of(name), drop_fraction_fn=core.ConstantDrop(0.5))
