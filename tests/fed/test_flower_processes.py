@@ -10,11 +10,11 @@ import numpy as np
 import numpy.testing as npt
 import optax
 import pytest
-from flwr.app import Message
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 
 from experiments.demos.flower.processes import Federation, end
 from sparse_plugins import fed
+from sparse_plugins.fed.flower import SparseStrategy
 from tests.fed.flower_hanging import VICTIM
 from tests.fed.flower_linear import examples, linear_app, linear_model
 from tests.fed.flower_nodes import LocalGrid, sparse_run
@@ -88,6 +88,7 @@ def test_real_processes_are_the_run_of_fedjax_and_outlive_one_of_them(
         log = federation.run_app("linear", "tests.fed.flower_server", "tests.fed.flower_linear", 300, **config)
         kill_a_node_that_trains(federation, run, killed)
         expected, theirs = run_of_fedjax()
+        rest = run_of_the_rest()
         run.wait(timeout=200)
         log_of_killed = federation.log("killed")
     assert (tmp_path / "model.npz").exists(), log
@@ -99,18 +100,18 @@ def test_real_processes_are_the_run_of_fedjax_and_outlive_one_of_them(
     ours = fed.Ledger.from_csv((tmp_path / "ledger.csv").read_text())
     assert paid(ours) == paid(theirs)
     assert theirs.total().growth > 0
-    check_the_rest_went_on(killed)
+    check_the_rest_went_on(killed, *rest)
 
 
-def check_the_rest_went_on(folder: Path) -> None:
-    """The run with a node that never answers, in this process, is the same."""
-
-    def carry(node: int, reply: Message) -> Message | None:
-        return None if node == VICTIM else reply
-
+def run_of_the_rest() -> tuple[SparseStrategy, Result]:
+    """The run with a node that never answers, in this process."""
+    carry = lambda node, reply: None if node == VICTIM else reply  # noqa: E731
     grid = LocalGrid(dict.fromkeys(range(NODES), linear_app()), carry)
     options = {"run": "processes", "resends_masks": True, "rounds": 1, "grid": grid}
-    strategy, result = sparse_run(updater_of("set"), FedAvg(fraction_evaluate=0.0), **options)
+    return sparse_run(updater_of("set"), FedAvg(fraction_evaluate=0.0), **options)
+
+
+def check_the_rest_went_on(folder: Path, strategy: SparseStrategy, result: Result) -> None:
     with np.load(folder / "model.npz") as model:
         for name, array in result.arrays.items():
             npt.assert_allclose(model[name], array.numpy(), rtol=0, atol=1e-6)
