@@ -153,19 +153,16 @@ def shrink(
             "The nearest masks without them are core.whole_channels(graph, params, masks).",
             stacklevel=2,
         )
-    masked = apply_masks(params, unpacked)
-    differences = _differences(graph, masked, kept)
+    small, small_masks = _smaller(graph, params, unpacked, kept)
+    differences = _differences(graph, params, unpacked, kept, small)
     tolerance = _rounding(graph) if tolerance is None else tolerance
     if not differences <= tolerance:
-        raise ValueError(_not_the_same(graph, masked, kept, differences, tolerance))
-    take = functools.partial(taken, graph, kept)
-    small = take(masked)
-    small_masks = taken_masks(graph, kept, params, unpacked)
+        raise ValueError(_not_the_same(graph, params, unpacked, kept, differences, tolerance))
     return Shrunk(
         small,
         small_masks,
         None if opt_state is None else _smaller_state(graph, kept, opt_state, params, small, small_masks, optimized),
-        tuple(map(take, also)),
+        tuple(taken(graph, kept, tree) for tree in also),
         narrowed(graph, kept),
         kept,
         half,
@@ -305,11 +302,22 @@ def _sizes(graph: ChannelGraph, kept: Mapping[str, np.ndarray], operands: Sequen
     return Sizes(left)
 
 
-def _differences(graph: ChannelGraph, params: PyTree, kept: Mapping[str, np.ndarray]) -> float:
+def _smaller(
+    graph: ChannelGraph, params: PyTree, masks: PyTree, kept: Mapping[str, np.ndarray]
+) -> tuple[PyTree, PyTree]:
+    """What is left of parameters, on the masks that are left, and these; nothing of the full size is copied."""
+    small_masks = _taken_masks(graph, kept, params, masks)
+    return apply_masks(taken(graph, kept, params), small_masks), small_masks
+
+
+def _differences(
+    graph: ChannelGraph, params: PyTree, masks: PyTree, kept: Mapping[str, np.ndarray], small: PyTree
+) -> float:
     """How far outputs differ once channels are gone, as a share of the largest."""
     inputs = jax.tree.map(_example, graph.inputs)
-    before = jax.tree.leaves(jax.jit(graph.apply)(params, *inputs))
-    after = jax.tree.leaves(jax.jit(narrowed(graph, kept))(taken(graph, kept, params), *inputs))
+    masked = jax.jit(lambda params, masks, *inputs: graph.apply(apply_masks(params, masks), *inputs))
+    before = jax.tree.leaves(masked(params, masks, *inputs))
+    after = jax.tree.leaves(jax.jit(narrowed(graph, kept))(small, *inputs))
     renewed, entries = followed(graph.apply, graph.params, inputs).renewed, _entries(graph, kept)
     whole = [old if leaf is None else _taken(old, entries[leaf]) for old, leaf in zip(before, renewed, strict=True)]
     shares = [0.0]
@@ -337,9 +345,17 @@ def _example(leaf: Any) -> Any:
 
 
 def _not_the_same(
-    graph: ChannelGraph, params: PyTree, kept: Mapping[str, np.ndarray], difference: float, tolerance: float
+    graph: ChannelGraph,
+    params: PyTree,
+    masks: PyTree,
+    kept: Mapping[str, np.ndarray],
+    difference: float,
+    tolerance: float,
 ) -> str:
-    alone = {name: _differences(graph, params, {name: left}) for name, left in kept.items()}
+    alone = {}
+    for name, left in kept.items():
+        small, _ = _smaller(graph, params, masks, {name: left})
+        alone[name] = _differences(graph, params, masks, {name: left}, small)
     name = max(alone, key=lambda name: np.nan_to_num(alone[name], nan=np.inf))
     makers = ", ".join(member.path for member in graph.groups[name].members if member.makes)
     return (
