@@ -29,12 +29,18 @@ def weights(dtype: Any = jnp.float32) -> jax.Array:
     return jnp.asarray(signed, dtype)
 
 
-def changed(updater: core.BaseUpdater, grads: Any, inner: Any = None, **extra: Any) -> tuple[Any, Any, Any]:
-    """Masks before and after one step, and the parameters then."""
-    tx, params = updater.wrap_optax(inner or optax.sgd(0.1)), {"w": weights(grads.dtype)}
+@functools.cache
+def started(updater: core.BaseUpdater, dtype: Any) -> tuple[Any, Any, Any]:
+    """Parameters, state and the compiled update, which broken numbers of every sort share."""
+    tx, params = updater.wrap_optax(optax.sgd(0.1)), {"w": weights(dtype)}
     state = tx.init(params)
-    params = updater.pre_forward_update(params, state)
-    updates, after = quick_jit(tx.update)({"w": grads}, state, params, **extra)
+    return updater.pre_forward_update(params, state), state, quick_jit(tx.update)
+
+
+def changed(updater: core.BaseUpdater, grads: Any, **extra: Any) -> tuple[Any, Any, Any]:
+    """Masks before and after one step, and the parameters then."""
+    params, state, update = started(updater, grads.dtype)
+    updates, after = update({"w": grads}, state, params, **extra)
     masks = [np.asarray(core.unpack_masks(params, moment.masks)["w"]) for moment in (state, after)]
     return *masks, optax.apply_updates(params, updates)["w"]
 
@@ -67,6 +73,11 @@ def test_only_finite_scores_grow_and_counts_stay(structure: Any, seed: int, drop
     np.testing.assert_array_equal(new, expected)
 
 
+@functools.cache
+def growing(structure: Any) -> core.BaseUpdater:
+    return core.RigL(sparsity_distribution_fn=HALF, scheduler=NOW, sparsity_type=structure)
+
+
 @pytest.mark.parametrize(
     "structure",
     [core.Unstructured(), core.NByM(2, 4), core.Block((2, 2)), core.Channel(), core.ConstantFanIn()],
@@ -74,8 +85,7 @@ def test_only_finite_scores_grow_and_counts_stay(structure: Any, seed: int, drop
 )
 @pytest.mark.parametrize("broken", BROKEN)
 def test_no_finite_gradient_no_exchange(structure: Any, broken: float) -> None:
-    updater = core.RigL(sparsity_distribution_fn=HALF, scheduler=NOW, sparsity_type=structure)
-    before, after, params = changed(updater, jnp.full((6, 8), broken))
+    before, after, params = changed(growing(structure), jnp.full((6, 8), broken))
     np.testing.assert_array_equal(after, before)
     assert np.isfinite(params).all()  # RigL moves no weight at a mask change
 
@@ -139,6 +149,7 @@ def test_lanes_of_a_vmap_are_broken_each_for_itself() -> None:
     np.testing.assert_array_equal(both[1], state.masks["w"])
 
 
+@functools.cache
 def product_of(cls: Any) -> Any:
     """One gradient-ranked pruner and the extra arguments with which its scores are weight times `grads`."""
     if cls is core.GraspPruning:

@@ -306,7 +306,7 @@ def _smaller(
     graph: ChannelGraph, params: PyTree, masks: PyTree, kept: Mapping[str, np.ndarray]
 ) -> tuple[PyTree, PyTree]:
     """What is left of parameters, on the masks that are left, and these; nothing of the full size is copied."""
-    small_masks = _taken_masks(graph, kept, params, masks)
+    small_masks = taken_masks(graph, kept, params, masks)
     return apply_masks(taken(graph, kept, params), small_masks), small_masks
 
 
