@@ -1,5 +1,7 @@
 """Initial weights for layers that are sparse from the start."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -49,16 +51,17 @@ def rescale_to_fan_in(
     ]
 
     def rescaled(param: jax.Array, mask: jax.Array, rule: MaskRule) -> jax.Array:
-        output = rule.place
-
-        def scaled(layer: jax.Array, used: jax.Array) -> jax.Array:
-            others = tuple(place for place in range(layer.ndim) if place != output)
-            inputs = jnp.sum(used, axis=others, keepdims=True, dtype=jnp.float32)
-            fan_in = layer.size / max(layer.shape[output], 1)
-            scale = jnp.sqrt(fan_in / jnp.maximum(inputs, 1.0))
-            return jnp.where(used, layer * scale.astype(layer.dtype), jnp.zeros((), layer.dtype))
-
-        return rule.view.mapped(scaled, param, kept(param, mask))
+        return rule.view.mapped(functools.partial(_scaled, rule.place), param, kept(param, mask))
 
     beside = jax.tree.unflatten(jax.tree.structure(params), rules)
     return map_pruned(rescaled, params, masks, beside, otherwise=lambda param, rule: param)
+
+
+# Inlined into a program around it; without any, one compilation for a shape in place of one for each operation.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _scaled(output: int, layer: jax.Array, used: jax.Array) -> jax.Array:
+    others = tuple(place for place in range(layer.ndim) if place != output)
+    inputs = jnp.sum(used, axis=others, keepdims=True, dtype=jnp.float32)
+    fan_in = layer.size / max(layer.shape[output], 1)
+    scale = jnp.sqrt(fan_in / jnp.maximum(inputs, 1.0))
+    return jnp.where(used, layer * scale.astype(layer.dtype), jnp.zeros((), layer.dtype))

@@ -34,6 +34,8 @@ def exact_sum(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return functools.reduce(_sum_along, sorted(axes, reverse=True), values.astype(jnp.float32))
 
 
+# Inlined into a program around it; without any, one compilation for a shape in place of one for each operation.
+@functools.partial(jax.jit, static_argnums=1, inline=True)
 def _sum_along(values: jax.Array, axis: int) -> jax.Array:
     finite = jnp.where(jnp.isfinite(values), values, 0.0)
     largest = jnp.max(jnp.abs(finite), axis, keepdims=True, initial=0.0)
