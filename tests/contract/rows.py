@@ -236,7 +236,7 @@ def trajectory(row: str) -> tuple[Any, list[tuple[Any, Any]]]:
     """The jitted step of a row, and parameters and state before each step and after the last."""
     tx = make_updater(row).wrap_optax(inner())
     step, params = quick_jit(make_step(tx)), TREES["dict"]()
-    states = [(params, quick_jit(tx.init)(params))]
+    states = [(params, tx.init(params))]
     for _ in range(STEPS):
         states.append(step(*states[-1]))
     return step, states

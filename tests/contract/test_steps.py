@@ -93,9 +93,9 @@ def test_scan_and_any_storage_of_masks_give_the_same_run(row: str, stored: bool 
     _, states = trajectory(row)
     tx = make_updater(row, use_packed_masks=stored).wrap_optax(inner())
     step = make_step(tx)
-    run = quick_jit(lambda start: jax.lax.scan(lambda pair, _: (step(*pair), pair[0]), start, length=STEPS))
-    params = states[0][0]
-    (last, state), seen = run((params, quick_jit(tx.init)(params)))
+    every = lambda pair, _: (step(*pair), pair[0])  # noqa: E731
+    run = quick_jit(lambda params: jax.lax.scan(every, (params, tx.init(params)), length=STEPS))
+    (last, state), seen = run(states[0][0])
     assert_same(core.unpack_masks(last, state.masks), core.unpack_masks(last, states[-1][1].masks))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last, states[-1][0])
     middle = jax.tree.map(lambda leaf: leaf[3], seen)

@@ -33,6 +33,7 @@ def test_sparsity_by_leaf_and_in_total_under_jit() -> None:
 
 
 @pytest.mark.parametrize(("weights", "sparsity"), [(jnp.ones((193, 7)), 0.0), (jnp.zeros((193, 7)), 1.0)])
+@pytest.mark.usefixtures("full_compilation")
 def test_dense_is_0_and_empty_is_1_to_the_bit_when_compiled(weights: jax.Array, sparsity: float) -> None:
     summary = jax.jit(core.summarize_sparsity)({"w": weights})
     assert [float(summary[name]) for name in ("w", "_total_sparsity")] == [sparsity, sparsity]
