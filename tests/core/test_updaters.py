@@ -237,6 +237,7 @@ def test_one_ranking_compares_layers_of_different_precision_by_value(short: Any)
 
 
 @pytest.mark.parametrize("cls", [core.MagnitudePruning, core.GlobalMagnitudePruning, core.SteMagnitudePruning])
+@pytest.mark.usefixtures("full_compilation")
 def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit(cls: Any) -> None:
     """A select between update and addition keeps the compiler from fusing them, which would show in the last bit."""
     params = {"w": jax.random.normal(jax.random.key(0), (64, 48))}
@@ -258,6 +259,7 @@ def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit(cls: Any) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("cls", [core.MagnitudePruning, core.RigL, core.SET])
+@pytest.mark.usefixtures("full_compilation")
 def test_masks_of_large_leaves_are_made_in_the_same_memory(cls: Any) -> None:
     """What a compiled step needs beside its arguments is that of one leaf, not of all; and no mask changes by it."""
     updater = cls(sparsity_distribution_fn=HALF, scheduler=core.OneShotSchedule(0))

@@ -82,6 +82,7 @@ def test_every_updater_broadcasts_sparse_parameters_from_the_end_of_its_schedule
         (updater_of("magnitude", sparsity=0.0), optax.sgd(0.5)),
     ],
 )
+@pytest.mark.usefixtures("full_compilation")
 def test_without_sparsity_it_is_federated_averaging_bit_for_bit(updater, dense):
     expected = run("fed_avg", fedjax.optimizers.create_optimizer_from_optax(dense), rounds=3)
     sparse = run("fed_avg", fed.sparse_server_optimizer(dense, updater), rounds=3)
