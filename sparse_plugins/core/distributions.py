@@ -18,7 +18,7 @@ from sparse_plugins.core.path_rules import first_match, read_rule
 from sparse_plugins.core.selection.counts import check_fraction, keep_count
 from sparse_plugins.core.trees import PyTree, leaf_names, prunable_dtype
 
-__all__ = ["SHARED", "FilterFn", "Rules", "erk", "kernels_only", "not_dim_one", "resolve", "uniform"]
+__all__ = ["SHARED", "FilterFn", "Rules", "erk", "kernels_only", "not_dim_one", "resolve", "rules_of_map", "uniform"]
 
 FilterFn = Callable[[tuple[str, ...], Any], bool]
 Rules = Sequence[tuple[str, float | Literal["default"] | None]]
@@ -199,8 +199,7 @@ def resolve(
         ValueError: If a rule matches no leaf, or prunes a leaf that is not floating-point.
     """
     names, leaves = leaf_names(params), jax.tree.leaves(params)
-    exact_rules = [(re.escape("/".join(_key(key))), value) for key, value in (custom_sparsity_map or {}).items()]
-    checked = [_checked_rule(rule) for rule in [*exact_rules, *rules]]
+    checked = [_checked_rule(rule) for rule in [*rules_of_map(custom_sparsity_map), *rules]]
     decided_by = first_match([pattern for pattern, _ in checked], names)
     passes = [
         (rule is None or checked[rule][1] is not NOT_PRUNED)
@@ -225,6 +224,19 @@ def resolve(
         return target
 
     return [decide(*column) for column in zip(names, leaves, decided_by, passes, strict=True)]
+
+
+def rules_of_map(custom_sparsity_map: Mapping[Sequence[str] | str, float] | None) -> list[tuple[str, Any]]:
+    """The rules that the paper's way to name layers stands for.
+
+    Args:
+        custom_sparsity_map: As in `uniform`.
+
+    Example:
+        >>> rules_of_map({("head", "w"): 0.5, "body/w": None})
+        [('head/w', 0.5), ('body/w', None)]
+    """
+    return [(re.escape("/".join(_key(key))), value) for key, value in (custom_sparsity_map or {}).items()]
 
 
 def _key(key: Sequence[str] | str) -> tuple[str, ...]:

@@ -49,7 +49,8 @@ def sparsify(
         layers: What the axes of parameters are, from `trace_layers`; for updaters with such a field.
         preset: 'jaxpruner' for the settings of its paper: uniform sparsity, and a drop fraction that falls from 0.1.
         **settings: `drop_fraction` (at step 0), `update_start_step`, `update_end_step`, `update_freq`, `step_unit`,
-            `filter_fn`, and every field of the updater's class, such as `rng_seed` or `scheduler`.
+            `filter_fn`, `custom_sparsity_map` (the paper's form of `rules`), and every field of the updater's class,
+            such as `rng_seed` or `scheduler`.
 
     Returns:
         The transformation. `start` gives the parameters and the state to begin with, `updater_of` its updater, `plan`

@@ -10,6 +10,7 @@ from sparse_plugins.core.algorithms.per_module import PerModule
 from sparse_plugins.core.base_updater import BaseUpdater, check_updater
 from sparse_plugins.core.config import DISTRIBUTIONS
 from sparse_plugins.core.default_schedules import SCHEDULE_KEYS, default_drop_fraction, default_schedule
+from sparse_plugins.core.distributions import rules_of_map
 from sparse_plugins.core.layer_rules import (
     LayerRule,
     read_layer_rules,
@@ -28,7 +29,7 @@ __all__ = ["PRESETS", "AnyUpdater", "build_updater", "updater_and_rest", "update
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "jaxpruner": {"distribution": "uniform", "drop_fraction": 0.1, "rescale": False},
 }
-_WORDS = ("step_unit", "drop_fraction", "filter_fn", *SCHEDULE_KEYS)
+_WORDS = ("step_unit", "drop_fraction", "filter_fn", "custom_sparsity_map", *SCHEDULE_KEYS)
 _NAMED = ("sparsity", "total_steps", "distribution", "rules", "structure", "layers", "preset")
 # What front ends take: an updater, or an algorithm by its name or class, with the words of `core.sparsify` beside it.
 AnyUpdater = BaseUpdater | type[BaseUpdater] | str
@@ -170,7 +171,7 @@ def _built(
         common["drop_fraction"] = chosen["drop_fraction"]
     if "rescale" in chosen:
         common["rescale"] = chosen["rescale"]
-    read = read_layer_rules(rules)
+    read = read_layer_rules([*rules_of_map(settings.pop("custom_sparsity_map", None)), *rules])
     named = without_earlier(read, lambda rule: rule.algorithm is not None)
     rest = [rule for rule in read if rule.algorithm is None]
     updater = _single(base, rest, **{**common, **settings})

@@ -153,6 +153,29 @@ def test_rules_say_what_differs_by_layer() -> None:
     assert structures(blocks)[-1] == core.Block((4, 4))
 
 
+@pytest.mark.parametrize("algorithm", ["static_sparse", "global_magnitude"])
+def test_the_papers_names_for_layers_are_rules(algorithm: str) -> None:
+    words = {"sparsity": 0.9} | ({"total_steps": 100} if algorithm == "global_magnitude" else {})
+    dense = ("conv/.*", None)
+    meant = updater_for(algorithm, **words, rules=[("head/w", 0.5), dense])
+    aliases = updater_for(algorithm, **words, custom_sparsity_map={("head", "w"): 0.5}, rules=[dense])
+    targets = [updater.target_sparsities(PARAMS) for updater in (meant, aliases)]
+    assert targets[0] == targets[1]
+    assert targets[0]["head"]["w"] == 0.5
+    with pytest.raises(ValueError, match=r"rule 'heads/w' matches no leaf"):
+        updater_for(algorithm, **words, custom_sparsity_map={"heads/w": 0.5}).target_sparsities(PARAMS)
+
+
+def test_structures_and_updaters_by_path_are_what_rules_make() -> None:
+    structure = core.ByPath([("head/.*", core.NByM(2, 4))])
+    by_rule = updater_for("static_sparse", sparsity=0.5, distribution="uniform", rules=[("head/.*", "2:4")])
+    by_path = updater_for("static_sparse", sparsity=0.5, distribution="uniform", structure=structure)
+    assert structures(by_rule) == structures(by_path)
+    assert by_rule.sparsity_type == structure
+    by_algorithm = updater_for("static_sparse", sparsity=0.5, rules=[("head/.*", "set")], total_steps=9)
+    assert isinstance(by_algorithm, core.PerModule)
+
+
 def test_a_rule_may_name_an_algorithm() -> None:
     rules = [("conv/b", None), ("conv/.*", "set"), ("head/w", {"algorithm": core.SteMagnitudePruning, "sparsity": 0.5})]
     updater = updater_for("rigl", sparsity=0.9, total_steps=100, rules=[*rules[:2]], rng_seed=3)
