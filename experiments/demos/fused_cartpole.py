@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments.common.agents.cartpole import CONFIG, DENSE, NEVER_AGAIN, STEPS, pruned, trainer
+from experiments.harness.settings import add_seeds
 from experiments.harness.tables import markdown_table
 from sparse_plugins import core
 
@@ -20,7 +21,7 @@ EPISODES = 100
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints two tables."""
     options = parser().parse_args(arguments)
-    keys = jax.random.split(jax.random.key(options.key), options.seeds)
+    keys = jax.random.split(jax.random.key(options.key), max(options.seeds) + 1)[np.array(options.seeds)]
     rows = [solve(name, updater, keys, options.steps) for name, updater in (("dense", DENSE), ("90 %", pruned()))]
     header = ("", "solved", "mean return of each seed, 100 greedy episodes", "sparsity", "cpu-seconds")
     print(f"{jax.default_backend()}, jax {jax.__version__}, {options.steps:,} environment steps a seed\n")
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--seeds", type=int, default=10, help="number of seeds that are trained at once")
+    add_seeds(made, default=tuple(range(10)), help="trained at once; one number says how many, from 0 on")
     made.add_argument("--key", type=int, default=0, help="number of the key from which all seeds are split")
     made.add_argument("--steps", type=int, default=STEPS, help="environment steps of each seed")
     made.add_argument("--rounds", type=int, default=21, help="rounds of which the ratio is the median")

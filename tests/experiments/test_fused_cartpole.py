@@ -29,6 +29,17 @@ def test_a_seed_has_solved_it_at_a_mean_return_of_475(monkeypatch: pytest.Monkey
     assert row[:4] == ("x", "2 of 3", "475 474 500", "75.0%")
 
 
+def test_a_single_seed_is_that_of_all_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(command, "solve", lambda name, updater, keys, steps: seen.append(keys) or (name, *"abcd"))
+    monkeypatch.setattr(command, "pace", lambda seeds, rounds: (str(seeds), *"abc"))
+    for words in (["--seeds=10"], ["--seed=3"], ["--seeds", "3", "5"]):
+        command.main(words)
+    data = [jax.random.key_data(keys) for keys in seen[::2]]
+    np.testing.assert_array_equal(data[1], np.asarray(data[0])[[3]])
+    np.testing.assert_array_equal(data[2], np.asarray(data[0])[[3, 5]])
+
+
 def test_the_ratio_is_that_of_stretches_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     def clock(*times: float) -> Iterator[float]:
         return iter((9.0, *times))  # the first one compiles
