@@ -106,6 +106,7 @@ def can_change_masks(
         ValueError: If weights are to be replaced now, and clients learned, but sent no gradient of those that may be
             grown: then no round ever has one.
     """
+    # While a round is traced there are no values to look at.
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, params, grads, delta))):
         return True
     if updater.parts:

@@ -80,6 +80,7 @@ class Server:
         """What the masks were drawn from, if they were."""
         if not self.updater.masks_from_seed:
             return None
+        # Two words travel in place of a mask, and the client draws it again.
         first, second = state.opt_state.rng.tolist()
         return SeededMasks((first, second))
 
@@ -167,7 +168,7 @@ class Server:
         """Moves all weights that the server or enough clients hold, then keeps the strongest of those elected."""
         masks = self.masks(state)
         elected = updates.elected(aggregation)
-        # Those that are elected move first, for they are ranked by their magnitude after the step.
+        # What clients grew moves beside the server's weights before all of them compete, so that their training counts.
         union = self.updater.with_masks(state.opt_state, state.params, jax.tree.map(jnp.bitwise_or, masks, elected))
         opt_state, params = self.step(mean, union, state.params)
         opt_state = self.updater.with_masks(opt_state, params, reprune(params, masks, elected))
@@ -206,8 +207,9 @@ def sparse_server(
     check_updater(updater)
     check_counts_rounds(updater)
     protocol = growth_protocol(updater, growth)
-    # A round is the work of many clients, which a step that holds the weights would throw away.
+    # A round is what clients have trained for: its update is never skipped.
     updater = with_fields(updater, skip_gradients=False)
+    # The server knows its round on the host, and what clients say of a mask update comes apart from their updates.
     transformation = updater.wrap_optax(optimizer, refresh_in_graph=False)
 
     @jax.jit

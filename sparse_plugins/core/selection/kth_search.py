@@ -135,6 +135,7 @@ def _next(bracket: Bracket, pivots: jax.Array, counts: jax.Array, wanted: jax.Ar
         reach = jnp.where(enough, jnp.minimum(reach, counted), reach)
         high = jnp.where(enough, high, jnp.minimum(high, pivot - 1))
         beyond = jnp.where(enough, beyond, jnp.maximum(beyond, counted))
+    # Keys can't split entries that share one; their positions can, and the search starts again on those.
     tie = (bracket.tied == 0) & (low == high) & (reach != wanted)
     return Bracket(
         passes=jnp.where(tie, 0, bracket.passes + 1),

@@ -103,6 +103,7 @@ def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction)
     """
     size, least = competitors(structure, shape)
     kept = keep_count(size, sparsity)
+    # Rounded up: for a width that hardware likes more channels stay than were asked for, never fewer.
     if isinstance(structure, ChannelGroups):
         kept = -(-kept // structure.multiple_of) * structure.multiple_of
         return min(kept, size) if isinstance(kept, int) else kept.clip(max=size)
@@ -197,6 +198,7 @@ def regrow_mask(
         survivors = jnp.maximum(survivors, least)
     # Where fewer are active than are to survive, the selection is filled up with pruned units.
     alive = (_best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0) & active
+    # One ranking for both: what survives stands above all that may grow, so that a single count is exact.
     growth = _ranks(grow_scores, can_grow & ~alive)
     # Survivors rank above all candidates, so that a single selection keeps them and grows as many as are missing.
     highest = growth.dtype.type(jnp.iinfo(growth.dtype).max)

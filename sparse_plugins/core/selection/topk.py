@@ -61,13 +61,16 @@ def order_keys(scores: jax.Array) -> jax.Array:
     if jnp.issubdtype(scores.dtype, jnp.unsignedinteger) or scores.dtype == jnp.bool_:
         return scores.astype(jnp.uint64 if scores.dtype == jnp.uint64 else jnp.uint32)
     if jnp.issubdtype(scores.dtype, jnp.signedinteger):
+        # Two's complement with its sign bit turned over is in order: negative numbers come below the others.
         integer, word = (jnp.int64, jnp.uint64) if scores.dtype.itemsize == 8 else (jnp.int32, jnp.uint32)
         return lax.bitcast_convert_type(scores.astype(integer), word) ^ word(1 << (jnp.iinfo(word).bits - 1))
+    # Floats of 8 bits are few enough to be widened; their formats differ in what their bits mean.
     if scores.dtype.itemsize == 1:
         scores = scores.astype(jnp.float32)
     word = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[scores.dtype.itemsize]
     sign = word(1 << (jnp.iinfo(word).bits - 1))
     pattern = lax.bitcast_convert_type(scores, word)
+    # Bits of positive floats are in order as they are; those of negative ones run backwards, and are inverted.
     keys = jnp.where(pattern >= sign, ~pattern, pattern | sign)
     # Zero and NaN are told from the bits: a comparison of floats may flush denormals, and not on every backend.
     magnitude, infinity = pattern << 1, lax.bitcast_convert_type(jnp.asarray(jnp.inf, scores.dtype), word) << 1
@@ -108,6 +111,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     """Jitted on its own so that an eager caller compiles the search once per set of shapes, not at every call."""
     *starts, total = itertools.accumulate(map(jnp.size, scores), initial=0)
     counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True) if score.size]
+    # There is no entry 0: where none is kept, the search looks for the first, and the mask leaves it out.
     wanted = varying_with(jnp.clip(k, 1, total), *scores)
     kth = find_kth(
         lambda bracket, pivots: functools.reduce(jnp.add, [count(bracket, pivots) for count in counters]),

@@ -49,6 +49,7 @@ def sparse_transformation(
         raise ValueError(ZEROS_NEED_GRAPH)
     updater.check_steps(1)
     inner = optax.with_extra_args_support(inner)
+    # An update_state that is not ours may change other fields of the state; ours change masks alone.
     is_ours = type(updater).update_state.__module__.startswith(f"{__name__.partition('.')[0]}.")
     changes = ["masks"] if is_ours else None
 
@@ -65,6 +66,7 @@ def sparse_transformation(
         updater.check_inner_state(inner_state)
         for period in accumulation_periods(inner, inner_state, params):
             updater.check_steps(period)
+        # A loop that calls refresh by itself updates masks when it likes, schedule or not.
         if refresh_in_graph:
             check_changes(updater, params)
         if stands_for_params(params):  # sums of masks or their products with a number mean nothing
@@ -79,6 +81,7 @@ def sparse_transformation(
         if in_zeros:
             fresh = lambda masks: masks_alone(refreshed(state._replace(masks=masks)), state, _MASKS_ALONE)  # noqa: E731
             return masks_of_step(updater, state, params, due, fresh), state
+        # Inside shard_map both branches have to vary over the same axes of the mesh.
         state = state._replace(masks=masks_varying_with(params, state.masks))
         state = refreshed_if(due, lambda: refreshed(state), state, changes)
         return state.masks, state
@@ -141,6 +144,7 @@ def refreshed_state(
     """The state with masks that change now; see `BaseUpdater.refresh`."""
     params, grads = visible_leaves(params, state.masks), None if grads is None else visible_leaves(grads, state.masks)
     check_update(updater, grads, state, params)
+    # These change inside update, once it has moved the weights.
     if updater.masks_follow_weights:
         return state
     state = state._replace(masks=masks_varying_with(params, state.masks))
@@ -173,6 +177,7 @@ def _inner_gradients(plans: LeafPlans, grads: Sequence[Any], latent: Sequence[An
 def _held(plans: LeafPlans, updates: Sequence[Any], step: Any) -> list[Any]:
     """Updates that are 0 in a step that updates masks, where an updater says so and prunes anything."""
     updaters = {id(leaf.updater): leaf.updater for leaf in plans.leaves if leaf.target}
+    # The moves alone are held: the optimizer has seen the gradients, and its state advances.
     due = {key: updater.is_refresh_due(step) for key, updater in updaters.items() if updater.skip_gradients}
     held = lambda due, u: u if due is False else jnp.where(due, jnp.zeros((), u.dtype), u)  # noqa: E731
     columns = zip(plans.leaves, updates, strict=True)
