@@ -248,3 +248,15 @@ def test_an_agent_of_another_algorithm_is_no_start_unless_that_is_meant() -> Non
     with pytest.raises(CheckpointMismatchError, match=r"is of a run of SET, .* and this is one of RigL"):
         agent.set_state(saved)
     agent.set_state({name: part for name, part in saved.items() if name != "updater"})
+
+
+def test_the_line_beside_a_checkpoint_of_acme_tells_the_algorithm() -> None:
+    saved = acme("rigl", sparsity=0.8, total_steps=1_000).save()
+    rigl, static = (
+        core.build_updater("rigl", sparsity=0.8, total_steps=1_000),
+        core.build_updater("static_sparse", sparsity=0.8),
+    )
+    beside = core.identity_of(rigl)
+    assert core.check_restored(rigl, saved.params, saved.opt_state, beside) is saved.opt_state
+    with pytest.raises(core.CheckpointMismatchError, match=r"of a run of RigL.*, and this is one of StaticRandom"):
+        core.check_restored(static, saved.params, saved.opt_state, beside)
