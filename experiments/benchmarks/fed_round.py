@@ -73,7 +73,7 @@ def measure(name: str, clients: list, batch_size: int, group_size: int, rounds: 
     """Times of a round of one model.
 
     Args:
-        name: Of `MODELS`.
+        name: A name of `MODELS`.
         clients: As `random_clients` makes them.
         batch_size: Images of a client's step.
         group_size: Clients that the vmap backend runs at once.

@@ -27,7 +27,7 @@ class Effort(NamedTuple):
 
     Attributes:
         rounds: Counted rounds of what takes milliseconds.
-        few: Of what takes seconds.
+        few: Repetitions of what takes seconds.
         jaxpruner: A checkout of JaxPruner; None if there is none.
     """
 

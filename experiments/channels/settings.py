@@ -42,7 +42,7 @@ class ChannelSettings(VisionSettings):
         """A plan of cells of these names at all sparsities, trained one after the other, seed by seed.
 
         Args:
-            names: Of the cells.
+            names: Names of the cells.
             about: What is trained, in sentences.
             prepare: From a cell to what trains the run of a recorder.
             text: To print before, besides.

@@ -66,7 +66,7 @@ def commands(name: str, output: Path) -> list[list[str]]:
     """What is run for a row, behind `python -m`; a study that was begun goes on.
 
     Args:
-        name: Of the row.
+        name: Name of the row.
         output: Folder of the studies' folders.
     """
     found = []
@@ -85,7 +85,7 @@ def run(command: Sequence[str], seconds: float) -> int:
 
     Args:
         command: What stands behind `python -m`.
-        seconds: That it may take.
+        seconds: Seconds that it may take.
 
     Returns:
         Its exit status; 143 if it was stopped.

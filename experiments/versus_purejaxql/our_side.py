@@ -43,7 +43,7 @@ def run(game: str, seeds: Sequence[int], steps: int) -> tuple[list[float], float
     """Trains all seeds together.
 
     Args:
-        game: Of MinAtar.
+        game: A game of MinAtar.
         seeds: One run each.
         steps: Environment steps of each.
 

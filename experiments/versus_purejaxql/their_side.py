@@ -90,7 +90,7 @@ def run(checkout: Path, game: str, seeds: Sequence[int], steps: int) -> tuple[li
 
     Args:
         checkout: Folder that holds the package.
-        game: Of MinAtar.
+        game: A game of MinAtar.
         seeds: One run each.
         steps: Environment steps of each.
 

@@ -67,8 +67,8 @@ def task(settings: VisionSettings, part: float = 1.0) -> Task:
     """Model and data of the settings.
 
     Args:
-        settings: Of the study.
-        part: Of the channels; see `narrow_model`.
+        settings: Settings of the study.
+        part: Part of the channels that stays; see `narrow_model`.
 
     Raises:
         DataUnavailableError: the data is not on this machine.

@@ -104,7 +104,7 @@ def check_identity(wanted: str | None, stored: str | None, what: str) -> None:
 
     Args:
         wanted: `identity_of` the run's updater.
-        stored: That of the checkpoint's.
+        stored: Identity of the checkpoint's updater.
         what: Name of the checkpoint, for the message.
 
     Raises:

@@ -53,8 +53,8 @@ def test_a_model_loses_its_pruned_channels_trains_on_and_comes_back_from_a_check
 
         again = vision.nnx_narrow(Normalized(1), graph, left.kept)
         optimizer_again = vision.Optimizer(again, tx, left.updater)
-        for one, other in ((again, small), (optimizer_again, smaller)):
-            nnx.update(one, jax.tree.map(lambda leaf: leaf, nnx.state(other)))
+        for restored, original in ((again, small), (optimizer_again, smaller)):
+            nnx.update(restored, jax.tree.map(lambda leaf: leaf, nnx.state(original)))
         for _ in range(2):
             for each in ((model, optimizer), (small, smaller), (again, optimizer_again)):
                 step(*each)

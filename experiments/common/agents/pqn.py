@@ -22,7 +22,7 @@ def pqn(
     """PQN with rectified Adam, whose rate falls to zero over the training.
 
     Args:
-        num_actions: Of the game.
+        num_actions: Actions of the game.
         torso: Network before the layer of values.
         loop: How it plays and learns.
         steps: Environment steps of the training.

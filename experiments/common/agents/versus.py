@@ -16,7 +16,7 @@ def differences(ours: str, theirs: str, measure: Measure, found: Sequence[Outcom
 
     Args:
         ours: Name of our cells.
-        theirs: Of the program that it is compared with.
+        theirs: The same of the program that it is compared with.
         measure: The return.
         found: Outcomes of the study.
     """
