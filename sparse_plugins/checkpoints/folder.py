@@ -1,11 +1,12 @@
 """A folder of checkpoints: each whole or not at all, and with the one before kept."""
 
 import contextlib
+import copy
 import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 
@@ -74,6 +75,18 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep is {keep}; give the number of checkpoints to keep, 1 or more.")
         self._folder, self._keep = Path(folder), keep
+
+    def knowing(self, updater: Any) -> Self:
+        """The same folder for a front end that knows the updater of its run; as it is, if it was given one.
+
+        Args:
+            updater: As for the class.
+        """
+        if self._identity is not None:
+            return self
+        known = copy.copy(self)
+        known._identity = identity(updater_of(updater))
+        return known
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending; some may turn out to be damaged.

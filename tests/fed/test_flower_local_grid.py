@@ -5,8 +5,9 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from sparse_plugins.fed.flower import LocalGrid
-from tests.fed.flower_linear import linear_model
+from sparse_plugins import fed
+from sparse_plugins.fed.flower import LocalGrid, SparseStrategy
+from tests.fed.flower_linear import linear_app, linear_model
 
 
 def test_a_node_changes_what_it_was_sent_and_nobody_else_sees_it():
@@ -24,6 +25,22 @@ def test_a_node_changes_what_it_was_sent_and_nobody_else_sees_it():
     result = FedAvg(fraction_evaluate=0.0).start(LocalGrid(app, 2), linear_model(), num_rounds=2)
     assert sorted(seen) == [(1, 0, 1, 3), (1, 0, 2, 3), (2, 1, 1, 3), (2, 1, 2, 3)]
     assert isinstance(result.arrays, ArrayRecord)
+
+
+def test_the_checkpoints_of_another_algorithm_are_no_start_unless_that_is_meant(tmp_path):
+    def start(algorithm, sparsity, **options):
+        words = {"sparsity": sparsity, "rounds": 2} if algorithm != "static_sparse" else {"sparsity": sparsity}
+        checkpoints = fed.Checkpoints(tmp_path)
+        strategy = SparseStrategy(FedAvg(), algorithm, checkpoints=checkpoints, **words, **options)
+        strategy.start(LocalGrid(linear_app(), 2), linear_model(), num_rounds=1)
+        return strategy
+
+    start("set", 0.5)
+    with pytest.raises(fed.CheckpointMismatchError, match=r"is of a run of SET, .* and this is one of StaticRandom"):
+        start("static_sparse", 0.5)
+    with pytest.raises(fed.CheckpointMismatchError, match=r"erk\(sparsity=0.75\).*keep_targets=False"):
+        start("set", 0.75)
+    assert start("static_sparse", 0.75, keep_targets=False).state.round == 1
 
 
 def test_what_a_client_raises_is_raised():

@@ -76,6 +76,7 @@ class SparseStrategy(Strategy):
         ledger: Gets an entry for each node and round; what evaluation costs is in `evaluation_ledger`.
         checkpoints: Where the run is saved after each round, and goes on from, bit for bit.
         resends_masks: Send masks in every broadcast, also to nodes that hold them.
+        keep_targets: False goes on from checkpoints of another updater or of other sparsities, on purpose.
         **words: What else `core.sparsify` takes with an algorithm: `sparsity`, `distribution`, `rules`, `layers`, ...
 
     Raises:
@@ -107,6 +108,7 @@ class SparseStrategy(Strategy):
         ledger: Ledger | None = None,
         checkpoints: Checkpoints | None = None,
         resends_masks: bool = False,
+        keep_targets: bool = True,
         **words: Any,
     ) -> None:
         updater = updater_in_rounds(updater, rounds, words)
@@ -135,7 +137,8 @@ class SparseStrategy(Strategy):
         self.client_widths = client_widths
         self.ledger = Ledger() if ledger is None else ledger
         self.evaluation_ledger = Ledger()
-        self._checkpoints, self._held = checkpoints, Held(not resends_masks)
+        self._checkpoints = None if checkpoints is None else checkpoints.knowing(updater)
+        self._keep_targets, self._held = keep_targets, Held(not resends_masks)
         self._first_check = FirstCheck(updater)
         self._state: SparseServerState | None = None
         self._layout: Layout | None = None
@@ -408,8 +411,9 @@ class SparseStrategy(Strategy):
 
     def _restore(self) -> None:
         self._history = {"train": {}, "evaluate": {}, "server": {}}
-        found = None if self._checkpoints is None else self._checkpoints.restore(like=self._tree())
-        if found is None:
+        if self._checkpoints is None:
+            return
+        if (found := self._checkpoints.restore(like=self._tree(), keep_targets=self._keep_targets)) is None:
             return
         self._state = found.state["server"]
         self.inner.set_moments(found.state["moments"], self.layout)
