@@ -33,6 +33,10 @@ class TrainState(train_state.TrainState):
     their dense weights in `state.opt_state`, next to the masks. Other collections, such as `batch_stats`, are fields of
     a subclass as with Flax's own, and are left alone.
 
+    A compiled step has no place from which to look at parameters: after the first mask update write once
+    `core.check_sparse(state.params, state.opt_state)`, and after restoring a state `core.check_restored(state.tx,
+    state.params, state.opt_state, saved)`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from sparse_plugins import vision

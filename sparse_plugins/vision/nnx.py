@@ -24,6 +24,9 @@ class Optimizer(nnx.Optimizer[M]):
     keep their dense weights in `opt_state`, next to the masks. Variables that `wrt` does not select are left alone.
     Paths, as filters and rules of the updater see them, are those of the modules: 'conv/kernel'.
 
+    A compiled step has no place from which to look at parameters: after the first mask update write once
+    `core.check_sparse(nnx.state(model, nnx.Param), optimizer.opt_state)`.
+
     Attributes:
         step: Steps so far.
         tx: The sparse optimizer.
