@@ -92,9 +92,7 @@ RAGGED = [[4, 4, 4, 2], [], [4], [3], [2, 4, 4, 2, 2, 4], [4] * 9, [], [1]]
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ragged_and_empty_clients_with_step_results(backend):
     shared = {"start": jnp.float32(2.0)}
-    ours, theirs = (
-        described(count_and_sum(choice)(shared, ragged_clients(RAGGED))) for choice in (BACKENDS[backend], "jit")
-    )
+    ours, theirs = (described(run(shared, ragged_clients(RAGGED))) for run in (count_and_sum(BACKENDS[backend]), JIT))
     assert_close(ours, theirs)
 
 
