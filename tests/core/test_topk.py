@@ -1,3 +1,6 @@
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +94,15 @@ def test_arrays_whose_order_has_no_common_key_are_refused(other: np.dtype) -> No
         exact_topk([jnp.array([100], jnp.int32), jnp.array([1], other)], 1)
 
 
+@functools.cache
+def counting_forms(start: int, total: int) -> tuple[Any, Any]:
+    at_once = lambda scores, *rest: topk._count_at_once(scores, start, total, *rest)  # noqa: E731
+    in_chunks = lambda scores, *rest: topk._count_in_chunks(  # noqa: E731
+        topk._sliceable(scores), scores.dtype, start, total, *rest
+    )
+    return jax.jit(at_once), jax.jit(in_chunks)
+
+
 @pytest.mark.parametrize("tied", [0, 1])
 @pytest.mark.parametrize("size", [1000, 16385, 128 * 16384 + 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
@@ -103,9 +115,7 @@ def test_both_counting_forms_agree_with_a_plain_count(dtype: np.dtype, size: int
     pivots = np.sort((positions if tied else keys)[[5, size // 2, size // 3, size - 1]])
     reach = lambda p: (keys > key) | ((keys == key) & (positions >= p)) if tied else keys >= p  # noqa: E731
     plain = [int(reach(max(pivot, 1)).sum()) for pivot in pivots]
-    at_once = jax.jit(lambda s, *rest: topk._count_at_once(s, start, total, *rest))
-    in_chunks = jax.jit(lambda s, *rest: topk._count_in_chunks(topk._sliceable(s), s.dtype, start, total, *rest))
-    for form in (at_once, in_chunks):
+    for form in counting_forms(start, total):
         assert form(scores, bracket, jnp.maximum(jnp.asarray(pivots), 1)).tolist() == plain
 
 
