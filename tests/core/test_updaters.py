@@ -19,6 +19,10 @@ HALF = functools.partial(core.uniform, sparsity=0.5)
 GROWN = core.PeriodicSchedule(update_freq=2, update_start_step=1)
 
 
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def row(*values: float) -> dict[str, jax.Array]:
     return {"w": jnp.array([values], jnp.float32)}
 
@@ -26,8 +30,7 @@ def row(*values: float) -> dict[str, jax.Array]:
 def run(updater: core.BaseUpdater, params: Any, gradients: list[Any], inner: Any = None) -> list[tuple[Any, Any]]:
     """Parameters and state after the start and after each gradient."""
     tx = updater.wrap_optax(inner or optax.sgd(1.0))
-    init, update = map(quick_jit, (tx.init, tx.update))
-    state = init(params)
+    state, update = tx.init(params), quick_jit(tx.update)
     seen = [(updater.pre_forward_update(params, state), state)]
     for grads in gradients:
         updates, state = update(grads, state, seen[-1][0])
@@ -103,8 +106,8 @@ def test_straight_through_gradient_is_that_of_the_sparse_view() -> None:
 def test_straight_through_trains_dense_weights() -> None:
     """With the mask set aside it is the inner optimizer on the dense weights, Adam's moments included."""
     updater = core.SteRandomPruning(sparsity_distribution_fn=HALF, scheduler=core.PeriodicSchedule(1, 0))
-    params = {"w": jax.random.normal(jax.random.key(0), (6, 8))}
-    grads = [{"w": jax.random.normal(jax.random.key(i), (6, 8))} for i in range(1, 6)]
+    params = {"w": drawn(6, 8)}
+    grads = [{"w": drawn(6, 8, seed=i)} for i in range(1, 6)]
     seen = run(updater, params, grads, optax.adam(0.1))
     dense = run(core.NoPruning(), params, grads, optax.adam(0.1))
     for (sparse, state), (expected, _) in zip(seen, dense, strict=True):
@@ -148,8 +151,8 @@ def test_regrowth_follows_the_numpy_rule(cls: Any, structure: Any) -> None:
         sparsity_type=structure,
         use_packed_masks=False,
     )
-    params = {"w": jax.random.normal(jax.random.key(0), (8, 6)), "b": jnp.ones(6)}
-    grads = [jax.tree.map(lambda p, i=i: jax.random.normal(jax.random.key(i), p.shape), params) for i in range(1, 7)]
+    params = {"w": drawn(8, 6), "b": jnp.ones(6)}
+    grads = [jax.tree.map(lambda p, i=i: drawn(*p.shape, seed=i), params) for i in range(1, 7)]
     seen = run(updater, params, grads, optax.sgd(0.1, momentum=0.9))
     weights, mask = np.array(seen[0][0]["w"]), np.array(seen[0][1].masks["w"])
     trace = np.zeros_like(weights)
@@ -174,7 +177,7 @@ def test_drop_fraction_at_its_ends(fraction: float) -> None:
     """At 0 nothing moves, however large gradients are; at 1 the gradients alone decide."""
     drop = core.ConstantDrop(fraction)
     updater = core.RigL(sparsity_distribution_fn=HALF, scheduler=core.OneShotSchedule(0), drop_fraction_fn=drop)
-    params = {"w": jax.random.normal(jax.random.key(0), (6, 8))}
+    params = {"w": drawn(6, 8)}
     huge = {"w": params["w"] * 4096}
     before, after = (core.unpack_masks(params, state.masks)["w"] for _, state in run(updater, params, [huge]))
     np.testing.assert_array_equal(after, reference.top_k(np.abs(np.array(huge["w"])), 24) if fraction else before)
@@ -240,8 +243,8 @@ def test_one_ranking_compares_layers_of_different_precision_by_value(short: Any)
 @pytest.mark.usefixtures("full_compilation")
 def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit(cls: Any) -> None:
     """A select between update and addition keeps the compiler from fusing them, which would show in the last bit."""
-    params = {"w": jax.random.normal(jax.random.key(0), (64, 48))}
-    grads = [{"w": jax.random.normal(jax.random.key(i), (64, 48))} for i in range(1, 21)]
+    params = {"w": drawn(64, 48)}
+    grads = [{"w": drawn(64, 48, seed=i)} for i in range(1, 21)]
     finals = []
     for tx in (optax.adam(0.01), cls(scheduler=core.PolynomialSchedule(2, 0, 8)).wrap_optax(optax.adam(0.01))):
 
@@ -264,15 +267,15 @@ def test_masks_of_large_leaves_are_made_in_the_same_memory(cls: Any) -> None:
     """What a compiled step needs beside its arguments is that of one leaf, not of all; and no mask changes by it."""
     updater = cls(sparsity_distribution_fn=HALF, scheduler=core.OneShotSchedule(0))
     tx = updater.wrap_optax(optax.sgd(0.1))
-    leaf = jax.random.normal(jax.random.key(0), (256, 512))
+    leaf = drawn(256, 512)
 
     def temporary(leaves: int) -> int:
         params = {f"w{i}": (i + 1) * leaf for i in range(leaves)}
         memory = jax.jit(tx.update).lower(params, tx.init(params), params).compile().memory_analysis()
         return memory.temp_size_in_bytes
 
-    assert temporary(8) - temporary(4) < 2 * leaf.nbytes
-    params = {f"w{i}": (i + 1) * leaf for i in range(3)}
+    assert temporary(5) - temporary(2) < 1.5 * leaf.nbytes
+    params = {f"w{i}": (i + 1) * leaf for i in range(2)}
     together = jax.jit(tx.update)(params, tx.init(params), params)[1].masks
     for name, alone in params.items():
         params_alone = {name: alone}
