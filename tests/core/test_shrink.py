@@ -19,6 +19,10 @@ from tests.quick import quick_jit
 KEY = jax.random.key(0)
 
 
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 @pytest.fixture(autouse=True)
 def _as_users_write_it() -> Iterator[None]:
     with jax.numpy_rank_promotion("allow"):
@@ -35,21 +39,20 @@ def whole_masks(graph: core.ChannelGraph, params: Any, part: float = 0.5, seed: 
             if member.makes:
                 mask = np.moveaxis(masks[member.leaf], member.axis, 0)
                 mask[np.isin(member.labels, gone)] = 0
-    return jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(mask) for mask in masks])
+    return jax.tree.unflatten(jax.tree.structure(params), masks)
 
 
 def close(tree: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """As a share of the largest entry of all: gradients of some biases are 0 but for rounding."""
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(tree))
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance * max(1e-3, largest), rtol=0)
 
 
 def initialized(model: nn.Module, x: jax.Array) -> Any:
     """Parameters whose biases matter."""
-    shapes = jax.eval_shape(model.init, KEY, x)
-    keys = iter(jax.random.split(KEY, len(jax.tree.leaves(shapes))))
-    return jax.tree.map(lambda p: 0.3 * jax.random.normal(next(keys), p.shape), shapes)
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(model.init, KEY, x))
+    return jax.tree.unflatten(treedef, [0.3 * drawn(*leaf.shape, seed=i) for i, leaf in enumerate(leaves)])
 
 
 class Nature(nn.Module):
@@ -112,12 +115,12 @@ class Embedded(nn.Module):
 
 
 MODELS = {
-    "nature": (Nature(), jax.random.normal(KEY, (2, 44, 44, 4))),
-    "residual": (Residual(), jax.random.normal(KEY, (2, 8, 8, 3))),
-    "transformer": (Transformer(), jax.random.normal(KEY, (2, 5, 6))),
-    "stacked": (Stacked(), jax.random.normal(KEY, (2, 5, 6))),
-    "recurrent": (Recurrent(), jax.random.normal(KEY, (2, 5, 6))),
-    "embedded": (Embedded(), jnp.arange(10).reshape(2, 5)),
+    "nature": (Nature(), drawn(2, 44, 44, 4)),
+    "residual": (Residual(), drawn(2, 8, 8, 3)),
+    "transformer": (Transformer(), drawn(2, 5, 6)),
+    "stacked": (Stacked(), drawn(2, 5, 6)),
+    "recurrent": (Recurrent(), drawn(2, 5, 6)),
+    "embedded": (Embedded(), np.arange(10).reshape(2, 5)),
 }
 GROUPS = {"nature": 4, "residual": 6, "transformer": 5, "stacked": 5, "recurrent": 3, "embedded": 2}
 
@@ -145,8 +148,8 @@ def test_outputs_and_gradients_are_those_of_the_masked_network(name: str) -> Non
     outputs, dense = evaluated(model.apply, masked)
     smaller_outputs, smaller = evaluated(small.apply, small.params)
     close(outputs, smaller_outputs)
-    kept = core.expand(small, jax.tree.map(jnp.ones_like, small.params))
-    close(jax.tree.map(jnp.multiply, dense, kept), core.expand(small, smaller))
+    kept = core.expand(small, jax.tree.map(np.ones_like, small.params))
+    close(jax.tree.map(np.multiply, dense, kept), core.expand(small, smaller))
 
 
 def test_the_smaller_function_is_an_ordinary_one() -> None:
@@ -155,7 +158,7 @@ def test_the_smaller_function_is_an_ordinary_one() -> None:
     graph = core.channel_graph(model.apply, params, x)
     small = core.shrink(graph, params, whole_masks(graph, params))
     dense = quick_jit(model.apply)
-    more = jax.random.normal(jax.random.key(1), (7, 9, 6))
+    more = drawn(7, 9, 6, seed=1)
     masked = core.expand(small, small.params)
     close(dense(masked, more), quick_jit(small.apply)(small.params, more))
     each = quick_jit(jax.vmap(small.apply, (None, 0)))(small.params, more[:, None])
@@ -167,9 +170,9 @@ def test_the_smaller_function_is_an_ordinary_one() -> None:
 
 
 def test_training_goes_on_with_the_optimizer_that_shrank_along() -> None:
-    params = {"a": jax.random.normal(KEY, (6, 8)), "b": jax.random.normal(KEY, (8, 3))}
+    params = {"a": drawn(6, 8), "b": drawn(8, 3)}
     apply = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]  # noqa: E731
-    x, y = jax.random.normal(KEY, (16, 6)), jax.random.normal(KEY, (16, 3))
+    x, y = drawn(16, 6), drawn(16, 3)
     updater = core.MagnitudePruning(
         sparsity_type=core.ByPath([("a", core.Channel(axis=1))]),
         sparsity_distribution_fn=functools.partial(core.uniform, sparsity=0.5, rules=[("b", None)]),
@@ -178,6 +181,7 @@ def test_training_goes_on_with_the_optimizer_that_shrank_along() -> None:
     tx = updater.wrap_optax(optax.adam(0.1))
     state = tx.init(params)
 
+    @functools.partial(quick_jit, static_argnums=(0, 1))
     def step(tx: Any, apply: Any, params: Any, state: Any) -> tuple[Any, Any]:
         grads = jax.grad(lambda params: jnp.mean((apply(params, x) - y) ** 2))(params)
         updates, state = tx.update(grads, state, params)
@@ -196,8 +200,8 @@ def test_training_goes_on_with_the_optimizer_that_shrank_along() -> None:
     for _ in range(3):
         params, state = step(tx, apply, params, state)
         smaller, small_state = step(tx, small.apply, smaller, small_state)
-    left = core.expand(small, jax.tree.map(jnp.ones_like, small.params))
-    close(jax.tree.map(jnp.multiply, params, left), core.expand(small, smaller), 1e-4)
+    left = core.expand(small, jax.tree.map(np.ones_like, small.params))
+    close(jax.tree.map(np.multiply, params, left), core.expand(small, smaller), 1e-4)
 
 
 def two_layers(bias: bool = False) -> tuple[Any, Any, jax.Array]:
@@ -295,7 +299,7 @@ def test_inputs_that_the_network_refuses_and_parameters_that_are_one_array() -> 
     apply, params, x = two_layers()
     with pytest.raises(TypeError, match="dot_general"):
         core.channel_graph(apply, params, jnp.ones((4, 5)))
-    square = jax.random.normal(KEY, (3, 3))
+    square = jnp.asarray(drawn(3, 3))
     twice = {"a": square, "b": square}  # one buffer under two names: its channels leave each as its group says
     graph = core.channel_graph(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], twice, x)
     small = core.shrink(graph, twice, {"a": jnp.ones((3, 3)).at[:, 1].set(0), "b": core.NOT_PRUNED})
@@ -322,7 +326,7 @@ def test_running_statistics_shrink_along() -> None:
             x = nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3), use_bias=False)(x))
             return nn.Dense(3)(nn.max_pool(nn.relu(x), (2, 2), (2, 2)).reshape(x.shape[0], -1))
 
-    x = jax.random.normal(KEY, (2, 6, 6, 2))
+    x = drawn(2, 6, 6, 2)
     variables = Normalized().init(KEY, x)
     graph = core.channel_graph(Normalized().apply, variables, x)
     masks = whole_masks(graph, variables)
@@ -348,7 +352,7 @@ def test_a_derivative_of_its_own_is_kept() -> None:
 
 def test_half_precision_is_compared_as_it_rounds() -> None:
     """Channels leave sums, which half precision rounds in another order; a kept bias is more than that."""
-    params = {"a": jax.random.normal(KEY, (64, 128)), "b": jax.random.normal(KEY, (128, 3)), "bias": jnp.ones(128)}
+    params = {"a": drawn(64, 128), "b": drawn(128, 3), "bias": jnp.ones(128)}
     x = jax.random.normal(KEY, (8, 64), jnp.bfloat16)
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -370,7 +374,7 @@ def test_statistics_of_training_come_back_smaller() -> None:
             x = nn.BatchNorm(use_running_average=False, momentum=0.9)(nn.Dense(8)(x))
             return nn.Dense(3)(nn.relu(x))
 
-    x = jax.random.normal(KEY, (16, 5))
+    x = drawn(16, 5)
     variables = Normalized().init(KEY, x)
     train = lambda variables, x: Normalized().apply(variables, x, mutable=["batch_stats"])  # noqa: E731
     graph = core.channel_graph(train, variables, x)
@@ -395,7 +399,7 @@ class Dropped(nn.Module):
 
 
 def test_dropout_draws_for_what_is_left_what_it_drew_for_it_among_all() -> None:
-    model, x = Dropped(), jax.random.normal(KEY, (4, 8, 8, 2))
+    model, x = Dropped(), drawn(4, 8, 8, 2)
     params = model.init({"params": KEY, "dropout": KEY}, x)
     train = lambda params, x, key: model.apply(params, x, rngs={"dropout": key})  # noqa: E731
     graph = core.channel_graph(train, params, x, KEY)
@@ -413,11 +417,11 @@ def test_a_gradient_shrinks_as_the_function_does() -> None:
         logits = Dropped().apply(params["images"], images, rngs={"dropout": key})
         return jnp.sum(jnp.tanh(params["table"][rows]) @ params["head"] * logits)
 
-    images, rows = jax.random.normal(KEY, (4, 8, 8, 2)), jnp.array([1, 0, 4, 4])
+    images, rows = drawn(4, 8, 8, 2), jnp.array([1, 0, 4, 4])
     params = {
         "images": Dropped().init({"params": KEY, "dropout": KEY}, images),
-        "table": jax.random.normal(KEY, (5, 8)),
-        "head": jax.random.normal(KEY, (8, 3)),
+        "table": drawn(5, 8),
+        "head": drawn(8, 3),
     }
     gradient = jax.grad(loss)
     graph = core.channel_graph(gradient, params, images, rows, KEY)
@@ -429,9 +433,9 @@ def test_a_gradient_shrinks_as_the_function_does() -> None:
     small = core.shrink(graph, params, jax.tree.unflatten(jax.tree.structure(params), masks))
     assert sorted(map(len, small.kept.values())) == [3, 4, 5]
     dense = quick_jit(gradient)(core.expand(small, small.params), images, rows, KEY)
-    kept = core.expand(small, jax.tree.map(jnp.ones_like, small.params))
+    kept = core.expand(small, jax.tree.map(np.ones_like, small.params))
     smaller = quick_jit(small.apply)(small.params, images, rows, KEY)
-    close(jax.tree.map(jnp.multiply, dense, kept), core.expand(small, smaller))
+    close(jax.tree.map(np.multiply, dense, kept), core.expand(small, smaller))
 
 
 @pytest.mark.thorough
@@ -440,9 +444,8 @@ def test_a_gradient_shrinks_as_the_function_does() -> None:
 def test_random_networks_shrink_or_are_left_alone(network: Any) -> None:
     """What the trace lets go computes the same; sums and means over fewer channels are refused, never wrong."""
     apply, params, _, x = network
-    draw = jax.random.split(KEY, len(params))
-    params = {name: jax.random.normal(key, p.shape) for key, (name, p) in zip(draw, params.items(), strict=True)}
-    x = jax.random.normal(KEY, x.shape)
+    params = {name: drawn(*p.shape, seed=i) for i, (name, p) in enumerate(params.items())}
+    x = drawn(*x.shape)
     graph = core.channel_graph(apply, params, x)
     if not graph.groups:
         return
@@ -450,7 +453,7 @@ def test_random_networks_shrink_or_are_left_alone(network: Any) -> None:
     small = core.shrink(graph, params, masks, tolerance=np.inf)
     masked = core.apply_masks(params, masks)
     try:
-        close(apply(masked, x), small.apply(small.params, x), 1e-4)
+        close(quick_jit(apply)(masked, x), quick_jit(small.apply)(small.params, x), 1e-4)
     except AssertionError:
         with pytest.raises(ValueError, match="outputs differ"):
             core.shrink(graph, params, masks)

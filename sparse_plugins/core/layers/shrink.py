@@ -256,9 +256,14 @@ def _entries(graph: Channels, kept: Mapping[str, np.ndarray]) -> list[list[np.nd
 
 
 def _taken(leaf: Any, entries: list[np.ndarray] | None) -> Any:
-    for axis, its in enumerate(entries or []):
-        if len(its) < leaf.shape[axis]:
-            leaf = jnp.take(leaf, its, axis=axis)
+    shorter = {axis: its for axis, its in enumerate(entries or []) if len(its) < leaf.shape[axis]}
+    return _part(leaf, shorter) if shorter else leaf
+
+
+@jax.jit
+def _part(leaf: jax.Array, entries: dict[int, np.ndarray]) -> jax.Array:
+    for axis, its in entries.items():
+        leaf = jnp.take(leaf, its, axis=axis)
     return leaf
 
 
