@@ -54,7 +54,7 @@ def module_updater(row: str, module: str, seed: int) -> core.BaseUpdater:
 def run(updater: core.BaseUpdater, params: Any) -> tuple[Any, core.SparseState]:
     tx = updater.wrap_optax(optax.adam(0.1))
     step = quick_jit(make_step(tx))
-    pair = (params, quick_jit(tx.init)(params))
+    pair = (params, tx.init(params))
     for _ in range(STEPS):
         pair = step(*pair)
     return pair
