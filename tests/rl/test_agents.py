@@ -106,18 +106,25 @@ def test_agents_that_start_sparse_are_sparse_before_the_first_step(pruner):
         assert float(core.summarize_sparsity(params)["_total_sparsity"]) == pytest.approx(0.8, abs=2e-3)
 
 
+@functools.cache
+def trained_dense(name: str, steps: int) -> tuple[Any, Any]:
+    """Parameters and target of upstream's agent, which every pruner is compared with."""
+    dense = build(name, agent_class=next(c for c in dopamine.AGENTS[name].__mro__ if c.__module__[:8] == "dopamine"))
+    drive(dense, steps, np.random.default_rng(0))
+    if name == "sac":
+        return dense.network_params, dense.target_params
+    return dense.online_params, dense.target_network_params
+
+
 @pytest.mark.parametrize(
     ("name", "pruner"),
     [*(("jax_dqn", pruner) for pruner in ("no_prune", *FAMILIES)), ("sac", "magnitude"), ("sac", "rigl")],
 )
 def test_sparsity_0_is_the_dense_agent_bit_for_bit(name, pruner, full_compilation):
     steps = 1040 if (name, pruner) == ("jax_dqn", "magnitude") else 120
-    dense = build(name, agent_class=next(c for c in dopamine.AGENTS[name].__mro__ if c.__module__[:8] == "dopamine"))
+    online, target = trained_dense(name, steps)
     sparse = build(name, updater=updater_of(pruner, sparsity=0.0))
-    for agent in (dense, sparse):
-        drive(agent, steps, np.random.default_rng(0))
-    online = dense.network_params if name == "sac" else dense.online_params
-    target = dense.target_params if name == "sac" else dense.target_network_params
+    drive(sparse, steps, np.random.default_rng(0))
     assert int(sparse.sparse_state.count) >= (500 if steps == 1040 else 49)
     assert_same_bits(sparse.sparse_params, online)
     assert_same_bits(sparse.target_sparse_params, target)
