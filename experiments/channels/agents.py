@@ -48,8 +48,8 @@ def plan(settings: ChannelSettings, cells: Variants) -> Plan:
         state = advanced(trained, state, STRETCHES - done)
         returns = trained.evaluate(state, settings.episodes, jax.random.key(1)).mean(axis=1)
         learners = state.learner
-        sides = [_stretching(*side, stretch) for side in ((trained, state), dense())]
-        shares, dense_size = shares_of_time(*sides, TIMED_STRETCHES), size_of(_params())
+        this, that = (_stretching(*side, stretch) for side in ((trained, state), dense()))
+        shares, dense_size = shares_of_time(this, that, TIMED_STRETCHES), size_of(_params())
 
         def run(recorder: Recorder) -> None:
             place = settings.seeds.index(recorder.run.seed)
@@ -87,11 +87,11 @@ def _trainer(cell: Cell, cells: Variants, settings: ChannelSettings) -> tuple[rl
     chosen = core.ChannelGroups(_graph()) if cell.name == GROUPS else parse_structure(structure)
     rules = [] if cell.name == GROUPS else [("values/w", None)]
     budget = functools.partial(core.uniform, sparsity=sparsity, rules=rules)
-    whole = {"is_sparse_gradients": True} if cells[cell.name].get("is_sparse_gradients") else {}
+    whole: dict[str, Any] = {"is_sparse_gradients": True} if cells[cell.name].get("is_sparse_gradients") else {}
     updater = dataclasses.replace(made, sparsity_distribution_fn=budget, sparsity_type=chosen, **whole)
     trained = trainer(updater, UNITS)
     steps = trained.learner_of.updater.scheduler.refresh_steps()  # type: ignore[union-attr]
-    return trained, int(max(steps)) + 1 if cell.name == GROUPS else None
+    return trained, int(np.max(np.asarray(steps))) + 1 if cell.name == GROUPS else None
 
 
 @functools.cache

@@ -6,14 +6,14 @@ from typing import Any
 
 from experiments.harness import variants
 from experiments.harness.layout import Layout, Measure, Record, last
-from experiments.harness.study import Question
+from experiments.harness.study import Question, Variants
 
 GROUPS, NARROW = "channel groups, shrunk", "dense, narrow"
 # Zeros that a structure can have, where it cannot have any.
 ONLY_AT: Mapping[str, float] = {"2:4": 0.5}
-_MASKED = {"algorithm": "magnitude", "dist_type": "uniform"}
-_WHOLE = {**_MASKED, "is_sparse_gradients": True}  # why: see structures-resnet of the study of images
-CELLS: Mapping[str, Mapping[str, Any]] = {
+_MASKED: dict[str, Any] = {"algorithm": "magnitude", "dist_type": "uniform"}
+_WHOLE: dict[str, Any] = {**_MASKED, "is_sparse_gradients": True}  # why: see structures-resnet of the study of images
+CELLS: Variants = {
     variants.DENSE: {"algorithm": "no_prune"},
     "unstructured": {**_MASKED, "sparsity_type": "unstructured"},
     "2:4": {**_MASKED, "sparsity_type": "2:4"},

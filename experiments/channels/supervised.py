@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.channels.measured import shares_of_time, size_of, stored
 from experiments.channels.settings import ChannelSettings
@@ -37,7 +38,7 @@ def plan(settings: ChannelSettings, cells: Variants) -> Plan:
             points = make_train(narrow, asked)(core.NoPruning())
         elif cell.name == GROUPS:
             graph = graph_of(whole, settings)
-            updater = asked.updater(cells[cell.name] | {"sparsity_type": core.ChannelGroups(graph)}, _kernels)
+            updater = asked.updater({**cells[cell.name], "sparsity_type": core.ChannelGroups(graph)}, _kernels)
             turn = Turn(last_change(updater) + 1, functools.partial(shrunk, whole, settings, graph))
             points = train(updater, turn)
         else:
@@ -71,7 +72,7 @@ def _kernels(path: tuple[str, ...], leaf: Any) -> bool:
 
 def last_change(updater: core.BaseUpdater) -> int:
     """The last step at which masks change."""
-    return max(updater.scheduler.refresh_steps())
+    return int(np.max(np.asarray(updater.scheduler.refresh_steps())))
 
 
 def graph_of(task: Task, settings: ChannelSettings) -> core.ChannelGraph:
@@ -116,8 +117,8 @@ def _dense_step(task: Task, settings: ChannelSettings, train: Callable[..., Any]
 def _measured(point: Point, dense: Point, task: Task, shapes: Any) -> dict[str, float]:
     batch = next(task.train(0))
     found = stored(point.state.params, point.state.optimizer, size_of(shapes))
-    steps = [_stepping(each.programs, each.state, batch) for each in (point, dense)]
-    return {**found, **shares_of_time(*steps, TIMED_STEPS)}
+    this, that = (_stepping(each.programs, each.state, batch) for each in (point, dense))
+    return {**found, **shares_of_time(this, that, TIMED_STEPS)}
 
 
 def _stepping(programs: Programs, state: State, batch: Any) -> Callable[[], Any]:

@@ -41,7 +41,7 @@ def nnx_channel_graph(model: Any, *inputs: Any, wrt: Any = nnx.Param) -> Channel
         >>> list(nnx_channel_graph(model, jnp.ones((1, 4))).groups)
         ['params/layers/0/kernel']
     """
-    graphdef, params, rngs, others = nnx.split(model, wrt, nnx.RngState, ...)
+    graphdef, (params, rngs, others) = _split(model, wrt)
     apply = _function(graphdef, (params, rngs, others), type(model), wrt)
     variables = {"params": nnx.as_pure(params), "others": nnx.as_pure(others)}
     return channel_graph(apply, variables, nnx.as_pure(rngs), *inputs)
@@ -70,7 +70,7 @@ def nnx_narrow(model: M, graph: ChannelGraph, left: Mapping[str, np.ndarray], wr
     whole, programs = type(model), {}
 
     def call(self: Any, *inputs: Any, **static: Any) -> Any:
-        graphdef, params, rngs, others = nnx.split(self, wrt, nnx.RngState, ...)
+        graphdef, (params, rngs, others) = _split(self, wrt)
         key = graphdef, tuple(static.items())
         if key not in programs:
             function = _function(graphdef, (params, rngs, others), whole, wrt, static)
@@ -86,7 +86,7 @@ def nnx_narrow(model: M, graph: ChannelGraph, left: Mapping[str, np.ndarray], wr
     small: Any = nnx.clone(model)
     body = lambda names: names.update(__call__=call, __doc__=whole.__doc__, __module__=whole.__module__)  # noqa: E731
     object.__setattr__(small, "__class__", types.new_class(f"Small{whole.__name__}", (whole,), exec_body=body))
-    _, params, _, others = nnx.split(model, wrt, nnx.RngState, ...)
+    _, (params, _, others) = _split(model, wrt)
     variables = taken(graph, left, {"params": nnx.as_pure(params), "others": nnx.as_pure(others)})
     nnx.update(small, _dressed(params, variables["params"]), _dressed(others, variables["others"]))
     return small
@@ -127,7 +127,7 @@ def nnx_shrunk(
     state = nnx.as_pure(optimizer.opt_state)
     sparse = find_sparse_state(state)
     check_settled(updater_of(optimizer.tx), int(sparse.count))
-    _, params, _, others = nnx.split(model, optimizer.wrt, nnx.RngState, ...)
+    _, (params, _, others) = _split(model, optimizer.wrt)
     variables = {"params": nnx.as_pure(params), "others": nnx.as_pure(others)}
     masks = {"params": sparse.masks, "others": jax.tree.map(lambda _: NOT_PRUNED, variables["others"])}
     small = shrink(graph, variables, masks, opt_state=state, optimized="params")
@@ -142,6 +142,12 @@ def nnx_shrunk(
     return narrow, smaller, small
 
 
+def _split(model: Any, wrt: Any) -> tuple[Any, tuple[Any, Any, Any]]:
+    """What a model is, and its trained, its random and its other Variables."""
+    parts: Any = nnx.split(model, wrt, nnx.RngState, ...)
+    return parts[0], tuple(parts[1:])
+
+
 def _function(
     graphdef: Any, parts: tuple[Any, Any, Any], whole: type, wrt: Any, static: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
@@ -153,7 +159,7 @@ def _function(
         model: Any = nnx.merge(graphdef, *whose)
         object.__setattr__(model, "__class__", whole)
         outputs = model(*inputs, **(static or {}))
-        _, _, after, renewed = nnx.split(model, wrt, nnx.RngState, ...)
+        _, (_, after, renewed) = _split(model, wrt)
         return {"outputs": outputs, "rngs": nnx.as_pure(after), "others": nnx.as_pure(renewed)}
 
     return apply

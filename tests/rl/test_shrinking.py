@@ -77,7 +77,7 @@ def test_an_agent_shrinks_after_the_last_change_and_goes_on_from_its_checkpoint(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["jax_rainbow", "jax_quantile", "jax_implicit_quantile", "sac"])
+@pytest.mark.parametrize("name", ["jax_rainbow", "jax_quantile", "jax_implicit_quantile", "sac", "ppo"])
 def test_other_agents_shrink_and_go_on_from_their_checkpoints(name, tmp_path):
     agent = build(name, **options())
     before = size(agent.sparse_params)

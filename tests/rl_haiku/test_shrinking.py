@@ -42,6 +42,7 @@ def test_a_fused_training_goes_on_with_smaller_networks(agent):
     state, _ = trainer.run(state, 4)
     dense, rows = jax.tree.map(jnp.copy, state.learner), np.asarray(state.replay.rows.frame)
     small, state = trainer.shrunk(state, graph)
+    assert small.learner_of.updater.layers is not None, "kernels of four axes need it"
     shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.learner.params))
     assert shapes == [(2, 2), (2, 4), (2, 4, 2), (2, 5, 4)]
     x = jax.random.normal(jax.random.key(1), (3, 5))

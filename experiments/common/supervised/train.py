@@ -42,7 +42,7 @@ class Task(NamedTuple):
     train: Callable[[int], Iterator[Batch]]
     test: Callable[[], Iterable[Batch]]
     about: str
-    apply: Callable[[PyTree, Batch], jax.Array] | None = None
+    apply: Callable[[PyTree, Batch], Any] | None = None
 
     def shapes(self) -> PyTree:
         """Shapes and dtypes of the parameters."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.algorithms.regrowth import StaticRandomSparse
-from sparse_plugins.core.layers.channel_groups import ChannelGraph, Channels, followed, labels, movable
+from sparse_plugins.core.layers.channel_groups import ChannelGraph, Channels, Network, followed, labels, movable
 from sparse_plugins.core.layers.factors import Factor
 from sparse_plugins.core.layers.half_pruned import channels_left, half_pruned, nothing_leaves, words_of_half_pruned
 from sparse_plugins.core.layers.smaller_program import Sizes, run
@@ -286,11 +286,14 @@ def narrowed(graph: ChannelGraph, kept: Mapping[str, np.ndarray]) -> Callable[..
         if key not in networks:
             network = followed(graph.apply, graph.params, inputs)
             networks[key] = network, _sizes(graph, kept, network.operands)
-        network, sizes = networks[key]
-        results = run(sizes, network.program, network.walked, [*jax.tree.leaves(params), *leaves])
-        return jax.tree.unflatten(network.result_tree, results)
+        return _narrow(*networks[key], params, *inputs)
 
     return apply
+
+
+def _narrow(network: Network, sizes: Sizes, params: PyTree, *inputs: Any) -> Any:
+    results = run(sizes, network.program, network.walked, [*jax.tree.leaves(params), *jax.tree.leaves(inputs)])
+    return jax.tree.unflatten(network.result_tree, results)
 
 
 def _sizes(graph: ChannelGraph, kept: Mapping[str, np.ndarray], operands: Sequence[Any]) -> Sizes:
@@ -312,7 +315,8 @@ def _smaller(
 ) -> tuple[PyTree, PyTree]:
     """What is left of parameters, on the masks that are left, and these; nothing of the full size is copied."""
     small_masks = taken_masks(graph, kept, params, masks)
-    return apply_masks(taken(graph, kept, params), small_masks), small_masks
+    small = jax.jit(lambda params, masks: apply_masks(taken(graph, kept, params), masks))  # one program for all shapes
+    return small(params, small_masks), small_masks
 
 
 def _differences(
@@ -322,9 +326,13 @@ def _differences(
     inputs = jax.tree.map(_example, graph.inputs)
     masked = jax.jit(lambda params, masks, *inputs: graph.apply(apply_masks(params, masks), *inputs))
     before = jax.tree.leaves(masked(params, masks, *inputs))
-    after = jax.tree.leaves(jax.jit(narrowed(graph, kept))(small, *inputs))
-    renewed, entries = followed(graph.apply, graph.params, inputs).renewed, _entries(graph, kept)
-    whole = [old if leaf is None else _taken(old, entries[leaf]) for old, leaf in zip(before, renewed, strict=True)]
+    network, entries = followed(graph.apply, graph.params, inputs), _entries(graph, kept)
+    after = jax.tree.leaves(
+        jax.jit(functools.partial(_narrow, network, _sizes(graph, kept, network.operands)))(small, *inputs)
+    )
+    whole = [
+        old if leaf is None else _taken(old, entries[leaf]) for old, leaf in zip(before, network.renewed, strict=True)
+    ]
     shares = [0.0]
     for old, new in zip(whole, after, strict=True):
         if jnp.size(old) and jnp.issubdtype(old.dtype, jnp.inexact):

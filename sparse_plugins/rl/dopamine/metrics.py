@@ -76,9 +76,9 @@ class IterationMetrics:
         """
         agent = self._agent
         masks = agent.sparse_state.masks
-        if jax.tree.map(jnp.shape, masks) != jax.tree.map(jnp.shape, self._masks):
-            self._masks = masks  # channels have left, and what is kept is kept
-        measured = _compare(agent.sparse_params, agent.target_sparse_params, masks, self._masks)
+        have_left = jax.tree.map(jnp.shape, masks) != jax.tree.map(jnp.shape, self._masks)
+        before = masks if have_left else self._masks  # what is kept of what is left is kept
+        measured = _compare(agent.sparse_params, agent.target_sparse_params, masks, before)
         row: dict[str, Number] = {"optimizer_steps": int(agent.sparse_state.count)}
         row |= {name: float(value) for name, value in jax.device_get(measured).items()}
         if agent.shrinking is not None:

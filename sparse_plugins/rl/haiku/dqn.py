@@ -12,6 +12,7 @@ from jax import lax
 
 from sparse_plugins.core.checks import check_settled
 from sparse_plugins.core.layers.channel_groups import ChannelGraph
+from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.layers.shrink import Shrunk
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl import q_learning
@@ -122,7 +123,8 @@ class SparseDQN(SparseLearner):
     def with_channels(self, small: Shrunk) -> Self:
         """The agent with the network that is left, whose masks stay as they are."""
         smaller = network_of(self.network.init, small)
-        return dataclasses.replace(self, smaller_network=smaller, updater=small.updater)
+        layers = trace_layers(small.apply, small.params, *small.graph.inputs)
+        return dataclasses.replace(self, smaller_network=smaller, updater=small.updater.knowing(layers))
 
     def values(self, params: PyTree, observations: jax.Array) -> jax.Array:
         """Action values.
