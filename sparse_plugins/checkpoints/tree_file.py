@@ -19,7 +19,7 @@ import numpy as np
 
 from sparse_plugins.checkpoints.errors import CheckpointMismatchError
 from sparse_plugins.core.storage.array_files import DamagedFileError, StoredArray, numbers, open_archive, read_bytes
-from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.core.trees import PyTree, leaf_names, names_of_today
 
 __all__ = ["read_tree", "write_tree"]
 
@@ -82,6 +82,8 @@ def read_tree(path: Path, like: PyTree, what: str) -> tuple[PyTree, Any, str | N
     wanted = _described(like)
     with open_archive(path) as archive:
         described, contents, extra, identity = _manifest(archive)
+        renamed = names_of_today([name for name, *_ in described], [name for name, *_ in wanted])
+        described = [(name, *rest) for name, (_, *rest) in zip(renamed, described, strict=True)]
         if described != wanted:
             raise CheckpointMismatchError(_difference(what, described, wanted))
         places = enumerate(zip(jax.tree.leaves(like), contents, strict=True))

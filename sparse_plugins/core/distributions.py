@@ -44,7 +44,7 @@ def kernels_only(key: tuple[str, ...], param: Any) -> bool:
         >>> kernels_only(("cell", "recurrent_kernel"), jnp.ones((4, 4))), kernels_only(("bias",), jnp.ones((8, 1, 1)))
         (True, False)
     """
-    path = key[:-1] if key[-1] == "value" else key  # Flax NNX and boxed Linen parameters end in 'kernel/value'
+    path = key[:-1] if key[-1] == "value" else key  # boxed parameters of Linen end in 'kernel/value'
     return bool(path) and bool(_KERNEL.fullmatch(path[-1])) and not_dim_one(key, param)
 
 

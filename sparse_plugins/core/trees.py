@@ -18,6 +18,7 @@ __all__ = [
     "common_dtype",
     "exportable",
     "leaf_names",
+    "names_of_today",
     "out_of_boxes",
     "prunable_dtype",
     "stands_for_params",
@@ -25,6 +26,7 @@ __all__ = [
 
 PyTree = Any
 _OF_BOXES = itertools.repeat("get_metadata")  # by which a box is suspected; every leaf of every update is asked
+_IN_A_BOX = jax.tree_util.GetAttrKey("value")
 T = TypeVar("T")
 
 
@@ -35,14 +37,37 @@ def leaf_names(params: PyTree) -> list[str]:
         params: Any pytree.
 
     Returns:
-        Names such as 'encoder/dense/kernel' or 'layers/0/w'; a bare array is ''.
+        Names such as 'encoder/dense/kernel' or 'layers/0/w'; a bare array is ''. What is in a Variable of Flax NNX has
+        the Variable's name, 'dense/kernel', so that names are the same for the tree of arrays that `nnx.as_pure` makes.
 
     Example:
         >>> leaf_names({"dense": {"kernel": 1.0, "bias": 2.0}, "scales": (3.0,)})
         ['dense/bias', 'dense/kernel', 'scales/0']
     """
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    if any(_IN_A_BOX in path for path, _ in paths):
+        nodes = jax.tree.leaves(params, is_leaf=trees.is_variable)
+        if any(map(trees.is_variable, nodes)):
+            return [name for name, _ in trees.named_leaves(params)]
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def names_of_today(stored: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names in a file as this release writes them; older files name what is in a Variable of Flax NNX 'kernel/value'.
+
+    Args:
+        stored: Names that the file has.
+        names: Those of the leaves that are read.
+
+    Example:
+        >>> names_of_today(["dense/kernel/value", "scale"], ["dense/kernel", "scale"])
+        ['dense/kernel', 'scale']
+    """
+    missing, surplus = set(names) - set(stored), set(stored) - set(names)
+    shorter = [name.removesuffix("/value") for name in stored]
+    return [
+        short if name in surplus and short in missing else name for name, short in zip(stored, shorter, strict=True)
+    ]
 
 
 def aligned(params: PyTree, tree: PyTree, what: str) -> list[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparse_plugins.wire.markers import is_masked_node
 
-__all__ = ["PyTree", "aligned", "is_box", "named_leaves", "unboxed", "with_leaves"]
+__all__ = ["PyTree", "aligned", "is_box", "is_variable", "named_leaves", "unboxed", "with_leaves"]
 
 PyTree = Any
 
@@ -35,7 +35,8 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
         tree: Any tree of arrays.
 
     Returns:
-        Names such as 'encoder/dense/kernel' or 'layers/0/w', '' for a bare array, each with its leaf.
+        Names such as 'encoder/dense/kernel' or 'layers/0/w', '' for a bare array, each with its leaf. What is in a
+        Variable of Flax NNX has the Variable's name.
 
     Raises:
         ValueError: If the keys of a dict cannot be sorted.
@@ -113,6 +114,11 @@ def is_box(node: Any) -> bool:
     return (opened := _opened(node)) is not None and opened.is_box
 
 
+def is_variable(node: Any) -> bool:
+    """Whether a node is a Variable of Flax NNX: a box that the tree of a model has, and that of its arrays has not."""
+    return hasattr(type(node), "get_metadata") and is_box(node)
+
+
 def unboxed(node: Any) -> Any:
     """What is in a box; any other node as it is."""
     return _opened(node).children[0] if is_box(node) else node  # type: ignore[union-attr]
@@ -145,7 +151,7 @@ def _walked(tree: PyTree, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
         yield path, tree
         return
     for key, child in zip(node.keys, node.children, strict=True):
-        yield from _walked(child, (*path, key))
+        yield from _walked(child, path if is_variable(tree) else (*path, key))
 
 
 def _rebuilt(tree: PyTree, leaves: Iterator[Any]) -> PyTree:

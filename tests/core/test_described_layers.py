@@ -81,7 +81,7 @@ def test_metadata_of_nnx_and_rules_that_come_before_it() -> None:
     with jax.set_mesh(mesh):
         params = nnx.state(nnx.Linear(2, 3, kernel_init=kernel, rngs=nnx.Rngs(0)), nnx.Param)
     assert words(core.describe_layers(params)) == {"kernel": "inputs 2, outputs 3", "bias": "unknown 3: not described"}
-    turned = core.describe_layers(params, [("kernel/value", core.Axes(outputs=0, inputs=1))])
+    turned = core.describe_layers(params, [("kernel", core.Axes(outputs=0, inputs=1))])
     assert words(turned)["kernel"] == "outputs 2, inputs 3"
 
 

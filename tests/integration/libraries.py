@@ -88,7 +88,7 @@ def flax_nnx() -> Library:
         network = nnx.merge(graph, params, rest, copy=True)
         return network(images), nnx.split(network, nnx.Param, ...)[2]
 
-    kernels = {"conv/kernel/value": (3, 3, 4, 8), "head/kernel/value": (8, 6)}
+    kernels = {"conv/kernel": (3, 3, 4, 8), "head/kernel": (8, 6)}
     return Library(params, rest, apply, kernels)
 
 

@@ -43,8 +43,8 @@ NO_ARRAYS: dict[str, tuple[Any, str]] = {
         PARAMS | {"key": jax.random.key(0)},
         "'key' is no array .* key<fry>.*" + REMEDY,
     ),
-    "an NNX module": (NETWORK, "'dropout/rngs/key/value' is no array .* array of key<fry>.*" + REMEDY),
-    "all state of an NNX module": (nnx.state(NETWORK), "'dropout/rngs/key/value' is no array.*" + REMEDY),
+    "an NNX module": (NETWORK, "'dropout/rngs/key' is no array .* array of key<fry>.*" + REMEDY),
+    "all state of an NNX module": (nnx.state(NETWORK), "'dropout/rngs/key' is no array.*" + REMEDY),
     "shapes": (
         jax.eval_shape(lambda: PARAMS),
         r"'layer/bias' is ShapeDtypeStruct.* come from jax.eval_shape",

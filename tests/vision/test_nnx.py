@@ -13,6 +13,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from sparse_plugins import core, vision
+from sparse_plugins.checkpoints import tree_file
+from sparse_plugins.core.export import file_format
+from sparse_plugins.core.trees import leaf_names, names_of_today
+from sparse_plugins.wire.trees import named_leaves
 from tests.vision.networks import (
     IMAGES,
     NnxConvNet,
@@ -144,6 +148,46 @@ def test_rules_and_filters_see_the_paths_of_the_modules_when_built_and_in_every_
     assert seen == {("layer", "kernel")}
 
 
+@pytest.mark.parametrize("optimizer_class", ["ours", "flax"])
+def test_a_rule_names_a_kernel_alike_in_the_plan_every_step_and_the_checks(optimizer_class: str) -> None:
+    model = nnx.Dict(a=nnx.Linear(8, 4, rngs=nnx.Rngs(0)), c=nnx.Linear(8, 4, rngs=nnx.Rngs(1)))
+    words = {"sparsity": 0.5, "total_steps": 20, "rules": [("c/kernel", None)]}
+    tx = core.sparsify(optax.sgd(0.1), "rigl", **words)
+    assert str(core.plan(tx, weights(model))) == str(core.plan(tx, nnx.as_pure(weights(model))))
+    if optimizer_class == "ours":
+        optimizer = vision.Optimizer(model, optax.sgd(0.1), "rigl", **words)
+    else:
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.update(model, weights(model))
+    assert [int(jnp.count_nonzero(model[name].kernel[...])) for name in "ac"] == [16, 32]
+    boxed, state = weights(model), optimizer.opt_state
+    for params, opt_state in ((boxed, state), (nnx.as_pure(boxed), nnx.as_pure(state))):
+        core.check_sparse(params, opt_state, tx)
+        assert core.check_restored(tx, params, opt_state, core.identity_of(tx)) is opt_state
+    assert leaf_names(boxed) == leaf_names(nnx.as_pure(boxed)) == ["a/bias", "a/kernel", "c/bias", "c/kernel"]
+    assert leaf_names(state) == leaf_names(nnx.as_pure(state))
+    for tree in (boxed, state):
+        assert [name for name, _ in named_leaves(tree)] == leaf_names(tree)
+    with pytest.raises(ValueError, match=r"close: \['c/kernel', .*\]. Leave out '/value'"):
+        core.plan(core.sparsify(optax.sgd(0.1), "rigl", **words | {"rules": [("c/kernel/value", None)]}), boxed)
+
+
+def test_files_that_name_what_is_in_variables_otherwise_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = weights(nnx.Dict(a=nnx.Linear(8, 4, rngs=nnx.Rngs(0))))
+    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, jnp.uint8), nnx.as_pure(params))
+    with monkeypatch.context() as before:
+        for module in (file_format, tree_file):
+            before.setattr(module, "leaf_names", lambda tree: ["a/bias/value", "a/kernel/value"])
+        core.export.save_sparse(tmp_path / "old.npz", params, masks)
+        with open(tmp_path / "old", "wb") as file:
+            tree_file.write_tree(file, params, None)
+    assert_equal(core.export.load_sparse(tmp_path / "old.npz", nnx.as_pure(params))[0], params)
+    assert_equal(tree_file.read_tree(tmp_path / "old", params, "the checkpoint")[0], params)
+    assert names_of_today(["a", "a/value", "b/value"], ["a", "b"]) == ["a", "a/value", "b"]
+
+
 def test_extra_arguments_reach_the_optimizer() -> None:
     model = Linear()
     optimizer = vision.Optimizer(model, optax.contrib.reduce_on_plateau(), half())
@@ -201,9 +245,9 @@ def test_states_are_taken_as_they_are_from_optimizer_to_export(
 def test_a_state_of_another_model_is_refused_boxed_or_not() -> None:
     model = Linear()
     masks = vision.Optimizer(model, optax.sgd(0.1), half()).opt_state.masks
-    with pytest.raises(ValueError, match=r"masks \['layer/kernel/value'\]. If the model changed, call init again"):
+    with pytest.raises(ValueError, match=r"masks \['layer/kernel'\]. If the model changed, call init again"):
         core.apply_masks(nnx.state(nnx.Sequential(Linear()), nnx.Param), masks)
-    with pytest.raises(ValueError, match=r"masks \['layer/kernel/value'\]|has shape"):
+    with pytest.raises(ValueError, match=r"masks \['layer/kernel'\]|has shape"):
         core.apply_masks(nnx.state(nnx.Dict(layer=nnx.Linear(24, 8, rngs=nnx.Rngs(0)))), masks)
 
 

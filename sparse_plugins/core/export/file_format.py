@@ -21,7 +21,7 @@ from sparse_plugins.core.export.array_formats import host_array, host_mask
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, pack
 from sparse_plugins.core.storage.archives import Archive
 from sparse_plugins.core.storage.array_files import DamagedFileError, damage
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names, names_of_today
 
 __all__ = ["load_sparse", "save_sparse"]
 
@@ -182,7 +182,7 @@ def _entries(path: Any, archive: Archive, like: PyTree) -> dict[str, _Entry]:
             raise DamagedFileError(f"its format is {header['format']!r}")
         version = header["version"]
         listed = [_Entry.read(i, entry) for i, entry in enumerate(header["leaves"])] if version == VERSION else []
-        entries = {entry.name: entry for entry in listed}
+        entries = dict(zip(names_of_today([entry.name for entry in listed], names), listed, strict=True))
         if len(entries) < len(listed):
             raise DamagedFileError("its header lists a leaf twice")
     if version != VERSION:

@@ -389,7 +389,7 @@ class Layers(dict[str, LayerAxes]):
                 )
 
     def known_as(self, name: str) -> LayerAxes | None:
-        """The axes of a leaf; boxes and Variables of Flax are 'kernel/value' where their arrays are 'kernel'."""
+        """The axes of a leaf; boxed parameters of Linen are 'kernel/value', and without their boxes 'kernel'."""
         paths = (name, f"{name}/value", name.removesuffix("/value"))
         return next((self[path] for path in paths if path in self), None)
 
