@@ -93,7 +93,7 @@ def nnx_narrow(model: M, graph: ChannelGraph, left: Mapping[str, np.ndarray], wr
 
 
 def nnx_shrunk(
-    model: M, optimizer: Optimizer[M], graph: ChannelGraph, tx: optax.GradientTransformation
+    model: M, optimizer: nnx.Optimizer[M], graph: ChannelGraph, tx: optax.GradientTransformation
 ) -> tuple[M, Optimizer[M], Shrunk]:
     """A model and its optimizer without the channels that masks have pruned, to train on, save and serve.
 
@@ -101,7 +101,7 @@ def nnx_shrunk(
 
     Args:
         model: The model; it stays as it is.
-        optimizer: Its sparse optimizer, after the last change of masks.
+        optimizer: Its sparse optimizer, ours or NNX's own around a sparse `tx`, after the last change of masks.
         graph: `nnx_channel_graph(model, *inputs)`, with the optimizer's `wrt`.
         tx: The dense optimizer that it was built with.
 

@@ -66,3 +66,26 @@ def test_a_model_loses_its_pruned_channels_trains_on_and_comes_back_from_a_check
         model.eval()
         small.eval()
         np.testing.assert_allclose(model(X), small(X), rtol=1e-3, atol=1e-4)
+
+
+def test_the_optimizer_of_nnx_prunes_groups_of_the_graph_and_its_model_shrinks() -> None:
+    tx = optax.sgd(0.1, momentum=0.9)
+    model = Normalized()
+    with jax.numpy_rank_promotion("allow"):
+        graph = vision.nnx_channel_graph(model, X)
+        groups, schedule = core.ChannelGroups(graph), core.OneShotSchedule(0)
+        sparse = core.sparsify(tx, "magnitude", sparsity=0.5, scheduler=schedule, structure=groups)
+        params = nnx.state(model, nnx.Param)
+        assert "first/kernel  (4, 8)  channels of params/first/kernel" in str(core.plan(sparse, params))
+        optimizer = nnx.Optimizer(model, sparse, wrt=nnx.Param)
+        step(model, optimizer)
+        small, smaller, left = vision.nnx_shrunk(model, optimizer, graph, tx)
+        assert {group: len(channels) for group, channels in left.kept.items()} == {"params/first/kernel": 4}
+        for _ in range(2):
+            step(model, optimizer)
+            step(small, smaller)
+        (channels,) = left.kept.values()
+        np.testing.assert_allclose(model.first.kernel[...][:, channels], small.first.kernel[...], atol=1e-4)
+        model.eval()
+        small.eval()
+        np.testing.assert_allclose(model(X), small(X), rtol=1e-3, atol=1e-4)
