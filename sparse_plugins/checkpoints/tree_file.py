@@ -83,7 +83,7 @@ def read_tree(path: Path, like: PyTree, what: str) -> tuple[PyTree, Any, str | N
     with open_archive(path) as archive:
         described, contents, extra, identity = _manifest(archive)
         renamed = names_of_today([name for name, *_ in described], [name for name, *_ in wanted])
-        described = [(name, *rest) for name, (_, *rest) in zip(renamed, described, strict=True)]
+        described = [(name, dtype, shape) for name, (_, dtype, shape) in zip(renamed, described, strict=True)]
         if described != wanted:
             raise CheckpointMismatchError(_difference(what, described, wanted))
         places = enumerate(zip(jax.tree.leaves(like), contents, strict=True))

@@ -63,8 +63,8 @@ def _refuse_unused(pattern: re.Pattern, names: Sequence[str]) -> None:
     shadowed = any(pattern.fullmatch(name) for name in names)
     near = difflib.get_close_matches(pattern.pattern.replace("\\", ""), names, n=3)
     reason = "is never used: earlier rules match all its leaves" if shadowed else "matches no leaf"
-    in_variables = any(pattern.fullmatch(f"{name}/value") for name in names)
-    hint = " Leave out '/value': arrays in Variables of Flax NNX have the names of these." if in_variables else ""
+    is_of_box = any(pattern.fullmatch(f"{name}/value") for name in names)
+    hint = " Leave out '/value': it is in the paths of boxed parameters of Flax Linen alone." if is_of_box else ""
     raise ValueError(
         f"rule {pattern.pattern!r} {reason}. Rules are regular expressions for a whole path; "
         f"{'close: ' if near else 'the paths are '}{near or list(names)}.{hint}"
