@@ -76,10 +76,13 @@ def plan(optimizer: Any, params: PyTree, *, steps: int | None = None) -> Plan:
 
 
 def _notes(updater: BaseUpdater, params: PyTree) -> Iterator[str]:
-    whole = [leaf.name for leaf in updater.leaf_plans(params).leaves if leaf.is_pruned and leaf.target == 1]
+    leaves = updater.leaf_plans(params).leaves
+    if updater.prunes and not any(leaf.is_pruned and leaf.target for leaf in leaves):
+        yield f"{type(updater).__name__} has no sparsity to reach, so that nothing is ever pruned: give it one"
+    whole = [leaf.name for leaf in leaves if leaf.is_pruned and leaf.target == 1]
     if whole:
         yield f"pruned whole, as sparsity 1 asks: {', '.join(whole)}"
-    for leaf in updater.leaf_plans(params).leaves:
+    for leaf in leaves:
         structure = leaf.rule.of_layer
         if leaf.is_pruned and leaf.target and isinstance(structure, NByM):
             length = leaf.rule.layer_shape[structure.place]
@@ -99,5 +102,6 @@ def _notes(updater: BaseUpdater, params: PyTree) -> Iterator[str]:
         outputs, inputs = sum(row[1] for row in found), sum(row[3] for row in found)
         yield (
             f"without a weight at the start, as rng_seed={updater.rng_seed} draws: {outputs} outputs (last axis) and "
-            f"{inputs} inputs (the axis before it) in all; a rule, 'erk' or a lower sparsity gives them some"
+            f"{inputs} inputs (the axis before it) in all; a rule or a lower sparsity gives them some, "
+            "and 'erk' where the distribution is uniform"
         )

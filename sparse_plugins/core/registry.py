@@ -138,9 +138,17 @@ def known(what: str, name: Any, allowed: Iterable[str]) -> Any:
     if name in (allowed := list(allowed)):
         return name
     words = {_plain(word): word for word in allowed}
-    near = [words[word] for word in difflib.get_close_matches(_plain(str(name)), words, n=1)]
+    plain = _plain(str(name))
+    if _SHORT.get(plain) in allowed:
+        near = [_SHORT[plain]]
+    else:
+        near = [words[word] for word in difflib.get_close_matches(plain, words, n=1)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{what} {name!r} is unknown; allowed are {', '.join(allowed)}.{hint}")
+
+
+# What tables of papers call algorithms.
+_SHORT = {"ste": "magnitude_ste", "global": "global_magnitude", "static": "static_sparse", "dense": "no_prune"}
 
 
 def _plain(name: str) -> str:

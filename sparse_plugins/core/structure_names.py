@@ -1,10 +1,20 @@
 """Structures by the short names that configurations and rules use."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparse_plugins.core.path_rules import read_rule
-from sparse_plugins.core.structures import Block, ByPath, Channel, ConstantFanIn, NByM, Structure, Unstructured
+from sparse_plugins.core.structures import (
+    Block,
+    ByPath,
+    Channel,
+    ChannelGroups,
+    ConstantFanIn,
+    NByM,
+    Structure,
+    Unstructured,
+)
 
 __all__ = ["parse_structure"]
 
@@ -62,7 +72,13 @@ def _by_name(structure: str | Structure) -> Structure:
     except ValueError as error:
         if "NByM" in str(error) or "Block" in str(error):
             raise
+    if structure is ChannelGroups:
+        raise ValueError(
+            "ChannelGroups is a class: give core.ChannelGroups(core.channel_graph(apply, params, *inputs))."
+        )
+    near = difflib.get_close_matches(str(structure), [*_SHORT_NAMES, "2:4", "4x4"], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"sparsity_type {structure!r} is unknown; allowed are a structure such as NByM(2, 4), or 'unstructured', "
-        "'nm_2,4' ('2:4'), 'block_4,4' ('4x4'), 'channel', 'heads', 'fan_in', 'channel_-1', 'fan_in_-1'."
+        f"structure {structure!r} is unknown; allowed are a structure such as NByM(2, 4), or 'unstructured', '2:4' (or "
+        f"'nm_2,4'), '4x4' (or 'block_4,4'), 'channel', 'heads', 'fan_in', 'channel_-1', 'fan_in_-1'.{hint}"
     )

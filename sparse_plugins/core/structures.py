@@ -150,7 +150,7 @@ class Block:
         """Raises ValueError if a block is larger than an array of `shape`."""
         trailing = shape[-len(self.block_shape) :]
         if len(shape) < len(self.block_shape) or any(
-            b > d for b, d in zip(self.block_shape, trailing, strict=True) if d
+            b > d for b, d in zip(self.block_shape, trailing, strict=False) if d
         ):
             raise ValueError(
                 f"{self} is larger than {where} of shape {shape}; "

@@ -192,6 +192,7 @@ def describe_plan(updater: BaseUpdater, params: PyTree) -> str:
                 rows.append((*first, f"{target:.4g} in all", f"some of {size}"))
             else:
                 structure = plan.rule.of_layer
+                structure.check(plan.rule.layer_shape, f"parameter {name!r}")
                 kept, about = plan.rule.planned_entries(target)
                 kept_in_all, size_in_all = kept_in_all + kept, size_in_all + size
                 # Groups keep n of m, whatever more is asked for.

@@ -34,7 +34,11 @@ _NAMED = ("sparsity", "total_steps", "distribution", "rules", "structure", "laye
 # What front ends take: an updater, or an algorithm by its name or class, with the words of `core.sparsify` beside it.
 AnyUpdater = BaseUpdater | type[BaseUpdater] | str
 # Fields for which there is a word of its own.
-_SAID_OTHERWISE = {"sparsity_type": "structure", "sparsity_distribution_fn": "distribution"}
+_SAID_OTHERWISE = {
+    "sparsity_type": "structure",
+    "sparsity_distribution_fn": "distribution",
+    "dist_type": "distribution",
+}
 
 
 def build_updater(
@@ -194,6 +198,8 @@ def _check_words(algorithm: Algorithm, settings: Mapping[str, Any]) -> None:
     """Refuses settings that the algorithm does not know, that say one thing twice, or that would have no effect."""
     updater_class, name = algorithm.updater_class, algorithm.updater_class.__name__
     for key in settings:
+        if key in ("rounds", "steps", "num_steps"):
+            raise ValueError(f"{key} is called total_steps here: give total_steps=..., in steps of the optimizer.")
         if key in _SAID_OTHERWISE:
             raise ValueError(f"{key} is called {_SAID_OTHERWISE[key]} here: give {_SAID_OTHERWISE[key]}=...")
         fields = [field for field in algorithm.fields if field not in _SAID_OTHERWISE]

@@ -22,13 +22,15 @@ def updater_in_rounds(updater: AnyUpdater, rounds: int | None, words: Mapping[st
         The updater.
 
     Raises:
-        TypeError: If it is neither an updater nor an algorithm.
+        TypeError: If it is neither an updater nor an algorithm, or the words count steps.
         ValueError: If the words do not make one, or its schedule does not count rounds.
 
     Example:
         >>> updater_in_rounds("rigl", 1000, {"sparsity": 0.9}).describe_schedule()
         'masks change 76 times, every 10 rounds from round 0 to 750'
     """
+    if "total_steps" in words:
+        raise TypeError("a server counts rounds: give rounds=... for the length of the run, not total_steps.")
     made = updater_from(updater, total_steps=rounds, length_word="rounds", step_unit="round", **words)
     check_counts_rounds(made)
     return made

@@ -70,6 +70,11 @@ class _TakesWords(type):
         if "updater" in fields:
             updater, fields = updater_and_rest(fields.pop("updater"), fields, cls)
             fields["updater"] = updater
+        elif words := [name for name in ("algorithm", "sparsity", "total_steps") if name in fields]:
+            raise TypeError(
+                f"{', '.join(words)} came without an updater: give {cls.__name__} updater='rigl', or another "
+                "algorithm, beside it."
+            )
         return super().__call__(*args, **fields)
 
 

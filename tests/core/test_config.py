@@ -64,7 +64,7 @@ def test_short_names_of_structures(name: str, structure: object) -> None:
     "name", ["nm", "nm_2", "2:", "2:4:8", "block", "4x", "0.5x4", "channels", "channel_a", "Unstructured", "x"]
 )
 def test_unknown_structures_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"sparsity_type '{name}' is unknown; allowed are .*'unstructured', 'nm_2,4'"):
+    with pytest.raises(ValueError, match=f"structure '{name}' is unknown; allowed are .*'unstructured', '2:4' "):
         parse_structure(name)
 
 

@@ -409,3 +409,33 @@ def test_a_plan_of_masks_that_never_change_promises_nothing(algorithm: type, res
         )
     refreshed = core.PerModule([("head/.*", idle)]).wrap_optax(ADAM, refresh_in_graph=False)
     assert refreshed.init(PARAMS).count == 0  # by calls of refresh
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words", "message"),
+    [
+        ("ste", {"sparsity": 0.9}, "Did you mean 'magnitude_ste'?"),
+        ("global", {"sparsity": 0.9}, "Did you mean 'global_magnitude'?"),
+        ("static", {"sparsity": 0.9}, "Did you mean 'static_sparse'?"),
+        ("dense", {}, "Did you mean 'no_prune'?"),
+        ("set", {"sparsity": 0.9, "rounds": 10}, "rounds is called total_steps here"),
+        ("set", {"sparsity": 0.9, "dist_type": "erk"}, "dist_type is called distribution here"),
+        ("static_sparse", {"sparsity": 0.9, "structure": "channels"}, "Did you mean 'channel'?"),
+        ("static_sparse", {"sparsity": 0.9, "structure": core.ChannelGroups}, "give core.ChannelGroups(core.channel"),
+    ],
+)
+def test_what_newcomers_write_leads_to_what_is_meant(algorithm: str, words: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        core.sparsify(ADAM, algorithm, **words)
+
+
+@pytest.mark.parametrize("structure", ["2:4", "4x4"])
+def test_a_structure_of_matrices_on_a_vector_is_an_error_of_the_plan(structure: str) -> None:
+    tx = core.sparsify(ADAM, "static_sparse", sparsity=0.5, rules=[("head/b", structure)])
+    with pytest.raises(ValueError, match="parameter 'head/b' of shape"):
+        core.plan(tx, SHAPES)
+
+
+def test_a_plan_says_that_there_is_no_sparsity_to_reach() -> None:
+    assert "RigL has no sparsity to reach" in str(core.plan(core.sparsify(ADAM, core.RigL()), SHAPES))
+    assert "no sparsity" not in str(core.plan(core.sparsify(ADAM, core.NoPruning()), SHAPES))

@@ -327,7 +327,7 @@ def test_defaults_are_the_datasets_own() -> None:
     [
         (["--algorithms", "magnitud"], "allowed are no_prune, magnitude,"),
         (["--sparsities", "1.5"], "1.5"),
-        (["--algorithms", "magnitude", "--structure", "2:x"], "sparsity_type '2:x' is unknown"),
+        (["--algorithms", "magnitude", "--structure", "2:x"], "structure '2:x' is unknown"),
         (["--rounds", "0"], "--rounds must be 1 or more, got 0."),
         (["--rounds", "10", "--update-end", "10"], "choose 0 <= --update-start <= --update-end < --rounds."),
         (["--update-start", "80"], "can't change from round 80 to 75 of 100"),

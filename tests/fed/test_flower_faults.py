@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import numpy.testing as npt
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.server.workflow import SecAggPlusWorkflow
@@ -254,7 +254,27 @@ def test_mods_that_cannot_go_with_it_are_named():
     told = {entry.client: entry.status for entry in strategy.ledger}
     assert told["11"] == "ok"
     assert "secure aggregation is on Flower's older interface and is not supported" in told["12"]
-    assert "let sparse_mod be the first of its mods" in told["13"]
+    assert "have mods=[sparse_mod], as the first of its mods" in told["13"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "mods", "note"),
+    [("rigl", (sparse_mod,), "or use core.SET or growth='delta'"), ("set", (), "have mods=[sparse_mod]")],
+)
+def test_nodes_of_this_process_say_what_a_client_lacks(algorithm, mods, note):
+    app = ClientApp(mods=[*mods])
+
+    @app.train()
+    def train(message, context):
+        (record,) = message.content.array_records.values()
+        arrays = ArrayRecord([array + np.float32(0.5) for array in record.to_numpy_ndarrays()])
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    strategy = SparseStrategy(inner.FedAvg(fraction_evaluate=0), algorithm, sparsity=0.5, rounds=2)
+    model = ArrayRecord([np.ones((4, 4), np.float32)])
+    with pytest.raises(Exception, match=r"registered|serialization") as caught:
+        strategy.start(fed.flower.LocalGrid(app, 2), model, 2)
+    assert any(note in text for text in caught.value.__notes__)
 
 
 def test_a_mod_without_the_strategy_says_what_is_missing():

@@ -210,6 +210,11 @@ def test_a_fedjax_algorithm_survives_a_round_without_examples(clients):
     assert any((before[layer]["w"] != state.opt_state.masks[layer]["w"]).any() for layer in KEPT)
 
 
+def test_a_server_is_told_rounds_and_not_steps() -> None:
+    with pytest.raises(TypeError, match=r"give rounds=\.\.\. for the length of the run, not total_steps"):
+        fed.sparse_server_optimizer(optax.sgd(1.0), "set", sparsity=0.5, total_steps=10)
+
+
 def test_an_algorithm_and_the_rounds_of_a_run_say_all_of_a_server() -> None:
     words = {"sparsity": 0.75, "rounds": 100, "rng_seed": 5}
     for algorithm in ("set", core.SET):

@@ -291,6 +291,10 @@ class TestBadInput:
         with pytest.raises((TypeError, ValueError), match=message):
             learner_of(core.NoPruning(), **options)
 
+    def test_a_sparsity_without_an_updater(self):
+        with pytest.raises(TypeError, match="sparsity came without an updater: give SparseLearner updater='rigl'"):
+            rl.SparseLearner(network=(None, None), loss_fn=None, act_fn=None, optimizer=None, sparsity=0.9)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

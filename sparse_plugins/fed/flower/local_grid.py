@@ -10,6 +10,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from sparse_plugins.fed.flower.round import remedy_for
+
 __all__ = ["LocalGrid"]
 
 
@@ -81,7 +83,12 @@ class LocalGrid(Grid):
 
     def _answer(self, order: Message) -> Message:
         node = order.metadata.dst_node_id
-        reply = self._app(order, self._contexts[node])
+        try:
+            reply = self._app(order, self._contexts[node])
+        except Exception as error:
+            if remedy := remedy_for(str(error)):
+                error.add_note(f"On the client's side: {remedy}.")
+            raise
         reply.metadata.__dict__["_src_node_id"] = node
         return reply
 

@@ -31,7 +31,7 @@ from sparse_plugins.fed.replies import as_many_as, exactly
 from sparse_plugins.fed.server import Server
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["Round", "Settings"]
+__all__ = ["Round", "Settings", "remedy_for"]
 
 _MOST_EXAMPLES = 1 << 53
 _NO_MOD = "let the client's app have mods=[fed.flower.sparse_mod]"
@@ -41,9 +41,14 @@ _REMEDIES = {
     "gradients, or use core.SET or growth='delta'",
     "secaggplus": "secure aggregation is on Flower's older interface and is not supported: take secaggplus_mod out "
     "of its mods",
-    "serialization type for numpy conversion: 'sparse_plugins": "a mod before sparse_mod wants dense arrays: let "
-    "sparse_mod be the first of its mods",
+    "serialization type for numpy conversion: 'sparse_plugins": "something reads the arrays before sparse_mod "
+    "has made them dense: let the client's app have mods=[sparse_mod], as the first of its mods",
 }
+
+
+def remedy_for(reason: str) -> str | None:
+    """What a client can do about an error, by what Flower says of it; None where nothing is known."""
+    return next((text for sign, text in _REMEDIES.items() if sign in reason), None)
 
 
 class Settings(Protocol):
@@ -231,9 +236,8 @@ class Round:
         return payload, "" if payload is not None else f"refused: it holds no payload; {_NO_MOD}"
 
     def _hint(self, reply: Message) -> str:
-        for symptom, remedy in _REMEDIES.items():
-            if symptom in str(reply.error.reason):
-                return f"; {remedy}"
+        if remedy := remedy_for(str(reply.error.reason)):
+            return f"; {remedy}"
         node = reply.metadata.src_node_id
         has_answered = self._settings.held.masks(node) is not None
         return self._part(node).hint + ("" if has_answered else f"; if it has no sparse_mod, {_NO_MOD}")
