@@ -25,6 +25,8 @@ from experiments.harness.loop import STOPPED
 from experiments.published.rows import ROWS, Row
 from experiments.registry import STUDIES
 
+GRACE_SECONDS = 300  # for the stretch under way and its checkpoint
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Lists rows, or runs some.
@@ -99,7 +101,10 @@ def run(command: Sequence[str], seconds: float) -> int:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
         return STOPPED
     except BaseException:
         process.kill()

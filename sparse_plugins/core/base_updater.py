@@ -244,9 +244,10 @@ class BaseUpdater(UpdaterHooks):
     def _active_units(self, params: PyTree, masks: PyTree) -> PyTree:
         """Masks; of the channels of groups whether anything that makes them is kept."""
         pools, rules = self.channel_pools(params), self.mask_rules(params)
-        columns = list(zip(rules, jax.tree.leaves(params), aligned(params, masks, "masks"), strict=True))
-        kept = pools.active([unpack(mask, p.shape) if rule.channels else None for rule, p, mask in columns])
-        found = [pools.units(rule, kept) if rule.channels else mask for rule, _, mask in columns]
+        of_leaves = aligned(params, masks, "masks")
+        kept = pools.active(of_leaves, [leaf.shape for leaf in jax.tree.leaves(params)])
+        columns = zip(rules, of_leaves, strict=True)
+        found = [pools.units(rule, kept) if rule.channels and is_pruned(mask) else mask for rule, mask in columns]
         return jax.tree.unflatten(jax.tree.structure(params), found)
 
     def create_masks(self, scores: PyTree, sparsities: PyTree) -> PyTree:

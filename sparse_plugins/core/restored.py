@@ -137,8 +137,10 @@ def check_targets(wanted: PyTree, stored: PyTree, what: str) -> None:
         >>> check_targets({"w": np.float32(0.9)}, {"w": np.float32(0.9)}, "the checkpoint")
     """
     for name, here, there in zip(leaf_names(wanted), jax.tree.leaves(wanted), jax.tree.leaves(stored), strict=True):
-        if not isinstance(here, jax.ShapeDtypeStruct) and not np.array_equal(here, there):
-            ends = [f"{np.asarray(target).reshape(-1).tolist()[0]:.4g}" for target in (there, here)]
+        if isinstance(here, jax.ShapeDtypeStruct):
+            continue
+        if np.shape(here) != np.shape(there) or not np.array_equal(np.float32(here), np.float32(there)):
+            ends = [f"{np.asarray(target).reshape(-1).tolist()[0]:.8g}" for target in (there, here)]
             raise CheckpointMismatchError(
                 f"{what} is of a run in which {name!r} ends at sparsity {ends[0]}, and here it is {ends[1]}: give the "
                 f"updater its old sparsity, another folder to the new one, {_ON_PURPOSE}"

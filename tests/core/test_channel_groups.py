@@ -275,3 +275,30 @@ def test_masks_of_random_networks_are_whole(network: Any) -> None:
     made = {name for name, group in graph.groups.items() if any(member.makes for member in group.members)}
     kept = whole(graph, masks)
     assert kept == {name: max(1, round(graph.groups[name].size * 0.5)) for name in made}
+
+
+@pytest.mark.parametrize("algorithm", ["magnitude", "rigl"])
+def test_a_layer_that_a_rule_leaves_dense_keeps_its_channels(algorithm: str) -> None:
+    draw = np.random.default_rng(0).normal
+    params = {
+        name: draw(size=shape).astype(np.float32) for name, shape in (("a", (5, 8)), ("c", (8, 8)), ("b", (8, 3)))
+    }
+    params["bias"] = draw(size=8).astype(np.float32)
+
+    def apply(p: Any, x: Any) -> Any:
+        return jnp.tanh(jnp.tanh(x @ p["a"] + p["bias"][None]) @ p["c"]) @ p["b"]
+
+    graph = core.channel_graph(apply, params, np.ones((2, 5), np.float32))
+    words = {"structure": core.ChannelGroups(graph), "distribution": "uniform", "sparsity": 0.5}
+    schedule = {"update_start_step": 1, "update_end_step": 3, "update_freq": 2}
+    tx = core.sparsify(optax.sgd(0.1), algorithm, rules=[("a", None)], **words, **schedule)
+    params, state = core.start(tx, params)
+    update = quick_jit(tx.update)
+    for _ in range(4):
+        updates, state = update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    kept = {name: np.asarray(leaf) != 0 for name, leaf in params.items()}
+    assert kept["a"].all()
+    assert kept["bias"].all()
+    assert sorted(kept["c"].all(axis=0)) == 4 * [False] + 4 * [True]
+    assert (kept["c"].any(axis=0) == kept["c"].all(axis=0)).all()

@@ -457,3 +457,49 @@ def test_random_networks_shrink_or_are_left_alone(network: Any) -> None:
     except AssertionError:
         with pytest.raises(ValueError, match="outputs differ"):
             core.shrink(graph, params, masks)
+
+
+def normalized_model() -> tuple[core.ChannelGraph, dict, dict]:
+    """A graph, variables with statistics that sort before the parameters, and masks of half of the channels."""
+    draw = np.random.default_rng(3).normal
+    params = {"a": draw(size=(8, 8)).astype(np.float32), "b": draw(size=(8, 3)).astype(np.float32)}
+    variables = {"batch_stats": {"mean": np.zeros(8, np.float32)}, "params": params}
+
+    def apply(v: Any, x: Any) -> Any:
+        return jax.nn.relu(x @ v["params"]["a"] - v["batch_stats"]["mean"][None]) @ v["params"]["b"]
+
+    mask = np.ones((8, 8), np.uint8)
+    mask[:, 4:] = 0
+    masks = {"batch_stats": {"mean": core.NOT_PRUNED}, "params": {"a": mask, "b": core.NOT_PRUNED}}
+    return core.channel_graph(apply, variables, np.ones((2, 8), np.float32)), variables, masks
+
+
+def test_trees_beside_the_parameters_shrink_by_name_or_not_at_all() -> None:
+    graph, variables, masks = normalized_model()
+    params = variables["params"]
+    small = core.shrink(graph, variables, masks, also=[params, variables], optimized="params")
+    average, whole = small.also
+    np.testing.assert_array_equal(average["a"], params["a"][:, :4])
+    np.testing.assert_array_equal(average["b"], params["b"][:4])
+    np.testing.assert_array_equal(whole["params"]["a"], params["a"][:, :4])
+    with pytest.raises(ValueError, match="laid out otherwise than the parameters: they differ in a, b, batch_stats"):
+        core.shrink(graph, variables, masks, also=[params])
+    transposed = {**variables, "params": {"a": params["a"], "b": params["b"].T}}
+    with pytest.raises(ValueError, match=r"has shape \(3, 8\), and the parameter in its place has \(8, 3\)"):
+        core.shrink(graph, variables, masks, also=[transposed])
+    broadcast = {**small.params, "params": {**small.params["params"], "a": small.params["params"]["a"][:1]}}
+    with pytest.raises(ValueError, match=r"has shape \(1, 4\), and the parameter in its place has \(8, 4\)"):
+        core.expand(small, broadcast)
+
+
+def test_a_shrunk_state_with_single_weights_pruned_is_that_of_its_updater() -> None:
+    params = {"a": np.ones((50, 8), np.float32), "b": np.ones((8, 3), np.float32)}
+    graph = core.channel_graph(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, np.ones((2, 50), np.float32))
+    updater = core.StaticRandomSparse(sparsity_distribution_fn=lambda _: {"a": 0.5, "b": core.NOT_PRUNED})
+    state = updater.wrap_optax(optax.sgd(0.1)).init(params)
+    for single in range(1, 8):  # shares that float32 rounds
+        mask = np.ones((50, 8), np.uint8)
+        mask[:, 4:], mask[:single, 0] = 0, 0
+        masked = updater.with_masks(state, params, {"a": jnp.asarray(mask), "b": core.NOT_PRUNED})
+        small = core.shrink(graph, params, {"a": mask, "b": core.NOT_PRUNED}, opt_state=masked)
+        core.check_restored(small.updater, small.params, small.opt_state)

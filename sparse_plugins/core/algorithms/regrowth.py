@@ -170,7 +170,7 @@ class SET(ExchangeMixin, RandomStartMixin):
         rules, pools = self.mask_rules(params), self.channel_pools(params)
         nodes = aligned(params, masks, "masks"), aligned(params, sources, "growth")
         columns = list(zip(rules, jax.tree.leaves(params), *nodes, strict=True))
-        active = pools.active([unpack(mask, p.shape) if rule.channels else None for rule, p, mask, _ in columns])
+        active = pools.active([mask for _, _, mask, _ in columns], [p.shape for _, p, _, _ in columns])
         drop = pools.summed([jnp.abs(p) if rule.channels else None for rule, p, _, _ in columns])
         grow = pools.summed([self.grow_score(p, source) if rule.channels else None for rule, p, _, source in columns])
         found = [tuple(pools.units(r, summed) for summed in (active, drop, grow)) if r.channels else () for r in rules]

@@ -18,7 +18,7 @@ from sparse_plugins.core.layers.smaller_program import Sizes, run
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, store_masks, unpack_masks
 from sparse_plugins.core.transform.moments import owners
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state, map_sparse_states
-from sparse_plugins.core.trees import PyTree, aligned
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["Shrunk", "expand", "narrowed", "put_back", "shrink", "taken", "taken_masks"]
 
@@ -79,8 +79,7 @@ class Shrunk:
             >>> updates["a"].shape
             (3, 4)
         """
-        left = lambda p, m: float(1 - np.mean(np.asarray(m) != 0, dtype=np.float64))  # noqa: E731
-        targets = map_pruned(left, self.params, self.masks, otherwise=lambda p: NOT_PRUNED)
+        targets = map_pruned(lambda p, m: _sparsity_of(m), self.params, self.masks, otherwise=lambda p: NOT_PRUNED)
         targets = targets if self.optimized is None else targets[self.optimized]
         return StaticRandomSparse(sparsity_distribution_fn=lambda params: targets, use_packed_masks=self._is_packed)
 
@@ -118,7 +117,8 @@ def shrink(
         params: Its parameters.
         masks: Their masks.
         opt_state: State of their optimizer, whose moments, masks and copies of parameters shrink along.
-        also: Trees laid out like the parameters, such as those of a target network or their average.
+        also: Trees laid out like the parameters, or like what the optimizer sees of them, such as those of a target
+            network or their average.
         optimized: Key of the part of the parameters that the optimizer sees, such as 'params' among the variables of a
             Flax model; None if it sees all.
         tolerance: How far outputs may differ, as a share of the largest; None is 1e-4, and more in half precision.
@@ -127,7 +127,8 @@ def shrink(
         The smaller network.
 
     Raises:
-        ValueError: If no channel is pruned as a whole, a group would lose all its channels, or outputs would differ.
+        ValueError: If no channel is pruned as a whole, a group would lose all its channels, outputs would differ, or a
+            tree in `also` is laid out otherwise.
         UserWarning: If other channels stay because some of their makers have pruned them and others keep them.
 
     Example:
@@ -162,7 +163,7 @@ def shrink(
         small,
         small_masks,
         None if opt_state is None else _smaller_state(graph, kept, opt_state, params, small, small_masks, optimized),
-        tuple(taken(graph, kept, tree) for tree in also),
+        tuple(_taken_along(graph, kept, tree, optimized) for tree in also),
         narrowed(graph, kept),
         kept,
         half,
@@ -211,16 +212,43 @@ def taken(graph: Channels, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTr
         {'a': (3, 2), 'b': (2, 2)}
     """
     leaves, treedef = jax.tree.flatten(tree)
-    return jax.tree.unflatten(treedef, list(map(_taken, leaves, _entries(graph, kept))))
+    columns = zip(leaves, jax.tree.leaves(graph.params), _entries(graph, kept), strict=True)
+    return jax.tree.unflatten(treedef, [_taken(_of_shape(leaf, like.shape), its) for leaf, like, its in columns])
+
+
+def _taken_along(graph: ChannelGraph, kept: Mapping[str, np.ndarray], tree: PyTree, optimized: str | None) -> PyTree:
+    """The same of a tree beside the parameters, which may hold the optimized part of them alone; by name."""
+    columns = zip(leaf_names(graph.params), jax.tree.leaves(graph.params), _entries(graph, kept), strict=True)
+    known = {name: (like.shape, its) for name, like, its in columns}
+    (leaves, treedef), names = jax.tree.flatten(tree), leaf_names(tree)
+    if {*names} != {*known} and optimized is not None:
+        start = f"{optimized}/"
+        known = {name.removeprefix(start): row for name, row in known.items() if name.startswith(start)}
+    if differing := sorted({*names} ^ {*known}):
+        raise ValueError(
+            f"a tree in `also` is laid out otherwise than the parameters: they differ in {', '.join(differing)}. Give "
+            "trees with an array for each parameter, or for each of the part that `optimized` names."
+        )
+    rows = [known[name] for name in names]
+    small = [_taken(_of_shape(leaf, shape), its) for leaf, (shape, its) in zip(leaves, rows, strict=True)]
+    return jax.tree.unflatten(treedef, small)
+
+
+def _of_shape(leaf: Any, shape: tuple[int, ...]) -> Any:
+    if jnp.shape(leaf) != shape:
+        raise ValueError(f"an array has shape {jnp.shape(leaf)}, and the parameter in its place has {shape}.")
+    return leaf
 
 
 def put_back(graph: Channels, kept: Mapping[str, np.ndarray], tree: PyTree) -> PyTree:
     """A tree of what is left in the full shapes, 0 where channels are gone; see `taken`."""
     leaves, treedef = jax.tree.flatten(tree)
     columns = zip(leaves, jax.tree.leaves(graph.params), _entries(graph, kept), strict=True)
-    return jax.tree.unflatten(
-        treedef, [_put_back(leaf, like.shape, its) if its else leaf for leaf, like, its in columns]
-    )
+    full = [
+        leaf if its is None else _put_back(_of_shape(leaf, tuple(map(len, its))), like.shape, its)
+        for leaf, like, its in columns
+    ]
+    return jax.tree.unflatten(treedef, full)
 
 
 def _put_back(leaf: Any, shape: tuple[int, ...], entries: list[np.ndarray]) -> jax.Array:
@@ -396,7 +424,8 @@ def _smaller_state(
         params, small, masks = params[optimized], small[optimized], masks[optimized]
 
     def smaller(sparse: SparseState) -> SparseState:
-        rest = map_pruned(lambda p, m: 1 - jnp.mean(m, dtype=jnp.float32), small, masks, otherwise=lambda p: NOT_PRUNED)
+        left = lambda p, m: jnp.float32(_sparsity_of(m))  # noqa: E731 - what `Shrunk.updater` wants, to the last bit
+        rest = map_pruned(left, small, masks, otherwise=lambda p: NOT_PRUNED)
         packed = _packs(params, sparse.masks)
         return sparse._replace(masks=store_masks(small, masks, packed), target_sparsities=rest)
 
@@ -408,6 +437,10 @@ def _smaller_state(
     return map_sparse_states(
         lambda sparse: (lambda old: smaller(sparse._replace(masks=old.masks)))(next(originals)), found
     )
+
+
+def _sparsity_of(mask: Any) -> float:
+    return float(1 - np.mean(np.asarray(mask) != 0, dtype=np.float64))
 
 
 def _packs(params: PyTree, masks: PyTree) -> bool:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_plugins.core.masks import NOT_PRUNED, is_pruned
+from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, unpack
 from sparse_plugins.core.selection.exact_sums import exact_sum
 from sparse_plugins.core.structures import ChannelGroups, Structure
 
@@ -107,11 +107,19 @@ class ChannelPools:
             pooled[group] = exact_sum(jnp.stack(sums), (0,)) if len(sums) > 1 else sums[0]
         return pooled
 
-    def active(self, masks: Sequence[Any]) -> dict[str, jax.Array]:
-        """By group bool[channels]: whether anything that makes a channel is kept."""
+    def active(self, masks: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, jax.Array]:
+        """By group bool[channels]: whether anything that makes a channel is kept; all, where something stays dense.
+
+        Args:
+            masks: Of every leaf, packed or not; `NOT_PRUNED` where it stays dense.
+            shapes: Of every leaf.
+        """
         pooled = {}
         for group, members in self.groups.items():
-            kept = [_sums(axis, masks[leaf].astype(jnp.float32)) > 0 for leaf, axis in members]
+            if not all(is_pruned(masks[leaf]) for leaf, _ in members):
+                pooled[group] = jnp.ones(members[0][1].size, bool)
+                continue
+            kept = [_sums(axis, unpack(masks[leaf], shapes[leaf]).astype(jnp.float32)) > 0 for leaf, axis in members]
             pooled[group] = functools.reduce(jnp.logical_or, kept)
         return pooled
 

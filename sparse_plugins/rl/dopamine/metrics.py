@@ -70,14 +70,14 @@ class IterationMetrics:
             'optimizer_steps', 'sparsity' (fraction of the pruned layers that is outside their masks), 'target_sparsity'
             (fraction of zeros there in the target network; a weight that has just been grown may still be 0),
             'mask_overlap' (of the masks before the iteration, the fraction kept), 'target_l2', 'target_mask_hamming'
-            (see `plasticity.network_distance`), 'parameters' of an agent whose channels leave; without a target network
+            (see `plasticity.network_distance`), 'parameters' of an agent whose channels leave: from then on all others
+            are of the network that is left, and the overlap of that iteration of what is left. Without a target network
             only the others. With plasticity also 'dormant_share', 'srank' and 'policy_churn', or for continuous actions
             'action_distance'; none of these while the replay is empty.
         """
         agent = self._agent
         masks = agent.sparse_state.masks
-        have_left = jax.tree.map(jnp.shape, masks) != jax.tree.map(jnp.shape, self._masks)
-        before = masks if have_left else self._masks  # what is kept of what is left is kept
+        before = masks if self._channels != self._channels_now else self._masks  # what is kept of what is left is kept
         measured = _compare(agent.sparse_params, agent.target_sparse_params, masks, before)
         row: dict[str, Number] = {"optimizer_steps": int(agent.sparse_state.count)}
         row |= {name: float(value) for name, value in jax.device_get(measured).items()}
@@ -90,6 +90,12 @@ class IterationMetrics:
 
     def _remember(self) -> None:
         self._masks, self._params = self._agent.sparse_state.masks, self._agent.sparse_params
+        self._channels = self._channels_now
+
+    @property
+    def _channels_now(self) -> Any:
+        """Something that changes when channels leave; packed masks of fewer channels may have the same shapes."""
+        return jax.tree.map(jnp.shape, self._agent.sparse_params)
 
     def _plasticity(self, iteration: int) -> dict[str, Number]:
         agent = self._agent
