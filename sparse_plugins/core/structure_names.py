@@ -53,7 +53,7 @@ _SHORT_NAMES: Mapping[str, Structure] = {
 }
 
 
-def _by_name(structure: str | Structure) -> Structure:
+def _by_name(structure: Any) -> Structure:
     if isinstance(structure, Structure):
         return structure
     name, _, numbers = str(structure).rpartition("_")

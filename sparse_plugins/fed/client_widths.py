@@ -37,7 +37,8 @@ class ClientWidths:
             every client of every round is dealt one. At least one channel of a group is kept.
         channels: 'nested' gives every client the first ones, so that narrow networks lie inside wider ones; 'rolling'
             starts one channel later in each round, so that all are trained in turn; 'largest' gives those that have
-            the largest l2 norm on the server, of all that makes and reads them.
+            the largest l2 norm on the server, of all that makes and reads them. Numbers that a network draws for its
+            channels from a key of its own, not the client's, are in FedJAX those of the first channels for all three.
         seed: Decides, with round and client, which client gets which width.
         groups: Which axes the same channels run along, for a Flower server, which has no function to trace:
             `core.channel_graph` of one, or by names of groups, as in
@@ -67,7 +68,7 @@ class ClientWidths:
                 f"widths are {given!r}; give fractions by client id, or a sequence such as (0.25, 0.5, 1.0)."
             )
         for width in self._all:
-            if not isinstance(width, int | float) or not 0 < width <= 1:
+            if isinstance(width, bool) or not isinstance(width, int | float | np.floating) or not 0 < width <= 1:
                 raise ValueError(f"a width is {width!r}; give fractions of the channels in (0, 1].")
         if self.channels not in ("nested", "rolling", "largest"):
             raise ValueError(f"channels is {self.channels!r}; choose 'nested', 'rolling' or 'largest'.")
@@ -102,7 +103,9 @@ class ClientWidths:
     def network(self, channels: Channels, params: PyTree, width: float, number: int) -> "NarrowNetwork | None":
         """The network of a width in a round; None if that is the whole one."""
         kept = self.kept(channels, params, width, number)
-        left = {name: its for name, its in kept.items() if len(its) < channels.groups[name].size}
+        # What nothing makes, such as the axes of a parameter without use, is no channel of the network.
+        makes = lambda name: any(member.makes for member in channels.groups[name].members)  # noqa: E731
+        left = {name: its for name, its in kept.items() if len(its) < channels.groups[name].size and makes(name)}
         return NarrowNetwork(channels, left, width) if left else None
 
     def channels_of(self, params: PyTree) -> Channels:

@@ -221,3 +221,16 @@ def test_groups_are_those_of_the_model_that_the_run_starts_from() -> None:
         )
         with pytest.raises(ValueError, match=reason):
             strategy.start(grid(), as_record(arrays), 1)
+
+
+def test_nodes_that_are_no_integers_and_dtypes_that_numpy_cannot_save_are_errors() -> None:
+    groups = {"hidden": [("w", 0)]}
+    model = ArrayRecord({"w": Array(np.ones((4, 4), np.float32))})
+    named = SparseStrategy(
+        inner.FedAvg(), "set", sparsity=0.5, rounds=4, client_widths=fed.ClientWidths({"12": 0.5}, groups=groups)
+    )
+    with pytest.raises(ValueError, match=r"widths of \['12'\]; nodes of Flower are integers"):
+        named.begin(model)
+    half = ArrayRecord({"w": Array(np.ones((4, 4), jnp.bfloat16))})
+    with pytest.raises(ValueError, match="cast the model to float32 or float16"):
+        SparseStrategy(inner.FedAvg(), "set", sparsity=0.5, rounds=4).begin(half)

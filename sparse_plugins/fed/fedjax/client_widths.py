@@ -108,7 +108,7 @@ class NarrowTraining:
         if self._graph is None:
             _, data, key = next(client for client in clients if len(client[1]))
             self._graph = core.channel_graph(self._grad_fn, params, next(iter(batches(data))), key)
-            if not self._graph.groups:
+            if not any(member.makes for group in self._graph.groups.values() for member in group.members):
                 raise ValueError(
                     f"no channel can leave this network, so that there are no narrower clients:\n{self._graph}"
                 )

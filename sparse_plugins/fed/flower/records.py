@@ -83,9 +83,14 @@ class Layout:
             wide: Whether JAX computes with 64 bits.
 
         Raises:
-            ValueError: If it has floats of 64 bits and JAX does not.
+            ValueError: If it has floats of 64 bits and JAX does not, or a dtype that NumPy cannot save.
         """
         for name, array in arrays.items():
+            if array.dtype.kind == "V":
+                raise ValueError(
+                    f"array {name!r} arrives as {array.dtype}, because Flower sends arrays as NumPy saves them, and "
+                    "NumPy has no name for a dtype such as bfloat16: cast the model to float32 or float16."
+                )
             if array.dtype in (np.float64, np.complex128) and not wide:
                 raise ValueError(
                     f"array {name!r} has dtype {array.dtype}, which JAX keeps only with jax_enable_x64; cast the "

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -184,6 +184,11 @@ class SparseStrategy(Strategy):
         values = self._layout.read(arrays, "initial_arrays")
         params = {name: jax.numpy.asarray(value) for name, value in values.items()}
         if self.client_widths is not None:
+            widths = self.client_widths.widths
+            if isinstance(widths, Mapping) and (names := [node for node in widths if not isinstance(node, int)]):
+                raise ValueError(
+                    f"client_widths has widths of {names}; nodes of Flower are integers, as in {{7: 0.5}}."
+                )
             self._channels = self.client_widths.channels_of(params)
         self._state = self.server.init(params)
         self.inner.set_model(self.arrays())
