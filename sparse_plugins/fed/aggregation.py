@@ -182,8 +182,8 @@ class Updates:
 
     def __init__(self, like: PyTree, masks: PyTree) -> None:
         self._like, self._masks = like, masks
-        self._survivors: list[list[Array]] = []
-        self._held: list[list[Array]] = []  # as bits: a sparse model's masks would be larger than its survivors
+        self._kept: list[list[Array]] = []
+        self._held: list[list[Array]] = []  # as bits: a sparse model's masks would be larger than its kept weights
         self._weights: list[float] = []
 
     @property
@@ -198,7 +198,7 @@ class Updates:
         held = _in_place_of(self._like, self._masks, masks)
         held = map_pruned(lambda x, m: np.asarray(m) != 0, self._like, held, otherwise=lambda x: np.ones(x.shape, bool))
         pairs = list(zip(map(np.asarray, jax.tree.leaves(update)), jax.tree.leaves(held), strict=True))
-        self._survivors.append([leaf[inside] for leaf, inside in pairs])
+        self._kept.append([leaf[inside] for leaf, inside in pairs])
         self._held.append([np.packbits(inside) for _, inside in pairs])
         self._weights.append(weight)
 
@@ -239,9 +239,9 @@ class Updates:
         """A client's leaf, and where it holds it; flat."""
         size = jax.tree.leaves(self._like)[place].size
         held = np.unpackbits(self._held[client][place], count=size).astype(bool)
-        survivors = self._survivors[client][place]
-        leaf = np.zeros(size, np.promote_types(survivors.dtype, np.float32))
-        leaf[held] = survivors
+        values = self._kept[client][place]
+        leaf = np.zeros(size, np.promote_types(values.dtype, np.float32))
+        leaf[held] = values
         return leaf, held
 
     def _rows(self, place: int) -> tuple[Array, Array, Array]:

@@ -212,7 +212,7 @@ def test_only_survivors_are_kept():
     updates = Updates(like, masks)
     for client in range(3):
         updates.add({"w": np.full(80_000, client, np.float32) * masks["w"]}, 1.0, masks)
-    stored = sum(leaf.nbytes for kept in (updates._survivors, updates._held) for client in kept for leaf in client)
+    stored = sum(leaf.nbytes for kept in (updates._kept, updates._held) for client in kept for leaf in client)
     assert stored == 3 * (4 * 4_000 + 10_000)
 
 

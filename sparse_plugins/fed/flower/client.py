@@ -1,4 +1,4 @@
-"""A Flower client: dense arrays for the user's functions, survivors on the wire. Needs Flower and NumPy, no JAX."""
+"""A Flower client: dense arrays for the user's functions, kept weights on the wire. Needs Flower and NumPy, no JAX."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -38,7 +38,7 @@ def sparse_mod(message: Message, context: Context, call_next: ClientAppCallable)
     """Lets a Flower client take part in a sparse run: `ClientApp(mods=[sparse_mod])`, outermost.
 
     The user's functions see ordinary dense arrays, 0 outside the mask, whatever they are written in; what the training
-    function returns is checked, confined to the mask, and sent as survivors. Masks are kept in `Context.state` and are
+    function returns is checked, confined to the mask, and sent as kept weights. Masks stay in `Context.state` and are
     not sent again while the node holds them. Mods for differential privacy go behind it, and see dense arrays, too.
 
     Weights outside the mask that a training function moves in between are dropped at its end. To train inside the mask

@@ -1,4 +1,4 @@
-"""Flower's strategies, sparse: masks for the clients, survivors back, and the strategy inside none the wiser."""
+"""Flower's strategies, sparse: masks for the clients, kept weights back, and the strategy inside none the wiser."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ class SparseStrategy(Strategy):
     """Makes a Flower strategy keep its model sparse, and its messages too.
 
     It goes wherever Flower asks for a strategy; clients need `sparse_mod` among their mods, and nothing else. After
-    every aggregation the model is on its masks, which the updater changes by its schedule, in rounds. Survivors travel
+    every aggregation the model is on its masks, which the updater changes by its schedule, in rounds. Weights travel
     as bytes of `fed.encode`, bound to run, round, node and masks: a reply that answers something else, can't be read,
     has other masks than were asked for, NaN, or no weight is refused, named in the ledger, and the round goes on with
     the others. Masks that a node holds are not sent again. Nodes are chosen by `seed`, replies taken in their order.
