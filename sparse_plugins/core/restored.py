@@ -140,7 +140,7 @@ def check_targets(wanted: PyTree, stored: PyTree, what: str) -> None:
         if isinstance(here, jax.ShapeDtypeStruct):
             continue
         if np.shape(here) != np.shape(there) or not np.array_equal(np.float32(here), np.float32(there)):
-            ends = [f"{np.asarray(target).reshape(-1).tolist()[0]:.8g}" for target in (there, here)]
+            ends = [str(np.asarray(target, np.float32).reshape(-1)[0]) for target in (there, here)]
             raise CheckpointMismatchError(
                 f"{what} is of a run in which {name!r} ends at sparsity {ends[0]}, and here it is {ends[1]}: give the "
                 f"updater its old sparsity, another folder to the new one, {_ON_PURPOSE}"
