@@ -8,13 +8,11 @@ channels. Both sides train in one process, in stretches, in shuffled order; a se
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from experiments.benchmarks.timing import interleave, table
+from experiments.benchmarks.timing import carrying, interleave, table
 from experiments.common.agents.dqn import dqn
 from experiments.minatar.config import GAMES
 from experiments.minatar.train import environment
@@ -55,20 +53,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds")
     options = parser.parse_args()
     (dense, small), about = sides(options.game, options.sparsity, options.seeds)
-    runs = {name: _stretching(*side, options.iterations) for name, side in (("dense", dense), ("shrunk", small))}
-    runs["dense again"] = _stretching(*dense, options.iterations)
+    stretch = lambda trainer: lambda state: trainer.run(state, options.iterations)  # noqa: E731
+    named = {"dense": dense, "shrunk": small, "dense again": dense}
+    runs = {name: carrying(stretch(trainer), state) for name, (trainer, state) in named.items()}
     print(f"{options.game}: {about}\n")
     print(table(interleave(runs, "dense", options.rounds), {}))
-
-
-def _stretching(trainer: rl.FusedTrainer, state: Any, iterations: int) -> Callable[[], Any]:
-    carried = [jax.tree.map(jnp.copy, state)]
-
-    def run() -> Any:
-        carried[0], metrics = trainer.run(carried[0], iterations)
-        return metrics
-
-    return run
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.tables import markdown_table
@@ -62,6 +63,22 @@ def interleave(
             busy[name].append(time.process_time() - spent)
     cpu = {name: statistics.median(_ratios(times, busy[baseline])) for name, times in busy.items()}
     return {name: _against(times, seconds[baseline], cpu[name]) for name, times in seconds.items()}
+
+
+def carrying(step: Callable[[Any], tuple[Any, Any]], state: Any) -> Callable[[], Any]:
+    """A contestant that goes on from where it was.
+
+    Args:
+        step: From a state, whose memory it may use again, to the next and what to wait for.
+        state: Where it begins; it is copied.
+    """
+    carried = [jax.tree.map(jnp.copy, state)]
+
+    def run() -> Any:
+        carried[0], done = step(carried[0])
+        return done
+
+    return run
 
 
 def _against(times: list[float], base: list[float], cpu_ratio: float) -> Timing:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.timing import carrying
 from experiments.channels.measured import shares_of_time, size_of, stored
 from experiments.channels.settings import ChannelSettings
 from experiments.channels.studies import GROUPS, NARROW
@@ -48,7 +48,8 @@ def plan(settings: ChannelSettings, cells: Variants) -> Plan:
         state = advanced(trained, state, STRETCHES - done)
         returns = trained.evaluate(state, settings.episodes, jax.random.key(1)).mean(axis=1)
         learners = state.learner
-        this, that = (_stretching(*side, stretch) for side in ((trained, state), dense()))
+        stretching = lambda trained: lambda state: trained.run(state, stretch)  # noqa: E731
+        this, that = (carrying(stretching(trained), state) for trained, state in ((trained, state), dense()))
         shares, dense_size = shares_of_time(this, that, TIMED_STRETCHES), size_of(_params())
 
         def run(recorder: Recorder) -> None:
@@ -110,13 +111,3 @@ def _params() -> Any:
 def _graph() -> core.ChannelGraph:
     agent, seen = _observed()
     return core.channel_graph(agent.network.apply, _params(), seen)
-
-
-def _stretching(trained: rl.FusedTrainer, state: Any, stretch: int) -> Callable[[], Any]:
-    carried = [jax.tree.map(jnp.copy, state)]
-
-    def run() -> Any:
-        carried[0], metrics = trained.run(carried[0], stretch)
-        return metrics
-
-    return run

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.timing import carrying
 from experiments.channels.measured import shares_of_time, size_of, stored
 from experiments.channels.settings import ChannelSettings
 from experiments.channels.studies import GROUPS, NARROW
@@ -117,15 +118,13 @@ def _dense_step(task: Task, settings: ChannelSettings, train: Callable[..., Any]
 def _measured(point: Point, dense: Point, task: Task, shapes: Any) -> dict[str, float]:
     batch = next(task.train(0))
     found = stored(point.state.params, point.state.optimizer, size_of(shapes))
-    this, that = (_stepping(each.programs, each.state, batch) for each in (point, dense))
+    this, that = (carrying(_stepping(each.programs, batch), each.state) for each in (point, dense))
     return {**found, **shares_of_time(this, that, TIMED_STEPS)}
 
 
-def _stepping(programs: Programs, state: State, batch: Any) -> Callable[[], Any]:
-    carried = [jax.tree.map(jnp.copy, state)]
-
-    def step() -> Any:
-        carried[0], loss = programs.step(carried[0], batch)
-        return carried[0].params, loss
+def _stepping(programs: Programs, batch: Any) -> Callable[[State], Any]:
+    def step(state: State) -> Any:
+        state, loss = programs.step(state, batch)
+        return state, (state.params, loss)
 
     return step

@@ -1,14 +1,64 @@
 """Two programs that train the same agent: how far their returns differ, and their pace."""
 
+import functools
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
-from experiments.harness.layout import Measure, last
+from experiments.harness.cells import Cell
+from experiments.harness.layout import Layout, Measure, Record, last
 from experiments.harness.tables import markdown_table
 from experiments.harness.tables.outcomes import Outcome
 from experiments.harness.tables.statistics import difference
 
 PACE = Measure("agent steps per cpu-second", last("steps_per_cpu_second"), digits=0)
+
+
+def versus_layout(
+    record: Record,
+    title: str,
+    about: str,
+    *,
+    cells: Sequence[Cell],
+    group: str,
+    score: str,
+    step: tuple[str, str],
+    ours: str,
+    theirs: str,
+    **further: Any,
+) -> Layout:
+    """The layout of a comparison, whose cells are sides by what they train.
+
+    Args:
+        record: What its `config.json` holds.
+        title: Title of its report.
+        about: What was trained.
+        cells: Its cells, named after the sides.
+        group: Column of what was trained.
+        score: Column of the return.
+        step: Column that counts steps, and what a step is.
+        ours: Name of our side.
+        theirs: Name of the program that it is compared with, for a heading.
+        **further: More of `Layout`.
+    """
+    returns = Measure("return", last(score), has_interval=True)
+    return Layout(
+        title=title,
+        about=about,
+        cell={group: "group", "side": "name"},
+        numbers={score: float, "steps_per_cpu_second": float},
+        cells=tuple(cells),
+        seeds=tuple(record["settings"]["seeds"]),
+        step=step[0],
+        step_label=step[1],
+        is_last=lambda row: getattr(row, score) is not None,
+        scores=(returns, PACE),
+        sparsity=None,
+        curve=None,
+        notes="Brackets are 95 % intervals of a bootstrap over seeds.",
+        sections=functools.partial(differences, ours, theirs, returns),
+        **further,
+    )
 
 
 def differences(ours: str, theirs: str, measure: Measure, found: Sequence[Outcome]) -> list[str]:
