@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -258,6 +259,17 @@ def test_sparsity_zero_is_the_inner_optimizer_bit_for_bit(cls: Any) -> None:
             carry = step(*carry, grad)
         finals.append(np.asarray(carry[0]["w"]))
     np.testing.assert_array_equal(*finals)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("full_compilation")
+@pytest.mark.parametrize("algorithm", ["magnitude", "random", "rigl"])
+def test_a_step_between_mask_updates_copies_no_mask(algorithm: str) -> None:
+    tx = core.sparsify(optax.sgd(0.1), algorithm, sparsity=0.8, total_steps=100, use_packed_masks=False)
+    params = {f"w{i}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for i in range(4)}
+    step = jax.jit(lambda params, state, grads: tx.update(grads, state, params), donate_argnums=1)
+    compiled = step.lower(params, jax.eval_shape(tx.init, params), params).compile().as_text()
+    assert re.findall(r"= u8\[256,512\]\S* copy\(.*", compiled) == []
 
 
 @pytest.mark.thorough

@@ -43,11 +43,16 @@ def in_turns(make_mask: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         if max(map(jnp.size, traced), default=0) < _LARGE:
             return make_mask(*leaf)
         if done:
-            ready = done[-1] <= _PROBED  # always, but the compiler does not know
-            wait = lambda part: jnp.where(ready, part, jnp.zeros((), part.dtype))  # noqa: E731
-            leaf = tuple(wait(part) if isinstance(part, jax.core.Tracer) else part for part in leaf)
+            leaf = tuple(_after(done[-1], part) if isinstance(part, jax.core.Tracer) else part for part in leaf)
         mask = make_mask(*leaf)
         done.append(jnp.sum(mask.reshape(-1)[:_PROBED], dtype=jnp.int32))
-        return mask
+        # Else the old mask may be probed after the new one is in its place, for which the compiler copies all masks.
+        return _after(done[-1], mask)
 
     return make
+
+
+def _after(probed: jax.Array, array: jax.Array) -> jax.Array:
+    """The array, once something else is done."""
+    is_done = probed <= _PROBED  # always, but the compiler does not know
+    return jnp.where(is_done, array, jnp.zeros((), array.dtype))
