@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.fedjax.metered import MeteredBackend
     from sparse_plugins.fed.fedjax.optimizers import first_params, sparse_client_optimizer, sparse_server_optimizer
     from sparse_plugins.fed.fedjax.quantizers import survivors_only
+    from sparse_plugins.fed.fedjax.shrinking import shrunk
     from sparse_plugins.fed.fedjax.sparse_fedavg import sparse_federated_averaging
     from sparse_plugins.fed.fedjax.sparsify import SparsifiedState, sparsify
     from sparse_plugins.fed.growth import GrowthProtocol
@@ -58,6 +59,7 @@ else:
         "fed.fedjax.metered": ("MeteredBackend",),
         "fed.fedjax.optimizers": ("first_params", "sparse_client_optimizer", "sparse_server_optimizer"),
         "fed.fedjax.quantizers": ("survivors_only",),
+        "fed.fedjax.shrinking": ("shrunk",),
         "fed.fedjax.sparse_fedavg": ("sparse_federated_averaging",),
         "fed.fedjax.sparsify": ("SparsifiedState", "sparsify"),
         "fed.growth": ("GrowthProtocol",),
@@ -121,6 +123,7 @@ __all__ = [
     "import_fedjax",
     "masks_digest",
     "needed_base",
+    "shrunk",
     "sparse_broadcast",
     "sparse_client_optimizer",
     "sparse_federated_averaging",

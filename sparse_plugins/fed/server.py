@@ -57,6 +57,7 @@ class Server:
         refresh: Changes the masks of a state.
         growth: Where gradients come from that weights are grown by.
         has_personal_masks: Whether clients change masks of their own, which the server elects from.
+        draws_masks: Whether masks that follow from the updater's seed are the ones drawn from it.
     """
 
     updater: core.BaseUpdater
@@ -65,6 +66,7 @@ class Server:
     refresh: Callable[..., core.SparseState]
     growth: GrowthProtocol
     has_personal_masks: bool = False
+    draws_masks: bool = True
 
     def init(self, params: PyTree) -> SparseServerState:
         """The first state; its parameters are on the first masks."""
@@ -78,7 +80,7 @@ class Server:
 
     def seed(self, state: SparseServerState) -> SeededMasks | None:
         """What the masks were drawn from, if they were."""
-        if not self.updater.masks_from_seed:
+        if not (self.draws_masks and self.updater.masks_from_seed):
             return None
         # Two words travel in place of a mask, and the client draws it again.
         first, second = state.opt_state.rng.tolist()

@@ -10,11 +10,11 @@ import numpy as np
 from sparse_plugins.core.checks import check_settled
 from sparse_plugins.core.layers.channel_groups import ChannelGraph
 from sparse_plugins.core.layers.shrink import Shrunk, shrink, taken
-from sparse_plugins.core.transform.state import SparseState, map_sparse_states
+from sparse_plugins.core.transform.state import settled
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.learner import LearnerState
 
-__all__ = ["network_of", "settled", "shrunk_learners", "shrunk_seeds", "shrunk_state"]
+__all__ = ["network_of", "shrunk_learners", "shrunk_seeds", "shrunk_state"]
 
 
 def shrunk_state(graph: ChannelGraph, state: LearnerState) -> tuple[Shrunk, LearnerState]:
@@ -32,14 +32,7 @@ def shrunk_state(graph: ChannelGraph, state: LearnerState) -> tuple[Shrunk, Lear
     """
     masks, target = state.sparse_state.masks, state.target_params
     small = shrink(graph, state.params, masks, opt_state=state.optimizer_state, also=[target])
-    # Masks stay as they are from now on: dense weights behind them, and keys of other updaters, are of no use.
-    optimizer_state = map_sparse_states(settled, small.opt_state)
-    return small, LearnerState(small.params, small.also[0], optimizer_state, state.key)
-
-
-def settled(state: SparseState) -> SparseState:
-    """A state whose masks stay as they are, for any updater."""
-    return state._replace(dense_params=(), rng=jax.tree.leaves(state.rng)[0])
+    return small, LearnerState(small.params, small.also[0], settled(small.opt_state), state.key)
 
 
 def shrunk_seeds(graph: ChannelGraph, states: LearnerState) -> tuple[Shrunk, LearnerState]:

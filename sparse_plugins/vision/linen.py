@@ -17,7 +17,7 @@ from sparse_plugins.core.layers.roles import trace_layers
 from sparse_plugins.core.layers.shrink import Shrunk, shrink
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.sparse_optimizer import updater_of
-from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states
+from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states, settled
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 
@@ -165,7 +165,7 @@ def shrunk(state: S, graph: ChannelGraph, tx: optax.GradientTransformation) -> t
     small = shrink(graph, variables, masks, opt_state=state.opt_state, optimized="params")
     fields = {name: small.params[name] for name in collections}
     wrapped = small.updater.wrap_optax(tx)
-    return state.replace(apply_fn=small.apply, tx=wrapped, opt_state=small.opt_state, **fields), small
+    return state.replace(apply_fn=small.apply, tx=wrapped, opt_state=settled(small.opt_state), **fields), small
 
 
 def _is_box(node: Any) -> bool:

@@ -16,7 +16,7 @@ from sparse_plugins.core.layers.channel_groups import ChannelGraph, channel_grap
 from sparse_plugins.core.layers.shrink import Shrunk, narrowed, shrink, taken
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.sparse_optimizer import updater_of
-from sparse_plugins.core.transform.state import find_sparse_state
+from sparse_plugins.core.transform.state import find_sparse_state, settled
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.vision.nnx import Optimizer, in_variables
 
@@ -135,7 +135,7 @@ def nnx_shrunk(
     smaller = Optimizer(narrow, tx, small.updater, wrt=optimizer.wrt)
     nnx.update(narrow, _dressed(params, small.params["params"]))  # the optimizer has put them onto masks of its own
     wrapped: Any = smaller.tx
-    begun = wrapped._replace(init=lambda variables: in_variables(variables, small.opt_state))
+    begun = wrapped._replace(init=lambda variables: in_variables(variables, settled(small.opt_state)))
     nnx.Optimizer.__init__(smaller, narrow, begun, wrt=optimizer.wrt)  # with the moments that there are
     smaller.tx = wrapped
     smaller.step[...] = jnp.asarray(optimizer.step[...])

@@ -267,6 +267,8 @@ def test_a_state_loses_its_pruned_channels_and_trains_on() -> None:
     step = quick_jit(step)
     state = step(state)
     small, left = vision.shrunk(state, graph, tx)
+    straight_through = state.replace(opt_state=state.opt_state._replace(dense_params=state.params))
+    assert vision.shrunk(straight_through, graph, tx)[0].opt_state.dense_params == ()  # of no use, and not small
     assert small.params["Dense_0"]["kernel"].shape == (4, 4)
     assert small.batch_stats["BatchNorm_0"]["mean"].shape == (4,)
     assert small.opt_state.inner_state[0].trace["Dense_1"]["kernel"].shape == (4, 3)

@@ -17,6 +17,7 @@ __all__ = [
     "find_sparse_state",
     "holds_sparse_state",
     "map_sparse_states",
+    "settled",
     "warn_of_emptied",
 ]
 
@@ -101,6 +102,20 @@ def map_sparse_states(function: Callable[[SparseState], SparseState], opt_state:
         raise ValueError(_NO_MASKS.format(type(opt_state).__name__))
     apply = lambda node: function(node) if _is_sparse_state(node) else node  # noqa: E731
     return jax.tree.map(apply, opt_state, is_leaf=_is_sparse_state)
+
+
+def settled(opt_state: PyTree) -> PyTree:
+    """An optimizer state of any updater for one that keeps its masks: without dense weights behind them, with one key.
+
+    Raises:
+        ValueError: If there are no masks in it.
+
+    Example:
+        >>> settled(SparseState({}, rng=(1, 2), dense_params={"w": jnp.ones(3)}))
+        SparseState(masks={}, inner_state=None, target_sparsities=None, count=None, rng=1, dense_params=())
+    """
+    first = lambda rng: rng if rng is None else jax.tree.leaves(rng)[0]  # noqa: E731
+    return map_sparse_states(lambda state: state._replace(dense_params=(), rng=first(state.rng)), opt_state)
 
 
 def check_state(params: PyTree, opt_state: PyTree, layers: Layers | None = None) -> None:

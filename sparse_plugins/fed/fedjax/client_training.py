@@ -11,12 +11,13 @@ from sparse_plugins import core
 from sparse_plugins.fed.aggregation import wide_zeros
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["GradFn", "masked_training", "mean_gradient"]
+__all__ = ["Backend", "GradFn", "masked_training", "mean_gradient"]
 
 GradFn = Callable[[Any, Any, Any], Any]
+Backend = fedjax.ForEachClientBackend | None
 
 
-def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer) -> Callable[..., Any]:
+def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer, backend: Backend = None) -> Callable[..., Any]:
     """A `for_each_client` function that trains each client inside a mask.
 
     Its shared input is `{"params", "masks"}`; a client's input is `{"rng"}`, and `"masks"` if they are its own. Its
@@ -26,6 +27,7 @@ def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer) -> Callable[..
     Args:
         grad_fn: From parameters, batch and key to gradients.
         optimizer: What trains; it sees masked gradients.
+        backend: What runs the clients; None is what FedJAX has chosen now.
     """
 
     def client_init(shared: Any, client: Any) -> Any:
@@ -44,10 +46,10 @@ def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer) -> Callable[..
         delta = jax.tree.map(jnp.subtract, shared["params"], state["params"])
         return {"delta": core.apply_masks(delta, state["masks"]), "masks": state["masks"]}
 
-    return fedjax.for_each_client(client_init, client_step, client_final)
+    return _for_each_client(backend, client_init, client_step, client_final)
 
 
-def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
+def mean_gradient(grad_fn: GradFn, backend: Backend = None) -> Callable[..., Any]:
     """A `for_each_client` function that averages each client's gradients without moving the parameters.
 
     Its shared input are the parameters, a client's input is `{"rng"}`, its output a tree of the parameters' shapes: the
@@ -55,6 +57,7 @@ def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
 
     Args:
         grad_fn: From parameters, batch and key to gradients that are means over the batch.
+        backend: As for `masked_training`.
     """
 
     def client_init(params: PyTree, client: Any) -> Any:
@@ -73,4 +76,9 @@ def mean_gradient(grad_fn: GradFn) -> Callable[..., Any]:
         # Also where a parameter is an integer: a message has the model's dtypes.
         return jax.tree.map(lambda p, s: (s / examples.astype(s.dtype)).astype(p.dtype), params, state["sum"])
 
-    return fedjax.for_each_client(client_init, client_step, client_final)
+    return _for_each_client(backend, client_init, client_step, client_final)
+
+
+def _for_each_client(backend: Backend, *parts: Callable[..., Any]) -> Callable[..., Any]:
+    with fedjax.for_each_client_backend(backend or fedjax.get_for_each_client_backend()):
+        return fedjax.for_each_client(*parts)

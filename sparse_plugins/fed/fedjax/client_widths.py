@@ -10,7 +10,7 @@ from sparse_plugins import core
 from sparse_plugins.core.layers.channel_groups import ChannelGraph
 from sparse_plugins.core.layers.shrink import narrowed
 from sparse_plugins.fed.client_widths import ClientWidths, NarrowNetwork, with_whole_leaves
-from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training
+from sparse_plugins.fed.fedjax.client_training import Backend, GradFn, masked_training
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["Cohort", "NarrowTraining"]
@@ -47,14 +47,15 @@ class NarrowTraining:
         widths: Who gets how much.
         grad_fn: From parameters, batch and key to gradients, of the whole network.
         optimizer: What trains the clients.
+        backend: What runs them.
     """
 
-    def __init__(self, widths: ClientWidths, grad_fn: GradFn, optimizer: fedjax.Optimizer) -> None:
+    def __init__(self, widths: ClientWidths, grad_fn: GradFn, optimizer: fedjax.Optimizer, backend: Backend) -> None:
         if widths.groups is not None:
             raise ValueError(
                 "client_widths has groups, which are for fed.flower; here they are traced from grad_fn: drop them."
             )
-        self._widths, self._grad_fn, self._optimizer = widths, grad_fn, optimizer
+        self._widths, self._grad_fn, self._optimizer, self._backend = widths, grad_fn, optimizer, backend
         self._graph: ChannelGraph | None = None
         self._trained: dict[float, Callable[..., Any]] = {}
 
@@ -93,7 +94,7 @@ class NarrowTraining:
 
     def _training(self, width: float, grad_fn: GradFn) -> Callable[..., Any]:
         if width not in self._trained:
-            self._trained[width] = masked_training(grad_fn, self._optimizer)
+            self._trained[width] = masked_training(grad_fn, self._optimizer, self._backend)
         return self._trained[width]
 
     def _network(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import fedjax
@@ -16,7 +16,7 @@ from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
 from sparse_plugins.fed.client_widths import ClientWidths, check_goes_with_widths, with_whole_leaves
 from sparse_plugins.fed.faults import Faults
-from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
+from sparse_plugins.fed.fedjax.client_training import Backend, GradFn, masked_training, mean_gradient
 from sparse_plugins.fed.fedjax.client_widths import NarrowTraining
 from sparse_plugins.fed.fedjax.optimizers import optax_transformation, updater_of_server
 from sparse_plugins.fed.growth import GrowthProtocol, Signals
@@ -34,7 +34,7 @@ from sparse_plugins.fed.server import (
 )
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["sparse_federated_averaging"]
+__all__ = ["Averaging", "Client", "sparse_federated_averaging"]
 
 Client = tuple[Hashable, fedjax.ClientDataset, jax.Array]
 
@@ -163,31 +163,64 @@ def sparse_federated_averaging(
         )
     if client_widths is not None:
         check_goes_with_widths(updater, personal_masks)
-    averaging = _Averaging(
-        server=sparse_server(updater, optax_transformation(server_optimizer), growth, personal_masks),
-        train=masked_training(grad_fn, client_optimizer),
-        probe=mean_gradient(grad_fn),
+    transformation = optax_transformation(server_optimizer)
+    averaging = Averaging(
+        server=sparse_server(updater, transformation, growth, personal_masks),
+        server_optimizer=transformation,
+        clients=Clients(grad_fn, client_optimizer, client_widths, fedjax.get_for_each_client_backend()),
         batch_hparams=client_batch_hparams,
         aggregation=aggregation,
-        narrow=None if client_widths is None else NarrowTraining(client_widths, grad_fn, client_optimizer),
         channel=Channel(wire, faults, max_norm, run),
         ledger=Ledger() if ledger is None else ledger,
     )
-    return fedjax.FederatedAlgorithm(averaging.server.init, averaging.apply)
+    return averaging.algorithm
+
+
+class Clients:
+    """What clients compute, for the backend that was chosen when the algorithm was built.
+
+    Args:
+        grad_fn: From parameters, batch and key to gradients.
+        optimizer: What trains.
+        widths: Who gets a narrower network; None if nobody does.
+        backend: What runs them.
+    """
+
+    def __init__(
+        self, grad_fn: GradFn, optimizer: fedjax.Optimizer, widths: ClientWidths | None, backend: Backend
+    ) -> None:
+        self._parts = grad_fn, optimizer, widths, backend
+        self.train = masked_training(grad_fn, optimizer, backend)
+        self.probe = mean_gradient(grad_fn, backend)
+        self.narrow = None if widths is None else NarrowTraining(widths, grad_fn, optimizer, backend)
+
+    def without_channels(self, small: core.Shrunk) -> "Clients":
+        """The same clients with the smaller network."""
+        grad_fn, *others = self._parts
+        return Clients(small.narrow(grad_fn), *others)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Averaging:
+class Averaging:
     """The parts of the algorithm, and how a round puts them together."""
 
     server: Server
-    train: Callable[..., Any]
-    probe: Callable[..., Any]
+    server_optimizer: optax.GradientTransformation
+    clients: Clients
     batch_hparams: fedjax.ShuffleRepeatBatchHParams
     aggregation: Aggregation
-    narrow: NarrowTraining | None
     channel: Channel
     ledger: Ledger
+
+    @property
+    def algorithm(self) -> fedjax.FederatedAlgorithm:
+        """As FedJAX has it."""
+        return fedjax.FederatedAlgorithm(self.server.init, self.apply)
+
+    def without_channels(self, small: core.Shrunk) -> "Averaging":
+        """The same for the smaller network, whose masks stay as they are."""
+        server = dataclasses.replace(sparse_server(small.updater, self.server_optimizer), draws_masks=False)
+        return dataclasses.replace(self, server=server, clients=self.clients.without_channels(small))
 
     @functools.cached_property
     def _first_check(self) -> FirstCheck:
@@ -200,11 +233,11 @@ class _Averaging:
         self.aggregation.check_drawn(len(clients))
         self._first_check(state.opt_state.count, state.params, state.opt_state)
         masks = self.server.masks(state)
-        if self.narrow is None:
+        if self.clients.narrow is None:
             exchange, updates, signal = self._gathered(state, masks, clients)
             exchanges = [exchange]
         else:
-            exchanges, updates = self._gathered_by_width(self.narrow, state, masks, clients)
+            exchanges, updates = self._gathered_by_width(self.clients.narrow, state, masks, clients)
             signal = None
         entries = [entry for exchange in exchanges for entry in exchange.entries()]
         diagnostics = {client: told for exchange in exchanges for client, told in exchange.diagnostics().items()}
@@ -234,7 +267,7 @@ class _Averaging:
         are_others = masks_of_training is not exchange.masks
         asked = as_many_as(exchange.masks) if votes else exactly(masks_of_training)
         # Clients train what they can decode, not what the server has: what a number format loses shows in the run.
-        for place, output in self.train({"params": exchange.params, "masks": masks_of_training}, inputs):
+        for place, output in self.clients.train({"params": exchange.params, "masks": masks_of_training}, inputs):
             sent = output["masks"] if votes or are_others else None
             message = exchange.receive(place, output["delta"], sent, asked=asked)
             if message is not None:
@@ -286,7 +319,7 @@ class _Averaging:
         """What weights are grown by; clients whose update was not used are not asked."""
         asked = signals.asked
         if asked is not None:
-            for place, grads in self.probe(exchange.params, self._inputs(used)):
+            for place, grads in self.clients.probe(exchange.params, self._inputs(used)):
                 message = exchange.receive(place, grads, signals.places(grads), "growth", asked)
                 if message is not None:
                     signals.add_gradients(message.values)
@@ -299,7 +332,7 @@ class _Averaging:
         updater = self.server.updater
         gradients: Iterable[tuple[int, Any]] = ((place, None) for place in present)
         if updater.grows_by_gradient:
-            gradients = self.probe(exchange.params, self._inputs(present))
+            gradients = self.clients.probe(exchange.params, self._inputs(present))
         for place, grads in gradients:
             client, data, rng = present[place]
             key = jax.random.wrap_key_data(state.opt_state.rng, impl="threefry2x32")

@@ -20,10 +20,9 @@ from sparse_plugins.core.layers.shrink import narrowed, put_back, shrink, taken
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, unpack_masks
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.structures import ChannelGroups, Unstructured
-from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states
+from sparse_plugins.core.transform.state import find_sparse_state, settled
 from sparse_plugins.core.trees import PyTree
 from sparse_plugins.rl.dopamine.network_calls import FirstCall
-from sparse_plugins.rl.shrinking import settled
 from sparse_plugins.rl.target_network import HostFollower, TargetPolicy, steps_so_far
 
 __all__ = ["Shrinking", "SmallNetwork", "graph_of", "with_groups"]
@@ -174,7 +173,7 @@ class Shrinking:
         small = shrink(self._graph, params, masks, opt_state=state, also=[] if target is None else [target])
         self.left = dict(small.kept)
         self._set(
-            map_sparse_states(settled, small.opt_state),
+            settled(small.opt_state),
             small.params,
             *small.also,
             network_def=SmallNetwork(self._whole["network_def"], self._graph, self.left),
