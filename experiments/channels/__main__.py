@@ -1,9 +1,9 @@
-"""`python -m experiments.channels {resnet,vit,rl}`: what channels that leave cost in quality, and save in time."""
+"""`python -m experiments.channels {resnet,vit,rl,federated}`: what channels that leave cost, and save in time."""
 
 import functools
 import sys
 
-from experiments.channels import agents, supervised
+from experiments.channels import agents, federated, supervised
 from experiments.channels.settings import ChannelSettings
 from experiments.harness.command import main
 from experiments.harness.study import Plan, Question
@@ -13,8 +13,9 @@ from experiments.registry import STUDIES
 def task(settings: ChannelSettings, question: Question) -> Plan:
     """The plan of a study."""
     cells = settings.chosen(question.variants(settings))
-    in_games = question is STUDIES["channels"].questions["rl"]
-    return (agents if in_games else supervised).plan(settings, cells)
+    questions = STUDIES["channels"].questions
+    name = next(name for name, its in questions.items() if its is question)
+    return {"rl": agents.plan, "federated": federated.plan}.get(name, supervised.plan)(settings, cells)
 
 
 run = functools.partial(main, STUDIES["channels"], ChannelSettings, task)

@@ -25,10 +25,14 @@ class ChannelSettings(VisionSettings):
         "fractions of the channels, or of the weights, to prune", float, nargs="+", default=(0.25, 0.5, 0.75)
     )
     episodes: int = flag("rl: that each seed plays greedily after training", int, default=100)
+    writers: int = flag("federated: that there are", int, default=200)
+    clients_per_round: int = flag("federated: writers drawn in each round", int, default=10)
+    client_steps: int = flag("federated: steps of each of them", int, default=8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, "episodes")
+        self.at_least(1, "episodes", "clients_per_round", "client_steps")
+        self.at_least(self.clients_per_round, "writers")
         if not self.sparsities or not all(0 < sparsity < 1 for sparsity in self.sparsities):
             raise ValueError(f"--sparsities must be between 0 and 1, got {self.sparsities}.")
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.channels.__main__ import run
 from experiments.channels.settings import ChannelSettings
-from experiments.channels.studies import CELLS, GROUPS, NARROW, STUDIES
+from experiments.channels.studies import GROUPS, NARROW, ONLY_AT, STUDIES, WIDTHS
 from experiments.harness.csv_files import read_lines
 from experiments.harness.tables.stored import read_study
 from experiments.registry import LAYOUTS
@@ -40,12 +40,33 @@ def test_shrunk_and_narrow_networks_are_trained_timed_and_weighed(tmp_path: Path
     assert [line["target"] for line in read_lines(tmp_path / "x" / "timing.csv")] == ["0.5", "0.5"]
 
 
+def test_a_federated_run_shrinks_and_is_timed_and_weighed_by_round(tmp_path: Path) -> None:
+    _, rolling, _ = WIDTHS
+    flags = ["--steps=4", "--changes=1", "--change-from=0.25", "--change-until=0.5", "--evaluations=1"]
+    flags += ["--writers=3", "--clients-per-round=2", "--client-steps=1", "--batch-size=4"]
+    only = ["--sparsities", "0.5", "--only", GROUPS, rolling, "--seed=0"]
+    assert run(["federated", *flags, *only, f"--output={tmp_path}", "--name=x"]) == 0
+    study = read_study(tmp_path / "x", LAYOUTS)
+    shrunk, wide = (row for row in study.rows if row.is_last)
+    assert (shrunk.cell, wide.cell, shrunk.target, wide.target) == (GROUPS, rolling, 0.5, 0.5)
+    assert shrunk.kept == pytest.approx(0.26, abs=0.01)
+    assert shrunk.up_share == pytest.approx(0.26, abs=0.01)
+    assert wide.up_share == pytest.approx(shrunk.up_share, abs=0.01)
+    assert wide.kept == pytest.approx(1, abs=0.01)
+    assert wide.run_share < 0.3 < shrunk.run_share < 0.8
+    assert 0 < shrunk.cpu_share < 3
+    text = (tmp_path / "x" / "results.md").read_text()
+    assert "bytes up, of dense's" in text
+    assert "Times are of a round after the last mask change" in text
+
+
 def test_every_cell_stands_at_every_sparsity_that_it_can_have() -> None:
     for name, question in STUDIES.items():
         for preset in question.presets.values():
             settings = ChannelSettings(name="x", **preset)
             cells = settings.plan_of(settings.chosen(question.variants(settings)), "", lambda cell: None).cells
-            assert len(cells) == 1 + 3 * (len(CELLS) - 2) + 1, name
+            once = [cell for cell in question.cells if cell in ONLY_AT]
+            assert len(cells) == 1 + 3 * (len(question.cells) - 1 - len(once)) + len(once), name
     with pytest.raises(ValueError, match="--sparsities must be between 0 and 1"):
         ChannelSettings(name="x", sparsities=(1.0,))
 
