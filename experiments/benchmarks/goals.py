@@ -193,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="of the parts")
     parser.add_argument("--jaxpruner", metavar="PATH", help="a checkout of JaxPruner to compare with")
     options = parser.parse_args(arguments)
+    if options.jaxpruner and "jaxpruner" in options.only:
+        jaxpruner.load(options.jaxpruner)  # a wrong path must not cost the parts before
     effort = Effort(9, 3, options.jaxpruner) if options.quick else Effort(41, 9, options.jaxpruner)
     print(f"{jax.default_backend()}, {jax.device_count()} device, jax {jax.__version__}\n", flush=True)
     verdicts = []

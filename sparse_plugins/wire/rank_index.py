@@ -13,12 +13,12 @@ Array = np.ndarray[Any, Any]
 
 _LOG_WORD = 6
 _WORD = 1 << _LOG_WORD
-# Place of the k-th one of a byte, at [8 * byte + k].
-_PLACES_IN_BYTES = np.zeros((256, 8), np.uint8)
+# Place of the k-th one of a byte, at [byte, k]; flat, at [8 * byte + k].
+_PLACES = np.zeros((256, 8), np.uint8)
 for _byte in range(256):
     _ones = [place for place in range(8) if _byte >> place & 1]
-    _PLACES_IN_BYTES[_byte, : len(_ones)] = _ones
-_PLACES_IN_BYTES.shape = (2048,)
+    _PLACES[_byte, : len(_ones)] = _ones
+_PLACES_IN_BYTES = _PLACES.reshape(-1)
 
 
 def num_words(size: int) -> int:
