@@ -4,7 +4,8 @@
 
 Both sides run in one process, donated and jitted, in shuffled order; the second dense copy is a control. The state is
 in the middle of a schedule, between two mask changes. Memory is what the compiler reports for the step: its arguments
-(parameters, gradients, state) and the temporary it needs beside them.
+(parameters, gradients, state) and the temporary it needs beside them. The ratio of what kernels read and write to what
+those of the dense step do is the ratio of times where memory alone takes time.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import optax
 
+from experiments.benchmarks.bytes_moved import bytes_moved
 from experiments.benchmarks.models import random_tree, resnet50_shapes, stepper
 from experiments.benchmarks.timing import Timing, interleave, table
 from sparse_plugins import core
@@ -29,11 +31,12 @@ VARIED = ("magnitude", "rigl")
 
 
 def _contestant(tx: optax.GradientTransformation, params: dict, grads: dict) -> tuple[Callable, str]:
-    """A function that makes one step, and what the compiler says about the step's memory."""
+    """A function that makes one step, and what the compiler says about the step's memory and traffic."""
     run, compiled = stepper(tx, params, grads)
+    moved = bytes_moved(compiled.as_text()) / 1e6
     memory = compiled.memory_analysis()
     arguments, temporary = (getattr(memory, f"{use}_size_in_bytes", 0) / 1e6 for use in ("argument", "temp"))
-    return run, f"{arguments:.0f} + {temporary:.0f} MB"
+    return run, f"{arguments:.0f} + {temporary:.0f} MB, {moved:.0f} MB"
 
 
 def _wrapped(algorithm: str, sparsity: float, in_graph: bool = True, **options: Any) -> optax.GradientTransformation:
@@ -83,7 +86,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, help="names known to the core")
     options = parser.parse_args()
     print(f"step without a mask change / dense Adam step; {jax.default_backend()}, jax {jax.__version__}")
-    print("last column: arguments + temporary\n")
+    print("last column: arguments + temporary, and what its kernels read and write\n")
     print(table(*measure(options.algorithms, options.sparsity, options.rounds, options.width)))
 
 
