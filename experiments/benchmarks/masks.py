@@ -22,8 +22,7 @@ from experiments.benchmarks.models import random_tree, resnet50_shapes
 from experiments.benchmarks.timing import compare, interleave, told
 from sparse_plugins import core
 from sparse_plugins.core.selection.counts import keep_count
-from sparse_plugins.core.selection.mask_rule import MaskRule
-from sparse_plugins.core.selection.structured_topk import create_mask
+from sparse_plugins.core.selection.structured_topk import MaskRule, create_mask
 from sparse_plugins.core.selection.topk import exact_topk
 from sparse_plugins.core.structures import Block, NByM
 

@@ -17,7 +17,6 @@ from sparse_plugins.core.checks import (
     check_schedule,
     check_targets,
     check_update,
-    has_custom_topk,
     missing_changes,
 )
 from sparse_plugins.core.descriptions import FieldsSignature, ReadablePartial, described, inherit_meanings
@@ -25,27 +24,26 @@ from sparse_plugins.core.distributions import uniform
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import (
+    MARKERS,
     NOT_PRUNED,
     apply_masks,
     is_pruned,
     map_pruned,
-    unpack,
     unpack_masks,
     visible_leaves,
 )
-from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, at_refresh
-from sparse_plugins.core.selection.channel_pools import ChannelUnits, common_targets
+from sparse_plugins.core.schedules import NoUpdateSchedule, PeriodicSchedule, PolynomialSchedule, all_at_refresh
+from sparse_plugins.core.selection.channel_pools import common_targets
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.selection.leaf_by_leaf import in_turns
 from sparse_plugins.core.selection.random_scores import joined_seed, key_words
-from sparse_plugins.core.selection.structured_topk import StructureTopK
+from sparse_plugins.core.selection.structured_topk import MaskRule, StructureTopK
 from sparse_plugins.core.structures import MAY_COUPLE, ByPath, Structure, Unstructured
 from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.implicit_masks import masks_of_step
 from sparse_plugins.core.transform.skipped_steps import check_some_move
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, map_sparse_states
 from sparse_plugins.core.transform.step import ZEROS_NEED_GRAPH, refreshed_state, sparse_transformation
-from sparse_plugins.core.transform.walk import shared_walk
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names, out_of_boxes
 
 __all__ = ["BaseUpdater", "check_updater"]
@@ -70,7 +68,8 @@ class BaseUpdater(UpdaterHooks):
         is_sparse_gradients: Zero the gradients of pruned weights before the optimizer sees them. It matters where the
             step of one weight depends on the gradients of others: norms that are clipped, factored moments, ratios.
         sparsity_type: Structure of the masks, or `ByPath` for one per layer.
-        sparsity_distribution_fn: From parameters to target sparsities, e.g. `partial(erk, sparsity=0.8)`.
+        sparsity_distribution_fn: From parameters to target sparsities, e.g. `partial(erk, sparsity=0.8)`. It goes by
+            names, shapes and dtypes, and is asked once for all parameters that are alike in these.
         rng_seed: int or JAX key from which all random scores derive; it is kept in the state. Every `init` draws the
             same masks from it, so that runs and members of a vmap whose random masks are to differ need
             `rng_seed=key`, each its own. Agents of `sparse_plugins.rl` join their own key to it; see `seeded`.
@@ -144,8 +143,13 @@ class BaseUpdater(UpdaterHooks):
     def __post_init__(self) -> None:
         check_fields(self)
         self.topk_fn = (
-            self.topk_fn if has_custom_topk(self) else StructureTopK(self.sparsity_type, self.layers is not None)
+            self.topk_fn if self.has_custom_topk else StructureTopK(self.sparsity_type, self.layers is not None)
         )
+
+    @property
+    def has_custom_topk(self) -> bool:
+        """Whether it was given a `topk_fn` in place of its structure's."""
+        return self.topk_fn is not None and not isinstance(self.topk_fn, StructureTopK)
 
     # What an algorithm may override.
 
@@ -227,19 +231,23 @@ class BaseUpdater(UpdaterHooks):
         """
         scores = self.calculate_scores(params, sparse_state=sparse_state, grads=grads, **kwargs)
         plans = self.leaf_plans(params)
-        if self.prunes_for_good and not has_custom_topk(self):
+        if self.prunes_for_good and not self.has_custom_topk:
             # Pruned weights are 0, and so are some active ones: a tie must not move the mask.
             masks = sparse_state.masks
             if isinstance(self.sparsity_type, MAY_COUPLE):
                 masks, scores = self._active_units(params, masks), self.pooled_scores(scores)
-            behind = lambda p, m, s, leaf: leaf.rule.rank_active_first(  # noqa: E731
-                s, m if isinstance(m, ChannelUnits) else unpack(m, p.shape)
-            )
-            beside = (masks, scores, plans.tree(plans.leaves))
-            scores = map_pruned(behind, params, *beside, otherwise=lambda p, s, leaf: s)
-        at_step = functools.partial(self._sparsity, step=sparse_state.count)
-        sparsities = plans.tree([at_step(leaf.target) if leaf.is_pruned else NOT_PRUNED for leaf in plans.leaves])
+            columns = zip(plans.leaves, aligned(params, scores, "scores"), aligned(params, masks, "masks"), strict=True)
+            behind = [leaf.rule.rank_active_first(s, m) if leaf.is_pruned else s for leaf, s, m in columns]
+            scores = plans.treedef.unflatten(behind)
+        sparsities = self._sparsities(plans.targets, sparse_state.count)
         return sparse_state._replace(masks=self.create_masks(scores, sparsities))
+
+    def _sparsities(self, targets: PyTree, step: Any) -> PyTree:
+        """The sparsity of every layer at a step, exact where the schedule allows."""
+        distinct = dict.fromkeys(jax.tree.leaves(targets))
+        wanted = [functools.partial(self.scheduler.get_sparsity_at_step, target) for target in distinct]
+        at_step = dict(zip(distinct, all_at_refresh(wanted, self.scheduler, step), strict=True))
+        return jax.tree.map(at_step.get, targets)
 
     def _active_units(self, params: PyTree, masks: PyTree) -> PyTree:
         """Masks; of the channels of groups whether anything that makes them is kept."""
@@ -261,13 +269,15 @@ class BaseUpdater(UpdaterHooks):
         Returns:
             Tree of uint8 masks of the scores' shapes, `NOT_PRUNED` where a leaf stays dense.
         """
-        rules = jax.tree.unflatten(jax.tree.structure(scores), self.mask_rules(scores))
-        best = in_turns(lambda score, sparsity, rule: rule.create_mask(score, sparsity))
-        if has_custom_topk(self):
-            best = lambda score, sparsity, rule: rule.custom_mask(self.topk_fn, score, sparsity)  # noqa: E731
+        rules = self.mask_rules(scores)
+        best = in_turns(MaskRule.create_mask)
+        if self.has_custom_topk:
+            best = lambda rule, score, sparsity: rule.custom_mask(self.topk_fn, score, sparsity)  # noqa: E731
         if isinstance(self.sparsity_type, MAY_COUPLE):
             scores = self.pooled_scores(scores)
-        return map_pruned(best, scores, sparsities, rules, otherwise=lambda s, rule: NOT_PRUNED)
+        leaves, treedef = jax.tree.flatten(scores)
+        columns = zip(rules, leaves, aligned(scores, sparsities, "sparsities"), strict=True)
+        return treedef.unflatten([NOT_PRUNED if isinstance(s, MARKERS) else best(rule, x, s) for rule, x, s in columns])
 
     # What users call.
 
@@ -363,7 +373,6 @@ class BaseUpdater(UpdaterHooks):
         """
         return function(self)
 
-    @shared_walk()
     def init_state(self, params: PyTree) -> SparseState:
         """The sparse state of fresh parameters, without an inner state.
 
@@ -450,7 +459,6 @@ class BaseUpdater(UpdaterHooks):
 
         return map_sparse_states(stored, opt_state)
 
-    @shared_walk()
     def instant_sparsify(self, params: PyTree, grads: PyTree | None = None, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """Prunes parameters at once to their target sparsities.
 
@@ -487,9 +495,8 @@ class BaseUpdater(UpdaterHooks):
             return apply_masks(params, state.masks)
         state = out_of_boxes(state)
         visible = visible_leaves(params, state.masks)
-        with shared_walk():
-            plans = self.leaf_plans(visible)
-            return apply_masks(params, plans.tree(plans.acting(masks_of_step(self, state, visible))))
+        plans = self.leaf_plans(visible)
+        return apply_masks(params, plans.tree(plans.acting(masks_of_step(self, state, visible))))
 
     def first_params(self, params: PyTree, opt_state: PyTree, output_axis: int = -1) -> PyTree:
         """The parameters to begin training with: on the first masks, and rescaled if `rescale` says so.
@@ -525,14 +532,6 @@ class BaseUpdater(UpdaterHooks):
     def targets_or_default(self, params: PyTree, target_sparsities: PyTree) -> PyTree:
         """Target sparsities; those of the updater where None are given."""
         return self.target_sparsities(params) if target_sparsities is None else target_sparsities
-
-    def _sparsity(self, target: Any, step: Any) -> Any:
-        """The sparsity of a layer at a step, exact where the schedule allows; of each layer if their targets differ."""
-        if isinstance(target, tuple):
-            made = {layer_target: self._sparsity(layer_target, step) for layer_target in dict.fromkeys(target)}
-            return tuple(made[layer_target] for layer_target in target)
-        at_step = functools.partial(self.scheduler.get_sparsity_at_step, target)
-        return at_refresh(at_step, self.scheduler, step)
 
 
 def _checked_target(name: str, target: Any) -> Any:

@@ -15,9 +15,8 @@ from sparse_plugins.core.masks import MARKERS, check_stored, is_pruned
 from sparse_plugins.core.schedules import LAST_STEP, NoUpdateSchedule
 from sparse_plugins.core.selection.counts import check_fraction
 from sparse_plugins.core.selection.random_scores import key_words
-from sparse_plugins.core.selection.structured_topk import StructureTopK
 from sparse_plugins.core.structures import ByPath, ChannelGroups, Structure, all_structures
-from sparse_plugins.core.transform.hooks import UpdaterHooks
+from sparse_plugins.core.transform.hooks import LeafPlans, UpdaterHooks
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
@@ -31,15 +30,9 @@ __all__ = [
     "check_targets",
     "check_update",
     "counts_steps",
-    "has_custom_topk",
     "missing_changes",
     "without_changes",
 ]
-
-
-def has_custom_topk(updater: UpdaterHooks) -> bool:
-    """Whether an updater was given a `topk_fn` in place of its structure's."""
-    return updater.topk_fn is not None and not isinstance(updater.topk_fn, StructureTopK)
 
 
 def check_fields(updater: UpdaterHooks) -> None:
@@ -55,7 +48,7 @@ def check_fields(updater: UpdaterHooks) -> None:
             "ConstantFanIn(), ChannelGroups(graph) or ByPath([...]), an instance and not the class."
         )
     couples = any(isinstance(structure, ChannelGroups) for structure in all_structures(updater.sparsity_type))
-    if has_custom_topk(updater) and couples:
+    if updater.has_custom_topk and couples:
         raise ValueError("topk_fn ranks one array by itself, and channel groups couple several: give one of the two.")
     if not isinstance(updater.scheduler, NoUpdateSchedule):
         raise TypeError(
@@ -240,12 +233,15 @@ def check_targets(updater: UpdaterHooks, params: PyTree) -> None:
     for leaf, plan in zip(leaves, plans, strict=True):
         if plan.is_pruned:
             _check_placement(plan.name, leaf)
-            if not has_custom_topk(updater):
+            if not updater.has_custom_topk:
                 plan.rule.check()
 
 
-def check_update(updater: UpdaterHooks, updates: PyTree | None, state: Any, params: PyTree | None) -> None:
+def check_update(updater: UpdaterHooks, updates: PyTree | None, state: Any, params: PyTree | None) -> LeafPlans:
     """Checks what an update is given, by structure and shape only.
+
+    Returns:
+        The plans of all parameters.
 
     Raises:
         TypeError: If the state is not a sparse one, or a parameter or gradient no array of numbers.
@@ -263,8 +259,8 @@ def check_update(updater: UpdaterHooks, updates: PyTree | None, state: Any, para
         aligned(params, updates, "gradients")
         check_leaves(updates, "gradient of parameter")
     masks = aligned(params, state.masks, "masks")
-    plans = updater.leaf_plans(params).leaves
-    for plan, param, mask in zip(plans, jax.tree.leaves(params), masks, strict=True):
+    plans = updater.leaf_plans(params)
+    for plan, param, mask in zip(plans.leaves, jax.tree.leaves(params), masks, strict=True):
         if plan.is_pruned == isinstance(mask, MARKERS):
             raise ValueError(
                 f"this updater {'prunes' if plan.is_pruned else 'does not prune'} {plan.name!r} but the state "
@@ -274,6 +270,7 @@ def check_update(updater: UpdaterHooks, updates: PyTree | None, state: Any, para
             check_stored(mask, param.shape, plan.name, updater.use_packed_masks)
             _check_placement(plan.name, param)
     updater.check_state(state)
+    return plans
 
 
 def _check_placement(name: str, param: Any) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.layers.axes import Layers
 from sparse_plugins.core.masks import kept, map_pruned
-from sparse_plugins.core.selection.mask_rule import MaskRule
+from sparse_plugins.core.selection.structured_topk import MaskRule
 from sparse_plugins.core.structures import ConstantFanIn
 from sparse_plugins.core.trees import PyTree, leaf_names
 

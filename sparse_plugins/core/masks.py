@@ -253,14 +253,17 @@ def store_masks(params: PyTree, masks: PyTree, packed: bool) -> PyTree:
         [13]
     """
 
-    def stored(param: Any, mask: Any, name: str) -> jax.Array:
-        check_stored(mask, param.shape, name)
-        if mask.dtype == jnp.uint8 and mask.shape == (packed_shape(param.shape) if packed else param.shape):
+    def stored(param: Any, mask: Any, place: int) -> jax.Array:
+        at_rest = packed_shape(param.shape)
+        if mask.shape not in (param.shape, at_rest):
+            check_stored(mask, param.shape, leaf_names(params)[place])
+        if mask.dtype == jnp.uint8 and mask.shape == (at_rest if packed else param.shape):
             return mask
         return pack(unpack(mask, param.shape)) if packed else unpack(mask, param.shape).astype(jnp.uint8)
 
-    names = jax.tree.unflatten(jax.tree.structure(params), leaf_names(params))
-    return map_pruned(stored, params, masks, names, otherwise=lambda p, name: NOT_PRUNED)
+    treedef = jax.tree.structure(params)
+    places = jax.tree.unflatten(treedef, range(treedef.num_leaves))
+    return map_pruned(stored, params, masks, places, otherwise=lambda p, place: NOT_PRUNED)
 
 
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:

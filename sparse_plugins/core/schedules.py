@@ -7,7 +7,7 @@ for the user (an optimizer step, a federated round, ...) so that a plan can be p
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, get_args
 
 import jax
@@ -26,6 +26,7 @@ __all__ = [
     "PolynomialSchedule",
     "Step",
     "StepUnit",
+    "all_at_refresh",
     "array_module",
     "at_refresh",
     "count_at_refresh",
@@ -310,14 +311,29 @@ def at_refresh(value_at: Callable[[Step], Any], schedule: NoUpdateSchedule, step
         >>> at_refresh(lambda step: 0.3, schedule, jnp.int32(5))
         0.3
     """
+    return all_at_refresh([value_at], schedule, step)[0]
+
+
+def all_at_refresh(values_at: Sequence[Callable[[Step], Any]], schedule: NoUpdateSchedule, step: Step) -> list[Any]:
+    """`at_refresh`, of several fractions.
+
+    Example:
+        >>> schedule = PolynomialSchedule(update_freq=5, update_start_step=0, update_end_step=20)
+        >>> values = [lambda step: 0.3, lambda step: schedule.get_sparsity_at_step(0.9, step)]
+        >>> [round(float(jnp.asarray(value)), 4) for value in all_at_refresh(values, schedule, jnp.int32(5))]
+        [0.3, 0.5913]
+    """
     steps = schedule.refresh_steps()
     if steps is None or len(steps) == 0:
-        return value_at(step)
+        return [value_at(step) for value_at in values_at]
     with jax.ensure_compile_time_eval():
-        values = np.broadcast_to(np.asarray(value_at(steps), np.float64), steps.shape)
-    if (values == values[0]).all():
-        return float(values[0])
-    return StepTable(values, schedule.refresh_index(step))
+        tables = [np.broadcast_to(np.asarray(value_at(steps), np.float64), steps.shape) for value_at in values_at]
+    constants = [float(table[0]) if (table == table[0]).all() else None for table in tables]
+    if None not in constants:
+        return constants
+    index = schedule.refresh_index(step)
+    columns = zip(tables, constants, strict=True)
+    return [StepTable(table, index) if constant is None else constant for table, constant in columns]
 
 
 def count_at_refresh(count_at: Callable[[Step], Any], schedule: NoUpdateSchedule, step: Step) -> int | jax.Array:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins import core
-from sparse_plugins.core.selection.mask_rule import MaskRule
+from sparse_plugins.core.selection.structured_topk import MaskRule
 from tests import reference
 from tests.contract.rows import make_updater
 from tests.quick import quick_jit

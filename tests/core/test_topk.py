@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins.core.selection import topk
-from sparse_plugins.core.selection.kth_search import Bracket
-from sparse_plugins.core.selection.topk import exact_topk, order_keys
+from sparse_plugins.core.selection.topk import Bracket, exact_topk, order_keys
 from tests import reference
 
 bounded = settings(max_examples=40, deadline=None, derandomize=True)

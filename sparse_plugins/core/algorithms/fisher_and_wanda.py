@@ -10,7 +10,7 @@ import optax
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.selection.exact_sums import exact_sum
 from sparse_plugins.core.selection.finite_scores import finite_or_magnitude
-from sparse_plugins.core.selection.mask_rule import MaskRule
+from sparse_plugins.core.selection.structured_topk import MaskRule
 from sparse_plugins.core.structures import ByPath, ConstantFanIn, NByM, Structure
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree, aligned

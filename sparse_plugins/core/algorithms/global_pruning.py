@@ -9,14 +9,12 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import MagnitudePruning, SaliencyPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.checks import has_custom_topk
 from sparse_plugins.core.distributions import SHARED, FilterFn, Rules, not_dim_one, resolve
 from sparse_plugins.core.masks import is_pruned
 from sparse_plugins.core.selection.counts import check_fraction, keep_count
 from sparse_plugins.core.selection.topk import exact_topk, in_common_dtype
 from sparse_plugins.core.structures import Unstructured
 from sparse_plugins.core.transform.state import SparseState, warn_of_emptied
-from sparse_plugins.core.transform.walk import once
 from sparse_plugins.core.trees import PyTree, aligned, common_dtype
 
 __all__ = ["GlobalMagnitudePruning", "GlobalPruningMixin", "GlobalSaliencyPruning"]
@@ -58,7 +56,7 @@ class GlobalPruningMixin(BaseUpdater):
                 f"{type(self).__name__} ranks single weights across layers; sparsity_type {self.sparsity_type} "
                 "needs a per-layer algorithm such as MagnitudePruning."
             )
-        if self.sparsity_distribution_fn is not BaseUpdater.sparsity_distribution_fn or has_custom_topk(self):
+        if self.sparsity_distribution_fn is not BaseUpdater.sparsity_distribution_fn or self.has_custom_topk:
             raise ValueError(
                 f"{type(self).__name__} has one ranking for all layers: give sparsity=..., not "
                 "sparsity_distribution_fn or topk_fn."
@@ -120,7 +118,7 @@ class GlobalPruningMixin(BaseUpdater):
 
     def _resolved(self, params: PyTree) -> list[Any]:
         decide = lambda: resolve(self.layer_shapes(params), self.filter_fn, self.custom_sparsity_map, self.rules)  # noqa: E731
-        return once(self, "resolved rules", params, decide)
+        return self.once("resolved rules", params, decide, by_dtype=True)
 
     def rankings(self, params: PyTree) -> PyTree:
         """The same number at all leaves of the common ranking."""

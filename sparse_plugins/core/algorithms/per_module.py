@@ -22,7 +22,6 @@ from sparse_plugins.core.structures import ByPath, Structure
 from sparse_plugins.core.transform.cond import fresh_if, masks_alone
 from sparse_plugins.core.transform.hooks import LeafPlans
 from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.core.transform.walk import once, shared_walk
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["PerModule"]
@@ -129,8 +128,8 @@ class PerModule(BaseUpdater):
         """The targets that each updater gives its part."""
         return self._parts(params).joined(lambda updater: updater.target_sparsities, params)
 
-    def make_leaf_plans(self, params: PyTree) -> LeafPlans:
-        """The plans that each updater makes for its part."""
+    def leaf_plans(self, params: PyTree) -> LeafPlans:
+        """The plans that each updater makes for its part; joined anew, for fields of a part may have been set."""
         parts = self._parts(params)
         made = parts.each(lambda updater: lambda part: (plans := updater.leaf_plans(part)).tree(plans.leaves), params)
         return LeafPlans(jax.tree.leaves(parts.join(made)), jax.tree.structure(params))
@@ -157,7 +156,6 @@ class PerModule(BaseUpdater):
         seeded.rng_seed = None  # it is in them
         return seeded
 
-    @shared_walk()
     def init_state(self, params: PyTree) -> SparseState:
         """One state that holds those of all updaters."""
         parts = self._parts(params)
@@ -254,7 +252,8 @@ class PerModule(BaseUpdater):
 
     def _parts(self, params: PyTree) -> Parts:
         patterns, updaters = zip(*self.updaters, strict=True)
-        return once(self, "parts", params, lambda: Parts((*updaters, NoPruning()), params, patterns))
+        layout = lambda: jax.tree.map(lambda leaf: 0, params)  # parts are kept, arrays are not  # noqa: E731
+        return self.once("parts", params, lambda: Parts((*updaters, NoPruning()), layout(), patterns))
 
 
 def _joined_dense(parts: Parts, dense: Sequence[PyTree]) -> PyTree:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from sparse_plugins.core.algorithms.pruning import RandomPruning
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.checks import has_custom_topk
 from sparse_plugins.core.drop_fractions import ConstantDrop
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned, unpack
 from sparse_plugins.core.schedules import PeriodicSchedule, at_refresh
@@ -93,7 +92,7 @@ class ExchangeMixin(BaseUpdater):
             raise ValueError(
                 f"{type(self).__name__} restarts re-grown weights through masked gradients: is_sparse_gradients=True."
             )
-        if has_custom_topk(self):
+        if self.has_custom_topk:
             raise ValueError(f"{type(self).__name__} ranks what it drops and grows by sparsity_type; drop topk_fn.")
 
     def grow_sources(self, params: PyTree, state: SparseState, grads: PyTree) -> PyTree:

@@ -1,37 +1,51 @@
 """Exact masks of the k largest scores, without sorting.
 
-Scores are mapped to unsigned integers that keep their order. The k-th largest pair (key, reversed position) is found
-by counting (`kth_search`); the mask is everything at or above it. Ties therefore go to the lower position with no
-second program, and only counts are ever combined, so several arrays can be ranked together without joining them and
-sharded arrays without moving them.
+Scores are mapped to unsigned integers that keep their order: their keys. The k-th largest pair (key, reversed position)
+is found by counting: the search keeps an interval that holds it and counts how many entries reach each of four pivots
+inside, until a pivot is reached by exactly k. The mask is everything at or above it. Ties therefore go to the lower
+position with no second program, and only counts are ever combined, so several arrays can be ranked together without
+joining them and sharded arrays without moving them.
 """
 
 import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparse_plugins.core.selection.kth_search import PIVOTS, Bracket, compared, find_kth
-from sparse_plugins.core.transform.varying import varying_with
 from sparse_plugins.core.trees import common_dtype
 
-__all__ = ["exact_topk", "in_common_dtype", "is_single_cpu", "order_keys"]
+__all__ = [
+    "Bracket",
+    "compared",
+    "exact_topk",
+    "find_kth",
+    "in_common_dtype",
+    "is_single_cpu",
+    "order_keys",
+    "varying_with",
+]
 
 # What a chunk's hits are summed up to at the end costs as much as counting a few chunks: small arrays have small ones.
 _SMALL_CHUNK, _LARGE_CHUNK = 512, 16384
 _MIN_CHUNKS = 32
 # A chunk's hits are summed in 8-bit lanes, so one accumulation may take at most 255 chunks.
 _MAX_CHUNKS = 128
+PIVOTS = 4
+_EVEN = np.arange(1, PIVOTS + 1, dtype=np.float32) / np.float32(PIVOTS + 1)
+_AROUND = np.array([-1, -1 / 3, 1 / 3, 1], np.float32)
+# Interpolation mostly cuts the interval to a square root, but skewed keys can fool it; even cuts are safe.
+_GUIDED_PASSES = 4
+_FEW = 32
+_BELOW_ONE = np.float32(1 - 2**-20)
 _LANES = np.arange(0, 8 * PIVOTS, 8, dtype=np.uint32)[:, None]
 _SAMPLE = 4096
 _MIN_STRIDE = 64  # to sort a larger part than that costs as much as the passes it saves
-
-Counter = Callable[[Bracket, jax.Array], jax.Array]
 
 
 # Inlined into a program around it; without any, one compilation for a shape in place of one for each operation.
@@ -110,7 +124,9 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
 def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     """Jitted on its own so that an eager caller compiles the search once per set of shapes, not at every call."""
     *starts, total = itertools.accumulate(map(jnp.size, scores), initial=0)
-    counters = [_counter(score, start, total) for score, start in zip(scores, starts, strict=True) if score.size]
+    on_cpu = is_single_cpu()
+    columns = zip(scores, starts, strict=True)
+    counters = [_counter(score, start, total, on_cpu) for score, start in columns if score.size]
     # There is no entry 0: where none is kept, the search looks for the first, and the mask leaves it out.
     wanted = varying_with(jnp.clip(k, 1, total), *scores)
     kth = find_kth(
@@ -118,7 +134,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
         wanted,
         total,
         _highest_key(scores[0].dtype),
-        _pivots_of_sample(scores, wanted, total) if is_single_cpu() else None,
+        _pivots_of_sample(scores, wanted, total) if on_cpu else None,
     )
 
     def mask(score: jax.Array, start: int) -> jax.Array:
@@ -164,6 +180,128 @@ def is_single_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
+class Bracket(NamedTuple):
+    """What a search knows, all of the unsigned type of the keys so that one small array carries it.
+
+    Attributes:
+        passes: Passes over the entries since the comparison began.
+        tied: 0 while keys are compared, 1 while positions are among the entries of one key.
+        key: Which key that is.
+        low: The k-th entry's key (or position) is at least this,
+        high: and at most this.
+        reach: Entries at or above `low`: k or more.
+        beyond: Entries above `high`: fewer than k.
+    """
+
+    passes: jax.Array
+    tied: jax.Array
+    key: jax.Array
+    low: jax.Array
+    high: jax.Array
+    reach: jax.Array
+    beyond: jax.Array
+
+
+def compared(bracket: Bracket, keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """The number of every entry that a search compares with its pivots.
+
+    Args:
+        bracket: State of the search.
+        keys: Unsigned integers of any shape.
+        positions: uint32 of the same shape.
+
+    Returns:
+        The keys; or, once a tie is being split, positions, with the largest integer for entries above the tie and 0
+        for those below.
+
+    Example:
+        >>> split = Bracket(*jnp.array([0, 1, 7, 0, 3, 4, 1], jnp.uint32))
+        >>> compared(split, jnp.array([9, 7, 7, 2], jnp.uint32), jnp.array([3, 2, 1, 0], jnp.uint32)).tolist()
+        [4294967295, 2, 1, 0]
+    """
+    dtype = keys.dtype
+    below = jnp.where(keys == bracket.key, positions.astype(dtype), dtype.type(0))
+    tie = jnp.where(keys > bracket.key, dtype.type(jnp.iinfo(dtype).max), below)
+    return jnp.where(bracket.tied == 0, keys, tie)
+
+
+def find_kth(
+    count: Callable[[Bracket, jax.Array], jax.Array],
+    k: jax.Array,
+    total: int,
+    highest: int,
+    first: jax.Array | None,
+) -> Bracket:
+    """Searches for the k-th largest of `total` entries.
+
+    Args:
+        count: Maps a state and `PIVOTS` pivots to int32 counts: for each pivot, how many entries have a `compared`
+            number at or above it.
+        k: Which entry, int32[] in [1, total]; it varies over the axes of a mesh over which the entries do.
+        total: Number of entries; their positions are 0 to total - 1, the one that is preferred in a tie highest.
+        highest: No key is above this.
+        first: Pivots of the first pass, of the keys' type; None cuts evenly.
+
+    Returns:
+        A state of which exactly k entries have a `compared` number at or above `low`.
+
+    Example:
+        >>> keys, positions = jnp.array([5, 9, 5, 2], jnp.uint32), jnp.array([3, 2, 1, 0], jnp.uint32)
+        >>> count = lambda state, pivots: jnp.sum(compared(state, keys, positions)[None] >= pivots[:, None], axis=1)
+        >>> found = find_kth(count, jnp.int32(2), 4, 2**32 - 1, jnp.zeros(4, jnp.uint32))
+        >>> (compared(found, keys, positions) >= found.low).tolist()
+        [True, True, False, False]
+    """
+    dtype = jnp.uint32 if highest < 1 << 32 else jnp.uint64
+    wanted = k.astype(dtype)
+
+    def narrow(carried: jax.Array) -> jax.Array:
+        bracket = Bracket(*jnp.unstack(carried))
+        pivots = _pivots(bracket, wanted)
+        if first is not None:
+            pivots = jnp.where((bracket.tied == 0) & (bracket.passes == 0), first, pivots)
+        pivots = jnp.clip(pivots, bracket.low + 1, bracket.high)
+        return jnp.stack(_next(bracket, pivots, count(bracket, pivots).astype(dtype), wanted, total))
+
+    start = Bracket(*np.array([0, 0, 0, 0, highest, total, 0], jnp.dtype(dtype)))
+    carried = varying_with(jnp.stack(start), wanted)
+    return Bracket(*jnp.unstack(lax.while_loop(lambda state: Bracket(*state).reach != wanted, narrow, carried)))
+
+
+def _pivots(bracket: Bracket, wanted: jax.Array) -> jax.Array:
+    """Around where the k-th entry is if entries are spread evenly, or evenly where that is no help."""
+    width = (bracket.high - bracket.low).astype(jnp.float32)
+    inside = (bracket.reach - bracket.beyond).astype(jnp.float32)
+    aim = (bracket.reach - wanted).astype(jnp.float32) / inside
+    guided = (bracket.passes < _GUIDED_PASSES) & (inside >= _FEW)
+    # 1 / sqrt is two standard deviations or more of where the k-th of random entries lies.
+    fractions = jnp.where(guided, aim + _AROUND * lax.rsqrt(inside), _EVEN)
+    return bracket.low + (jnp.clip(fractions, 0, _BELOW_ONE) * width).astype(bracket.low.dtype)
+
+
+def _next(bracket: Bracket, pivots: jax.Array, counts: jax.Array, wanted: jax.Array, total: int) -> Bracket:
+    """The state after a pass; an interval of one key that too many entries share becomes one of all positions."""
+    low, high, reach, beyond = bracket[3:]
+    # Scalar by scalar: all of it is then one small program, where reductions would make one each to compile.
+    for pivot, counted in zip(jnp.unstack(pivots), jnp.unstack(counts), strict=True):
+        enough = counted >= wanted
+        low = jnp.where(enough, jnp.maximum(low, pivot), low)
+        reach = jnp.where(enough, jnp.minimum(reach, counted), reach)
+        high = jnp.where(enough, high, jnp.minimum(high, pivot - 1))
+        beyond = jnp.where(enough, beyond, jnp.maximum(beyond, counted))
+    # Keys can't split entries that share one; their positions can, and the search starts again on those.
+    tie = (bracket.tied == 0) & (low == high) & (reach != wanted)
+    return Bracket(
+        passes=jnp.where(tie, 0, bracket.passes + 1),
+        tied=jnp.where(tie, 1, bracket.tied),
+        key=jnp.where(tie, low, bracket.key),
+        low=jnp.where(tie, 0, low),
+        high=jnp.where(tie, total - 1, high),
+        reach=reach,
+        beyond=beyond,
+    )
+
+
 def _pivots_of_sample(scores: list[jax.Array], k: jax.Array, total: int) -> jax.Array:
     """Three standard deviations around the k-th key as a sample has it, and that key and the next.
 
@@ -188,9 +326,9 @@ def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.A
     return position
 
 
-def _counter(score: jax.Array, start: int, total: int) -> Counter:
+def _counter(score: jax.Array, start: int, total: int, on_cpu: bool) -> Callable[[Bracket, jax.Array], jax.Array]:
     """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
-    if not is_single_cpu():
+    if not on_cpu:
         return functools.partial(_count_at_once, score, start, total)
     return functools.partial(_count_in_chunks, _sliceable(score.reshape(-1)), score.dtype, start, total)
 
@@ -234,3 +372,36 @@ def _count_in_chunks(
     nothing = varying_with(jnp.zeros(chunk, jnp.uint32), pivots)
     sums = lax.fori_loop(0, chunks, lambda i, acc: acc + hits(i), nothing)
     return jnp.sum((sums[None] >> _LANES) & 255, axis=1, dtype=jnp.int32)
+
+
+def varying_with(value: jax.Array, *others: Any) -> jax.Array:
+    """The same value, of a type that varies over every axis over which one of the others does.
+
+    Args:
+        value: Any array.
+        *others: Arrays it is going to meet in a loop or a branch.
+
+    Returns:
+        The value itself outside of `jax.shard_map`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        >>> over_data = jax.sharding.PartitionSpec("data")
+        >>> add = lambda shard: shard + varying_with(jnp.zeros(2), shard)
+        >>> jax.shard_map(add, mesh=mesh, in_specs=over_data, out_specs=over_data)(jnp.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+    if not (axes := _axes(others)):
+        return value
+    missing = axes - _axes([value])
+    # Sorted, because all processes of a mesh have to trace the same program.
+    return lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
+
+
+def _axes(values: Sequence[Any]) -> frozenset:
+    """The axes of the mesh over which one of the values varies."""
+    found: frozenset = frozenset()
+    for value in values:
+        found |= jax.typeof(value).manual_axis_type.varying
+    return found

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
+from sparse_plugins.core.selection.topk import varying_with
 from sparse_plugins.core.transform.state import SparseState
 from sparse_plugins.core.trees import PyTree
 
-__all__ = ["fresh_if", "masks_alone", "refreshed_if"]
+__all__ = ["fresh_if", "masks_alone", "masks_varying_with", "refreshed_if"]
 
 
 def fresh_if(due: Any, fresh: Callable[[], PyTree], stale: PyTree) -> PyTree:
@@ -106,6 +108,19 @@ def masks_alone(new: SparseState, old: SparseState, why: str) -> PyTree:
     if others := [name for name in _changed(new, old) if name != "masks"]:
         raise ValueError(f"update_state changes {' and '.join(others)} as well as masks. {why}")
     return new.masks
+
+
+def masks_varying_with(params: PyTree, masks: PyTree) -> PyTree:
+    """Masks that vary over the axes of a mesh over which their parameters do, as both sides of a branch have to.
+
+    Args:
+        params: Parameter tree, inside `jax.shard_map` or not.
+        masks: Their masks; markers stay.
+    """
+    varying = [leaf for leaf in jax.tree.leaves(params) if jax.typeof(leaf).manual_axis_type.varying]
+    if not varying:
+        return masks
+    return map_pruned(lambda p, m: varying_with(m, p), params, masks, otherwise=lambda p: NOT_PRUNED)
 
 
 # `vmap` makes a select of a branch whose predicate differs by lane, and a select computes both sides at every step.

@@ -2,8 +2,9 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,16 @@ from sparse_plugins.core.layers.axes import Layers, LayerView
 from sparse_plugins.core.masks import NOT_PRUNED, apply_mask, is_pruned, store_masks, unpack
 from sparse_plugins.core.schedules import NoUpdateSchedule
 from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelPools, ChannelUnits, channels_of_leaves
-from sparse_plugins.core.selection.mask_rule import MaskRule
+from sparse_plugins.core.selection.structured_topk import MaskRule
 from sparse_plugins.core.structures import MAY_COUPLE, ByPath, ChannelGroups, Structure, structure_per_leaf
+from sparse_plugins.core.transform.cond import masks_varying_with
 from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.core.transform.varying import masks_varying_with
-from sparse_plugins.core.transform.walk import once
 from sparse_plugins.core.trees import PyTree, aligned, common_dtype, leaf_names, stands_for_params
 
 __all__ = ["LeafPlan", "LeafPlans", "UpdaterHooks"]
+
+T = TypeVar("T")
+_MOST_MADE = 64  # an updater meets few trees: its parameters, their scores, the parts of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,7 @@ class LeafPlans:
         except (ValueError, TypeError, KeyError):
             return aligned(self.tree(self.leaves), tree, what)  # slower; it tells what differs
 
-    @property
+    @functools.cached_property
     def targets(self) -> PyTree:
         """Tree of target sparsities."""
         return self.tree([leaf.target for leaf in self.leaves])
@@ -94,13 +97,61 @@ class LeafPlans:
         nodes = self.column(masks, "masks")
         return [mask if leaf.target else NOT_PRUNED for leaf, mask in zip(self.leaves, nodes, strict=True)]
 
-    def latent_params(self, params: PyTree, masks: Sequence[Any], state: SparseState) -> PyTree:
-        """The parameters the inner optimizer works on, where `masks` act."""
+    # Down from parameters and gradients to the inner optimizer, and back up. Where no mask acts nothing is done.
+
+    def latent_params(self, params: PyTree, masks: PyTree, state: SparseState) -> PyTree:
+        """The parameters the inner optimizer works on."""
         keeps_none = isinstance(state.dense_params, tuple) and not state.dense_params
-        dense = [NOT_PRUNED] * len(masks) if keeps_none else self.column(state.dense_params, "dense weights")
-        columns = zip(self.leaves, jax.tree.leaves(params), masks, dense, strict=True)
-        return self.tree(
+        dense = [NOT_PRUNED] * len(self.leaves) if keeps_none else self.column(state.dense_params, "dense weights")
+        columns = zip(self.leaves, jax.tree.leaves(params), self.column(masks, "masks"), dense, strict=True)
+        return self.treedef.unflatten(
             [leaf.updater.latent_param(p, mask, weights) if leaf.target else p for leaf, p, mask, weights in columns]
+        )
+
+    def restarted(self, masks: PyTree) -> PyTree:
+        """The masks of leaves in which a weight that comes back starts from fresh moments; else `NOT_PRUNED`."""
+        columns = zip(self.leaves, self.column(masks, "masks"), strict=True)
+        return self.treedef.unflatten(
+            [mask if leaf.target and leaf.updater.restarts_moments else NOT_PRUNED for leaf, mask in columns]
+        )
+
+    def inner_gradients(self, gradients: PyTree, latent: PyTree, masks: PyTree) -> PyTree:
+        """The gradients that the inner optimizer gets."""
+        nodes = self.column(gradients, "gradients"), jax.tree.leaves(latent), self.column(masks, "masks")
+        columns = zip(self.leaves, *nodes, strict=True)
+        return self.treedef.unflatten(
+            [leaf.inner_gradient(g, p, mask) if leaf.target else g for leaf, g, p, mask in columns]
+        )
+
+    def moved(self, updates: PyTree, latent: PyTree, step: Any) -> tuple[PyTree, PyTree]:
+        """The updates, held where they are to be, and the dense weights to keep, as these move them.
+
+        Args:
+            updates: Updates that the inner optimizer gave.
+            latent: The parameters it worked on.
+            step: The step: where an updater that prunes anything says so, no weight moves in those that update masks.
+
+        Returns:
+            Updates, and dense weights with `NOT_PRUNED` where the parameter is all there is.
+        """
+        updaters = {id(leaf.updater): leaf.updater for leaf in self.leaves if leaf.target}
+        # The moves alone are held: the optimizer has seen the gradients, and its state advances.
+        due = {key: updater.is_refresh_due(step) for key, updater in updaters.items() if updater.skip_gradients}
+        held = lambda due, u: u if due is False else jnp.where(due, jnp.zeros((), u.dtype), u)  # noqa: E731
+        nodes = self.column(updates, "updates")
+        if due:
+            nodes = [held(due.get(id(leaf.updater), False), u) for leaf, u in zip(self.leaves, nodes, strict=True)]
+        keeps = [bool(leaf.target) and leaf.updater.keeps_dense_weights for leaf in self.leaves]
+        columns = zip(self.leaves, keeps, nodes, jax.tree.leaves(latent), strict=True)
+        dense = [leaf.updater.dense_weight(u, p) if is_kept else NOT_PRUNED for leaf, is_kept, u, p in columns]
+        return self.treedef.unflatten(nodes), self.treedef.unflatten(dense)
+
+    def landed(self, updates: PyTree, params: PyTree, dense: PyTree, masks: PyTree) -> PyTree:
+        """Updates that take parameters onto their masks."""
+        moved = self.column(updates, "updates"), jax.tree.leaves(params), self.column(dense, "dense weights")
+        columns = zip(self.leaves, *moved, self.column(masks, "masks"), strict=True)
+        return self.treedef.unflatten(
+            [leaf.updater.landed(u, *beside) if leaf.target else u for leaf, u, *beside in columns]
         )
 
 
@@ -108,7 +159,7 @@ class UpdaterHooks(abc.ABC):
     """All that a step asks of an updater; `BaseUpdater` is one, and algorithms override what they do otherwise.
 
     The fields are those of `BaseUpdater`. What an algorithm can do is declared in class attributes; nobody asks for
-    its class.
+    its class. What names, shapes and dtypes decide is made once, and anew when a field is set.
 
     Attributes:
         prunes: Whether anything is pruned at all.
@@ -125,6 +176,9 @@ class UpdaterHooks(abc.ABC):
         masks_from_seed: Whether they depend on nothing else, and never change.
     """
 
+    __slots__ = ("made_once",)
+
+    made_once: dict[tuple, Any]
     scheduler: NoUpdateSchedule
     skip_gradients: bool
     is_sparse_gradients: bool
@@ -148,7 +202,45 @@ class UpdaterHooks(abc.ABC):
     draws_randomly: ClassVar[bool] = False
     masks_from_seed: ClassVar[bool] = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field, and forgets what was made of the fields before."""
+        object.__setattr__(self, name, value)
+        object.__setattr__(self, "made_once", {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields: a copy makes its plans itself."""
+        return vars(self).copy()
+
+    def once(self, what: str, tree: PyTree, make: Callable[[], T], by_dtype: bool = False) -> T:
+        """What `make` gives, made once for all trees of one structure and the same shapes.
+
+        Args:
+            what: What is made.
+            tree: The tree it is made for.
+            make: Makes it; of values of the tree it may read nothing, nor keep any.
+            by_dtype: Whether dtypes have to be the same, too.
+        """
+        leaves, treedef = jax.tree.flatten(tree)
+        dtypes = [getattr(leaf, "dtype", None) for leaf in leaves] if by_dtype else ()
+        key = (what, treedef, *map(np.shape, leaves), *dtypes)
+        if not hasattr(self, "made_once"):  # it is a copy
+            object.__setattr__(self, "made_once", {})
+        try:
+            known = self.made_once.get(key)
+        except TypeError:  # a node of the tree that cannot be hashed
+            return make()
+        if known is None:
+            if len(self.made_once) >= _MOST_MADE:
+                self.made_once.clear()
+            known = self.made_once[key] = make()
+        return known
+
     # Before a run.
+
+    @property
+    @abc.abstractmethod
+    def has_custom_topk(self) -> bool:
+        """Whether it was given a `topk_fn` in place of its structure's."""
 
     @abc.abstractmethod
     def target_sparsities(self, params: PyTree) -> PyTree:
@@ -189,11 +281,10 @@ class UpdaterHooks(abc.ABC):
         """Refuses a state that another updater made."""
 
     def leaf_plans(self, params: PyTree) -> LeafPlans:
-        """What names and shapes decide about every leaf; made once in an update."""
-        return once(self, "leaf plans", params, lambda: self.make_leaf_plans(params))
+        """What names, shapes and dtypes decide about every leaf; made once."""
+        return self.once("leaf plans", params, lambda: self._made_plans(params), by_dtype=True)
 
-    def make_leaf_plans(self, params: PyTree) -> LeafPlans:
-        """What `leaf_plans` gives, made anew."""
+    def _made_plans(self, params: PyTree) -> LeafPlans:
         targets = aligned(params, self.target_sparsities(params), "target sparsities")
         rules, rankings = self.mask_rules(params), jax.tree.leaves(self.rankings(params))
         columns = zip(targets, map(is_pruned, targets), rules, rankings, strict=True)
@@ -202,7 +293,7 @@ class UpdaterHooks(abc.ABC):
 
     def mask_rules(self, tree: PyTree) -> list[MaskRule]:
         """How the mask of every leaf is made, of a tree laid out like the parameters, such as their scores."""
-        return once(self, "mask rules", tree, lambda: self._made_rules(tree))
+        return self.once("mask rules", tree, lambda: self._made_rules(tree))
 
     def _made_rules(self, tree: PyTree) -> list[MaskRule]:
         names, leaves = leaf_names(tree), jax.tree.leaves(tree)
@@ -222,7 +313,7 @@ class UpdaterHooks(abc.ABC):
 
     def channel_pools(self, tree: PyTree) -> ChannelPools:
         """The groups of channels whose masks several leaves share."""
-        return once(self, "channel pools", tree, lambda: ChannelPools.of([r.channels for r in self.mask_rules(tree)]))
+        return self.once("channel pools", tree, lambda: ChannelPools.of([r.channels for r in self.mask_rules(tree)]))
 
     def pooled_scores(self, scores: PyTree) -> PyTree:
         """The scores, those of the channels of a group in place of those of the entries that make them."""
@@ -313,5 +404,5 @@ class UpdaterHooks(abc.ABC):
             dense: From `dense_weight`.
             mask: Its mask, however it is stored.
         """
-        dtype = common_dtype(update.dtype, param.dtype)
+        dtype = update.dtype if update.dtype == param.dtype else common_dtype(update.dtype, param.dtype)
         return jnp.where(unpack(mask, param.shape), update.astype(dtype), -param.astype(dtype))

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from sparse_plugins.core.masks import IN_ZEROS, NOT_PRUNED, kept, map_pruned, pack_masks, packed_shape, unpack
-from sparse_plugins.core.transform.cond import fresh_if
+from sparse_plugins.core.selection.topk import varying_with
+from sparse_plugins.core.transform.cond import fresh_if, masks_varying_with
 from sparse_plugins.core.transform.hooks import UpdaterHooks
 from sparse_plugins.core.transform.state import SparseState
-from sparse_plugins.core.transform.varying import masks_varying_with, varying_with
 from sparse_plugins.core.trees import PyTree, common_dtype
 
-__all__ = ["beside_zero", "forget_masks", "masks_if", "masks_of_step"]
+__all__ = ["beside_zero", "beside_zeros", "forget_masks", "masks_if", "masks_of_step"]
 
 
 def masks_of_step(
@@ -76,12 +76,24 @@ def _first_masks(updater: UpdaterHooks, state: SparseState, params: PyTree) -> P
     seeded.rng_seed = state.rng
     hidden = map_pruned(lambda p, m: jnp.zeros(p.shape, jnp.bool_), params, state.masks, otherwise=lambda p: NOT_PRUNED)
     plans = updater.leaf_plans(params)
-    return seeded.get_initial_masks(plans.latent_params(params, plans.acting(hidden), state), plans.targets)
+    return seeded.get_initial_masks(plans.latent_params(params, hidden, state), plans.targets)
 
 
 def forget_masks(params: PyTree, masks: PyTree) -> PyTree:
     """`IN_ZEROS` for every mask of a tree; markers stay."""
     return map_pruned(lambda p, m: IN_ZEROS, params, masks, otherwise=lambda p: NOT_PRUNED)
+
+
+def beside_zeros(params: PyTree, updates: PyTree, masks: PyTree) -> PyTree:
+    """The updates with which no kept weight lands on 0, from which the next step would read that it is pruned.
+
+    Args:
+        params: Parameters before the update.
+        updates: What `optax.apply_updates` is going to add.
+        masks: The masks that act.
+    """
+    beside = lambda p, m, u: jnp.where(unpack(m, p.shape), beside_zero(p, u), u)  # noqa: E731
+    return map_pruned(beside, params, masks, updates, otherwise=lambda p, u: u)
 
 
 def beside_zero(param: jax.Array, update: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ parameter may stand an array of its shape, one with leading axes (a history of u
 that a parameter's weights share (factored moments, one number per layer) go on when a weight is re-grown.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_plugins.core.masks import is_pruned, unpack
+from sparse_plugins.core.masks import MARKERS, is_pruned, unpack
 from sparse_plugins.core.trees import PyTree, aligned
 
 __all__ = ["check_inner", "check_restartable", "owners", "reset_pruned"]
@@ -48,7 +49,7 @@ def reset_pruned(state: PyTree, fresh: PyTree, params: PyTree, masks: PyTree) ->
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
 
     def reset(path: Any, leaf: Any, owner: int | None) -> Any:
-        if owner is None or path not in start or not is_pruned(mask_leaves[owner]):
+        if owner is None or path not in start or isinstance(mask_leaves[owner], MARKERS):
             return leaf
         if not _has_entry_per_weight(jnp.shape(leaf), shapes[owner]):  # a row that kept weights share is theirs, too
             return leaf
@@ -155,10 +156,25 @@ def owners(state: PyTree, params: PyTree) -> list[int | None]:
         >>> owners(optax.adam(0.1).init(params), params)  # count, mu, nu
         [None, 0, 1, 0, 1]
     """
+    structures = jax.tree.structure(state), jax.tree.structure(params)
+    try:
+        hash(structures)
+    except TypeError:  # a node cannot be hashed
+        return _owners(state, params)
+    return list(_owners_by_structure(*structures))
+
+
+@functools.lru_cache(maxsize=1 << 8)
+def _owners_by_structure(state: Any, params: Any) -> list[int | None]:
+    """`owners` of trees of these structures, found once."""
+    return _owners(*(structure.unflatten(range(structure.num_leaves)) for structure in (state, params)))
+
+
+def _owners(state: PyTree, params: PyTree) -> list[int | None]:
     children = jax.tree.leaves(state, is_leaf=lambda child: child is not state)
     if len(children) == 1 and children[0] is state:
         return [0 if jax.tree_util.all_leaves([params]) else None]
-    below = [owner for child in children for owner in owners(child, params)]
+    below = [owner for child in children for owner in _owners(child, params)]
     if type(state) is not type(params) or any(owner is not None for owner in below):
         return below
     parts = _parts(state, params)

@@ -1,22 +1,20 @@
 """An updater and an optimizer as one optax transformation: the step."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.checks import check_changes, check_params, check_update
-from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, map_pruned, unpack, visible_leaves
-from sparse_plugins.core.transform.cond import fresh_if, masks_alone, refreshed_if
-from sparse_plugins.core.transform.hooks import LeafPlan, LeafPlans, UpdaterHooks
-from sparse_plugins.core.transform.implicit_masks import beside_zero, forget_masks, masks_if, masks_of_step
+from sparse_plugins.core.masks import apply_masks, map_pruned, visible_leaves
+from sparse_plugins.core.transform.cond import fresh_if, masks_alone, masks_varying_with, refreshed_if
+from sparse_plugins.core.transform.hooks import LeafPlans, UpdaterHooks
+from sparse_plugins.core.transform.implicit_masks import beside_zeros, forget_masks, masks_if, masks_of_step
 from sparse_plugins.core.transform.moments import check_inner, reset_pruned
 from sparse_plugins.core.transform.skipped_steps import accumulation_periods
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state
-from sparse_plugins.core.transform.varying import masks_varying_with
-from sparse_plugins.core.transform.walk import shared_walk
 from sparse_plugins.core.trees import PyTree, stands_for_params
 
 __all__ = ["ZEROS_NEED_GRAPH", "refreshed_state", "sparse_transformation"]
@@ -53,15 +51,13 @@ def sparse_transformation(
     is_ours = type(updater).update_state.__module__.startswith(f"{__name__.partition('.')[0]}.")
     changes = ["masks"] if is_ours else None
 
-    @shared_walk()
     def init(params: PyTree) -> SparseState:
         check_params(updater, params)
         inner_state = inner.init(params)
         if holds_sparse_state(inner_state):
             raise TypeError(_SPARSE_ALREADY)
         state = updater.init_state(params)._replace(inner_state=inner_state)
-        plans = updater.leaf_plans(params)
-        restarted = plans.tree(_restarted(plans, plans.column(state.masks, "masks")))
+        restarted = updater.leaf_plans(params).restarted(state.masks)
         check_inner(bool(jax.tree.leaves(restarted)), inner.init, inner_state, params, restarted)
         updater.check_inner_state(inner_state)
         for period in accumulation_periods(inner, inner_state, params):
@@ -77,7 +73,7 @@ def sparse_transformation(
         due: Any, plans: LeafPlans, updates: PyTree, state: SparseState, params: PyTree, **extra: Any
     ) -> tuple[PyTree, SparseState]:
         """The masks in force, and the state that goes with them."""
-        refreshed = lambda state: _refreshed(updater, plans, state, params, updates, **extra)  # noqa: E731
+        refreshed = functools.partial(_refreshed, updater, plans, params, updates, extra)
         if in_zeros:
             fresh = lambda masks: masks_alone(refreshed(state._replace(masks=masks)), state, _MASKS_ALONE)  # noqa: E731
             return masks_of_step(updater, state, params, due, fresh), state
@@ -96,115 +92,63 @@ def sparse_transformation(
 
         return masks_if(due, fresh, params, masks) if in_zeros else fresh_if(due, fresh, masks)
 
-    @shared_walk()
     def update(
         updates: PyTree, state: SparseState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SparseState]:
-        check_update(updater, updates, state, params)
-        plans = updater.leaf_plans(params)
+        plans = check_update(updater, updates, state, params)
         due = updater.changes_before(state.count) if refresh_in_graph else False
         # Masks first: what this step prunes or grows is pruned or grown for its gradients and moments, too.
         masks, state = masks_before(due, plans, updates, state, params, **extra)
-        acting = plans.acting(masks)
-        latent = plans.latent_params(params, acting, state)
-        inner_state = state.inner_state
-        restarted = plans.tree(_restarted(plans, acting))
+        latent = plans.latent_params(params, masks, state)
+        inner_state, restarted = state.inner_state, plans.restarted(masks)
         if jax.tree.leaves(restarted):
             # A weight that comes back must not start with the moments that it had when it was pruned.
             latent = apply_masks(latent, restarted)  # some optimizers keep parameters in their state
             inner_state = reset_pruned(inner_state, inner.init(latent), latent, restarted)
-        gradients = _inner_gradients(plans, plans.column(updates, "gradients"), jax.tree.leaves(latent), acting)
-        moves, inner_state = inner.update(plans.tree(gradients), inner_state, latent, **extra)
+        moves, inner_state = inner.update(plans.inner_gradients(updates, latent, masks), inner_state, latent, **extra)
         # Held before they are landed, so that a step that moves no weight still takes them onto its masks.
-        held = _held(plans, plans.column(moves, "updates"), state.count)
-        moved = _dense_weights(plans, held, jax.tree.leaves(latent))
-        dense = plans.tree(moved) if updater.keeps_dense_weights else ()
+        held, dense = plans.moved(moves, latent, state.count)
         due = updater.changes_after(state.count)
         if due is not False:  # straight-through masks are those of the weights as they are after the step
             masks = masks_after(due, masks, dense, updates, state, params, **extra)
-            acting = plans.acting(masks)
         # Differences to where parameters are to be: optax adds them, and no hook comes after it.
-        landed = plans.tree(_landed(plans, held, jax.tree.leaves(params), moved, acting, in_zeros))
+        landed = plans.landed(held, params, dense, masks)
+        if in_zeros:
+            landed = beside_zeros(params, landed, plans.tree(plans.acting(masks)))
         return landed, SparseState(
             masks=state.masks if in_zeros else masks,
             inner_state=inner_state,
             target_sparsities=state.target_sparsities,
             count=optax.safe_increment(state.count),
             rng=state.rng,
-            dense_params=dense,
+            dense_params=dense if updater.keeps_dense_weights else (),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@shared_walk()
 def refreshed_state(
     updater: UpdaterHooks, state: SparseState, params: PyTree, grads: PyTree | None, **extra: Any
 ) -> SparseState:
     """The state with masks that change now; see `BaseUpdater.refresh`."""
     params, grads = visible_leaves(params, state.masks), None if grads is None else visible_leaves(grads, state.masks)
-    check_update(updater, grads, state, params)
+    plans = check_update(updater, grads, state, params)
     # These change inside update, once it has moved the weights.
     if updater.masks_follow_weights:
         return state
     state = state._replace(masks=masks_varying_with(params, state.masks))
-    return _refreshed(updater, updater.leaf_plans(params), state, params, grads, **extra)
+    return _refreshed(updater, plans, params, grads, extra, state)
 
 
 def _refreshed(
-    updater: UpdaterHooks, plans: LeafPlans, state: SparseState, params: PyTree, grads: PyTree | None, **extra: Any
+    updater: UpdaterHooks,
+    plans: LeafPlans,
+    params: PyTree,
+    grads: PyTree | None,
+    extra: Mapping[str, Any],
+    state: SparseState,
 ) -> SparseState:
     # The latent parameters are made inside the branch: as its operand they would be written out first.
-    latent = plans.latent_params(params, plans.acting(state.masks), state)
+    latent = plans.latent_params(params, state.masks, state)
     new = updater.update_state(state, latent, grads, **extra)
     return updater.storing(new, params, new.masks)
-
-
-# By leaf, as lists; masks are those that act, else `NOT_PRUNED`.
-
-
-def _restarted(plans: LeafPlans, masks: Sequence[Any]) -> list[Any]:
-    """The masks of the leaves in which a weight that comes back starts from fresh moments; else `NOT_PRUNED`."""
-    columns = zip(plans.leaves, masks, strict=True)
-    return [mask if leaf.updater.restarts_moments else NOT_PRUNED for leaf, mask in columns]
-
-
-def _inner_gradients(plans: LeafPlans, grads: Sequence[Any], latent: Sequence[Any], masks: Sequence[Any]) -> list[Any]:
-    columns = zip(plans.leaves, grads, latent, masks, strict=True)
-    return [leaf.inner_gradient(g, p, mask) if leaf.target else g for leaf, g, p, mask in columns]
-
-
-def _held(plans: LeafPlans, updates: Sequence[Any], step: Any) -> list[Any]:
-    """Updates that are 0 in a step that updates masks, where an updater says so and prunes anything."""
-    updaters = {id(leaf.updater): leaf.updater for leaf in plans.leaves if leaf.target}
-    # The moves alone are held: the optimizer has seen the gradients, and its state advances.
-    due = {key: updater.is_refresh_due(step) for key, updater in updaters.items() if updater.skip_gradients}
-    held = lambda due, u: u if due is False else jnp.where(due, jnp.zeros((), u.dtype), u)  # noqa: E731
-    columns = zip(plans.leaves, updates, strict=True)
-    return [held(due[id(leaf.updater)], u) if id(leaf.updater) in due else u for leaf, u in columns]
-
-
-def _dense_weights(plans: LeafPlans, updates: Sequence[Any], latent: Sequence[Any]) -> list[Any]:
-    keeps = [bool(leaf.target) and leaf.updater.keeps_dense_weights for leaf in plans.leaves]
-    columns = zip(plans.leaves, keeps, updates, latent, strict=True)
-    return [leaf.updater.dense_weight(u, p) if is_kept else NOT_PRUNED for leaf, is_kept, u, p in columns]
-
-
-def _landed(
-    plans: LeafPlans,
-    updates: Sequence[Any],
-    params: Sequence[Any],
-    dense: Sequence[Any],
-    masks: Sequence[Any],
-    in_zeros: bool,
-) -> list[Any]:
-    """Updates that take parameters onto their masks; with masks in zeros, what is in use stops beside 0."""
-
-    def landed(leaf: LeafPlan, update: Any, param: Any, dense_weight: Any, mask: Any) -> Any:
-        if not leaf.target:
-            return update
-        update = leaf.updater.landed(update, param, dense_weight, mask)
-        return jnp.where(unpack(mask, param.shape), beside_zero(param, update), update) if in_zeros else update
-
-    columns = zip(plans.leaves, updates, params, dense, masks, strict=True)
-    return [landed(*column) for column in columns]

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.checks import has_custom_topk
 from sparse_plugins.core.initialization import rescale_to_fan_in
 from sparse_plugins.core.masks import (
     NOT_PRUNED,
@@ -196,7 +195,7 @@ def check_growable(params: PyTree, opt_state: PyTree, updater: BaseUpdater) -> N
             f"masks of {type(updater).__name__} follow the dense weights behind them, so that what is grown would be "
             "gone at the next step; use recycle_inside_mask."
         )
-    if has_custom_topk(updater):
+    if updater.has_custom_topk:
         raise ValueError(
             f"masks of {type(updater).__name__} come from a topk_fn, which growth of single weights would break; "
             "use recycle_inside_mask, or sparsity_type in place of topk_fn."
