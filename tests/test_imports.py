@@ -177,6 +177,27 @@ def test_nothing_private_crosses_a_file_of_core(module: str) -> None:
     assert [name for name in imports if is_private(name)] == []
 
 
+OF_DOPAMINE = {"_memory", "_replay", "_rng", "_support", "_transition_accumulator"}  # which this repository has, too
+
+
+def privately_made(tree: ast.Module) -> set[str]:
+    nodes = list(ast.walk(tree))
+    made = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    made |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    return {name for name in made if is_private(name)}
+
+
+def test_no_file_reads_what_another_one_keeps_private() -> None:
+    trees = {module: ast.parse(path.read_text()) for module, path in FILES.items()}
+    made = {module: privately_made(tree) for module, tree in trees.items()}
+    ours = set().union(*made.values()) - OF_DOPAMINE
+    reads = [(module, n) for module, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    foreign = [(module, node) for module, node in reads if node.attr in ours - made[module]]
+    assert [(module, text) for module, node in foreign if not (text := ast.unparse(node)).startswith("self.")] == []
+    imports = [(module, n) for module, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert [(m, alias.name) for m, node in imports for alias in node.names if is_private(alias.name)] == []
+
+
 @pytest.mark.parametrize("module", CORE)
 def test_core_says_what_its_files_give_to_others(module: str) -> None:
     """A name that another file of the package imports is in `__all__`."""

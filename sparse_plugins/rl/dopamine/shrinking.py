@@ -141,7 +141,7 @@ class Shrinking:
             What `give_back` takes.
         """
         agent = self._agent
-        before = {name: vars(agent).get(name) for name in (*self._names, "_first_check")} | {"left": self.left}
+        before = {name: vars(agent).get(name) for name in (*self._names, "first_check")} | {"left": self.left}
         if all(np.array_equal(mine, channels[name]) for name, mine in self.channels.items()):
             return before
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._graph.params)
@@ -166,8 +166,8 @@ class Shrinking:
     @property
     def _names(self) -> tuple[str, ...]:
         agent = self._agent
-        parts = (*self._whole, "optimizer_state", agent._optimizer_attribute, agent._online_attribute)
-        return parts if agent._target_attribute is None else (*parts, agent._target_attribute)
+        parts = (*self._whole, "optimizer_state", agent.optimizer_attribute, agent.online_attribute)
+        return parts if agent.target_attribute is None else (*parts, agent.target_attribute)
 
     def _become(self, params: PyTree, masks: PyTree, state: PyTree, target: PyTree | None) -> None:
         small = shrink(self._graph, params, masks, opt_state=state, also=[] if target is None else [target])
@@ -185,10 +185,10 @@ class Shrinking:
     def _set(self, state: PyTree, params: PyTree, target: PyTree = None, **parts: Any) -> None:
         """Beside the agent's `__setattr__`, which takes what is written for a step."""
         agent = self._agent
-        parts |= {"optimizer_state": state, agent._online_attribute: params}
-        parts |= {agent._optimizer_attribute: parts["wrapped_optimizer"], "_first_check": FirstCheck(parts["updater"])}
-        if agent._target_attribute is not None:
-            parts[agent._target_attribute] = target
+        parts |= {"optimizer_state": state, agent.online_attribute: params}
+        parts |= {agent.optimizer_attribute: parts["wrapped_optimizer"], "first_check": FirstCheck(parts["updater"])}
+        if agent.target_attribute is not None:
+            parts[agent.target_attribute] = target
         vars(agent).update(parts)
 
 

@@ -52,6 +52,10 @@ class SparseAgent:
         wrapped_optimizer: The agent's optimizer on the masks.
         shrinking: When it loses the channels that are pruned, and which are left; None if it keeps them all.
         steps_taken_over: How often the agent took over an optimizer state that it had made.
+        first_check: The look at its weights after the first mask update.
+        optimizer_attribute: Under which name the agent's class keeps its optimizer,
+        online_attribute: its parameters,
+        target_attribute: and those of its target network; None if it has none.
     """
 
     updater: BaseUpdater
@@ -67,6 +71,10 @@ class SparseAgent:
     wrapped_optimizer: optax.GradientTransformationExtraArgs
     shrinking: Shrinking | None
     steps_taken_over: int
+    first_check: FirstCheck
+    optimizer_attribute: str
+    online_attribute: str
+    target_attribute: str | None
 
     def __init__(
         self,
@@ -92,18 +100,18 @@ class SparseAgent:
     @property
     def sparse_params(self) -> PyTree:
         """What the agent acts with: exactly 0 outside the masks."""
-        return getattr(self, self._online_attribute)
+        return getattr(self, self.online_attribute)
 
     @property
     def target_sparse_params(self) -> PyTree | None:
         """The parameters of the target network, or None if there is none."""
-        return None if self._target_attribute is None else getattr(self, self._target_attribute)
+        return None if self.target_attribute is None else getattr(self, self.target_attribute)
 
     def describe_plan(self) -> str:
         """What the run is going to do: layers and their targets, and when masks are updated in every unit of steps."""
         changes = self.clock.describe(self.updater)
         plan = describe_plan(self.updater, self.sparse_params)
-        target = "none" if self._target_attribute is None else self.target_policy
+        target = "none" if self.target_attribute is None else self.target_policy
         leave = ["pruned channels leave after the last mask change"] if self.shrinking is not None else []
         return "\n".join([plan, *([changes] if changes else []), f"target network: {target}", *leave])
 
@@ -111,10 +119,10 @@ class SparseAgent:
         of_masks = key_of_masks(self._rng)  # before networks are drawn from it
         with first_call() as call:
             super()._build_networks_and_optimizer()  # type: ignore[misc]
-        self._optimizer_attribute = _first_of(self, _OPTIMIZERS, "an optimizer")
-        self._online_attribute = _first_of(self, _ONLINE, "parameters")
-        self._target_attribute = next((name for name in _TARGETS if name in vars(self)), None)
-        if self._target_attribute is None and self.target_policy is not TargetPolicy.AT_MASK_UPDATE:
+        self.optimizer_attribute = _first_of(self, _OPTIMIZERS, "an optimizer")
+        self.online_attribute = _first_of(self, _ONLINE, "parameters")
+        self.target_attribute = next((name for name in _TARGETS if name in vars(self)), None)
+        if self.target_attribute is None and self.target_policy is not TargetPolicy.AT_MASK_UPDATE:
             raise ValueError(
                 f"target_policy is {self.target_policy!s}, and this agent has no target network: leave it out."
             )
@@ -127,26 +135,26 @@ class SparseAgent:
         self.updater = self.clock.in_optimizer_steps(knowing).seeded(of_masks)
         self.follower = HostFollower(self.updater, self.target_policy)
         # One object for the agent's life: optimizers are static arguments, and another one would compile again.
-        optimizer = getattr(self, self._optimizer_attribute)
+        optimizer = getattr(self, self.optimizer_attribute)
         self.wrapped_optimizer = self.updater.wrap_optax(optimizer)
         dense = self.sparse_params
-        setattr(self, self._optimizer_attribute, self.wrapped_optimizer)
+        setattr(self, self.optimizer_attribute, self.wrapped_optimizer)
         self.optimizer_state = self.wrapped_optimizer.init(dense)
-        setattr(self, self._online_attribute, self.follower.first_params(dense, self.optimizer_state))
-        if self._target_attribute is not None:
-            setattr(self, self._target_attribute, self.follower.initial(dense, self.optimizer_state))
-        self.steps_taken_over, self._first_check = 0, FirstCheck(self.updater)
+        setattr(self, self.online_attribute, self.follower.first_params(dense, self.optimizer_state))
+        if self.target_attribute is not None:
+            setattr(self, self.target_attribute, self.follower.initial(dense, self.optimizer_state))
+        self.steps_taken_over, self.first_check = 0, FirstCheck(self.updater)
         if shrinks:
             self.shrinking = Shrinking(self, optimizer, graph)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Passes on, and lets the target network follow the masks; see the module's docstring."""
         before = vars(self)
-        if name == "optimizer_state" and "_first_check" in before and not self.follower.is_restoring:
+        if name == "optimizer_state" and "first_check" in before and not self.follower.is_restoring:
             # Here alone parameters and state are of one step, the last one: agents assign them in either order.
             before["steps_taken_over"] += 1
-            self._first_check(before["steps_taken_over"] - 1, self.sparse_params, self.optimizer_state)
-        target = before.get("_target_attribute")
+            self.first_check(before["steps_taken_over"] - 1, self.sparse_params, self.optimizer_state)
+        target = before.get("target_attribute")
         if target is not None and name == target:
             value = self.follower.after_write(value, self.optimizer_state)
         is_step = target is not None and name == "optimizer_state" and value is not before.get(name)
@@ -217,7 +225,7 @@ class SparseAgent:
                 done = super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
                 if done:
                     setattr(
-                        self, self._optimizer_attribute, self.wrapped_optimizer
+                        self, self.optimizer_attribute, self.wrapped_optimizer
                     )  # some agents have built a bare optimizer
                     between = bundle_dictionary["between_steps"]
                     for name in _BETWEEN_STEPS:
