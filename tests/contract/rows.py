@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.extend.core import jaxprs_in_params
 
 from sparse_plugins import core
@@ -84,6 +85,9 @@ FAMILIES = [
     *("granet", "gradual_set", "acdc", "fisher", "wanda", "grasp", "soft_topk_ste"),
     RIGL_AND_STE,
 ]
+# One row for each way masks lie and layers are told; `make test` runs the others, too.
+QUICK = {*FAMILIES, "no_prune", "static_sparse", "srigl", "rigl stacked", "magnitude groups", "rigl by path"}
+ROWS = [row if row in QUICK else pytest.param(row, marks=pytest.mark.thorough) for row in UPDATERS]
 
 
 def make_updater(row: str, **overrides: Any) -> core.BaseUpdater:

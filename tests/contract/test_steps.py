@@ -16,6 +16,7 @@ from tests.contract.rows import (
     MIXTURES,
     NEVER_CHANGE,
     RIGL_AND_STE,
+    ROWS,
     STEPS,
     TREES,
     TWO_PHASES,
@@ -34,7 +35,7 @@ from tests.contract.rows import (
 )
 from tests.quick import quick_jit
 
-every_updater = pytest.mark.parametrize("row", UPDATERS)
+every_updater = pytest.mark.parametrize("row", ROWS)
 every_family = pytest.mark.parametrize("row", FAMILIES)
 
 
@@ -147,7 +148,12 @@ def test_only_masks_pass_the_guard(row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "branches"), [("magnitude", 1), ("random_ste", 1), ("rigl", 1), ("mixture of set and random_ste", 4)]
+    ("row", "branches"),
+    [
+        *(("magnitude", 1), ("random_ste", 1)),
+        pytest.param("rigl", 1, marks=pytest.mark.thorough),
+        pytest.param("mixture of set and random_ste", 4, marks=pytest.mark.thorough),
+    ],
 )
 def test_vmap_over_seeds_keeps_the_branch(row: str, branches: int) -> None:
     def start(seed: jax.Array) -> tuple[Any, Any]:
@@ -174,6 +180,7 @@ def test_vmap_over_seeds_keeps_the_branch(row: str, branches: int) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), lane(states[0], i), params)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("row", ["magnitude", "magnitude_ste"])
 def test_meta_gradients_pass_through_updates(row: str) -> None:
     updater, params = make_updater(row), TREES["dict"]()

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from tests.contract.rows import STEPS, TREES, UPDATERS, assert_on_mask, assert_same, make_step, make_updater
+from tests.contract.rows import ROWS, STEPS, TREES, assert_on_mask, assert_same, make_step, make_updater
 from tests.quick import quick_jit
 
 RANDOM = ["random", "random_ste", "static_sparse", "set", "mixture of set and random_ste"]
@@ -64,7 +64,7 @@ def test_seeds_reach_all_that_is_random_and_repeat(row: str) -> None:
     assert all((same[name] != other[name]).any() for name in ("w", "head"))
 
 
-@pytest.mark.parametrize("row", UPDATERS)
+@pytest.mark.parametrize("row", ROWS)
 def test_what_draws_randomly_says_so(row: str) -> None:
     params = TREES["dict"]()
 

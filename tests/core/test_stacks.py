@@ -20,6 +20,7 @@ from tests.quick import quick_jit
 
 SCALES = (1e-3, 0.01, 0.1, 0.3, 1, 2, 3, 4)
 LAYERS, WIDTH = len(SCALES), 8
+THOROUGH = ("saliency", "saliency 2x2", "granet", "soft_topk_ste", "gradual_rigl")
 STACKED = {
     "blocks/kernel": core.Axes(stack=0, inputs=1, outputs=2),
     "blocks/bias": core.Axes(stack=0, elementwise=1),
@@ -66,8 +67,8 @@ def trained(updater: core.BaseUpdater, params: Any, start: Any, extra: dict[str,
 @pytest.mark.parametrize(
     "row",
     [
-        *("magnitude erk", "saliency", "rigl 2:4", "srigl", "saliency 2x2", "granet", "wanda"),
-        *("soft_topk_ste", "gradual_rigl"),
+        *("magnitude erk", "rigl 2:4", "srigl", "wanda"),
+        *(pytest.param(row, marks=pytest.mark.thorough) for row in THOROUGH),
     ],
 )
 def test_a_stack_is_trained_as_its_layers_unrolled(row: str) -> None:
