@@ -76,16 +76,16 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}; give the number of checkpoints to keep, 1 or more.")
         self._folder, self._keep = Path(folder), keep
 
-    def knowing(self, updater: Any) -> Self:
-        """The same folder for a front end that knows the updater of its run; as it is, if it was given one.
+    def knowing(self, updater: Any, settings: str = "") -> Self:
+        """The same folder for a front end that knows its run.
 
         Args:
-            updater: As for the class.
+            updater: As for the class, which may have been given one.
+            settings: What else decides what is computed, in words; it is compared as the updater is.
         """
-        if self._identity is not None:
-            return self
         known = copy.copy(self)
-        known._identity = identity(updater_of(updater))
+        of_updater = self._identity or identity(updater_of(updater))
+        known._identity = f"{of_updater}; {settings}" if settings else of_updater
         return known
 
     def steps(self) -> list[int]:

@@ -117,8 +117,8 @@ def check_identity(wanted: str | None, stored: str | None, what: str) -> None:
     """
     if wanted is not None and stored is not None and wanted != stored:
         raise CheckpointMismatchError(
-            f"{what} is of a run of {stored}, and this is one of {wanted}: give the run its old updater, another "
-            f"folder to the new one, {_ON_PURPOSE}"
+            f"{what} is of a run of {stored}, and this is one of {wanted}: give the run what it had, another folder to "
+            f"the new one, {_ON_PURPOSE}"
         )
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of a federated run, counted in rounds."""
 
+from pathlib import Path
 from typing import Any
 
 from sparse_plugins import checkpoints
@@ -37,7 +38,8 @@ class Checkpoints(checkpoints.Checkpoints):
         folder: Where they are; made when it is needed.
         keep: How many finished ones to keep, 1 or more. With 2, a damaged one costs the rounds since the one before.
         updater: The updater, the server optimizer or the algorithm of the run. Recorded in every checkpoint and
-            compared when one is read, since a state does not tell whether RigL or a static mask is to go on from it.
+            compared when one is read, since a state does not tell whether RigL or a static mask is to go on from it;
+            of an algorithm of `sparse_federated_averaging` also how updates are grown, sent and averaged, and widths.
 
     Raises:
         ValueError: If `keep` is less than 1, or there is no updater in `updater`.
@@ -55,6 +57,12 @@ class Checkpoints(checkpoints.Checkpoints):
     """
 
     unit = "round"
+
+    def __init__(self, folder: str | Path, keep: int = 2, updater: Any = None) -> None:
+        super().__init__(folder, keep, updater)
+        parts = getattr(getattr(updater, "apply", None), "__self__", None)
+        if settings := getattr(parts, "settings", ""):
+            self._identity = f"{self._identity}; {settings}"
 
     def rounds(self) -> list[int]:
         """Numbers of the checkpoints there are, ascending; some may turn out to be damaged.

@@ -80,3 +80,22 @@ def test_a_checkpoint_of_another_sparsity_is_refused_or_changed_on_purpose(tmp_p
     assert float(changed.target_sparsities["w"]) == pytest.approx(0.9)
     same = fed.Checkpoints(tmp_path).restore(tree("rigl", 0.8)).state["opt_state"]
     assert int(core.unpack_masks({"w": jnp.ones((10, 10))}, same.masks)["w"].sum()) == 20
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    made = lambda **options: fed.sparse_federated_averaging(  # noqa: E731
+        GRADIENT, CLIENT, optax.adam(0.01), updater_of("set"), TRAIN, **options
+    )
+    state = made().init(MODEL.init(jax.random.PRNGKey(0)))
+    fed.Checkpoints(tmp_path, updater=made()).save(0, state)
+    others = {
+        r"client_widths=\(\(0.5,\), 'nested', 0\)": {"client_widths": fed.ClientWidths((0.5,))},
+        "personal_masks=True": {"personal_masks": True},
+        "rule='voters', min_votes=2": {"aggregation": fed.Aggregation("voters", min_votes=2)},
+        "max_norm=1": {"max_norm": 1},
+        r"wire=\('int8', 'float32'\)": {"wire": fed.Wire(down="int8")},
+    }
+    for told, options in others.items():
+        with pytest.raises(fed.CheckpointMismatchError, match=told):
+            fed.Checkpoints(tmp_path, updater=made(**options)).restore(state)
+    assert fed.Checkpoints(tmp_path, updater=made(wire=fed.Wire(zstd=True))).restore(state).round == 0

@@ -65,6 +65,8 @@ def network_app(before: Callable = same, after: Callable = same) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         width = message.content["arrays"]["bias"].shape[0]
+        trained = context.state.config_records.get("seen")
+        assert trained is None or trained["width"] == width, "nodes evaluate what they have trained"
         return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1, "width": width})}), reply_to=message)
 
     return app
@@ -138,6 +140,8 @@ def test_a_server_that_is_killed_deals_the_same_widths(tmp_path: Any) -> None:
     # All but the bytes of a broadcast to nodes that have to be sent masks again.
     paid = lambda ours: [dataclasses.replace(entry, down=0) for entry in ours.ledger]  # noqa: E731
     assert paid(second) == paid(through)
+    with pytest.raises(fed.CheckpointMismatchError, match=r"client_widths=\(\(0.5, 1.0\), 'rolling', 4"):
+        run(dataclasses.replace(DEALT, seed=4), checkpoints=checkpoints)
 
 
 def test_nodes_with_networks_of_another_width_are_told_and_the_round_goes_on() -> None:

@@ -32,6 +32,7 @@ from sparse_plugins.fed.server import (
     sparse_server,
     warn_of_idle_round,
 )
+from sparse_plugins.fed.settings import in_words, of_messages, of_widths
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["Averaging", "Client", "sparse_federated_averaging"]
@@ -190,6 +191,7 @@ class Clients:
         self, grad_fn: GradFn, optimizer: fedjax.Optimizer, widths: ClientWidths | None, backend: Backend
     ) -> None:
         self._parts = grad_fn, optimizer, widths, backend
+        self.widths = widths
         self.train = masked_training(grad_fn, optimizer, backend)
         self.probe = mean_gradient(grad_fn, backend)
         self.narrow = None if widths is None else NarrowTraining(widths, grad_fn, optimizer, backend)
@@ -216,6 +218,19 @@ class Averaging:
     def algorithm(self) -> fedjax.FederatedAlgorithm:
         """As FedJAX has it."""
         return fedjax.FederatedAlgorithm(self.server.init, self.apply)
+
+    @property
+    def settings(self) -> str:
+        """What is not the default and decides, beside updater and state, what a round computes."""
+        server, channel = self.server, self.channel
+        return in_words(
+            growth=server.growth.name if server.updater.grows_by_gradient and not server.has_personal_masks else None,
+            personal_masks=server.has_personal_masks,
+            client_widths=of_widths(self.clients.widths),
+            aggregation=None if self.aggregation in (Aggregation(), Aggregation("voters")) else repr(self.aggregation),
+            max_norm=channel.max_norm,
+            wire=of_messages(channel.wire),
+        )
 
     def without_channels(self, small: core.Shrunk) -> "Averaging":
         """The same for the smaller network, whose masks stay as they are."""

@@ -71,6 +71,21 @@ class Inner:
         self.strategy, self.base = strategy, base
 
     @property
+    def settings(self) -> str:
+        """Names and numbers of the strategy and of what it wraps, but for those of evaluation and of waiting."""
+        said, strategy = [], self.strategy
+        while True:
+            numbers = [
+                f"{name}={value}"
+                for name, value in vars(strategy).items()
+                if isinstance(value, int | float) and not any(word in name for word in ("evaluate", "available"))
+            ]
+            said.append(f"{type(strategy).__name__}({', '.join(numbers)})")
+            if strategy is self.base:
+                return " around ".join(said)
+            strategy = strategy.strategy
+
+    @property
     def is_private(self) -> bool:
         """Whether it adds noise for differential privacy."""
         return self.strategy is not self.base

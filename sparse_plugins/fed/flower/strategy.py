@@ -31,6 +31,7 @@ from sparse_plugins.fed.ledger import DELIVERED, Ledger
 from sparse_plugins.fed.mask_change import check_is_plain, replaced_per_layer
 from sparse_plugins.fed.messages import Wire
 from sparse_plugins.fed.server import SparseServerState, check_personal_masks, sparse_server, warn_of_idle_round
+from sparse_plugins.fed.settings import in_words, of_messages, of_widths
 from sparse_plugins.fed.updater_in_rounds import updater_in_rounds
 
 __all__ = ["SparseStrategy"]
@@ -76,7 +77,8 @@ class SparseStrategy(Strategy):
         ledger: Gets an entry for each node and round; what evaluation costs is in `evaluation_ledger`.
         checkpoints: Where the run is saved after each round, and goes on from, bit for bit.
         resends_masks: Send masks in every broadcast, also to nodes that hold them.
-        keep_targets: False goes on from checkpoints of another updater or of other sparsities, on purpose.
+        keep_targets: False goes on from checkpoints of another updater, of other sparsities, or of other settings of
+            this class or of the strategy inside that change what is computed, on purpose.
         **words: What else `core.sparsify` takes with an algorithm: `sparsity`, `distribution`, `rules`, `layers`, ...
 
     Raises:
@@ -137,7 +139,7 @@ class SparseStrategy(Strategy):
         self.client_widths = client_widths
         self.ledger = Ledger() if ledger is None else ledger
         self.evaluation_ledger = Ledger()
-        self._checkpoints = None if checkpoints is None else checkpoints.knowing(updater)
+        self._checkpoints = None if checkpoints is None else checkpoints.knowing(updater, self.settings)
         self._keep_targets, self._held = keep_targets, Held(not resends_masks)
         self._first_check = FirstCheck(updater)
         self._state: SparseServerState | None = None
@@ -164,6 +166,19 @@ class SparseStrategy(Strategy):
         if self._layout is None:
             raise ValueError("there is no model yet: call start first.")
         return self._layout
+
+    @property
+    def settings(self) -> str:
+        """What decides, beside updater and state, what a round computes."""
+        return f"{self.inner.settings}; " + in_words(
+            seed=self.seed,
+            growth=self.server.growth.name if self.server.updater.grows_by_gradient else None,
+            personal_masks=self.server.has_personal_masks,
+            min_votes=self.aggregation.min_votes,
+            client_widths=of_widths(self.client_widths),
+            max_norm=self.max_norm,
+            wire=of_messages(self.wire),
+        )
 
     def masks(self) -> dict[str, Any]:
         """uint8 masks by the names of the model's arrays, 1 = in use; `core.NOT_PRUNED` where one stays dense."""
@@ -265,7 +280,7 @@ class SparseStrategy(Strategy):
         messages = self._chosen(messages, grid, server_round)
         broadcast = self._broadcast(grid)
         change = self.server.mask_change(self.state, broadcast.received.values, broadcast.received.masks)
-        parts = self._parts(broadcast)
+        parts = self._parts(broadcast, broadcast.round)
         self._round = Round(self, broadcast, change, ordered, config, self._personal(broadcast), parts)
         return self._round.after_growth([self._round.order(message) for message in messages])
 
@@ -310,7 +325,9 @@ class SparseStrategy(Strategy):
         if not messages:
             return []
         broadcast = self._broadcast(grid)
-        self._round = Round(self, broadcast, None, ordered, config, parts=self._parts(broadcast))
+        # Nodes evaluate what they have trained, in the widths of the round that has just ended.
+        parts = self._parts(broadcast, max(broadcast.round - 1, 0))
+        self._round = Round(self, broadcast, None, ordered, config, parts=parts)
         return [self._round.order(message, "evaluate") for message in self._chosen(messages, grid, server_round)]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -360,11 +377,11 @@ class SparseStrategy(Strategy):
         run = self.run or str(grid.run.run_id)
         return Broadcast(run, state.round, params, self.masks(), self.layout, self.wire, self.server.seed(state))
 
-    def _parts(self, broadcast: Broadcast) -> Parts | None:
-        """What nodes have of the model; None if they have all of it."""
+    def _parts(self, broadcast: Broadcast, number: int) -> Parts | None:
+        """What nodes have of the model in a round; None if they have all of it."""
         if self.client_widths is None or self._channels is None:
             return None
-        return Parts(self.client_widths, self._channels, broadcast)
+        return Parts(self.client_widths, self._channels, broadcast, number)
 
     def _personal(self, broadcast: Broadcast) -> dict[str, Any] | None:
         """What nodes need to know to change masks of their own; None if they do not."""

@@ -53,23 +53,24 @@ class Parts:
         widths: Who gets how much.
         channels: Groups of channels of the model.
         whole: The broadcast of the whole model.
+        number: Number of the round whose widths they are.
     """
 
-    def __init__(self, widths: ClientWidths, channels: Channels, whole: Broadcast) -> None:
-        self._widths, self._channels, self._whole = widths, channels, whole
+    def __init__(self, widths: ClientWidths, channels: Channels, whole: Broadcast, number: int) -> None:
+        self._widths, self._channels, self._whole, self._number = widths, channels, whole, number
         self._params, self._masks = (tree_of(channels, tree) for tree in (whole.params, whole.masks))
         self.held = by_name(channels, with_whole_leaves(self._params, self._masks))
         self._by_width: dict[float, Part] = {}
 
     def of(self, node: int) -> Part:
         """What a node has."""
-        width = self._widths.of(node, self._whole.round)
+        width = self._widths.of(node, self._number)
         if width not in self._by_width:
             self._by_width[width] = self._made(width)
         return self._by_width[width]
 
     def _made(self, width: float) -> Part:
-        network = self._widths.network(self._channels, self._params, width, self._whole.round)
+        network = self._widths.network(self._channels, self._params, width, self._number)
         if network is None:
             return Part(self._whole, self.held)
         masks, params = network.take_masks(self._masks), by_name(self._channels, network.take(self._params))
