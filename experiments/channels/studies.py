@@ -121,7 +121,7 @@ def layout(record: Record) -> Layout:
     others = (Measure("wall time", last("wall_share")), Measure("parameters that are not 0, %", last("kept"), 100))
     traffic = TRAFFIC if study == "federated" else ()
     columns = ("cpu_share", "wall_share", "kilobytes", "kept", *_TRAFFIC[: len(traffic)])
-    step = made.step_label
+    step = "round" if traffic else "step"
     time = COSTS[0]._replace(label=f"cpu time of a {step}, of dense's") if traffic else COSTS[0]
     return dataclasses.replace(
         made,
