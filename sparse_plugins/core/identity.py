@@ -11,7 +11,8 @@ _IN_IDENTITY = ("sparsity_distribution_fn", "sparsity", "filter_fn", "custom_spa
 def identity(updater: BaseUpdater) -> str:
     """What an updater is and wants: all that the masks of a finished run depend on, apart from seeds and schedules.
 
-    Two updaters of one identity go on from each other's checkpoints.
+    Two updaters of one identity go on from each other's checkpoints. Functions are in it by their names: what a lambda
+    computes is not known from one process to another. Where they decide target sparsities, these are compared as well.
 
     Args:
         updater: An updater.

@@ -5,13 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.identity import identity as identity_of_updater
 from sparse_plugins.core.masks import NOT_PRUNED, map_pruned
 from sparse_plugins.core.sparse_optimizer import updater_of
 from sparse_plugins.core.transform.state import find_sparse_state, map_sparse_states
-from sparse_plugins.core.trees import PyTree, leaf_names
+from sparse_plugins.core.trees import PyTree, aligned, leaf_names
 
 __all__ = ["CheckpointMismatchError", "check_identity", "check_restored", "check_targets", "identity_of"]
 
@@ -30,7 +31,8 @@ def identity_of(optimizer: Any) -> str:
 
     Returns:
         Algorithm, structure, sparsity and how it is divided: all that masks depend on, apart from seeds and schedules.
-        `check_restored` compares it.
+        `check_restored` compares it. Functions are in it by their names, so that two lambdas count as the same; the
+        target sparsities that they give are compared as numbers.
 
     Raises:
         ValueError: If there is no updater in the optimizer.
@@ -83,6 +85,7 @@ def check_restored(
     """
     updater, what = optimizer if isinstance(optimizer, BaseUpdater) else updater_of(optimizer), "the restored state"
     stored = find_sparse_state(opt_state).target_sparsities
+    params = _as_the_state_sees_them(params, stored)
     target = lambda _, target: jnp.asarray(target, jnp.float32)  # noqa: E731
     wanted = map_pruned(target, params, updater.leaf_plans(params).targets, otherwise=lambda _: NOT_PRUNED)
     here, there = leaf_names(wanted), leaf_names(stored)
@@ -97,6 +100,18 @@ def check_restored(
     check_identity(identity_of_updater(updater), identity, what)
     check_targets(wanted, stored, what)
     return opt_state
+
+
+def _as_the_state_sees_them(params: PyTree, stored: PyTree) -> PyTree:
+    """Parameters with optax's markers where `optax.masked` and `optax.multi_transform` hide them from the updater."""
+    try:
+        nodes = aligned(params, stored, "target sparsities")
+    except ValueError:  # of another model, which the names of its layers tell
+        return params
+    leaves, treedef = jax.tree.flatten(params)
+    is_hidden = [isinstance(node, optax.MaskedNode) for node in nodes]
+    seen = [node if hidden else leaf for node, hidden, leaf in zip(nodes, is_hidden, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, seen) if any(is_hidden) else params
 
 
 def check_identity(wanted: str | None, stored: str | None, what: str) -> None:

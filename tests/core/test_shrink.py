@@ -163,6 +163,12 @@ def test_the_smaller_function_is_an_ordinary_one() -> None:
     close(dense(masked, more), quick_jit(small.apply)(small.params, more))
     each = quick_jit(jax.vmap(small.apply, (None, 0)))(small.params, more[:, None])
     close(dense(masked, more), each[:, 0])
+    exported = jax.export.export(jax.jit(small.apply))(small.params, x)
+    read = jax.export.deserialize(exported.serialize())
+    _, scanned = quick_jit(jax.lax.scan, static_argnums=0)(
+        lambda params, x: (params, read.call(params, x)), small.params, np.stack([x, 2 * x])
+    )
+    close(dense(masked, 2 * x), scanned[1])
     again = core.channel_graph(small.apply, small.params, x)
     twice = core.shrink(again, small.params, whole_masks(again, small.params, seed=1))
     inner = core.expand(twice, twice.params)

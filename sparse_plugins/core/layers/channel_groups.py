@@ -1,6 +1,7 @@
 """The channels of a network that can only leave together, and what keeps the others."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -240,13 +241,15 @@ def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Ch
     groups: dict[str, ChannelGroup] = {}
     for factor, its in members.items():
         first = next((m for m in its if m.makes and layers[m.path].is_layer), its[0])
-        name = first.path if first.path not in groups else f"{first.path}[{first.axis}]"
+        axis = f"{first.path}[{first.axis}]"
+        names = itertools.chain((first.path, axis), (f"{axis} ({number})" for number in itertools.count(3)))
+        name = next(name for name in names if name not in groups)
         groups[name] = ChannelGroup(name, int(factor.size), tuple(its))
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     return ChannelGraph(apply, groups, stays, layers, shapes, inputs)
 
 
-def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTree:
+def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float, *, readers: bool = False) -> PyTree:
     """Masks that keep the strongest channels of every group, whole.
 
     A channel is as strong as the l2 norm of all that makes it. Parameters that no group has stay unpruned, and at least
@@ -256,9 +259,11 @@ def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTre
         graph: The network's groups.
         params: Its parameters.
         sparsity: Fraction of the channels of each group to prune, in [0, 1).
+        readers: Whether to prune what reads a channel, too, which may then be something else than 0 without its
+            weights, as behind a sigmoid, or as query heads that share keys and values.
 
     Returns:
-        Tree of uint8 masks, `NOT_PRUNED` where a parameter makes no channel, for `with_masks` of updaters and `shrink`.
+        Tree of uint8 masks, `NOT_PRUNED` where a parameter has no channel, for `with_masks` of updaters and `shrink`.
 
     Raises:
         ValueError: If the sparsity is not allowed.
@@ -278,7 +283,7 @@ def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTre
         strength = np.sum([squares_of_channels(group, member, leaves[member.leaf]) for member in makers], axis=0)
         order = np.argsort(-strength, kind="stable")
         gone = order[max(1, keep_count(group.size, sparsity)) :]
-        for member in makers:
+        for member in group.members if readers else makers:
             mask = masks.setdefault(member.leaf, np.ones(leaves[member.leaf].shape, np.uint8))
             np.moveaxis(mask, member.axis, 0)[np.isin(member.labels, gone)] = 0
     made = [jnp.asarray(masks[leaf]) if leaf in masks else NOT_PRUNED for leaf in range(len(leaves))]

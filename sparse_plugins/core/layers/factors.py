@@ -21,9 +21,10 @@ class Factor:
         is_batched: Whether a product of two activations is many products along it, as along attention heads.
         parts: The finer factors whose product it is, major to minor.
         segments: The axes that it is a concatenation of.
+        is_seen: Whether a value has it; not so what a slice leaves out and nothing else takes.
     """
 
-    __slots__ = ("is_batched", "parent", "parts", "pins", "segments", "size")
+    __slots__ = ("is_batched", "is_seen", "parent", "parts", "pins", "segments", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -32,6 +33,7 @@ class Factor:
         self.segments: list[list[Factor]] = []
         self.pins: set[str] = set()
         self.is_batched = False
+        self.is_seen = True
 
 
 Axis = list[Factor]
@@ -134,19 +136,48 @@ def _merge(a: Factor, b: Factor) -> None:
     b.parent = a
     a.pins |= b.pins
     a.is_batched |= b.is_batched
+    a.is_seen |= b.is_seen
     if a.segments and b.segments:
         _match_segments(a, b)
     a.segments = a.segments or b.segments
 
 
 def _match_segments(a: Factor, b: Factor) -> None:
-    sizes = [[math.prod(f.size for f in segment) for segment in factor.segments] for factor in (a, b)]
-    if sizes[0] != sizes[1]:
-        pin([f for factor in (a, b) for segment in factor.segments for f in segment], "concatenations of other lengths")
-        a.pins.add("concatenations of other lengths")
-        return
+    """Unifies two concatenations; where segments of one lie across those of the other, they are concatenations, too."""
+    lengths = [[math.prod(f.size for f in segment) for segment in factor.segments] for factor in (a, b)]
+    if lengths[0] != lengths[1]:
+        roots = [{root(f) for segment in factor.segments for f in segment} for factor in (a, b)]
+        if not roots[0].isdisjoint(roots[1]):  # an axis that is moved along itself
+            reason = "concatenations of other lengths"
+            pin([f for factor in (a, b) for segment in factor.segments for f in segment], reason)
+            a.pins.add(reason)
+            return
+        edges = sorted({edge for its in lengths for edge in itertools.accumulate(its)})
+        for factor in (a, b):
+            factor.segments = _cut_at(edges, factor.segments)
     for segment, other in zip(a.segments, b.segments, strict=True):
         unify(segment, other)
+
+
+def _cut_at(edges: Sequence[int], segments: Sequence[Axis]) -> list[Axis]:
+    """Segments as concatenations of what lies between edges, the end of each of them among these."""
+    pieces: list[Axis] = []
+    start = 0
+    for segment in segments:
+        end = start + math.prod(f.size for f in segment)
+        inside = [start, *(edge for edge in edges if start < edge <= end)]
+        if len(inside) == 2:
+            pieces.append(segment)
+        else:
+            its = [[Factor(after - before)] for before, after in itertools.pairwise(inside)]
+            for (piece,) in its:
+                piece.is_seen = False
+            whole = Factor(end - start)
+            whole.segments = its
+            unify(segment, [whole])
+            pieces += its
+        start = end
+    return pieces
 
 
 def _refine(coarse: Factor, parts: Axis) -> None:
@@ -162,3 +193,4 @@ def _refine(coarse: Factor, parts: Axis) -> None:
     for part in parts:
         part.pins |= coarse.pins
         part.is_batched |= coarse.is_batched
+        part.is_seen &= coarse.is_seen

@@ -63,7 +63,7 @@ class Reader(Protocol):
     def looped(self, value: Value) -> None:
         """An array whose first axis a loop takes apart or puts together."""
 
-    def constant(self, value: Value) -> None:
+    def constant(self, value: Value, dtype: Any) -> None:
         """An array that is written into the program."""
 
 
@@ -101,8 +101,8 @@ def walk(reader: Reader, program: Any, operands: Sequence[Value]) -> Walked:
     known: dict[Any, Value] = dict(zip(program.jaxpr.invars, operands, strict=True))
     constants = [fresh(variable, False) for variable in program.jaxpr.constvars]
     known |= dict(zip(program.jaxpr.constvars, constants, strict=True))
-    for constant in constants:
-        reader.constant(constant)
+    for constant, variable in zip(constants, program.jaxpr.constvars, strict=True):
+        reader.constant(constant, variable.aval.dtype)
 
     def value(variable: Any) -> Value:
         return fresh(variable, False) if isinstance(variable, jax_core.Literal) else known[variable]
@@ -177,7 +177,7 @@ class _Silent:
     def looped(self, value: Value) -> None:
         pass
 
-    def constant(self, value: Value) -> None:
+    def constant(self, value: Value, dtype: Any) -> None:
         pass
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from sparse_plugins.core.layers.factors import Factor, factors, pin, unify
 from sparse_plugins.core.layers.jaxpr_walk import Value
 from sparse_plugins.core.layers.primitives import Flow
@@ -22,6 +24,8 @@ def join(flow: Flow, values: Sequence[Value], axes: Sequence[Any]) -> dict[int, 
         For each symbol the factor that stands for it.
     """
     named = {symbol: Factor(size) for symbol, size in flow.sizes.items()}
+    for symbol in flow.left_out:
+        named[symbol].is_seen = False
     for value, its in zip(values, axes, strict=True):
         for axis, symbols in zip(value.axes, its, strict=False):
             unify(axis, [named[symbol] for symbol in symbols])
@@ -67,14 +71,24 @@ class Joined:
         """Layers of a stack stay where they are."""
         pin(value.axes[0], "steps of a loop")
 
-    def constant(self, value: Value) -> None:
-        """A constant cannot shrink."""
+    def constant(self, value: Value, dtype: Any) -> None:
+        """Numbers of channels shrink with these; others stay, for what is added to channels lets none of them leave."""
+        if jnp.issubdtype(dtype, jnp.integer):
+            return
         for axis in value.axes:
             pin(axis, "a constant of the program")
 
     def settle(self) -> None:
-        """Pins the segments of what is pinned as a whole."""
+        """Pins the segments of what is pinned as a whole, and those that nothing takes beside some that stay.
+
+        So are rows of a table of positions that inputs of this length do not read, and others would.
+        """
         for _ in self.concatenations:  # one may be a segment of another
             for factor in factors(self.concatenations):
                 for reason in factor.pins:
                     pin([part for segment in factor.segments for part in segment], reason)
+        for factor in factors(self.concatenations):
+            segments = [factors(segment) for segment in factor.segments]
+            if any(part.pins for segment in segments for part in segment):
+                for part in (part for segment in segments for part in segment if not part.is_seen):
+                    part.pins.add("a part that is cut off or padded")

@@ -32,6 +32,7 @@ class Flow(NamedTuple):
         mixed: Symbols whose positions matter, and why.
         parts: Pairs of symbols: the entries of the first are some of those of the second.
         joined: For symbols that are a concatenation, those of its segments.
+        left_out: Segments that none of the values here has.
     """
 
     sizes: dict[int, int]
@@ -43,6 +44,7 @@ class Flow(NamedTuple):
     mixed: Mapping[int, str] = MappingProxyType({})
     parts: tuple[tuple[int, int], ...] = ()
     joined: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    left_out: frozenset[int] = frozenset()
 
 
 class _Symbols:
@@ -87,6 +89,7 @@ def flow_of(equation: Any) -> Flow | None:
 # Of one shape in and out, entry by entry.
 _ELEMENTWISE = frozenset(
     {"abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil"}
+    | {"bessel_i0e", "bessel_i1e", "clz", "igamma", "igammac", "polygamma", "zeros_like", "zeta"}
     | {"clamp", "complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq"}
     | {"erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow", "is_finite", "le"}
     | {"lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul", "name", "ne", "neg", "nextafter", "not", "or"}
@@ -299,11 +302,11 @@ def _slice(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
     symbols = _Symbols()
     starts, strides = equation.params.get("start_indices"), equation.params.get("strides")
     cut = [axis for axis, (size, length) in enumerate(zip(operands[0], results[0], strict=True)) if size != length]
-    if starts is not None and not strides and len(cut) == 1:
+    if starts is not None and not strides and len(cut) == 1 and results[0][cut[0]] > 1:
         (along,) = cut
-        length = results[0][along]
-        if length > 1 and starts[along] % length == 0 == operands[0][along] % length:
-            return _chunks(symbols, symbols.axes(operands[0]), along, results)
+        start, end = starts[along], starts[along] + results[0][along]
+        whole, some, within = _section(symbols, operands[0], along, (start, operands[0][along] - end))
+        return within._replace(operands=(whole,), results=(some,))
     whole, some, mixed, parts = _partly(symbols, operands[0], results[0], "a slice of a part")
     rest: tuple[Axes, ...] = tuple(symbols.axes(shape) for shape in operands[1:])
     return Flow(symbols.sizes, (whole, *rest), (some,), mixed=mixed, parts=tuple(parts))
@@ -325,21 +328,22 @@ def _pad(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
     symbols, padding = _Symbols(), equation.params["padding_config"]
     padded = [axis for axis, widths in enumerate(padding) if any(widths)]
     if len(padded) == 1 and min(padding[padded[0]]) >= 0 == padding[padded[0]][2]:
-        return _between_zeros(symbols, results[0], padded[0], padding[padded[0]])
+        whole, some, within = _section(symbols, results[0], padded[0], padding[padded[0]][:2])
+        return within._replace(operands=(some, ()), results=(whole,))
     whole, some, mixed, parts = _partly(symbols, results[0], operands[0], "padding")
     return Flow(symbols.sizes, (some, ()), (whole,), mixed=mixed, parts=tuple(parts))
 
 
-def _between_zeros(symbols: _Symbols, result: Shape, along: int, widths: tuple[int, int, int]) -> Flow:
-    """Padding of one axis: a concatenation with what is padded."""
-    whole = symbols.axes(result)
-    low, high, _ = widths
+def _section(symbols: _Symbols, shape: Shape, along: int, around: Sequence[int]) -> tuple[Axes, Axes, Flow]:
+    """Axes of an array and of a section of it, with how much is before and behind, and a flow between the two."""
+    whole = symbols.axes(shape)
     ((total,),) = whole[along : along + 1]
-    inside = symbols.new(result[along] - low - high)
-    segments = tuple(symbols.new(width) if width else None for width in (low, high))
+    inside = symbols.new(shape[along] - sum(around))
+    before, behind = (symbols.new(width) if width else None for width in around)
     some = (*whole[:along], (inside,), *whole[along + 1 :])
-    joined = tuple(segment for segment in (segments[0], inside, segments[1]) if segment is not None)
-    return Flow(symbols.sizes, (some, ()), (whole,), parts=((inside, total),), joined={total: joined})
+    joined = tuple(segment for segment in (before, inside, behind) if segment is not None)
+    left_out = frozenset(joined) - {inside}
+    return whole, some, Flow(symbols.sizes, (), (), parts=((inside, total),), joined={total: joined}, left_out=left_out)
 
 
 def _concatenate(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
@@ -350,6 +354,26 @@ def _concatenate(equation: Any, operands: list[Shape], results: list[Shape]) -> 
     ((total,),) = whole[along : along + 1]
     parts = tuple((segment, total) for segment in segments)
     return Flow(symbols.sizes, tuple(ones), (whole,), parts=parts, joined={total: segments})
+
+
+def _stack(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
+    symbols = _Symbols()
+    axes = symbols.axes(operands[0])
+    return _beside(symbols, equation.params["axis"], axes, (axes,) * len(operands), len(operands))
+
+
+def _unstack(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
+    symbols, along = _Symbols(), equation.params["axis"]
+    axes = symbols.axes(results[0]) if results else ()
+    flow = _beside(symbols, along, axes, (axes,) * len(results), operands[0][along])
+    return flow._replace(operands=flow.results, results=flow.operands)
+
+
+def _beside(symbols: _Symbols, along: int, axes: Axes, each: tuple[Axes, ...], count: int) -> Flow:
+    """Arrays to the array in which they lie beside each other, along an axis that they do not have."""
+    which = symbols.new(count)
+    whole = (*axes[:along], (which,), *axes[along:])
+    return Flow(symbols.sizes, each, (whole,), mixed={which: "parts that are told apart"})
 
 
 def _split(equation: Any, operands: list[Shape], results: list[Shape]) -> Flow:
@@ -458,13 +482,17 @@ def _made(reason: str) -> Callable[[Any, list[Shape], list[Shape]], Flow]:
     return rule
 
 
+# A check on inputs may miss it: of many channels one is above 0 nearly always.
+_ZERO_COUNTS = "an extreme or a product over it, to which a 0 counts"
+
 _RULES: dict[str, Callable[[Any, list[Shape], list[Shape]], Flow | None]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "tile": _tile,
     "transpose": _transpose,
     "squeeze": _without("dimensions"),
-    **{f"reduce_{name}": _without("axes") for name in ("sum", "max", "min", "and", "or", "prod", "xor")},
+    "reduce_sum": _without("axes"),
+    **{f"reduce_{name}": _without("axes", _ZERO_COUNTS) for name in ("max", "min", "and", "or", "prod", "xor")},
     **{f"arg{name}": _without("axes", "an argument of the extreme") for name in ("max", "min")},
     **{f"cum{name}": _along("axis", "a running total") for name in ("sum", "prod", "max", "min", "logsumexp")},
     "rev": _along("dimensions", "a flip"),
@@ -478,9 +506,11 @@ _RULES: dict[str, Callable[[Any, list[Shape], list[Shape]], Flow | None]] = {
     "pad": _pad,
     "concatenate": _concatenate,
     "split": _split,
+    "stack": _stack,
+    "unstack": _unstack,
     "gather": _gather,
     "top_k": _top_k,
-    **dict.fromkeys(("scatter", "scatter-add"), _scatter),
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub", "scatter-mul"), _scatter),
     "select_and_scatter_add": _window_back,
     "random_bits": _drawn,
     "bitcast_convert_type": _same_width,

@@ -146,7 +146,7 @@ class _Uses:
         if not value.is_activation:
             self.marks.append(_Mark(None, value.axes[0], "stack"))
 
-    def constant(self, value: Value) -> None:
+    def constant(self, value: Value, dtype: Any) -> None:
         """Constants are weights that no parameter is made of."""
 
     def settled(self) -> dict[Factor, dict[int | None, str]]:

@@ -15,7 +15,7 @@ from sparse_plugins.core.layers.factors import Axis, Factor, factors, root
 from sparse_plugins.core.layers.jaxpr_walk import Step, Value, Walked, inner_jaxpr, walk
 from sparse_plugins.core.layers.joined_axes import Joined
 
-__all__ = ["Sizes", "run"]
+__all__ = ["Sizes", "run", "tells_apart"]
 
 
 class Sizes:
@@ -26,19 +26,23 @@ class Sizes:
     """
 
     def __init__(self, kept: Mapping[Factor, np.ndarray]) -> None:
-        self._kept = kept
+        self._kept = dict(kept)
+        self.renew()
+
+    def renew(self) -> None:
+        """Looks factors up again, after more of them were joined."""
+        self._by_root = {root(factor): left for factor, left in self._kept.items()}
 
     def length(self, axis: Axis) -> int:
         """How many entries an axis has left."""
-        kept = self._by_root()
-        return math.prod(self._left(factor, kept) for factor in factors(axis))
+        return math.prod(map(self._left, factors(axis)))
 
     def entries(self, axis: Axis) -> np.ndarray:
         """int[length]: which entries an axis has left."""
-        kept, found = self._by_root(), np.zeros(1, int)
+        found = np.zeros(1, int)
         for factor in factors(axis):
-            if factor in kept:
-                its = kept[factor]
+            if (kept := self._of(factor)) is not None:
+                its = kept
             elif factor.segments:
                 starts = itertools.accumulate((_full_length(segment) for segment in factor.segments), initial=0)
                 its = np.concatenate(
@@ -49,26 +53,41 @@ class Sizes:
             found = (found[:, None] * factor.size + its).ravel()
         return found
 
+    def before(self, axis: Axis, place: int) -> int:
+        """How many entries an axis has left before a place, which is where a part of it begins or ends."""
+        first, *rest = factors(axis)
+        major, minor = divmod(place, _full_length(rest))
+        if self._of(first) is not None and 0 < major < first.size:
+            raise ValueError("a part of an axis begins where there is no edge between its channels")
+        if self._of(first) is not None:
+            left = self._left(first) if major else 0
+        else:
+            left = self._before_in(first.segments, major) if first.segments else major
+        return left * self.length(rest) + (self.before(rest, minor) if minor else 0)
+
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape that a value has left."""
-        return tuple(self.length(axis) for axis in value.axes)
+        return tuple(map(self.length, value.axes))
 
     def is_smaller(self, value: Value) -> bool:
         """Whether a value has lost anything."""
-        return self.shape(value) != _full_shape(value)
+        return any(self.length(axis) != _full_length(axis) for axis in value.axes)
 
-    def segments(self, axis: Axis) -> list[int]:
-        """How long the segments of an axis are that is a concatenation."""
-        (whole,) = factors(axis)
-        return [self.length(segment) for segment in whole.segments]
+    def _before_in(self, segments: list[Axis], place: int) -> int:
+        left = 0
+        for segment in segments:
+            if place < (length := _full_length(segment)):
+                return left + (self.before(segment, place) if place else 0)
+            left, place = left + self.length(segment), place - length
+        return left
 
-    def _by_root(self) -> dict[Factor, np.ndarray]:
-        return {root(factor): left for factor, left in self._kept.items()}  # rules of derivatives join more later
-
-    def _left(self, factor: Factor, kept: Mapping[Factor, np.ndarray]) -> int:
-        if factor in kept:
-            return len(kept[factor])
+    def _left(self, factor: Factor) -> int:
+        if (kept := self._of(factor)) is not None:
+            return len(kept)
         return sum(map(self.length, factor.segments)) if factor.segments else factor.size
+
+    def _of(self, factor: Factor) -> np.ndarray | None:
+        return self._by_root.get(root(factor))
 
 
 def _full_length(axis: Axis) -> int:
@@ -109,11 +128,38 @@ def run(sizes: Sizes, program: Any, walked: Walked, operands: Sequence[Any]) -> 
     return [value(variable) for variable in program.jaxpr.outvars]
 
 
+def tells_apart(sizes: Sizes, program: Any, walked: Walked) -> bool:
+    """Whether channels that leave have numbers in a program: constants, or random ones from a key that is no input.
+
+    Args:
+        sizes: What is left of every axis.
+        program: A closed jaxpr.
+        walked: What a walk has seen of it.
+    """
+    if any(map(sizes.is_smaller, walked.constants)):
+        return True
+    for equation, step in zip(program.jaxpr.eqns, walked.steps, strict=True):
+        is_fixed = equation.primitive.name == "random_bits" and not step.operands[0].is_activation
+        if is_fixed and any(map(sizes.is_smaller, step.results)):
+            return True
+        if any(tells_apart(sizes, *inner) for inner in zip(_programs(equation), step.inside, strict=bool(step.inside))):
+            return True
+    return False
+
+
+def _programs(equation: Any) -> Sequence[Any]:
+    """The closed jaxprs that an equation holds, in the order in which a walk goes through them."""
+    if (inner := inner_jaxpr(equation)) is not None:
+        return [inner]
+    names = {"scan": ["jaxpr"], "while": ["cond_jaxpr", "body_jaxpr"]}.get(equation.primitive.name, [])
+    return equation.params["branches"] if equation.primitive.name == "cond" else [equation.params[n] for n in names]
+
+
 def _shorter(sizes: Sizes, array: Any, value: Value) -> Any:
     """What is left of an array that was made for all channels."""
     for place, axis in enumerate(value.axes):
         if len(its := sizes.entries(axis)) < array.shape[place]:
-            array = jnp.take(array, its, axis=place)
+            array = jnp.take(array, its, axis=place, mode="clip")
     return array
 
 
@@ -144,7 +190,24 @@ def _step(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> list[
                 called, prevent_cse=equation.params["prevent_cse"], policy=equation.params["policy"]
             )
         return list(called(*operands))
-    return _bound(equation, {**equation.params, **_shapes(sizes, equation, step, operands)}, operands)
+    return _checked(sizes, equation, step, operands)
+
+
+def _checked(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> list[Any]:
+    """An equation with the shapes that are left, if it gives these."""
+    try:
+        results = _bound(equation, {**equation.params, **_shapes(sizes, equation, step, operands)}, operands)
+        shapes = [jnp.shape(result) for result in results]
+        expected = [*map(sizes.shape, step.results)]
+        difference = "" if shapes == expected else f"it gives {shapes} instead of {expected}"
+    except (TypeError, ValueError) as error:
+        difference = str(error)
+    if difference:
+        raise ValueError(
+            f"channels cannot leave the primitive {equation.primitive.name!r} ({difference}): keep the groups that run "
+            f"through it, of operands {[variable.aval.str_short() for variable in equation.invars]}."
+        )
+    return results
 
 
 def _inside(step: Step) -> list[Value]:
@@ -176,22 +239,24 @@ def _shapes(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> dic
         lengths = zip(parameters["slice_sizes"], _full_shape(step.operands[0]), operands[0].shape, strict=True)
         return {"slice_sizes": tuple(left if size == full else size for size, full, left in lengths)}
     if name == "pad":
-        padded = zip(parameters["padding_config"], step.operands[0].axes, step.results[0].axes, strict=True)
+        padded = zip(parameters["padding_config"], step.results[0].axes, strict=True)
         return {"padding_config": tuple(_padding(sizes, *its) for its in padded)}
     if name == "slice":
-        pairs = zip(parameters["start_indices"], _full_shape(step.results[0]), shape, strict=True)
-        starts = tuple(start if old == new else start // old * new for start, old, new in pairs)
+        columns = zip(step.operands[0].axes, parameters["start_indices"], strict=True)
+        starts = tuple(sizes.before(axis, start) if start else 0 for axis, start in columns)
         strided = zip(starts, shape, parameters["strides"] or [1] * len(shape), strict=True)
         limits = tuple(start + (new - 1) * stride + 1 for start, new, stride in strided)
         return {"start_indices": starts, "limit_indices": limits}
     return {}
 
 
-def _padding(sizes: Sizes, widths: tuple[int, int, int], before: Axis, after: Axis) -> tuple[int, int, int]:
-    if sizes.length(after) == sizes.length(before) + widths[0] + widths[1] or widths[2]:
+def _padding(sizes: Sizes, widths: tuple[int, int, int], after: Axis) -> tuple[int, int, int]:
+    """Between edges of segments where channels are padded; elsewhere nothing is gone, and padding may be negative."""
+    low, high, between = widths
+    if between or min(low, high) < 0 or not any(widths):
         return widths
-    lengths = sizes.segments(after)
-    return lengths[0] if widths[0] else 0, lengths[-1] if widths[1] else 0, 0
+    full = _full_length(after)
+    return sizes.before(after, low), sizes.length(after) - sizes.before(after, full - high), between
 
 
 def _with_its_derivative(sizes: Sizes, equation: Any, step: Step, called: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,6 +272,7 @@ def _with_its_derivative(sizes: Sizes, equation: Any, step: Step, called: Callab
         walked = walk(joined, closed, [*step.operands, *step.operands])
         for value, result in zip((*step.results, *step.results), walked.results, strict=False):
             joined.same(value, result)
+        sizes.renew()
         values = run(sizes, closed, walked, [*primals, *tangents])
         made, rest = values[: len(step.results)], iter(values[len(step.results) :])
         moved = [jnp.zeros_like(value) if zero else next(rest) for value, zero in zip(made, zeros, strict=True)]
