@@ -37,8 +37,7 @@ class ClientWidths:
             every client of every round is dealt one. At least one channel of a group is kept.
         channels: 'nested' gives every client the first ones, so that narrow networks lie inside wider ones; 'rolling'
             starts one channel later in each round, so that all are trained in turn; 'largest' gives those that have
-            the largest l2 norm on the server, of all that makes and reads them. Numbers that a network draws for its
-            channels from a key of its own, not the client's, are in FedJAX those of the first channels for all three.
+            the largest l2 norm on the server, of all that makes and reads them.
         seed: Decides, with round and client, which client gets which width.
         groups: Which axes the same channels run along, for a Flower server, which has no function to trace:
             `core.channel_graph` of one, or by names of groups, as in

@@ -149,6 +149,35 @@ def test_dropout_pooling_and_convolutions_of_any_model_are_narrower() -> None:
     assert (moved > 0).tolist() == [True, True, False, False]
 
 
+def test_numbers_that_a_network_has_for_its_channels_are_those_of_the_channels_that_a_client_gets() -> None:
+    def gradient(params: Any, batch: Any, key: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            scales = jax.random.uniform(jax.random.key(5), (6,))  # the same in every call, whatever the client's key
+            hidden = jnp.tanh(batch["x"] @ params["a"]) * scales[None]
+            return optax.softmax_cross_entropy_with_integer_labels(hidden @ params["b"], batch["y"]).mean()
+
+        return jax.grad(loss)(params)
+
+    draw = np.random.default_rng(0).normal
+    params = {"a": draw(size=(8, 6)).astype(np.float32), "b": draw(size=(6, 4)).astype(np.float32)}
+    algorithm = averaging(fed.ClientWidths((0.5,), "rolling"), grad_fn=gradient)
+    state = algorithm.init(params)
+    client = toy.clients_of_a_round(0)[0]
+    for number in (0, 2):
+        state = type(state)(params, state.opt_state, number)
+        after, _ = algorithm.apply(state, [client])
+        kept = np.arange(number, number + 3)
+        whole = params
+        for batch in client[1].shuffle_repeat_batch(toy.TRAIN):
+            only = {"a": np.zeros((8, 6), np.float32), "b": np.zeros((6, 4), np.float32)}
+            only["a"][:, kept], only["b"][kept] = 1, 1
+            masked = jax.tree.map(np.multiply, whole, only)
+            steps = jax.tree.map(np.multiply, gradient(masked, batch, client[2]), only)
+            whole = jax.tree.map(lambda p, g: p - 0.1 * g, whole, steps)
+        for name in params:
+            np.testing.assert_allclose(after.params[name], whole[name], atol=1e-5)
+
+
 def test_widths_are_dealt_by_seed_round_and_client() -> None:
     widths = fed.ClientWidths((0.25, 0.5, 1.0), seed=4)
     dealt = [[widths.of(client, number) for client in range(30)] for number in range(2)]

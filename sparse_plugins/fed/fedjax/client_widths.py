@@ -8,7 +8,7 @@ import numpy as np
 
 from sparse_plugins import core
 from sparse_plugins.core.layers.channel_groups import ChannelGraph
-from sparse_plugins.core.layers.shrink import narrowed
+from sparse_plugins.core.layers.narrowed import has_numbers_of_channels, narrowed
 from sparse_plugins.fed.client_widths import ClientWidths, NarrowNetwork, with_whole_leaves
 from sparse_plugins.fed.fedjax.client_training import Backend, GradFn, masked_training
 from sparse_plugins.wire.trees import PyTree
@@ -43,6 +43,9 @@ class Cohort(NamedTuple):
 class NarrowTraining:
     """Makes the smaller networks of a run and trains them; one program for each width.
 
+    Where the network has numbers for its channels, constants or drawn from a key that is no input, one for each set of
+    channels.
+
     Args:
         widths: Who gets how much.
         grad_fn: From parameters, batch and key to gradients, of the whole network.
@@ -57,7 +60,8 @@ class NarrowTraining:
             )
         self._widths, self._grad_fn, self._optimizer, self._backend = widths, grad_fn, optimizer, backend
         self._graph: ChannelGraph | None = None
-        self._trained: dict[float, Callable[..., Any]] = {}
+        self._trained: dict[Any, Callable[..., Any]] = {}
+        self._has_numbers: dict[float, bool] = {}
 
     def cohorts(
         self, number: int, params: PyTree, masks: PyTree, clients: Sequence[Any], batches: Callable[[Any], Any]
@@ -82,27 +86,31 @@ class NarrowTraining:
         for width, its in sorted(by_width.items(), reverse=True):
             network = self._network(number, params, width, clients, batches) if width < 1 else None
             if network is None:
-                held, train = with_whole_leaves(params, masks), self._training(1.0, self._grad_fn)
+                held, train = with_whole_leaves(params, masks), self._training((1.0,), self._grad_fn)
                 found.append(Cohort(its, params, masks, held, train, None))
                 continue
-            # The program is that of the first channels, whichever a round keeps: it is compiled once for each width.
-            first = {name: np.arange(len(channels)) for name, channels in network.kept.items()}
-            train = self._training(width, narrowed(self._graph_of(params, clients, batches), first))
+            graph, kept = self._graph_of(params, clients, batches), network.kept
+            if not self._has_numbers[width]:  # the program is that of the first channels, whichever a round keeps
+                kept = {name: np.arange(len(channels)) for name, channels in kept.items()}
+            key = width, *(its.tobytes() for its in kept.values())
+            train = self._training(key, narrowed(graph, kept))
             left = network.take_masks(masks)
             found.append(Cohort(its, network.take(params), left, network.held(left), train, network))
         return found
 
-    def _training(self, width: float, grad_fn: GradFn) -> Callable[..., Any]:
-        if width not in self._trained:
-            self._trained[width] = masked_training(grad_fn, self._optimizer, self._backend)
-        return self._trained[width]
+    def _training(self, key: Any, grad_fn: GradFn) -> Callable[..., Any]:
+        if key not in self._trained:
+            self._trained[key] = masked_training(grad_fn, self._optimizer, self._backend)
+        return self._trained[key]
 
     def _network(
         self, number: int, params: PyTree, width: float, clients: Sequence[Any], batches: Callable[[Any], Any]
     ) -> NarrowNetwork | None:
-        network = self._widths.network(self._graph_of(params, clients, batches), params, width, number)
-        if network is not None and width not in self._trained:  # it compares what the two networks compute
-            network.check(params)
+        graph = self._graph_of(params, clients, batches)
+        network = self._widths.network(graph, params, width, number)
+        if network is not None and width not in self._has_numbers:
+            network.check(params)  # it compares what the two networks compute
+            self._has_numbers[width] = has_numbers_of_channels(graph, network.kept)
         return network
 
     def _graph_of(self, params: PyTree, clients: Sequence[Any], batches: Callable[[Any], Any]) -> ChannelGraph:
