@@ -1,5 +1,6 @@
 """Dopamine's agents that lose their pruned channels in the middle of a run, and go on from checkpoints."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -126,3 +127,34 @@ def test_agents_that_cannot_shrink_are_named():
     agent = build("jax_dqn", **options())
     with pytest.raises(ValueError, match="hidden units leave the network"):
         IterationMetrics(agent, plasticity=True)
+
+
+def test_a_checkpoint_written_with_another_shrink_says_so(tmp_path):
+    small, whole = build("jax_dqn", **options(step=0)), build("jax_dqn", **options(step=0, shrink=False))
+    for writer, reader in ((small, whole), (whole, small)):
+        bundle = writer.bundle_and_checkpoint(str(tmp_path), 0)
+        words = (
+            f"written with shrink={writer is small}, and .* has shrink={reader is small}: .*Give the run the settings"
+        )
+        with pytest.raises(CheckpointMismatchError, match=words):
+            reader.unbundle(str(tmp_path), 0, bundle)
+        with pytest.raises(CheckpointMismatchError, match=words):
+            stored_channels(bundle_values(bundle), reader)
+
+
+def test_channels_of_a_checkpoint_are_taken_without_computing_with_zeros():
+    """Of parameters of nothing but zeros, a network that divides by their norm computes NaN."""
+    agent = build("jax_dqn", **options(step=0))
+    graph = agent.shrinking._graph
+    apply = graph.apply
+
+    def normed(params: Any, *inputs: Any) -> Any:
+        largest = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)))
+        return jax.tree.map(lambda output: output / largest, apply(params, *inputs))
+
+    agent.shrinking._graph = dataclasses.replace(graph, apply=normed)
+    half = {name: np.arange(g.size) < g.size // 2 for name, g in graph.groups.items()}
+    before = agent.shrinking.take(half)
+    assert [len(left) for left in agent.shrinking.left.values()] == [g.size // 2 for g in graph.groups.values()]
+    agent.shrinking.give_back(before)
+    assert agent.shrinking.left == {}

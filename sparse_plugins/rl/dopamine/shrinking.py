@@ -5,6 +5,7 @@ another object stands there, which computes the same with smaller parameters; th
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,8 @@ import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
 from sparse_plugins.core.layers.channel_groups import ChannelGraph, channel_graph
-from sparse_plugins.core.layers.shrink import narrowed, put_back, shrink, taken
+from sparse_plugins.core.layers.narrow_calls import NarrowCalls
+from sparse_plugins.core.layers.shrink import Shrunk, put_back, shrink, shrunk_to, taken
 from sparse_plugins.core.masks import NOT_PRUNED, apply_masks, is_pruned, map_pruned, unpack_masks
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.structures import ChannelGroups, Unstructured
@@ -48,7 +50,7 @@ class SmallNetwork:
 
     def __init__(self, network: Any, graph: ChannelGraph, left: Mapping[str, np.ndarray]) -> None:
         self._network, self._graph, self._left = network, graph, left
-        self._programs: dict[Any, Any] = {}
+        self._calls = NarrowCalls(graph, left)
 
     def init(self, *args: Any, **kwargs: Any) -> PyTree:
         """Fresh parameters, as the module draws them for the channels that are left."""
@@ -56,19 +58,8 @@ class SmallNetwork:
 
     def apply(self, params: PyTree, *args: Any, method: Any = None, **kwargs: Any) -> Any:
         """What the module computes with these parameters."""
-        leaves, treedef = jax.tree.flatten((args, kwargs))
-        places = tuple(place for place, leaf in enumerate(leaves) if _is_array(leaf))
-        static = tuple(leaf for leaf in leaves if not _is_array(leaf))
-        key = treedef, places, static, getattr(method, "__name__", method)
-        if key not in self._programs:
-
-            def called(params: PyTree, *arrays: Any) -> Any:
-                both = {True: iter(arrays), False: iter(static)}
-                args, kwargs = treedef.unflatten([next(both[place in places]) for place in range(len(leaves))])
-                return self._network.apply(params, *args, method=method, **kwargs)
-
-            self._programs[key] = narrowed(dataclasses.replace(self._graph, apply=called), self._left)
-        return self._programs[key](params, *[leaves[place] for place in places])
+        function = functools.partial(self._network.apply, method=method)
+        return self._calls(getattr(method, "__name__", method), function, (params,), *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["_network"], name)
@@ -129,7 +120,8 @@ class Shrinking:
         target = agent.target_sparse_params
         if target is not None and not _are_equal(target, apply_masks(target, masks)):
             return  # until the agent copies the online network
-        self._become(agent.sparse_params, masks, agent.optimizer_state, target)
+        also = [] if target is None else [target]
+        self._become(shrink(self._graph, agent.sparse_params, masks, opt_state=agent.optimizer_state, also=also))
 
     def take(self, channels: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Gives the agent the shapes of some channels, for a checkpoint that has them to be put in.
@@ -155,7 +147,9 @@ class Shrinking:
         held = put_back(self._graph, left, taken(self._graph, left, ones))
         masks = unpack_masks(params, find_sparse_state(state).masks)
         masks = map_pruned(lambda p, mask, held: held, params, masks, held, otherwise=lambda p, held: NOT_PRUNED)
-        self._become(params, masks, state, None if agent.target_sparse_params is None else params)
+        also = [] if agent.target_sparse_params is None else [params]
+        # The agent that wrote the checkpoint has compared outputs; those of parameters that are all 0 say nothing.
+        self._become(shrunk_to(self._graph, left, params, masks, opt_state=state, also=also))
         return before
 
     def give_back(self, before: Mapping[str, Any]) -> None:
@@ -169,8 +163,7 @@ class Shrinking:
         parts = (*self._whole, "optimizer_state", agent.optimizer_attribute, agent.online_attribute)
         return parts if agent.target_attribute is None else (*parts, agent.target_attribute)
 
-    def _become(self, params: PyTree, masks: PyTree, state: PyTree, target: PyTree | None) -> None:
-        small = shrink(self._graph, params, masks, opt_state=state, also=[] if target is None else [target])
+    def _become(self, small: Shrunk) -> None:
         self.left = dict(small.kept)
         self._set(
             settled(small.opt_state),
@@ -225,7 +218,3 @@ def with_groups(updater: BaseUpdater, graph: ChannelGraph) -> BaseUpdater:
 
 def _are_equal(tree: PyTree, other: PyTree) -> bool:
     return all(bool(jnp.array_equal(a, b)) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

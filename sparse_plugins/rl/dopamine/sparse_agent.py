@@ -25,7 +25,7 @@ from sparse_plugins.core.trees import PyTree
 from sparse_plugins.core.updater_defaults import AnyUpdater, updater_and_rest
 from sparse_plugins.rl.clock import Clock
 from sparse_plugins.rl.dopamine.bindings import create_updater_from_config
-from sparse_plugins.rl.dopamine.checkpoints.bundles import channels_of, check_bundle
+from sparse_plugins.rl.dopamine.checkpoints.bundles import channels_of, check_bundle, check_shrinks
 from sparse_plugins.rl.dopamine.checkpoints.replay_files import is_missing, keep_in_checked_files
 from sparse_plugins.rl.dopamine.network_calls import first_call
 from sparse_plugins.rl.dopamine.shrinking import Shrinking, graph_of, with_groups
@@ -215,6 +215,7 @@ class SparseAgent:
         if bundle_dictionary is None or is_lost:
             return super().unbundle(checkpoint_dir, iteration_number, bundle_dictionary)  # type: ignore[misc]
         name, shrinking = type(self).__name__, self.shrinking
+        check_shrinks(bundle_dictionary, shrinking is not None, name)
         before = None if shrinking is None else shrinking.take(channels_of(bundle_dictionary, shrinking.channels, name))
         state, done = self.optimizer_state, False
         # The target network comes back as it was, which may be with the masks of its last copy.

@@ -15,7 +15,16 @@ from sparse_plugins.core.storage.values import fields, like_tree, refuse, stored
 from sparse_plugins.core.transform.state import find_sparse_state, holds_sparse_state
 from sparse_plugins.core.trees import PyTree, leaf_names
 
-__all__ = ["action", "bundle_like", "bundle_values", "channels_of", "check_bundle", "observed", "stored_channels"]
+__all__ = [
+    "action",
+    "bundle_like",
+    "bundle_values",
+    "channels_of",
+    "check_bundle",
+    "check_shrinks",
+    "observed",
+    "stored_channels",
+]
 
 _BETWEEN_STEPS = "between_steps"
 _MOST_ENVIRONMENTS, _WIDEST = 1024, 1 << 16
@@ -71,7 +80,7 @@ def channels_of(bundle: Mapping[str, Any], like: Mapping[str, np.ndarray], agent
     Raises:
         CheckpointMismatchError: If the checkpoint is that of an agent that keeps its channels, or of another network.
     """
-    found = bundle.get("channels", {})
+    found = bundle["channels"]
     sizes = lambda channels: {name: np.shape(left) for name, left in channels.items()}  # noqa: E731
     if sizes(found) != sizes(like):
         raise CheckpointMismatchError(
@@ -81,13 +90,35 @@ def channels_of(bundle: Mapping[str, Any], like: Mapping[str, np.ndarray], agent
     return {name: np.asarray(left, bool) for name, left in found.items()}
 
 
-def stored_channels(stored: Any, agent: Any) -> dict[str, np.ndarray] | None:
-    """The same of what a file has; None of an agent that keeps its channels, or where the file has none.
+def check_shrinks(bundle: Mapping[str, Any], shrinks: bool, agent: str) -> None:
+    """Refuses a checkpoint written with another `shrink`.
+
+    Args:
+        bundle: What `bundle_and_checkpoint` gave.
+        shrinks: Whether the agent loses the channels that are pruned.
+        agent: Its name, for the message.
 
     Raises:
+        CheckpointMismatchError: If so.
+    """
+    if ("channels" in bundle) != shrinks:
+        raise CheckpointMismatchError(
+            f"the checkpoint was written with shrink={not shrinks}, and {agent} has shrink={shrinks}: with shrink=True "
+            f"masks are of whole channels. {_REMEDY}"
+        )
+
+
+def stored_channels(stored: Any, agent: Any) -> dict[str, np.ndarray] | None:
+    """The same of what a file has; None of an agent that keeps its channels.
+
+    Raises:
+        CheckpointMismatchError: If one of the two has lost channels, or is going to, and the other has not.
         DamagedFileError: If they are not those of the agent's network.
     """
-    if agent.shrinking is None or not isinstance(stored, dict) or "channels" not in stored:
+    if not isinstance(stored, dict):
+        return None
+    check_shrinks(stored, agent.shrinking is not None, type(agent).__name__)
+    if agent.shrinking is None:
         return None
     found = like_tree(stored["channels"], agent.shrinking.channels, f"the {type(agent).__name__}'s channels")
     if not all(np.any(left) for left in found.values()):
