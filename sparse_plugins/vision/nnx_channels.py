@@ -1,6 +1,7 @@
 """Flax NNX: models and optimizers without the channels that masks have pruned."""
 
 import dataclasses
+import itertools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from flax import nnx
 
 from sparse_plugins.core.checks import check_settled
 from sparse_plugins.core.layers.channel_groups import ChannelGraph, channel_graph
-from sparse_plugins.core.layers.shrink import Shrunk, narrowed, shrink, taken
+from sparse_plugins.core.layers.narrow_calls import NarrowCalls, of_arrays
+from sparse_plugins.core.layers.shrink import Shrunk, shrink, taken
 from sparse_plugins.core.masks import NOT_PRUNED
 from sparse_plugins.core.sparse_optimizer import updater_of
 from sparse_plugins.core.transform.state import find_sparse_state, settled
@@ -25,13 +27,14 @@ __all__ = ["nnx_channel_graph", "nnx_narrow", "nnx_shrunk"]
 M = TypeVar("M")
 
 
-def nnx_channel_graph(model: Any, *inputs: Any, wrt: Any = nnx.Param) -> ChannelGraph:
+def nnx_channel_graph(model: Any, *inputs: Any, wrt: Any = nnx.Param, **named: Any) -> ChannelGraph:
     """The groups of channels that can leave an NNX model.
 
     Args:
         model: The model; it is traced, and not changed.
-        *inputs: What it is called with.
+        *inputs: What it is called with; arrays, or their shapes, are traced.
         wrt: Filter for the Variables that are trained; the others, such as running statistics, shrink along.
+        **named: What it is called with by name.
 
     Returns:
         The graph, for `core.ChannelGroups` and `nnx_shrunk`. Parameters have 'params/' in front of their paths in it.
@@ -41,10 +44,14 @@ def nnx_channel_graph(model: Any, *inputs: Any, wrt: Any = nnx.Param) -> Channel
         >>> list(nnx_channel_graph(model, jnp.ones((1, 4))).groups)
         ['params/layers/0/kernel']
     """
-    graphdef, (params, rngs, others) = _split(model, wrt)
-    apply = _function(graphdef, (params, rngs, others), type(model), wrt)
+    graphdef, parts = _split(model, wrt)
+    params, rngs, others = parts
+    (args, kwargs), given = _taken_apart((inputs, named))
+    given_graph, states = nnx.split(given)
+    apply = _function(graphdef, parts, type(model), wrt, given_graph, states)
+    function, arrays, _ = of_arrays(apply, 3, args, kwargs)
     variables = {"params": nnx.as_pure(params), "others": nnx.as_pure(others)}
-    return channel_graph(apply, variables, nnx.as_pure(rngs), *inputs)
+    return channel_graph(function, variables, nnx.as_pure(rngs), nnx.as_pure(states), *arrays)
 
 
 def nnx_narrow(model: M, graph: ChannelGraph, left: Mapping[str, np.ndarray], wrt: Any = nnx.Param) -> M:
@@ -67,20 +74,22 @@ def nnx_narrow(model: M, graph: ChannelGraph, left: Mapping[str, np.ndarray], wr
         >>> small(jnp.ones((2, 4))).shape, small.layers[0].kernel.shape
         ((2, 3), (4, 2))
     """
-    whole, programs = type(model), {}
+    whole, calls = type(model), NarrowCalls(graph, left)
 
-    def call(self: Any, *inputs: Any, **static: Any) -> Any:
-        graphdef, (params, rngs, others) = _split(self, wrt)
-        key = graphdef, tuple(static.items())
-        if key not in programs:
-            function = _function(graphdef, (params, rngs, others), whole, wrt, static)
-            programs[key] = narrowed(dataclasses.replace(graph, apply=function), left)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        graphdef, parts = _split(self, wrt)
+        params, rngs, others = parts
         variables = {"params": nnx.as_pure(params), "others": nnx.as_pure(others)}
-        found = programs[key](variables, nnx.as_pure(rngs), *inputs)
-        for before, after in ((rngs, found["rngs"]), (others, found["others"])):
+        (args, kwargs), given = _taken_apart((args, kwargs))  # such as Rngs, which count the calls
+        given_graph, states = nnx.split(given)
+        function = _function(graphdef, parts, whole, wrt, given_graph, states)
+        trees = variables, nnx.as_pure(rngs), nnx.as_pure(states)
+        found = calls((graphdef, given_graph), function, trees, *args, **kwargs)
+        columns = (self, rngs, found["rngs"]), (self, others, found["others"]), (given, states, found["given"])
+        for node, before, after in columns:
             pairs = zip(jax.tree.leaves(nnx.as_pure(before)), jax.tree.leaves(after), strict=True)
             if any(old is not new for old, new in pairs):
-                nnx.update(self, _dressed(before, after))
+                nnx.update(node, _dressed(before, after))
         return found["outputs"]
 
     small: Any = nnx.clone(model)
@@ -149,20 +158,42 @@ def _split(model: Any, wrt: Any) -> tuple[Any, tuple[Any, Any, Any]]:
 
 
 def _function(
-    graphdef: Any, parts: tuple[Any, Any, Any], whole: type, wrt: Any, static: Mapping[str, Any] | None = None
+    graphdef: Any, parts: tuple[Any, Any, Any], whole: type, wrt: Any, given_graph: Any, given: nnx.State
 ) -> Callable[..., Any]:
-    """The model as a function of its variables, its random states and inputs."""
+    """The model as a function of its variables, its random states, those of objects that it is given, and inputs."""
     params, rngs, others = parts
 
-    def apply(variables: Mapping[str, PyTree], states: PyTree, *inputs: Any) -> dict[str, Any]:
+    def apply(
+        variables: Mapping[str, PyTree], states: PyTree, given_states: PyTree, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         whose = _dressed(params, variables["params"]), _dressed(rngs, states), _dressed(others, variables["others"])
         model: Any = nnx.merge(graphdef, *whose)
         object.__setattr__(model, "__class__", whole)
-        outputs = model(*inputs, **(static or {}))
+        objects: Any = nnx.merge(given_graph, _dressed(given, given_states))
+        in_place = lambda node: objects[node.number] if isinstance(node, _Given) else node  # noqa: E731
+        args, kwargs = jax.tree.map(in_place, (args, kwargs))
+        outputs = model(*args, **kwargs)
         _, (_, after, renewed) = _split(model, wrt)
-        return {"outputs": outputs, "rngs": nnx.as_pure(after), "others": nnx.as_pure(renewed)}
+        used = nnx.as_pure(nnx.state(objects))
+        return {"outputs": outputs, "rngs": nnx.as_pure(after), "others": nnx.as_pure(renewed), "given": used}
 
     return apply
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """Stands for an object of NNX among arguments."""
+
+    number: int
+
+
+def _taken_apart(arguments: PyTree) -> tuple[PyTree, list[Any]]:
+    """Arguments with numbers in the place of NNX's objects, and these."""
+    is_object = lambda node: isinstance(node, nnx.Pytree | nnx.Variable)  # noqa: E731
+    leaves, treedef = jax.tree.flatten(arguments, is_leaf=is_object)
+    given = [leaf for leaf in leaves if is_object(leaf)]
+    numbers = itertools.count()
+    return treedef.unflatten([_Given(next(numbers)) if is_object(leaf) else leaf for leaf in leaves]), given
 
 
 def _dressed(variables: nnx.State, arrays: PyTree) -> nnx.State:

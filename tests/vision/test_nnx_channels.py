@@ -89,3 +89,40 @@ def test_the_optimizer_of_nnx_prunes_groups_of_the_graph_and_its_model_shrinks()
         model.eval()
         small.eval()
         np.testing.assert_allclose(model(X), small(X), rtol=1e-3, atol=1e-4)
+
+
+class Called(nnx.Module):
+    """Called with arrays by name, flags by place, and Rngs that count its calls."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.last, self.dropout = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs), nnx.Dropout(0.5)
+
+    def __call__(self, x: jax.Array, train: bool = True, *, mask: Any = None, rngs: Any = None) -> jax.Array:
+        hidden = nnx.relu(self.first(x))
+        if train:
+            hidden = self.dropout(hidden, rngs=rngs)
+        return self.last(hidden) if mask is None else self.last(hidden) * mask
+
+
+def test_a_small_model_is_called_as_the_whole_one_is_and_shrinks_again() -> None:
+    model, tx, mask = Called(), optax.sgd(0.1), jnp.arange(3.0)
+    with jax.numpy_rank_promotion("allow"):
+
+        def shrunk(model: Any, graph: core.ChannelGraph) -> tuple[Any, Any]:
+            structure = core.ChannelGroups(graph)
+            optimizer = vision.Optimizer(model, tx, "static_sparse", sparsity=0.5, structure=structure)
+            small, _, left = vision.nnx_shrunk(model, optimizer, graph, tx)
+            return small, left
+
+        small, left = shrunk(model, vision.nnx_channel_graph(model, X, False, mask=mask))
+        np.testing.assert_allclose(small(X, False, mask=mask), model(X, False, mask=mask), atol=1e-5)
+        # The graph of training knows the numbers that dropout draws; the second optimizer puts `small` on its masks.
+        smaller, left_again = shrunk(small, vision.nnx_channel_graph(small, X, rngs=nnx.Rngs(3)))
+        assert [len(*found.kept.values()) for found in (left, left_again)] == [4, 2]
+        assert (smaller.first.kernel.shape, small.first.kernel.shape) == ((4, 2), (4, 4))
+        every = [nnx.Rngs(3) for _ in range(3)]
+        for _ in range(2):
+            outputs = [node(X, rngs=rngs) for node, rngs in zip((model, small, smaller), every, strict=True)]
+            np.testing.assert_allclose(outputs[1], outputs[2], atol=1e-5)
+        assert [int(rngs.default.count[...]) for rngs in every] == [2, 2, 2]
