@@ -45,27 +45,13 @@ def _is_of_dopamine(item: pytest.Item) -> bool:
     return item.nodeid.startswith(_DOPAMINE) and not any(f"test_{name}" in item.nodeid for name in _PURE)
 
 
-# Their fixtures take long, and two processes would both make them.
-_TOGETHER = (
-    "tests/test_sharding.py",
-    "tests/integration/test_keras.py",
-    "tests/fed/test_backends.py",
-    "tests/t5/test_t5_sharding.py",
-    "tests/core/test_fuzz.py",
-    *(
-        f"tests/experiments/test_{name}.py"
-        for name in ("atari", "fed_emnist", "minatar", "resume_study", "t5", "vision")
-    ),
-)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of Dopamine in one process, and those of a file with long fixtures."""
+    """Keeps the tests of Dopamine in one process, and those of any other file: two would both compile its programs."""
     for item in items:
         if _is_of_dopamine(item):
             item.add_marker(pytest.mark.xdist_group("dopamine"))
-        elif item.nodeid.startswith(_TOGETHER):
+        elif item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: not _is_of_dopamine(item))
 

@@ -6,8 +6,9 @@ import jax
 import pytest
 from jax._src import compiler
 
-# The second is the older way to write loops in machine code; jax 0.11 has it no more.
-OPTIONS = {"xla_backend_optimization_level": 0} | (
+# Small programs are not worth parts that threads compile side by side. The last is the older way to write loops in
+# machine code; jax 0.11 has it no more.
+OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1} | (
     {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
 )
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
