@@ -44,7 +44,7 @@ from sparse_plugins.core.transform.implicit_masks import masks_of_step
 from sparse_plugins.core.transform.skipped_steps import check_some_move
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state, map_sparse_states
 from sparse_plugins.core.transform.step import ZEROS_NEED_GRAPH, refreshed_state, sparse_transformation
-from sparse_plugins.core.trees import PyTree, aligned, leaf_names, out_of_boxes
+from sparse_plugins.core.trees import PyTree, aligned, aligned_columns, leaf_names, out_of_boxes
 
 __all__ = ["BaseUpdater", "check_updater"]
 
@@ -236,7 +236,8 @@ class BaseUpdater(UpdaterHooks):
             masks = sparse_state.masks
             if isinstance(self.sparsity_type, MAY_COUPLE):
                 masks, scores = self._active_units(params, masks), self.pooled_scores(scores)
-            columns = zip(plans.leaves, aligned(params, scores, "scores"), aligned(params, masks, "masks"), strict=True)
+            beside = aligned_columns(params, [scores, masks], ["scores", "masks"])
+            columns = zip(plans.leaves, *beside, strict=True)
             behind = [leaf.rule.rank_active_first(s, m) if leaf.is_pruned else s for leaf, s, m in columns]
             scores = plans.treedef.unflatten(behind)
         sparsities = self._sparsities(plans.targets, sparse_state.count)

@@ -121,7 +121,11 @@ def kept_units(structure: Structure, shape: tuple[int, ...], sparsity: Fraction)
         >>> [int(kept_units(Channel(), (8, 8), sparsity)) for sparsity in (0.25, 0.99, 1.0)]
         [6, 1, 0]
     """
-    size, least = competitors(structure, shape)
+    return _kept_of(structure, *competitors(structure, shape), sparsity)
+
+
+def _kept_of(structure: Structure, size: int, least: int, sparsity: Fraction) -> Count:
+    """`kept_units`, of so many that are ranked against each other, and of which so many stay."""
     kept = keep_count(size, sparsity)
     # Rounded up: for a width that hardware likes more channels stay than were asked for, never fewer.
     if isinstance(structure, ChannelGroups):
@@ -478,7 +482,17 @@ class MaskRule:
 
     def check(self) -> None:
         """Raises ValueError if the structure does not fit the shape."""
+        _ = self.competitors
+
+    @functools.cached_property
+    def competitors(self) -> tuple[int, int]:
+        """`competitors` of one layer.
+
+        Raises:
+            ValueError: If the structure does not fit the shape.
+        """
         self.of_layer.check(self.layer_shape, f"parameter {self.name!r}")
+        return competitors(self.of_layer, self.layer_shape)
 
     def create_mask(self, scores: jax.Array, sparsity: Any) -> jax.Array:
         """The mask that keeps the best-scored units of every layer.
@@ -493,13 +507,12 @@ class MaskRule:
         Raises:
             ValueError: If the structure does not fit the shape, or its axes are not known.
         """
-        structure, view = self._placed
+        structure = self._placed[0]
         if isinstance(scores, ChannelUnits):
             # The same units are ranked for all leaves that make a group, so that the same channels stay in all of them.
             best = [keep_best(structure, unit, kept_units(structure, unit.shape, sparsity)) for unit in scores.units]
             return spread(self.channels, self.shape, best)
-        structure.check(view.shape, f"parameter {self.name!r}")
-        kept = by_layer(functools.partial(kept_units, structure, view.shape), sparsity)
+        kept = by_layer(functools.partial(_kept_of, structure, *self.competitors), sparsity)
         return self._mapped(functools.partial(keep_best, structure), scores, beside=[kept])
 
     def custom_mask(self, rule: Callable[[jax.Array, Any], jax.Array], scores: jax.Array, sparsity: Any) -> jax.Array:
