@@ -14,6 +14,7 @@ OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
 
 quick_jit = functools.partial(jax.jit, compiler_options=OPTIONS)
+thorough = functools.partial(pytest.param, marks=pytest.mark.thorough)  # a row that test-core leaves to `make test`
 
 options_as_users_have_them = compiler.get_compile_options
 

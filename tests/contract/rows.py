@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from jax.extend.core import jaxprs_in_params
 
 from sparse_plugins import core
-from tests.quick import quick_jit
+from tests.quick import quick_jit, thorough
 
 # Masks change at steps 1, 3 and 4 of 6, so there are steps before, between and after.
 WINDOW = {"update_freq": 2, "update_start_step": 1, "update_end_step": 4}
@@ -87,7 +86,7 @@ FAMILIES = [
 ]
 # One row for each way masks lie and layers are told; `make test` runs the others, too.
 QUICK = {*FAMILIES, "no_prune", "static_sparse", "srigl", "rigl stacked", "magnitude groups", "rigl by path"}
-ROWS = [row if row in QUICK else pytest.param(row, marks=pytest.mark.thorough) for row in UPDATERS]
+ROWS = [row if row in QUICK else thorough(row) for row in UPDATERS]
 
 
 def make_updater(row: str, **overrides: Any) -> core.BaseUpdater:

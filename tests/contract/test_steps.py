@@ -33,7 +33,7 @@ from tests.contract.rows import (
     score_arguments,
     trajectory,
 )
-from tests.quick import quick_jit
+from tests.quick import quick_jit, thorough
 
 every_updater = pytest.mark.parametrize("row", ROWS)
 every_family = pytest.mark.parametrize("row", FAMILIES)
@@ -151,8 +151,8 @@ def test_only_masks_pass_the_guard(row: str) -> None:
     ("row", "branches"),
     [
         *(("magnitude", 1), ("random_ste", 1)),
-        pytest.param("rigl", 1, marks=pytest.mark.thorough),
-        pytest.param("mixture of set and random_ste", 4, marks=pytest.mark.thorough),
+        thorough("rigl", 1),
+        thorough("mixture of set and random_ste", 4),
     ],
 )
 def test_vmap_over_seeds_keeps_the_branch(row: str, branches: int) -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from sparse_plugins import core
 from sparse_plugins.core.selection.structured_topk import kept_units
 from tests.core.test_layers import networks
-from tests.quick import quick_jit
+from tests.quick import quick_jit, thorough
 
 KEY = jax.random.key(0)
 UNIFORM = functools.partial(core.uniform, sparsity=0.5)
@@ -109,9 +109,7 @@ def test_groups_take_the_mean_of_their_layers_and_stay_whole_beside_a_dense_one(
     assert (found["a"], found["b"], found["c"], found["d"]) == (core.NOT_PRUNED, core.NOT_PRUNED, 0.5, core.NOT_PRUNED)
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["rigl", "magnitude", *(pytest.param(name, marks=pytest.mark.thorough) for name in THOROUGH)]
-)
+@pytest.mark.parametrize("algorithm", ["rigl", "magnitude", *map(thorough, THOROUGH)])
 def test_what_training_prunes_can_leave(algorithm: str) -> None:
     apply, params = perceptron()
     x = jax.random.normal(KEY, (3, 5))

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from sparse_plugins import core
-from tests.quick import quick_jit
+from tests.quick import quick_jit, thorough
 
 NEARLY_ALL = functools.partial(core.uniform, sparsity=0.98)
 GRADUAL = core.PolynomialSchedule(update_freq=2, update_start_step=0, update_end_step=5)
@@ -37,7 +37,7 @@ def counts_of_run(updater: core.BaseUpdater, steps: int = 8) -> list[int]:
     [(core.Unstructured(), 1), (core.Block((2, 2)), 4), (core.Channel(), 4), (core.ConstantFanIn(), 4)],
     ids=str,
 )
-@pytest.mark.parametrize("cls", [core.MagnitudePruning, core.GradualRigL])
+@pytest.mark.parametrize("cls", [core.MagnitudePruning, thorough(core.GradualRigL)])
 def test_a_unit_stays_at_every_step_of_a_schedule(cls: Any, structure: Any, least: int) -> None:
     counts = counts_of_run(cls(sparsity_distribution_fn=NEARLY_ALL, scheduler=GRADUAL, sparsity_type=structure))
     assert counts[0] == 16

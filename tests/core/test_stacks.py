@@ -16,7 +16,7 @@ from sparse_plugins import core
 from sparse_plugins.core.selection.structured_topk import MaskRule
 from tests import reference
 from tests.contract.rows import make_updater
-from tests.quick import quick_jit
+from tests.quick import quick_jit, thorough
 
 SCALES = (1e-3, 0.01, 0.1, 0.3, 1, 2, 3, 4)
 LAYERS, WIDTH = len(SCALES), 8
@@ -68,7 +68,7 @@ def trained(updater: core.BaseUpdater, params: Any, start: Any, extra: dict[str,
     "row",
     [
         *("magnitude erk", "rigl 2:4", "srigl", "wanda"),
-        *(pytest.param(row, marks=pytest.mark.thorough) for row in THOROUGH),
+        *map(thorough, THOROUGH),
     ],
 )
 def test_a_stack_is_trained_as_its_layers_unrolled(row: str) -> None:

@@ -22,6 +22,7 @@ from sparse_plugins.core.structures import (
     structure_per_leaf,
 )
 from tests import reference
+from tests.quick import thorough
 
 bounded = settings(max_examples=25, deadline=None, derandomize=True)
 mask_of = jax.jit(create_mask, static_argnums=1)
@@ -47,7 +48,7 @@ def slow_mask(scores: np.ndarray, structure: Structure, sparsity: float) -> np.n
     return reference.top_k(scores, kept)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("dtype", [np.float32, thorough(jnp.bfloat16)], ids=lambda d: d.__name__)
 @pytest.mark.parametrize(
     ("structure", "shape"),
     [
@@ -177,7 +178,7 @@ def test_random_scores_of_bf16_parameters_do_not_favour_low_indices() -> None:
 @pytest.mark.parametrize(
     "structure", [Unstructured(), NByM(2, 4, axis=0), NByM(3, 5, axis=1), ConstantFanIn()], ids=str
 )
-@pytest.mark.parametrize("drop_fraction", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("drop_fraction", [0.0, 0.5, *map(thorough, (0.3, 1.0))])
 def test_regrown_masks_equal_the_slow_ones(structure: Structure, drop_fraction: float) -> None:
     shape = (12, 10)
     mask = slow_mask(draw(shape, seed=1), structure, 0.5)
