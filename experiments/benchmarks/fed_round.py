@@ -20,7 +20,7 @@ import optax
 
 from experiments.benchmarks.timing import Timing, interleave, table
 from sparse_plugins import core, fed
-from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, VmapBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend
 
 fedjax = fed.import_fedjax()
 
@@ -76,7 +76,7 @@ def measure(name: str, clients: list, batch_size: int, group_size: int, rounds: 
         name: A name of `MODELS`.
         clients: As `random_clients` makes them.
         batch_size: Images of a client's step.
-        group_size: Clients that the vmap backend runs at once.
+        group_size: Clients that the last backend runs at once.
         rounds: Counted rounds, at least 3.
     """
     model, dense = MODELS[name](only_digits=False), fedjax.optimizers.create_optimizer_from_optax(ADAM)
@@ -86,7 +86,7 @@ def measure(name: str, clients: list, batch_size: int, group_size: int, rounds: 
         "sparse, masks every 10 rounds": (_sparse_server(10), "jit"),
         "sparse, masks every round": (_sparse_server(1), "jit"),
         "ScanBackend": (dense, ScanBackend()),
-        f"VmapBackend({group_size})": (dense, VmapBackend(group_size)),
+        f"ShardedBackend, {group_size} clients": (dense, ShardedBackend(clients_per_device=group_size)),
     }
     contestants = {
         side: _contestant(model, clients, batch_size, server, backend) for side, (server, backend) in sides.items()
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=10, help="clients of a round")
     parser.add_argument("--images", type=int, default=200, help="images of the mean client")
     parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--group-size", type=int, default=5, help="clients that the vmap backend runs at once")
+    parser.add_argument("--group-size", type=int, default=5, help="clients that ShardedBackend runs at once")
     options = parser.parse_args()
     clients = random_clients(options.clients, options.images)
     print(f"{jax.default_backend()}, {os.cpu_count()} CPUs, jax {jax.__version__}; {vars(options)}")

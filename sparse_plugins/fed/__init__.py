@@ -19,7 +19,7 @@ if typing.TYPE_CHECKING:
     from sparse_plugins.fed.client_widths import ClientWidths
     from sparse_plugins.fed.faults import Faults
     from sparse_plugins.fed.fedjax import datasets as datasets
-    from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend, VmapBackend
+    from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend
     from sparse_plugins.fed.fedjax.backends.distributed import DistributedBackend
     from sparse_plugins.fed.fedjax.compat import import_fedjax
     from sparse_plugins.fed.fedjax.metered import MeteredBackend
@@ -53,7 +53,7 @@ else:
         "fed.client_widths": ("ClientWidths",),
         "fed.faults": ("Faults",),
         "fed.fedjax.backends.distributed": ("DistributedBackend",),
-        "fed.fedjax.backends.batched": ("ScanBackend", "ShardedBackend", "VmapBackend"),
+        "fed.fedjax.backends.batched": ("ScanBackend", "ShardedBackend"),
         "fed.fedjax.compat": ("import_fedjax",),
         "fed.mask_in_params": ("sparse_broadcast",),
         "fed.fedjax.metered": ("MeteredBackend",),
@@ -115,7 +115,6 @@ __all__ = [
     "SparseServerState",
     "SparsifiedState",
     "Total",
-    "VmapBackend",
     "Wire",
     "decode",
     "encode",

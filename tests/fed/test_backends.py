@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.backends import distributed
-from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend, VmapBackend
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend
 from tests.fed import rounds
 from tests.quick import FLAGS
 
@@ -27,10 +27,9 @@ BACKENDS = {
     "scan": ScanBackend(),
     "scan, short runs": ScanBackend(max_batches=2),
     "scan, convolutions": ScanBackend(matmul_convolutions=False),
-    "vmap": VmapBackend(2),
-    "vmap, short runs": VmapBackend(3, max_batches=2),
     "sharded": ShardedBackend(),
     "sharded, two a device": ShardedBackend(clients_per_device=2),
+    "sharded, short runs": ShardedBackend(clients_per_device=3, max_batches=2),
 }
 
 
@@ -45,7 +44,7 @@ def expected() -> dict:
 
 
 @pytest.mark.parametrize("algorithm", rounds.ALGORITHMS)
-@pytest.mark.parametrize("backend", ["scan", "vmap"])  # sharded: below, on eight devices
+@pytest.mark.parametrize("backend", ["scan", "sharded, two a device"])  # below: eight devices
 def test_algorithms_end_as_with_fedjax_own_backend(algorithm, backend, expected):
     assert_close(rounds.run(algorithm, BACKENDS[backend]), expected[algorithm])
 
@@ -101,14 +100,15 @@ def test_ragged_and_empty_clients_with_step_results(backend):
 def test_any_sequence_of_batch_shapes(batch_sizes):
     shared = {"start": jnp.float32(2.0)}
     expected = described(JIT(shared, ragged_clients(batch_sizes)))
-    for ours in (SCAN, VMAP):
+    for ours in (SCAN, SHARDED):
         assert_close(described(ours(shared, ragged_clients(batch_sizes))), expected)
 
 
-JIT, SCAN, VMAP = map(count_and_sum, ("jit", ScanBackend(max_batches=4), VmapBackend(2, max_batches=2)))
+TWO = ShardedBackend(clients_per_device=2, max_batches=2)
+JIT, SCAN, SHARDED = map(count_and_sum, ("jit", ScanBackend(max_batches=4), TWO))
 
 
-@pytest.mark.parametrize(("backend", "read"), [(ScanBackend(), 1), (VmapBackend(2), 8)])
+@pytest.mark.parametrize(("backend", "read"), [(ScanBackend(), 1), (ShardedBackend(clients_per_device=2), 8)])
 def test_clients_are_streamed(backend, read):
     """Never more clients read than announced, never more outputs alive than a group has."""
     asked = itertools.count()
@@ -148,7 +148,7 @@ def test_a_step_may_keep_the_memory_of_shared_input():
     npt.assert_array_equal(shared["w"], np.ones(4))
 
 
-@pytest.mark.parametrize("backend", [ScanBackend(), VmapBackend(2)])
+@pytest.mark.parametrize("backend", [ScanBackend(), ShardedBackend(clients_per_device=2)])
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -168,7 +168,6 @@ def test_a_state_that_changes_its_type_is_an_error(backend, step, message):
     ("make", "message"),
     [
         (lambda: ScanBackend(max_batches=0), "max_batches must be at least 1, got 0"),
-        (lambda: VmapBackend(0), "group_size must be at least 1, got 0"),
         (lambda: ShardedBackend([]), "devices is empty"),
         (lambda: ShardedBackend(clients_per_device=0), "clients_per_device must be at least 1"),
     ],
