@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_plugins import fed
-from sparse_plugins.fed.fedjax.backends import distributed
+from sparse_plugins.fed.fedjax.backends import batched, distributed
 from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend
 from tests.fed import rounds
 from tests.quick import FLAGS
@@ -27,6 +27,7 @@ BACKENDS = {
     "scan": ScanBackend(),
     "scan, short runs": ScanBackend(max_batches=2),
     "scan, convolutions": ScanBackend(matmul_convolutions=False),
+    "scan, matmuls": ScanBackend(matmul_convolutions=True),
     "sharded": ShardedBackend(),
     "sharded, two a device": ShardedBackend(clients_per_device=2),
     "sharded, short runs": ShardedBackend(clients_per_device=3, max_batches=2),
@@ -136,6 +137,31 @@ def test_numbers_of_batches_share_compiled_programs():
     totals = {name: float(total) for name, total in run(jnp.float32(0), clients)}
     assert totals == {number: 3.0 * number for number in range(1, 30)}
     assert len(traced) <= 4  # runs of 1, 2, 4 and 8
+
+
+def test_steps_with_convolutions_are_called_one_by_one_on_cpus_and_others_looped(monkeypatch):
+    called = []
+
+    class Calling(batched.ForEachClientJitBackend):
+        def __call__(self, *parts):
+            run = super().__call__(*parts)
+            return lambda *inputs: called.append(1) or run(*inputs)
+
+    monkeypatch.setattr(batched, "ForEachClientJitBackend", Calling)
+    smooth = lambda state, batch: jax.jit(jnp.convolve)(state, batch)[:4]  # noqa: E731
+    steps = {"looped": (lambda state, batch: state + batch.sum(), 0), "called": (smooth, 3)}
+    clients = lambda: [(number, iter([np.ones(3, np.float32)] * number), ()) for number in (0, 2, 1, 5)]  # noqa: E731
+    for name, (step, count) in steps.items():
+        called.clear()
+        ours, theirs = [], []
+        for into, backend in ((ours, ScanBackend()), (theirs, "jit")):
+            with fedjax.for_each_client_backend(backend):
+                run = fedjax.for_each_client(lambda shared, _: shared, step)
+            into += [(client, np.asarray(output)) for client, output in run(jnp.ones(4), clients())]
+        assert len(called) == count, name
+        for (client, output), (expected_client, expected) in zip(ours, theirs, strict=True):
+            assert client == expected_client
+            npt.assert_allclose(output, expected, rtol=1e-6)
 
 
 def test_a_step_may_keep_the_memory_of_shared_input():

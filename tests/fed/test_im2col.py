@@ -121,3 +121,15 @@ def test_a_window_too_large_to_unroll_is_left_alone():
     wide = lambda x: lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=layout)  # noqa: E731
     assert "conv_general_dilated" in primitives(im2col.as_matmuls(wide), x)
     npt.assert_array_equal(im2col.as_matmuls(wide)(x), wide(x))
+
+
+def test_fast_pooling_leaves_convolutions_and_is_the_same_to_the_bit():
+    def loss(x, kernel):
+        features = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=LAYOUTS[0])
+        return lax.reduce_window(features, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
+
+    inputs = normal(0, (2, 7, 7, 3)), normal(1, (2, 2, 3, 4))
+    fast = im2col.with_fast_pooling(jax.grad(loss))
+    assert "conv_general_dilated" in primitives(fast, *inputs)
+    assert "select_and_scatter_add" not in primitives(fast, *inputs)
+    npt.assert_array_equal(quick_jit(fast)(*inputs), quick_jit(jax.grad(loss))(*inputs))

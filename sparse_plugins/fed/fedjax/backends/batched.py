@@ -21,6 +21,7 @@ import fedjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fedjax.core.for_each_client import ForEachClientJitBackend
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -35,7 +36,8 @@ from sparse_plugins.fed.fedjax.backends.client_batches import (
     stack_full,
     stack_group,
 )
-from sparse_plugins.fed.fedjax.backends.im2col import as_matmuls
+from sparse_plugins.fed.fedjax.backends.im2col import as_matmuls, with_fast_pooling
+from sparse_plugins.fed.fedjax.backends.rewrite import has_equation
 
 __all__ = ["ForEachClient", "Programs", "Results", "ScanBackend", "ShardedBackend"]
 
@@ -58,6 +60,11 @@ class Programs(NamedTuple):
     final: Callable
 
 
+def _programs(init: Callable, step: Callable, final: Callable) -> Programs:
+    # Jitted once more so that it is traced once for the shapes of its results and for the loop.
+    return Programs(init, functools.partial(_advance, jax.jit(step)), final)
+
+
 class _Backend(fedjax.ForEachClientBackend):
     def __init__(self, *, max_batches: int = 32, matmul_convolutions: bool | None = None) -> None:
         _check_positive(max_batches=max_batches)
@@ -69,9 +76,8 @@ class _Backend(fedjax.ForEachClientBackend):
         matmuls = self._matmul_convolutions
         if matmuls is None:
             matmuls = jax.default_backend() == "cpu"
-        # Jitted once more so that it is traced once for the shapes of its results and for the loop.
-        step = jax.jit(as_matmuls(client_step) if matmuls else client_step)
-        return self._for_each_client(Programs(client_init, functools.partial(_advance, step), client_final))
+        step = as_matmuls(client_step) if matmuls else client_step
+        return self._for_each_client(_programs(client_init, step, client_final))
 
     @abc.abstractmethod
     def _for_each_client(self, programs: Programs) -> ForEachClient: ...
@@ -80,12 +86,15 @@ class _Backend(fedjax.ForEachClientBackend):
 class ScanBackend(_Backend):
     """Runs one client after another, all batches of a client in one loop on the device.
 
+    On CPUs, where a convolution in a loop takes tens of times as long as outside one, clients whose steps have some run
+    batch by batch, and the gradients of max pooling, slow there anywhere, are computed by shifts.
+
     Args:
         max_batches: Most batches in one call, which bounds the memory for a client's data. Numbers of batches are
             rounded up to a power of two, and what is added is not run: a program is compiled for each power of two and
             batch shape, not for each client.
-        matmul_convolutions: Whether to compute convolutions, and gradients of max pooling, as matrix products (see
-            `im2col`). None: on CPUs only, where convolutions in loops are slow.
+        matmul_convolutions: Whether all runs in loops, with convolutions, and gradients of max pooling, as matrix
+            products (see `im2col`), or as they are. None: as they are, but for what is said of CPUs.
 
     Raises:
         ValueError: If `max_batches` is less than 1.
@@ -103,6 +112,29 @@ class ScanBackend(_Backend):
         >>> [(name, float(sum_)) for name, sum_ in total(10.0, [("anna", ones.batch(batch_size=2), 100.0)])]
         [('anna', 115.0)]
     """
+
+    def __call__(self, client_init: Callable, client_step: Callable, client_final: Callable) -> ForEachClient:
+        """Creates a `for_each_client` function; FedJAX calls this."""
+        if self._matmul_convolutions is not None:
+            return super().__call__(client_init, client_step, client_final)
+        looped = self._for_each_client(_programs(client_init, client_step, client_final))
+        if jax.default_backend() != "cpu":
+            return looped
+        called = ForEachClientJitBackend()(client_init, with_fast_pooling(client_step), client_final)
+        chosen: list[ForEachClient] = []
+
+        def run(shared_input: Any, clients: Clients) -> Results:
+            for name, batches, client_input in clients:
+                rest = iter(batches)
+                head = list(itertools.islice(rest, 1))
+                if head and not chosen:
+                    step = lambda *inputs: client_step(client_init(*inputs[:2]), inputs[2])  # noqa: E731
+                    program = jax.make_jaxpr(step)(shared_input, client_input, head[0])
+                    chosen.append(called if has_equation(program, "conv_general_dilated") else looped)
+                of_client = chosen[0] if chosen else looped
+                yield from of_client(shared_input, [(name, itertools.chain(head, rest), client_input)])
+
+        return run
 
     def _for_each_client(self, programs: Programs) -> ForEachClient:
         init, final = jax.jit(_owning(programs.init)), jax.jit(programs.final)

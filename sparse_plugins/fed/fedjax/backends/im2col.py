@@ -18,7 +18,7 @@ from jax.extend.core import JaxprEqn
 
 from sparse_plugins.fed.fedjax.backends.rewrite import replace_equations
 
-__all__ = ["as_matmuls", "convolve", "scatter_to_selected"]
+__all__ = ["as_matmuls", "convolve", "scatter_to_selected", "with_fast_pooling"]
 
 MAX_SHIFTS = 128  # shifts are unrolled: beyond the window of the largest common kernels, programs get too long
 
@@ -49,14 +49,32 @@ def as_matmuls(function: Callable) -> Callable:
     return replace_equations(function, _replacement)
 
 
+def with_fast_pooling(function: Callable) -> Callable:
+    """A function whose gradients of max and min pooling are shifts and comparisons; convolutions stay.
+
+    Args:
+        function: As of `as_matmuls`.
+
+    Returns:
+        The function, whose values are the same, to the bit where windows do not overlap.
+    """
+    return replace_equations(function, _replaced_pooling)
+
+
 def _replacement(equation: JaxprEqn) -> Callable | None:
-    name, params = equation.primitive.name, equation.params
-    if name == "conv_general_dilated":
+    params = equation.params
+    if equation.primitive.name == "conv_general_dilated":
         spec = params["dimension_numbers"]
         kernel, output = _shape(equation.invars[1]), _shape(equation.outvars[0])
         shifts = min(math.prod(_take(kernel, spec.rhs_spec[2:])), math.prod(_take(output, spec.out_spec[2:])))
         return functools.partial(convolve, **params) if shifts <= MAX_SHIFTS else None
-    if name == "select_and_scatter_add" and math.prod(params["window_dimensions"]) <= MAX_SHIFTS:
+    return _replaced_pooling(equation)
+
+
+def _replaced_pooling(equation: JaxprEqn) -> Callable | None:
+    params = equation.params
+    is_pooling = equation.primitive.name == "select_and_scatter_add"
+    if is_pooling and math.prod(params["window_dimensions"]) <= MAX_SHIFTS:
         return functools.partial(scatter_to_selected, **params)
     return None
 

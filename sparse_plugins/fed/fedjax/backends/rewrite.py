@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-__all__ = ["replace_equations"]
+__all__ = ["has_equation", "replace_equations"]
 
 # Says what computes an equation's outputs from its inputs, or None to leave it alone.
 Replacement = Callable[[JaxprEqn], Callable | None]
@@ -36,6 +36,21 @@ def replace_equations(function: Callable, replacement: Replacement) -> Callable:
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return replaced
+
+
+def has_equation(program: ClosedJaxpr, name: str) -> bool:
+    """Whether a program has an equation of a primitive, also inside loops, branches and jitted functions.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> has_equation(jax.make_jaxpr(jax.jit(jnp.sin))(0.0), "sin")
+        True
+    """
+    found = []
+    jax.make_jaxpr(lambda *inputs: _evaluate(program.jaxpr, program.consts, list(inputs), found.append))(
+        *(jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in program.in_avals)
+    )
+    return any(equation.primitive.name == name for equation in found)
 
 
 def _evaluate(program: Jaxpr, consts: list, inputs: list, replacement: Replacement) -> list:
