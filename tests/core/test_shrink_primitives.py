@@ -81,13 +81,12 @@ def test_an_extreme_over_channels_keeps_them(over: Any) -> None:
 
 @pytest.mark.parametrize("zeros", ["parameters", "inputs"])
 def test_what_zeros_hide_is_found(zeros: str) -> None:
-    """Over fewer channels the mean of (h - mean)**2 is another one; behind a last layer of zeros nobody sees it."""
+    """A pruned channel is as large as the largest input; behind a last layer of zeros nobody sees it."""
     params = {"a": drawn(6, 8), "b": drawn(8, 3) if zeros == "inputs" else np.zeros((8, 3), np.float32)}
     x = np.zeros((4, 6), np.float32) if zeros == "inputs" else drawn(4, 6)
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
-        h = x @ params["a"]
-        return (h / jnp.sqrt(jnp.var(h, axis=-1, keepdims=True) + 1e-6)) @ params["b"]
+        return jnp.maximum(x @ params["a"], jnp.max(x**2, axis=-1, keepdims=True)) @ params["b"]
 
     graph = core.channel_graph(apply, params, x)
     with pytest.raises(ValueError, match="without the channels of 'a' outputs differ"):
@@ -96,27 +95,60 @@ def test_what_zeros_hide_is_found(zeros: str) -> None:
     assert core.shrink(fine, params, core.channel_masks(fine, params, 0.5)).params["a"].shape == (6, 4)
 
 
-def test_query_heads_that_share_keys_leave_with_the_rows_that_read_them() -> None:
-    params = {"q": drawn(6, 4, 3), "k": drawn(6, 3), "v": drawn(6, 5), "out": drawn(4, 5, 2)}
+def test_query_heads_that_share_keys_stay_and_those_that_share_none_leave() -> None:
+    """Without its query a head gives the mean of values, which are those of the others, too."""
+    params = {"q": drawn(6, 4, 3), "k": drawn(6, 2, 3), "v": drawn(6, 2, 5), "out": drawn(4, 5, 2)}
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
-        q, k, v = jnp.einsum("bti,ihe->bthe", x, params["q"]), x @ params["k"], x @ params["v"]
-        weights = jax.nn.softmax(jnp.einsum("bthe,bse->bhts", q, k))
-        return jnp.einsum("bthe,heo->bto", jnp.einsum("bhts,bse->bthe", weights, v), params["out"])
+        q, k, v = (jnp.einsum("bti,ihe->bthe", x, params[name]) for name in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("btghe,bsge->bghts", q.reshape(2, 5, 2, 2, 3), k))
+        return jnp.einsum(
+            "bthe,heo->bto", jnp.einsum("bghts,bsge->btghe", weights, v).reshape(2, 5, 4, 5), params["out"]
+        )
 
     x = drawn(2, 5, 6)
     graph = core.channel_graph(apply, params, x)
-    with pytest.raises(ValueError, match=r"channels of 'q' outputs differ .*prune what reads them, too \(out\)"):
-        core.shrink(graph, params, core.channel_masks(graph, params, 0.5))
-    masks = core.channel_masks(graph, params, 0.5, readers=True)
-    small = core.shrink(graph, params, masks)
+    masks = core.channel_masks(graph, params, 0.5)
+    small = core.shrink(graph, params, masks)  # two heads of four, which are those of one key
     assert {name: p.shape for name, p in small.params.items()} == {
         "q": (6, 2, 2),
-        "k": (6, 2),
-        "v": (6, 2),
+        "k": (6, 1, 2),
+        "v": (6, 1, 2),
         "out": (2, 2, 2),
     }
     close(quick_jit(apply)(core.apply_masks(params, masks), x), quick_jit(small.apply)(small.params, x))
+
+
+def centred(h: jax.Array, scale: jax.Array) -> jax.Array:
+    mean = jnp.mean(h, axis=-1, keepdims=True)
+    return (h - mean) / jnp.sqrt(jnp.mean((h - mean) ** 2, axis=-1, keepdims=True) + 1e-6) * scale
+
+
+def of_squares(h: jax.Array, scale: jax.Array) -> jax.Array:
+    mean = jnp.mean(h, axis=-1, keepdims=True)
+    return (h - mean) / jnp.sqrt(jnp.mean(h**2, axis=-1, keepdims=True) - mean**2 + 1e-6) * scale
+
+
+MAPS = {
+    "sigmoid": (lambda h, scale: jax.nn.sigmoid(h), False),
+    "gate": (lambda h, scale: h * jax.nn.sigmoid(h), True),
+    "shift": (lambda h, scale: jnp.tanh(h + 1), False),
+    "where": (lambda h, scale: jnp.where(h > 0, h**2, 0.0) + jnp.minimum(jax.nn.relu(h), 6), True),
+    "softplus": (lambda h, scale: jax.nn.softplus(h) - jnp.log(2.0), False),
+    "mish": (lambda h, scale: jax.nn.mish(h) + jax.nn.gelu(h) + jax.nn.elu(h) + jax.nn.hard_swish(h), True),
+    "centred": (centred, False),
+    "of squares": (of_squares, True),
+    "without scale": (lambda h, scale: of_squares(h, jnp.ones(())), False),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_what_is_not_0_for_a_pruned_channel_stays(name: str) -> None:
+    mapped, leaves = MAPS[name]
+    params = {"a": drawn(6, 8), "scale": drawn(8), "b": drawn(8, 2)}
+    graph = core.channel_graph(lambda p, x: mapped(x @ p["a"], p["scale"]) @ p["b"], params, drawn(4, 6))
+    assert ("a" in graph.groups) == leaves, str(graph)
+    assert leaves or "not 0 for a pruned channel" in graph.stays["a", 1]
 
 
 def test_whoever_cannot_run_narrower_is_named() -> None:

@@ -249,7 +249,7 @@ def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Ch
     return ChannelGraph(apply, groups, stays, layers, shapes, inputs)
 
 
-def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float, *, readers: bool = False) -> PyTree:
+def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTree:
     """Masks that keep the strongest channels of every group, whole.
 
     A channel is as strong as the l2 norm of all that makes it. Parameters that no group has stay unpruned, and at least
@@ -259,11 +259,9 @@ def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float, *, reade
         graph: The network's groups.
         params: Its parameters.
         sparsity: Fraction of the channels of each group to prune, in [0, 1).
-        readers: Whether to prune what reads a channel, too, which may then be something else than 0 without its
-            weights, as behind a sigmoid, or as query heads that share keys and values.
 
     Returns:
-        Tree of uint8 masks, `NOT_PRUNED` where a parameter has no channel, for `with_masks` of updaters and `shrink`.
+        Tree of uint8 masks, `NOT_PRUNED` where a parameter makes no channel, for `with_masks` of updaters and `shrink`.
 
     Raises:
         ValueError: If the sparsity is not allowed.
@@ -283,7 +281,7 @@ def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float, *, reade
         strength = np.sum([squares_of_channels(group, member, leaves[member.leaf]) for member in makers], axis=0)
         order = np.argsort(-strength, kind="stable")
         gone = order[max(1, keep_count(group.size, sparsity)) :]
-        for member in group.members if readers else makers:
+        for member in makers:
             mask = masks.setdefault(member.leaf, np.ones(leaves[member.leaf].shape, np.uint8))
             np.moveaxis(mask, member.axis, 0)[np.isin(member.labels, gone)] = 0
     made = [jnp.asarray(masks[leaf]) if leaf in masks else NOT_PRUNED for leaf in range(len(leaves))]

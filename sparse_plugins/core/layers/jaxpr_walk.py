@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from jax.extend import core as jax_core
 
 from sparse_plugins.core.layers.factors import Axis, Factor
@@ -17,10 +18,12 @@ class Value(NamedTuple):
     Attributes:
         axes: Its axes.
         is_activation: Whether it depends on inputs; what depends on parameters alone is a weight.
+        is_zero: Whether it is a 0 that is written into the program.
     """
 
     axes: list[Axis]
     is_activation: bool
+    is_zero: bool = False
 
 
 class Step(NamedTuple):
@@ -105,7 +108,9 @@ def walk(reader: Reader, program: Any, operands: Sequence[Value]) -> Walked:
         reader.constant(constant, variable.aval.dtype)
 
     def value(variable: Any) -> Value:
-        return fresh(variable, False) if isinstance(variable, jax_core.Literal) else known[variable]
+        if isinstance(variable, jax_core.Literal):
+            return fresh(variable, False)._replace(is_zero=not np.any(np.asarray(variable.val)))
+        return known[variable]
 
     steps = []
     for equation in program.jaxpr.eqns:

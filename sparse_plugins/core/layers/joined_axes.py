@@ -1,5 +1,7 @@
 """Which axes hold the same channels, all through a program: the reader that joins whatever has to stay together."""
 
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 from sparse_plugins.core.layers.factors import Factor, factors, pin, unify
 from sparse_plugins.core.layers.jaxpr_walk import Value
 from sparse_plugins.core.layers.primitives import Flow
+from sparse_plugins.core.layers.zeros import Parts, Zeros
 
 __all__ = ["Joined", "join"]
 
@@ -45,6 +48,7 @@ class Joined:
 
     def __init__(self) -> None:
         self.concatenations: list[Factor] = []
+        self._zeros = Zeros()
 
     def equation(self, equation: Any, flow: Flow | None, operands: list[Value], results: list[Value]) -> None:
         """Joins what the flow joins; without one nothing that the equation touches may change."""
@@ -56,6 +60,10 @@ class Joined:
         self.concatenations += [named[whole] for whole in flow.joined]
         for symbol, reason in flow.mixed.items():
             pin([named[symbol]], reason)
+        for symbol, parts in self._zeros.follow(equation, flow, operands, results).items():
+            for factor, is_zero in _beside(factors([named[symbol]]), parts):
+                if not is_zero:
+                    factor.pins.add("a sum over what is not 0 for a pruned channel")
         if flow.is_product and all(operand.is_activation for operand in operands):
             held = [{symbol for axis in axes for symbol in axis} for axes in (*flow.operands, *flow.results)]
             for symbol in set.intersection(*held):
@@ -92,3 +100,17 @@ class Joined:
             if any(part.pins for segment in segments for part in segment):
                 for part in (part for segment in segments for part in segment if not part.is_seen):
                     part.pins.add("a part that is cut off or padded")
+
+
+def _beside(axis: Sequence[Factor], parts: Parts) -> list[tuple[Factor, bool]]:
+    """Factors, each with the flag of the part that it lies in; of parts that lie across factors, that of all."""
+    found, start = [], 1
+    edges = list(itertools.accumulate((size for size, _ in parts), operator.mul))
+    for factor in axis:
+        end = start * factor.size
+        inside = [
+            is_zero for edge, (size, is_zero) in zip(edges, parts, strict=True) if edge // size <= start and end <= edge
+        ]
+        found.append((factor, inside[0] if inside else all(is_zero for _, is_zero in parts)))
+        start = end
+    return found

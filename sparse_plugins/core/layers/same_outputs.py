@@ -116,13 +116,10 @@ def why_not_the_same(
         names = second if without(first) <= tolerance else first
     (name,) = names
     alone = without(names)
-    makers, readers = (
-        ", ".join(member.path for member in graph.groups[name].members if member.makes == makes)
-        for makes in (True, False)
-    )
+    makers = ", ".join(member.path for member in graph.groups[name].members if member.makes)
     return (
         f"without the channels of {name!r} outputs differ by {alone:.1e} of the largest (all groups: "
         f"{difference:.1e}; allowed: {tolerance:.0e}). A pruned channel must be 0 for all that read it: prune its bias "
         f"and its scale and shift of a norm as well ({makers}), and keep channels whose statistics, sigmoid or softmax "
-        f"others see, or prune what reads them, too ({readers}), as core.channel_masks(..., readers=True) does."
+        "others see."
     )
