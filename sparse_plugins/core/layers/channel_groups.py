@@ -241,12 +241,17 @@ def channel_graph(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Ch
     groups: dict[str, ChannelGroup] = {}
     for factor, its in members.items():
         first = next((m for m in its if m.makes and layers[m.path].is_layer), its[0])
-        axis = f"{first.path}[{first.axis}]"
-        names = itertools.chain((first.path, axis), (f"{axis} ({number})" for number in itertools.count(3)))
-        name = next(name for name in names if name not in groups)
+        name = _new_name(first, groups)
         groups[name] = ChannelGroup(name, int(factor.size), tuple(its))
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
     return ChannelGraph(apply, groups, stays, layers, shapes, inputs)
+
+
+def _new_name(member: Member, taken: Mapping[str, ChannelGroup]) -> str:
+    """Of a group that a member makes first; several groups may run along one axis."""
+    axis = f"{member.path}[{member.axis}]"
+    names = itertools.chain([member.path, axis], (f"{axis} ({number})" for number in itertools.count(3)))
+    return next(name for name in names if name not in taken)
 
 
 def channel_masks(graph: ChannelGraph, params: PyTree, sparsity: float) -> PyTree:

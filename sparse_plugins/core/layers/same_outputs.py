@@ -68,7 +68,7 @@ def _drawn_for_zeros(
 
 
 def _is_zero(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and jnp.size(leaf) and not np.any(np.asarray(leaf))
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and jnp.size(leaf) > 0 and not np.any(np.asarray(leaf))
 
 
 def _draws(leaf: Any) -> np.ndarray:
