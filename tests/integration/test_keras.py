@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.contracts import CONTRACTS
+from tests.quick import FLAGS
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -41,7 +42,7 @@ OF_KERAS_ALONE = [
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("keras")
-    settings = {"KERAS_BACKEND": "jax", "KERAS_HOME": str(folder), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    settings = {"KERAS_BACKEND": "jax", "KERAS_HOME": str(folder), "XLA_FLAGS": FLAGS}
     command = [sys.executable, "-c", RUN, str(folder / "outcomes.json")]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **settings}, timeout=500)
     return json.loads((folder / "outcomes.json").read_text())

@@ -112,7 +112,7 @@ def test_files_find_what_they_include_from_anywhere(tmp_path: Path, monkeypatch:
 
 
 def test_mspacman_is_the_papers(tmp_path: Path) -> None:
-    parse("mspacman_dqn")
+    parse("mspacman_dqn", NARROW["mspacman_dqn"])
     agent = create_sparse_runner(str(tmp_path))._agent
     assert agent.num_actions == 9
     plan = agent.describe_plan()

@@ -3,8 +3,6 @@
 import hashlib
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from sparse_plugins.rl.dopamine.checkpoints import run_folder, snapshots
 from tests.rl import resume_worker
 from tests.rl.test_hostile_folders import Trap, values_of
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = ("Runner.num_iterations = 2", "Runner.use_legacy_logger = True", "Runner.max_steps_per_episode = None")
 
 
@@ -115,10 +112,3 @@ def test_an_atari_game_under_way_is_refused_and_the_next_gets_a_fresh_seed() -> 
     assert names == ["AtariPreprocessing", "LoggedAtari"]
     with pytest.raises(ValueError, match="nobody knows what the state of Weather is"):
         convert_old_run._snapshot(pickle.dumps([("Weather", {"rain": 1})]), in_episode=False, what="it")
-
-
-def test_nothing_calls_it() -> None:
-    probe = "import sys, sparse_plugins.rl.dopamine, sparse_plugins.rl.train; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, check=True, text=True)
-    assert "sparse_plugins.rl.dopamine.runners" in done.stdout.split()
-    assert "sparse_plugins.rl.dopamine.convert_old_run" not in done.stdout.split()

@@ -255,6 +255,13 @@ def test_a_pickle_is_never_read_though_its_digest_is_right(name: str, whole: Pat
         runner._checkpointer.load_checkpoint(0)
 
 
+TELLING_WHAT_IT_LOADED = """
+import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules))
+runpy.run_module("sparse_plugins.rl.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_the_command_goes_on_from_the_checkpoint_before(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     content = pickle.dumps({"run": Trap(tmp_path / "sprung")})
@@ -263,7 +270,7 @@ def test_the_command_goes_on_from_the_checkpoint_before(whole: Path, tmp_path: P
     (checkpoints / str(LAST) / "replay").mkdir()
     (checkpoints / str(LAST) / "replay" / "checkpoint.msgpack").write_bytes(content)
     bindings = [*resume_worker.BINDINGS, *SETTINGS]
-    command = [sys.executable, "-m", "sparse_plugins.rl.train", f"--base_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", TELLING_WHAT_IT_LOADED, f"--base_dir={tmp_path / 'run'}"]
     done = subprocess.run(
         [*command, *(f"--gin_bindings={binding}" for binding in bindings)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -276,6 +283,9 @@ def test_the_command_goes_on_from_the_checkpoint_before(whole: Path, tmp_path: P
     assert f"from iteration {LAST} on" in done.stdout
     assert "is a pickle of an earlier version" in done.stderr
     assert not (tmp_path / "sprung").exists()
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "sparse_plugins.rl.dopamine.runners" in loaded
+    assert "sparse_plugins.rl.dopamine.convert_old_run" not in loaded, "it runs what is in pickles"
     name = f"{LAST}/replay.npz"
     assert (checkpoints / name).read_bytes() == (whole / "checkpoints" / name).read_bytes(), "the same bits"
     agents = [values_of(folder / f"ckpt.{LAST}")["run"]["agent"] for folder in (checkpoints, whole / "checkpoints")]
