@@ -1,15 +1,14 @@
 """Settings of the studies of channels, and the plan that they make of cells."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from experiments.channels.studies import ONLY_AT
 from experiments.harness.cells import Cell
 from experiments.harness.recorder import Recorder
 from experiments.harness.settings import flag
 from experiments.harness.study import Plan, Variants
-from experiments.harness.variants import DENSE
+from experiments.harness.variants import DENSE, plan_of_cells
 from experiments.vision.task import VisionSettings
 
 
@@ -51,18 +50,9 @@ class ChannelSettings(VisionSettings):
             prepare: From a cell to what trains the run of a recorder.
             text: To print before, besides.
         """
-        prepare = functools.lru_cache(maxsize=1)(prepare)  # the seeds of a cell come one by one
-
-        def train(batch: Sequence[Recorder]) -> bool:
-            (recorder,) = batch
-            recorder.restart()
-            prepare(recorder.run.cell)(recorder)
-            return True
-
         cells = [Cell("", DENSE, 0.0)] if DENSE in names else []
         for sparsity in self.sparsities:
             cells += [
                 Cell("", name, sparsity) for name in names if name != DENSE and ONLY_AT.get(name, sparsity) == sparsity
             ]
-        counts = f"{len(cells)} cells of {len(self.seeds)} seeds. {about}"
-        return Plan(self, cells, train, f"{counts}\n{text}", {"about": about})
+        return plan_of_cells(self, cells, about, prepare, text)

@@ -63,15 +63,26 @@ def plan_of(
         prepare: From the name of a cell to what trains the run of a recorder; what is compiled there serves all seeds.
         text: To print before, besides.
     """
+    cells = [cell_of(name, settings.sparsity) for name in names]
+    return plan_of_cells(settings, cells, about, lambda cell: prepare(cell.name), text)
+
+
+def plan_of_cells(
+    settings: Settings,
+    cells: Sequence[Cell],
+    about: str,
+    prepare: Callable[[Cell], Callable[[Recorder], None]],
+    text: str = "",
+) -> Plan:
+    """`plan_of`, of cells that differ in more than their names; `prepare` gets the cell."""
     prepare = functools.lru_cache(maxsize=1)(prepare)  # the seeds of a cell come one by one
 
     def train(batch: Sequence[Recorder]) -> bool:
         (recorder,) = batch
         recorder.restart()
-        prepare(recorder.run.cell.name)(recorder)
+        prepare(recorder.run.cell)(recorder)
         return True
 
-    cells = [cell_of(name, settings.sparsity) for name in names]
     counts = f"{len(cells)} cells of {len(settings.seeds)} seeds. {about}"
     return Plan(settings, cells, train, f"{counts}\n{text}", {"about": about})
 
