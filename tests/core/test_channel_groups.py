@@ -153,6 +153,7 @@ class AttentionBlock(nn.Module):
         return nn.Dense(3)((x + nn.Dense(8)(nn.gelu(nn.Dense(12)(nn.RMSNorm()(x))))).mean(1))
 
 
+@pytest.mark.thorough
 def test_a_residual_network_whose_statistics_nobody_optimizes() -> None:
     x = jax.random.normal(KEY, (2, 6, 6, 2))
     variables = quick_jit(ResidualWithNorm().init)(KEY, x)
@@ -165,6 +166,7 @@ def test_a_residual_network_whose_statistics_nobody_optimizes() -> None:
     assert small.params["batch_stats"]["BatchNorm_0"]["var"].shape == (4,)
 
 
+@pytest.mark.thorough
 def test_heads_leave_whole_and_keep_half_of_their_entries() -> None:
     x = jax.random.normal(KEY, (2, 3, 5))
     params = quick_jit(AttentionBlock().init)(KEY, x)
@@ -224,6 +226,7 @@ def test_a_graph_of_one_part_of_the_parameters() -> None:
     assert int(masks["critic"]["head"].sum()) == 6
 
 
+@pytest.mark.thorough
 def test_modules_with_channel_groups_and_with_single_weights_train_and_shrink_together() -> None:
     apply, params = perceptron()
     both = {"actor": params, "critic": jax.tree.map(lambda p: p[..., ::-1], params)}

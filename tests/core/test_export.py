@@ -312,6 +312,7 @@ def test_n_by_m_takes_no_other_structure() -> None:
         export.to_n_by_m(ONES, FULL, Channel())
 
 
+@pytest.mark.thorough
 def test_layers_of_stacks_and_of_attention_are_exported_as_matrices() -> None:
     params = {
         "blocks": jax.random.normal(jax.random.key(0), (3, 4, 2, 8)),

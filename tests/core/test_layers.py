@@ -409,6 +409,7 @@ def networks(draw: st.DrawFn) -> tuple[Callable[..., Any], dict[str, Any], dict[
     return apply, params, expected, jnp.ones((2, width))
 
 
+@pytest.mark.thorough
 @given(networks())
 def test_traced_roles_are_those_of_the_construction(network: Any) -> None:
     apply, params, expected, x = network

@@ -147,6 +147,7 @@ def test_plain_masks_in_a_state_are_not_mixed_with_packed_ones() -> None:
         tx.update(params, plain, params)
 
 
+@pytest.mark.thorough
 def test_masks_of_an_8_by_8_leaf_in_float16_compile_inside_a_scan() -> None:
     run = [sys.executable, "-c", SCAN_IN_FLOAT16]
     done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""}, check=False)

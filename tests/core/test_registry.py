@@ -14,6 +14,7 @@ from sparse_plugins import core
 from sparse_plugins.core.registry import ALGORITHMS
 from sparse_plugins.t5 import bindings
 from tests.contract import rows, test_steps
+from tests.quick import thorough
 
 
 @dataclasses.dataclass(eq=False)
@@ -96,7 +97,7 @@ def test_what_a_configuration_says_comes_before_what_was_registered() -> None:
         del ALGORITHMS["sparse_grads"]
 
 
-@pytest.mark.parametrize("row", ["movement", "swap"])
+@pytest.mark.parametrize("row", ["movement", thorough("swap")])
 def test_the_contract_suite_takes_it_as_one_more_row(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rows.UPDATERS, row, ({}, (12, 6)))
     test_steps.test_updates_land_on_the_mask_and_reach_the_target(row)

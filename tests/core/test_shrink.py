@@ -373,6 +373,7 @@ def test_half_precision_is_compared_as_it_rounds() -> None:
         core.shrink(graph, params, masks | {"bias": core.NOT_PRUNED})
 
 
+@pytest.mark.thorough
 def test_statistics_of_training_come_back_smaller() -> None:
     class Normalized(nn.Module):
         @nn.compact
@@ -404,6 +405,7 @@ class Dropped(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.3, deterministic=False)(nn.relu(nn.Dense(10)(x))))
 
 
+@pytest.mark.thorough
 def test_dropout_draws_for_what_is_left_what_it_drew_for_it_among_all() -> None:
     model, x = Dropped(), drawn(4, 8, 8, 2)
     params = model.init({"params": KEY, "dropout": KEY}, x)
