@@ -61,7 +61,7 @@ demo-rl: $(VENV)/.demo-rl ## DQN on CartPole, dense and sparse, then Pong from i
 test: lint types ## Lint, types, doctests, README code and the suite
 	$(PYTEST) --doctest-modules sparse_plugins experiments tests
 
-test-core: $(VENV)/.dev-core ## The core and the wire, without TensorFlow, FedJAX and what takes long: 5 minutes
+test-core: $(VENV)/.dev-core ## The core and the wire, without TensorFlow, FedJAX and what takes long: about 3 minutes
 	$(PYTEST) -m 'not thorough' --doctest-modules sparse_plugins/core sparse_plugins/wire tests/core tests/contract tests/wire
 
 lint: $(VENV)/.dev ## Style and layering rules

@@ -37,6 +37,7 @@ from tests.quick import quick_jit, thorough
 
 every_updater = pytest.mark.parametrize("row", ROWS)
 every_family = pytest.mark.parametrize("row", FAMILIES)
+REFRESHED = ("magnitude", "random_ste", "rigl", "granet", RIGL_AND_STE)
 
 
 @every_updater
@@ -103,7 +104,7 @@ def test_scan_and_any_storage_of_masks_give_the_same_run(row: str, stored: bool 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), middle, states[3][0])
 
 
-@every_family
+@pytest.mark.parametrize("row", [row if row in REFRESHED else thorough(row) for row in FAMILIES])
 def test_explicit_refresh_gives_the_same_run(row: str) -> None:
     updater, (_, states) = make_updater(row), trajectory(row)
     tx = updater.wrap_optax(inner(), refresh_in_graph=False)

@@ -130,6 +130,7 @@ def test_attention_is_pruned_as_its_kernels_flattened(make: Any, settings: dict[
             assert mask == expected[name] == core.NOT_PRUNED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [linen_attention, nnx_attention, haiku_attention, equinox_attention])
 def test_attention_trains_as_its_kernels_flattened(make: Any, full_compilation: None) -> None:
     apply, params, flattened = make()
