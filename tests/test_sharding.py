@@ -217,7 +217,9 @@ def test_eight_devices_give_the_bits_of_one(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_devices_exchange_counts_but_no_parameters_or_scores(name: str, folder: Path) -> None:
-    for line in (folder / f"{name}.txt").read_text().splitlines():
+    lines = (folder / f"{name}.txt").read_text().splitlines()
+    assert lines or name not in ("magnitude", "global")  # which cannot rank shards without a word
+    for line in lines:
         operation, shapes = line.split(" ", 1)
         assert operation == "all-reduce", name
         for shape in re.findall(r"\w+\[[\d,]*\]", shapes):
