@@ -51,7 +51,8 @@ def similar_groups(clients: Clients, size: int) -> Iterator[list[tuple[Any, list
 def _shapes(batch: Any) -> Any:
     leaves, structure = jax.tree.flatten(batch)
     # The types of scalars that are no arrays; `jnp.result_type` takes as long as a step of a small model.
-    return structure, [(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves]
+    known = lambda leaf: hasattr(leaf, "shape") and hasattr(leaf, "dtype")  # noqa: E731
+    return structure, [(leaf.shape, leaf.dtype) if known(leaf) else (np.shape(leaf), type(leaf)) for leaf in leaves]
 
 
 def bucket(count: int) -> int:
