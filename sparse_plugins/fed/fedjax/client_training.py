@@ -11,13 +11,14 @@ from sparse_plugins import core
 from sparse_plugins.fed.aggregation import wide_zeros
 from sparse_plugins.wire.trees import PyTree
 
-__all__ = ["Backend", "GradFn", "masked_training", "mean_gradient"]
+__all__ = ["GradFn", "masked_training", "mean_gradient"]
 
 GradFn = Callable[[Any, Any, Any], Any]
-Backend = fedjax.ForEachClientBackend | None
 
 
-def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer, backend: Backend = None) -> Callable[..., Any]:
+def masked_training(
+    grad_fn: GradFn, optimizer: fedjax.Optimizer, backend: fedjax.ForEachClientBackend | None = None
+) -> Callable[..., Any]:
     """A `for_each_client` function that trains each client inside a mask.
 
     Its shared input is `{"params", "masks"}`; a client's input is `{"rng"}`, and `"masks"` if they are its own. Its
@@ -49,7 +50,7 @@ def masked_training(grad_fn: GradFn, optimizer: fedjax.Optimizer, backend: Backe
     return _for_each_client(backend, client_init, client_step, client_final)
 
 
-def mean_gradient(grad_fn: GradFn, backend: Backend = None) -> Callable[..., Any]:
+def mean_gradient(grad_fn: GradFn, backend: fedjax.ForEachClientBackend | None = None) -> Callable[..., Any]:
     """A `for_each_client` function that averages each client's gradients without moving the parameters.
 
     Its shared input are the parameters, a client's input is `{"rng"}`, its output a tree of the parameters' shapes: the
@@ -79,6 +80,6 @@ def mean_gradient(grad_fn: GradFn, backend: Backend = None) -> Callable[..., Any
     return _for_each_client(backend, client_init, client_step, client_final)
 
 
-def _for_each_client(backend: Backend, *parts: Callable[..., Any]) -> Callable[..., Any]:
+def _for_each_client(backend: fedjax.ForEachClientBackend | None, *parts: Callable[..., Any]) -> Callable[..., Any]:
     with fedjax.for_each_client_backend(backend or fedjax.get_for_each_client_backend()):
         return fedjax.for_each_client(*parts)

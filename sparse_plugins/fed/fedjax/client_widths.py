@@ -10,7 +10,7 @@ from sparse_plugins import core
 from sparse_plugins.core.layers.channel_groups import ChannelGraph
 from sparse_plugins.core.layers.narrowed import has_numbers_of_channels, narrowed
 from sparse_plugins.fed.client_widths import ClientWidths, NarrowNetwork, with_whole_leaves
-from sparse_plugins.fed.fedjax.client_training import Backend, GradFn, masked_training
+from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training
 from sparse_plugins.wire.trees import PyTree
 
 __all__ = ["Cohort", "NarrowTraining"]
@@ -53,7 +53,13 @@ class NarrowTraining:
         backend: What runs them.
     """
 
-    def __init__(self, widths: ClientWidths, grad_fn: GradFn, optimizer: fedjax.Optimizer, backend: Backend) -> None:
+    def __init__(
+        self,
+        widths: ClientWidths,
+        grad_fn: GradFn,
+        optimizer: fedjax.Optimizer,
+        backend: fedjax.ForEachClientBackend,
+    ) -> None:
         if widths.groups is not None:
             raise ValueError(
                 "client_widths has groups, which are for fed.flower; here they are traced from grad_fn: drop them."

@@ -16,7 +16,7 @@ from sparse_plugins.core.updater_defaults import AnyUpdater
 from sparse_plugins.fed.aggregation import Aggregation, Sums, Updates
 from sparse_plugins.fed.client_widths import ClientWidths, check_goes_with_widths, with_whole_leaves
 from sparse_plugins.fed.faults import Faults
-from sparse_plugins.fed.fedjax.client_training import Backend, GradFn, masked_training, mean_gradient
+from sparse_plugins.fed.fedjax.client_training import GradFn, masked_training, mean_gradient
 from sparse_plugins.fed.fedjax.client_widths import NarrowTraining
 from sparse_plugins.fed.fedjax.optimizers import optax_transformation, updater_of_server
 from sparse_plugins.fed.growth import GrowthProtocol, Signals
@@ -188,7 +188,11 @@ class Clients:
     """
 
     def __init__(
-        self, grad_fn: GradFn, optimizer: fedjax.Optimizer, widths: ClientWidths | None, backend: Backend
+        self,
+        grad_fn: GradFn,
+        optimizer: fedjax.Optimizer,
+        widths: ClientWidths | None,
+        backend: fedjax.ForEachClientBackend,
     ) -> None:
         self._parts = grad_fn, optimizer, widths, backend
         self.widths = widths

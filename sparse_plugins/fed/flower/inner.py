@@ -73,7 +73,8 @@ class Inner:
     @property
     def settings(self) -> str:
         """Names and numbers of the strategy and of what it wraps, but for those of evaluation and of waiting."""
-        said, strategy = [], self.strategy
+        said: list[str] = []
+        strategy: Any = self.strategy
         while True:
             numbers = [
                 f"{name}={value}"

@@ -46,7 +46,7 @@ def has_equation(program: ClosedJaxpr, name: str) -> bool:
         >>> has_equation(jax.make_jaxpr(jax.jit(jnp.sin))(0.0), "sin")
         True
     """
-    found = []
+    found: list[JaxprEqn] = []
     jax.make_jaxpr(lambda *inputs: _evaluate(program.jaxpr, program.consts, list(inputs), found.append))(
         *(jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in program.in_avals)
     )
