@@ -104,6 +104,7 @@ def test_wanda_says_which_inputs_are_missing(activations: Any, message: str) -> 
         core.WandaPruning(sparsity_distribution_fn=half).instant_sparsify({"w": normal(6, 5)}, activations=activations)
 
 
+@pytest.mark.thorough
 def test_snip_and_grasp_rank_all_layers_by_the_first_batch() -> None:
     params = {"a": normal(4, 6), "b": normal(6, 3, seed=1) * 3}
     inputs, wanted = normal(8, 4, seed=2), normal(8, 3, seed=3)

@@ -325,6 +325,7 @@ def test_what_stays_says_why() -> None:
     assert "a: 6 channels of a[1], sorted[0]" in str(graph)
 
 
+@pytest.mark.thorough
 def test_running_statistics_shrink_along() -> None:
     class Normalized(nn.Module):
         @nn.compact
@@ -418,6 +419,7 @@ def test_dropout_draws_for_what_is_left_what_it_drew_for_it_among_all() -> None:
     assert not np.allclose(small.apply(small.params, x, KEY), small.apply(small.params, x, other))
 
 
+@pytest.mark.thorough
 def test_a_gradient_shrinks_as_the_function_does() -> None:
     """Whoever has nothing but a function that returns gradients, as in FedJAX, shrinks that."""
 

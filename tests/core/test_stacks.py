@@ -20,7 +20,7 @@ from tests.quick import quick_jit, thorough
 
 SCALES = (1e-3, 0.01, 0.1, 0.3, 1, 2, 3, 4)
 LAYERS, WIDTH = len(SCALES), 8
-THOROUGH = ("srigl", "saliency", "saliency 2x2", "granet", "soft_topk_ste", "gradual_rigl")
+THOROUGH = ("wanda", "srigl", "saliency", "saliency 2x2", "granet", "soft_topk_ste", "gradual_rigl")
 STACKED = {
     "blocks/kernel": core.Axes(stack=0, inputs=1, outputs=2),
     "blocks/bias": core.Axes(stack=0, elementwise=1),
@@ -67,7 +67,7 @@ def trained(updater: core.BaseUpdater, params: Any, start: Any, extra: dict[str,
 @pytest.mark.parametrize(
     "row",
     [
-        *("magnitude erk", "rigl 2:4", "wanda"),
+        *("magnitude erk", "rigl 2:4"),
         *map(thorough, THOROUGH),
     ],
 )

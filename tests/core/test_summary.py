@@ -121,6 +121,7 @@ def test_plan_says_what_random_masks_are_drawn_from(algorithm: str) -> None:
     assert last(both.seeded(jax.random.key(0))).startswith("prunable:")
 
 
+@pytest.mark.thorough
 def test_leaves_larger_than_an_int32_counts_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     params = {name: jnp.asarray(random.integers(0, 2, shape), jnp.uint8) for name, shape in SHAPES.items()}
