@@ -151,6 +151,32 @@ def test_what_is_not_0_for_a_pruned_channel_stays(name: str) -> None:
     assert leaves or "not 0 for a pruned channel" in graph.stays["a", 1]
 
 
+def test_a_gradient_that_is_0_but_for_rounding_and_norms_in_it_do_not_stop_channels() -> None:
+    """Softmax forgets the bias of keys; and what a norm hands back is nowhere 0, but meets pruned weights."""
+    params = {name: drawn(8, 8, seed=i) for i, name in enumerate("qkv")} | {
+        "bias": drawn(8),
+        "scale": drawn(8),
+        "a": drawn(6, 8),
+        "out": drawn(8, 2),
+    }
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        h = of_squares(x @ params["a"], params["scale"])
+        q, k, v = h @ params["q"], h @ params["k"] + params["bias"], h @ params["v"]
+        return jnp.sum((jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v @ params["out"]) ** 2)
+
+    x = drawn(2, 5, 6)
+    graph = core.channel_graph(jax.grad(loss), params, x)
+    assert {"a", "k", "v"} <= {name for name, group in graph.groups.items() if group.size == 8}
+    masks = [np.ones(leaf.shape, np.uint8) for leaf in jax.tree.leaves(params)]
+    for member in (m for group in graph.groups.values() for m in group.members if group.size == 8):
+        np.moveaxis(masks[member.leaf], member.axis, 0)[member.labels >= 4] = 0
+    small = core.shrink(graph, params, jax.tree.unflatten(jax.tree.structure(params), masks))
+    dense = quick_jit(graph.apply)(core.expand(small, small.params), x)
+    kept = core.expand(small, jax.tree.map(np.ones_like, small.params))
+    close(jax.tree.map(np.multiply, dense, kept), core.expand(small, quick_jit(small.apply)(small.params, x)))
+
+
 def test_whoever_cannot_run_narrower_is_named() -> None:
     params = {"a": drawn(6, 8), "b": drawn(8, 3)}
 

@@ -134,7 +134,8 @@ def followed(apply: Callable[..., Any], params: PyTree, inputs: Sequence[PyTree]
     renewed = _renewed(params, results)
     count = len(jax.tree.leaves(params))
     operands = [fresh(variable, place >= count) for place, variable in enumerate(program.jaxpr.invars)]
-    joined = Joined()
+    is_derivative = 2 * len({*renewed} - {None}) > count  # it gives more than running statistics
+    joined = Joined(follows_zeros=not is_derivative)
     walked = walk(joined, program, operands)
     outputs = [value for value, leaf in zip(walked.results, renewed, strict=True) if leaf is None]
     for value, leaf in zip(walked.results, renewed, strict=True):

@@ -42,13 +42,17 @@ def join(flow: Flow, values: Sequence[Value], axes: Sequence[Any]) -> dict[int, 
 class Joined:
     """Joins axes across weights and activations, and pins what cannot move.
 
+    Args:
+        follows_zeros: Whether to pin channels of which something is left where they are pruned. In derivatives all of
+            them have some, and what makes them is 0.
+
     Attributes:
         concatenations: The factors that are concatenations of others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, follows_zeros: bool = True) -> None:
         self.concatenations: list[Factor] = []
-        self._zeros = Zeros()
+        self._zeros = Zeros() if follows_zeros else None
 
     def equation(self, equation: Any, flow: Flow | None, operands: list[Value], results: list[Value]) -> None:
         """Joins what the flow joins; without one nothing that the equation touches may change."""
@@ -60,7 +64,8 @@ class Joined:
         self.concatenations += [named[whole] for whole in flow.joined]
         for symbol, reason in flow.mixed.items():
             pin([named[symbol]], reason)
-        for symbol, parts in self._zeros.follow(equation, flow, operands, results).items():
+        not_zero = {} if self._zeros is None else self._zeros.follow(equation, flow, operands, results)
+        for symbol, parts in not_zero.items():
             for factor, is_zero in _beside(factors([named[symbol]]), parts):
                 if not is_zero:
                     factor.pins.add("a sum over what is not 0 for a pruned channel")

@@ -37,17 +37,23 @@ def differences(
     for outputs, (_, small, inputs) in zip(before, columns, strict=True):
         pairs = zip(outputs, network.renewed, strict=True)
         whole = [old if leaf is None else part_left(old, entries[leaf]) for old, leaf in pairs]
-        found.append(_largest_share(whole, jax.tree.leaves(narrow(small, *inputs))))
+        found.append(_largest_share(whole, jax.tree.leaves(narrow(small, *inputs)), network.renewed))
     return found[0] if np.isnan(found[-1]) else max(found)  # not every function takes what is drawn
 
 
-def _largest_share(before: Sequence[Any], after: Sequence[Any]) -> float:
-    """The largest difference of two lists of arrays, as a share of the largest entry; NaN if some are not finite."""
-    shares = [0.0]
-    for old, new in zip(before, after, strict=True):
+def _largest_share(before: Sequence[Any], after: Sequence[Any], renewed: Sequence[int | None]) -> float:
+    """The largest difference of two lists of arrays, as a share of the largest entry; NaN if some are not finite.
+
+    What is laid out like parameters is measured by at least a thousandth of the largest entry of all that is: the
+    gradient of the bias of keys is 0 but for rounding.
+    """
+    rows = []
+    for old, new, leaf in zip(before, after, renewed, strict=True):
         if jnp.size(old) and jnp.issubdtype(old.dtype, jnp.inexact):
             wide = np.asarray(old, np.float64), np.asarray(new, np.float64)
-            shares.append(float(np.max(np.abs(wide[0] - wide[1])) / (np.max(np.abs(wide[0])) or 1.0)))
+            rows.append((np.max(np.abs(wide[0] - wide[1])), np.max(np.abs(wide[0])), leaf is not None))
+    floor = 1e-3 * max((largest for _, largest, is_renewed in rows if is_renewed), default=0.0)
+    shares = [0.0, *(float(off / (max(largest, floor * is_renewed) or 1.0)) for off, largest, is_renewed in rows)]
     return max(shares) if all(map(np.isfinite, shares)) else float("nan")
 
 
