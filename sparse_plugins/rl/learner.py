@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins.core.base_updater import BaseUpdater
-from sparse_plugins.core.layers.at_hand import layers_at_hand
+from sparse_plugins.core.layers.layers_at_hand import layers_at_hand
 from sparse_plugins.core.selection.random_scores import key_of_masks
 from sparse_plugins.core.summary import describe_plan, summarize_sparsity
 from sparse_plugins.core.transform.state import SparseState, find_sparse_state

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from sparse_plugins.core.layers.at_hand import layers_at_hand
 from sparse_plugins.core.layers.axes import Layers
+from sparse_plugins.core.layers.layers_at_hand import layers_at_hand
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["layers_of_network"]

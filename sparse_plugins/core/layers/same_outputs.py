@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_plugins.core.layers.channel_groups import ChannelGraph, followed
-from sparse_plugins.core.layers.left_of_trees import compiled_once, entries_left, part_left, smaller
 from sparse_plugins.core.layers.narrowed import run_narrow, sizes_left
+from sparse_plugins.core.layers.shrunk_trees import compiled_once, entries_left, part_left, smaller
 from sparse_plugins.core.masks import apply_masks, is_pruned
 from sparse_plugins.core.trees import PyTree, aligned
 

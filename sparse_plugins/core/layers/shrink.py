@@ -13,7 +13,9 @@ import numpy as np
 from sparse_plugins.core.algorithms.regrowth import StaticRandomSparse
 from sparse_plugins.core.layers.channel_groups import ChannelGraph
 from sparse_plugins.core.layers.half_pruned import channels_left, half_pruned, nothing_leaves, words_of_half_pruned
-from sparse_plugins.core.layers.left_of_trees import (
+from sparse_plugins.core.layers.narrowed import narrowed
+from sparse_plugins.core.layers.same_outputs import differences, rounding, why_not_the_same
+from sparse_plugins.core.layers.shrunk_trees import (
     compiled_once,
     entries_left,
     part_left,
@@ -23,8 +25,6 @@ from sparse_plugins.core.layers.left_of_trees import (
     taken_along,
     taken_masks,
 )
-from sparse_plugins.core.layers.narrowed import narrowed
-from sparse_plugins.core.layers.same_outputs import differences, rounding, why_not_the_same
 from sparse_plugins.core.masks import NOT_PRUNED, is_pruned, map_pruned, store_masks, unpack_masks
 from sparse_plugins.core.transform.moments import owners
 from sparse_plugins.core.transform.state import SparseState, holds_sparse_state, map_sparse_states

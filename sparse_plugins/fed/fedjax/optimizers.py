@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from sparse_plugins import core
-from sparse_plugins.core.layers.at_hand import layers_at_hand
 from sparse_plugins.core.layers.axes import Layers
+from sparse_plugins.core.layers.layers_at_hand import layers_at_hand
 from sparse_plugins.core.sparse_checks import FirstCheck
 from sparse_plugins.core.trees import exportable
 from sparse_plugins.core.updater_defaults import AnyUpdater

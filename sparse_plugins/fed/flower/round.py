@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from sparse_plugins.fed.aggregation import Aggregation, Sums
 from sparse_plugins.fed.flower.broadcast import Broadcast, Held
 from sparse_plugins.fed.flower.grid import OrderedGrid
-from sparse_plugins.fed.flower.inner import Inner
+from sparse_plugins.fed.flower.inner_strategy import Inner
 from sparse_plugins.fed.flower.personal import key_of_node
 from sparse_plugins.fed.flower.records import (
     GROW,

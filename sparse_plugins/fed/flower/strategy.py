@@ -22,7 +22,7 @@ from sparse_plugins.fed.checkpoints import Checkpoints
 from sparse_plugins.fed.client_widths import ClientWidths, check_goes_with_widths
 from sparse_plugins.fed.flower.broadcast import Broadcast, Held
 from sparse_plugins.fed.flower.grid import OrderedGrid
-from sparse_plugins.fed.flower.inner import Inner
+from sparse_plugins.fed.flower.inner_strategy import Inner
 from sparse_plugins.fed.flower.records import FORMAT, Layout, is_call_for_masks
 from sparse_plugins.fed.flower.round import Round
 from sparse_plugins.fed.flower.widths import Parts

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparse_plugins.core.layers.at_hand import layers_at_hand
 from sparse_plugins.core.layers.axes import Layers
+from sparse_plugins.core.layers.layers_at_hand import layers_at_hand
 from sparse_plugins.core.trees import PyTree
 
 __all__ = ["FirstCall", "first_call"]
