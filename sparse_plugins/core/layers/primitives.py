@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sparse_plugins.core.layers.factors import common_division
 
-__all__ = ["Flow", "flow_of"]
+__all__ = ["Axes", "Flow", "flow_of"]
 
 Symbols = tuple[int, ...]
 Shape = tuple[int, ...]
