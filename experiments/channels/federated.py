@@ -44,7 +44,7 @@ def network(part: float = 1.0) -> Any:
 
     Example:
         >>> shapes = jax.eval_shape(network(0.5).init, jax.random.key(0))
-        >>> shapes["conv2_d_1"]["w"].shape, shapes["linear"]["w"].shape
+        >>> shapes["conv2_d_1"]["w"].shape, shapes["linear_1"]["w"].shape
         ((3, 3, 8, 16), (784, 64))
     """
     count = lambda channels: round(part * channels)  # noqa: E731
