@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 from sparse_plugins import core
+from tests.quick import thorough
 
 KEY, X, LAYERS = jax.random.key(0), jnp.ones((2, 8)), 3
 
@@ -63,7 +64,9 @@ def uneven(leaf: jax.Array, stack: int) -> np.ndarray:
     return np.stack([layer * 10.0**i for i, layer in enumerate(np.moveaxis(np.asarray(leaf), stack, 0))], stack)
 
 
-@pytest.mark.parametrize("make", [linen_scan, linen_vmap, haiku_layer_stack, equinox_filter_vmap, nnx_vmap])
+@pytest.mark.parametrize(
+    "make", [linen_scan, *map(thorough, (linen_vmap, haiku_layer_stack, equinox_filter_vmap, nnx_vmap))]
+)
 def test_a_stack_of_any_framework_is_pruned_as_its_layers(make: Any) -> None:
     apply, params = make()
     with jax.numpy_rank_promotion("allow"):

@@ -18,6 +18,7 @@ def test_random_runs_keep_what_the_core_promises(first: int) -> None:
     assert sum(outcome == "checked" for outcome in outcomes) >= 10
 
 
+@pytest.mark.thorough
 def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"storage": True, "sparsity": 0.75, "optimizer": "guarded sgd", "structure": "unstructured"}
     case = dataclasses.replace(fuzz.draw(fuzz.ALGORITHMS.index("magnitude")), weights="normal", **settings)

@@ -159,6 +159,7 @@ def test_steps_that_no_optimizer_counts_to_are_refused(updater: core.BaseUpdater
         updater.wrap_optax(optax.sgd(0.1))
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_training_where_its_count_stays() -> None:
     schedule = PeriodicSchedule(7, 1)  # with 2**31 - 1 on its grid
     updater = core.SET(sparsity_distribution_fn=lambda params: {"w": 0.5}, scheduler=schedule)

@@ -135,7 +135,7 @@ def flat(tree: Any) -> Any:
     return {name: leaf.reshape(FLAT[name]) if hasattr(leaf, "shape") else leaf for name, leaf in tree.items()}
 
 
-@pytest.mark.parametrize("row", ["magnitude 2:4", "srigl", "magnitude channel", "wanda"])
+@pytest.mark.parametrize("row", ["magnitude 2:4", *map(thorough, ("srigl", "magnitude channel", "wanda"))])
 def test_kernels_with_heads_are_pruned_as_the_same_kernels_flattened(row: str) -> None:
     params = attention()
     structure = core.Channel() if "channel" in row else make_updater(row).sparsity_type

@@ -210,6 +210,7 @@ def test_drop_fraction_zero_keeps_the_mask_however_large_the_gradients(structure
         np.testing.assert_array_equal(regrown(mask != 0, drop, huge, structure, kept, kept), mask)
 
 
+@pytest.mark.thorough
 def test_whole_blocks_and_channels_are_dropped_and_grown() -> None:
     mask = jnp.zeros((4, 6), bool).at[:, :2].set(True)
     drop, grow = jnp.ones((4, 6)).at[:2, 0].set(5.0), jnp.zeros((4, 6)).at[2:, 4].set(1.0)

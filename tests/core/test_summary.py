@@ -88,6 +88,7 @@ def test_plan_says_what_will_be_kept(structure: object) -> None:
     assert f"{sum(kept.values())} of 136 kept" in lines[5]
 
 
+@pytest.mark.thorough
 def test_plan_of_one_ranking_across_layers_leaves_their_counts_open() -> None:
     weights = jnp.arange(1.0, 6)[None]
     params = {"a": weights, "b": 2 * weights, "c": 3 * weights, "own": jnp.ones((2, 5))}

@@ -297,6 +297,7 @@ def test_the_fuzz_corpus_has_every_form_of_blocks() -> None:
     assert forms == {0, 1, 2, 3}
 
 
+@pytest.mark.thorough
 def test_memory_beside_base_and_result_has_a_bound() -> None:
     size = 1 << 22
     for lr in (1e-6, 1e-2):

@@ -153,6 +153,7 @@ def test_a_message_is_close_to_the_entropy_bound(sparsity: float, factor: float)
     assert bound <= len(encode({"w": mask}, values)) <= factor * bound
 
 
+@pytest.mark.thorough
 def test_seeded_masks_are_those_of_the_random_updaters() -> None:
     params = {"a": {"kernel": jnp.ones((30, 20))}, "b": jnp.ones((64, 3))}
     masks_of = functools.partial(core.uniform, sparsity=0.9)
