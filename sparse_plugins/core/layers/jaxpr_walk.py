@@ -1,6 +1,6 @@
 """Follows values through a program: into calls, loops and branches, equation by equation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ from jax.extend import core as jax_core
 from sparse_plugins.core.layers.factors import Axis, Factor
 from sparse_plugins.core.layers.primitives import Flow, flow_of
 
-__all__ = ["Reader", "Step", "Value", "Walked", "fresh", "inner_jaxpr", "walk"]
+__all__ = ["Reader", "Step", "Value", "Walked", "fresh", "inner_jaxpr", "scan_counts", "walk"]
 
 
 class Value(NamedTuple):
@@ -132,10 +132,18 @@ def _step(reader: Reader, equation: Any, operands: list[Value]) -> Step:
     return Step(operands, results)
 
 
+def scan_counts(parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """Constants and carried values of a scan, in that order before its slices; from jax 0.12 on as two trees."""
+    if "num_consts" in parameters:
+        return parameters["num_consts"], parameters["num_carry"]
+    constants, carried, _ = parameters["ft_in"].unpack()
+    return len(constants), len(carried)
+
+
 def _scan(reader: Reader, equation: Any, operands: list[Value]) -> Step:
     body = equation.params["jaxpr"]
-    first = equation.params["num_consts"]
-    last = first + equation.params["num_carry"]
+    first, carried = scan_counts(equation.params)
+    last = first + carried
     constants, start, slices = operands[:first], operands[first:last], operands[last:]
     for stack in slices:
         reader.looped(stack)

@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend import core as jax_core
 
 from sparse_plugins.core.layers.factors import Axis, Factor, factors, root
-from sparse_plugins.core.layers.jaxpr_walk import Step, Value, Walked, inner_jaxpr, walk
+from sparse_plugins.core.layers.jaxpr_walk import Step, Value, Walked, inner_jaxpr, scan_counts, walk
 from sparse_plugins.core.layers.joined_axes import Joined
 
 __all__ = ["Sizes", "run", "tells_apart"]
@@ -283,7 +283,7 @@ def _with_its_derivative(sizes: Sizes, equation: Any, step: Step, called: Callab
 
 def _scan(sizes: Sizes, equation: Any, step: Step, operands: list[Any]) -> Sequence[Any]:
     parameters, (inside,) = equation.params, step.inside
-    first, count = parameters["num_consts"], parameters["num_carry"]
+    first, count = scan_counts(parameters)
     constants, start, slices = operands[:first], operands[first : first + count], operands[first + count :]
 
     def body(carry: list[Any], taken: list[Any]) -> tuple[list[Any], list[Any]]:
