@@ -95,7 +95,7 @@ _ELEMENTWISE = frozenset(
     | {"lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul", "name", "ne", "neg", "nextafter", "not", "or"}
     | {"population_count", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left"}
     | {"shift_right_arithmetic", "shift_right_logical", "sharding_constraint", "sign", "sin", "sinh", "sqrt", "square"}
-    | {"stop_gradient", "sub", "tan", "tanh", "xor"}
+    | {"one_minus_square", "stop_gradient", "sub", "tan", "tanh", "xor"}
 )
 
 

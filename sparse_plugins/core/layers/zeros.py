@@ -19,7 +19,7 @@ Parts = tuple[tuple[int, bool], ...]
 # Of 0 they make something else.
 _NOT_OF_ZERO = frozenset(
     {"acos", "cos", "cosh", "acosh", "digamma", "erfc", "exp", "exp2", "iota", "lgamma", "log", "logistic"}
-    | {"random_bits", "rsqrt"}
+    | {"one_minus_square", "random_bits", "rsqrt"}
 )
 _COPIES = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "neg", "reshape"})
 _SUMS = frozenset({"add", "add_any", "sub"})
