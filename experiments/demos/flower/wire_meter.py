@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 
 __all__ = ["WireMeter"]
 
@@ -33,21 +34,43 @@ class WireMeter:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
         self.up = self.down = 0
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._ends: list[socket.socket] = [self._server]
+        self._threads: list[threading.Thread] = []
+        self._ended = False
+        self._start(self._accept)
 
     def __enter__(self) -> "WireMeter":
         return self
 
     def __exit__(self, *told: object) -> None:
+        """End all connections, and come back when nothing of them is left."""
+        self._ended = True
+        while self._threads:  # a thread may have started one more before its end
+            for end in self._ends:
+                with contextlib.suppress(OSError):  # closed by its thread
+                    end.shutdown(socket.SHUT_RDWR)
+            self._threads.pop(0).join()
         self._server.close()
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # closed
+    def _start(self, work: Callable[..., None], *args: object) -> threading.Thread:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the meter is closed
             while True:
-                client, _ = self._server.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
-                for source, target, way in ((client, server, "up"), (server, client, "down")):
-                    threading.Thread(target=self._pass_on, args=(source, target, way), daemon=True).start()
+                self._start(self._carry, self._server.accept()[0])
+
+    def _carry(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._target)) as server:
+            self._ends += [client, server]
+            if self._ended:
+                return
+            back = self._start(self._pass_on, server, client, "down")
+            self._pass_on(client, server, "up")
+            back.join()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, way: str) -> None:
         with contextlib.suppress(OSError):
