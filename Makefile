@@ -12,6 +12,11 @@ LOCK ?= requirements.lock
 INSTALL = $(IN_VENV) -m pip install -qq --disable-pip-version-check $(LOCK:%=--constraint %) --editable
 CHECKED := sparse_plugins experiments tests docs examples release
 EXTRAS := core fed flower dopamine haiku atari gymnax vision keras t5 zstd all
+# gymnax 1.0.1 runs with the JAX that Python 3.13 gets here, and asks for an older one: there it comes in by itself.
+GYMNAX_APART = $(shell $(firstword $(wildcard $(IN_VENV)) $(PYTHON)) -c 'import sys; print("yes" * (sys.version_info >= (3, 13)))')
+ALL = $(if $(GYMNAX_APART),$(filter-out core gymnax all,$(EXTRAS)),all)
+comma := ,
+as_list = $(subst $() ,$(comma),$(strip $(1)))
 # Groups stay in one process: the tests of Dopamine share its compiled steps.
 # Keras's example is run by tests/integration/test_keras.py: in these processes Dopamine has brought Keras on TensorFlow.
 PYTEST = $(IN_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --ignore=sparse_plugins/keras
@@ -34,7 +39,9 @@ $(VENV)/.dev-core: pyproject.toml requirements.lock | $(IN_VENV)
 	@touch $@
 
 $(VENV)/.demo-rl: pyproject.toml requirements.lock | $(IN_VENV)
-	$(INSTALL) '.[dopamine,haiku,gymnax,experiments]'
+	$(INSTALL) '.[$(call as_list,dopamine haiku $(if $(GYMNAX_APART),,gymnax) experiments)]'
+	$(if $(GYMNAX_APART),$(filter-out --editable,$(INSTALL)) seaborn six)
+	$(if $(GYMNAX_APART),$(filter-out --editable,$(INSTALL)) --no-deps gymnax)
 	@touch $@
 
 $(VENV)/.demo-flower: pyproject.toml requirements.lock | $(IN_VENV)
@@ -42,11 +49,11 @@ $(VENV)/.demo-flower: pyproject.toml requirements.lock | $(IN_VENV)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo $(VENV)/.demo-flower $(VENV)/.demo-rl
-	$(INSTALL) '.[all,experiments,dev]'
+	$(INSTALL) '.[$(call as_list,$(ALL) experiments dev)]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml requirements.lock | $(IN_VENV)
-	$(INSTALL) '.[all,experiments,docs]'
+	$(INSTALL) '.[$(call as_list,$(ALL) experiments docs)]'
 	@touch $@
 
 demo: $(VENV)/.demo ## Federated training on real handwriting, dense and sparse; add flags as ARGS="--rounds=..."
@@ -139,13 +146,15 @@ kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those 
 	$(IN_VENV) -m experiments.fed_emnist.kills $(or $(ARGS),--kills=50)
 
 # pip list, unlike pip freeze, never writes where a file came from.
-lock: ## Renew requirements.lock from the newest releases that pyproject.toml allows
+lock: ## Renew requirements.lock from the newest releases that go with its JAX
 	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
 	$(PYTHON) -m venv "$$env"; \
-	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --editable '.[all,experiments,dev,docs,release]'; \
-	{ sed '/^#/!d' requirements.lock; \
+	grep -E '^#|^jax(lib)?==' requirements.lock > "$$env/kept"; \
+	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --constraint "$$env/kept" \
+	  --editable '.[all,experiments,dev,docs,release]'; \
+	{ cat "$$env/kept"; \
 	  "$$env/bin/python" -m pip list --disable-pip-version-check --format=freeze \
-	    --exclude pip --exclude sparse-plugins; } > "$$env/lock"; \
+	    --exclude pip --exclude sparse-plugins --exclude jax --exclude jaxlib; } > "$$env/lock"; \
 	cp "$$env/lock" requirements.lock
 
 clean: ## Remove the environment, build output and caches; runs/ is kept
