@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from sparse_plugins.core.layers.channel_groups import ChannelGroup, Member
@@ -18,11 +17,11 @@ class ChannelAxes:
 
     Attributes:
         groups: The groups, by name.
-        params: Shapes and dtypes of the arrays, by name.
+        params: Arrays of their shapes and dtypes, by name, which take no memory.
     """
 
     groups: Mapping[str, ChannelGroup]
-    params: Mapping[str, jax.ShapeDtypeStruct]
+    params: Mapping[str, np.ndarray[Any, Any]]
 
     @classmethod
     def written(cls, groups: Mapping[str, Sequence[tuple[Any, ...]]], params: Mapping[str, Any]) -> "ChannelAxes":
@@ -45,7 +44,8 @@ class ChannelAxes:
         """
         if not groups:
             raise ValueError("groups are empty, so that there are no narrower clients; name axes that share channels.")
-        shapes = {name: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for name, x in params.items()}
+        # JAX would make float64 of other frameworks float32.
+        shapes = {name: np.broadcast_to(np.zeros((), x.dtype), np.shape(x)) for name, x in params.items()}
         return cls({name: _group(name, list(axes), shapes) for name, axes in groups.items()}, shapes)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparse_plugins.wire.leaves import Leaf
-from sparse_plugins.wire.position_codes import decode_positions, encode_positions
+from sparse_plugins.wire.position_codes import decode_positions, encode_positions, fewest_bytes
 from sparse_plugins.wire.reader import CodecError, Reader, varint
 from sparse_plugins.wire.seeded_masks import drawn_mask
 
@@ -44,15 +44,16 @@ def encode_mask(mask: Array | None, leaf: Leaf) -> bytes:
         return _DENSE
     if leaf.base is not None and np.array_equal(mask, leaf.base):
         return _SAME
+    count, drawn = int(np.count_nonzero(mask)), b""
+    if leaf.key is not None and np.array_equal(mask, drawn_mask(leaf.key, leaf.size, count)):
+        drawn = _SEED + varint(count)
+        if leaf.base is None and len(drawn) < fewest_bytes(leaf.size, count):
+            return drawn
     forms = [encode_positions(mask)]
     if leaf.base is not None:
         dropped, grown = ~mask[leaf.base], mask[~leaf.base]
         forms.append(_DIFFERENCE + encode_positions(dropped) + encode_positions(grown))
-    if leaf.key is not None:
-        count = int(np.count_nonzero(mask))
-        if np.array_equal(mask, drawn_mask(leaf.key, leaf.size, count)):
-            forms.append(_SEED + varint(count))
-    return min(forms, key=len)
+    return min([*forms, drawn] if drawn else forms, key=len)
 
 
 def decode_mask(reader: Reader, leaf: Leaf) -> tuple[Array | None, str]:

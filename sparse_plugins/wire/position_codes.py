@@ -12,7 +12,7 @@ import numpy as np
 from sparse_plugins.wire.reader import CodecError, Reader, varint
 from sparse_plugins.wire.rice_codes import num_bytes, read_rice, rice_parameter, rice_streams
 
-__all__ = ["COMPLEMENT", "decode_places", "decode_positions", "encode_places", "encode_positions"]
+__all__ = ["COMPLEMENT", "decode_places", "decode_positions", "encode_places", "encode_positions", "fewest_bytes"]
 
 Array = np.ndarray[Any, Any]
 
@@ -38,6 +38,21 @@ def encode_positions(chosen: Array) -> bytes:
     rare, tag = (~chosen, COMPLEMENT) if 2 * np.count_nonzero(chosen) > chosen.size else (chosen, 0)
     gaps = _encode_gaps(np.flatnonzero(rare), tag)
     return gaps if len(gaps) <= num_bytes(chosen.size) else bytes([BITMASK]) + np.packbits(chosen).tobytes()
+
+
+def fewest_bytes(n: int, count: int) -> int:
+    """A bound below which no code of some positions goes, wherever they stand.
+
+    Args:
+        n: Number of entries.
+        count: How many of them are meant.
+
+    Example:
+        >>> fewest_bytes(1000, 2), len(encode_positions(np.arange(1000) < 2))
+        (4, 4)
+    """
+    rare = min(count, n - count)
+    return min(1 + num_bytes(n), 2 + len(varint(rare)) + num_bytes(rare))
 
 
 def encode_places(places: Array, n: int) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sparse_plugins.core.layers.axes import LayerAxes, Layers
 from sparse_plugins.core.layers.roles import trace_layers
@@ -59,4 +60,4 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _shape(array: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+    return jax.ShapeDtypeStruct(array.shape, jnp.result_type(array))

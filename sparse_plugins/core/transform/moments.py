@@ -126,7 +126,7 @@ def check_restartable(init: Callable[[PyTree], PyTree], state: PyTree, params: P
         return init(treedef.unflatten([wider.get(i, weight) for i, weight in enumerate(weights)]))
 
     # State that does not grow with the pruned parameters holds nothing for each of their weights.
-    double = lambda p: jax.ShapeDtypeStruct([2 * length for length in p.shape], p.dtype)  # noqa: E731
+    double = lambda p: jax.ShapeDtypeStruct([2 * length for length in p.shape], jnp.result_type(p))  # noqa: E731
     grown = jax.tree.leaves(jax.eval_shape(init_wider, {i: double(p) for i, p in enumerate(weights) if pruned[i]}))
     for i in odd:
         path, leaf = leaves[i]

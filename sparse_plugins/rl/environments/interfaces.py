@@ -168,8 +168,8 @@ def check_network(
     prefix = "frame" if hasattr(environment, "frame_shape") else "observation"
     shape, dtype = (getattr(environment, f"{prefix}_{what}") for what in ("shape", "dtype"))
     batch = getattr(environment, "num_envs", 1)
-    observations = jax.ShapeDtypeStruct((batch, *shape, *(() if stack is None else (stack,))), dtype)
-    gives = f"{environment.name} gives observations {observations.dtype}{list(observations.shape)}"
+    observations = jax.ShapeDtypeStruct((batch, *shape, *(() if stack is None else (stack,))), jnp.result_type(dtype))
+    gives = f"{environment.name} gives observations {jnp.dtype(dtype)}{list(observations.shape)}"
     takes = getattr(learner, "num_actions", None) if num_actions is None else num_actions
     if takes is not None and takes != environment.num_actions:
         raise ValueError(

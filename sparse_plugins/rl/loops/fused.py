@@ -240,7 +240,8 @@ class FusedTrainer:
         if isinstance(self.learner_of, SparseLearner):
             return self.learner_of
         shape = (self.config.num_envs, *self.environment.observation_shape)
-        return self.learner_of(hyper).reading(jax.ShapeDtypeStruct(shape, self.environment.observation_dtype))
+        dtype = jnp.result_type(self.environment.observation_dtype)
+        return self.learner_of(hyper).reading(jax.ShapeDtypeStruct(shape, dtype))
 
     def _check_seeds(self, keys: jax.Array, hyper: PyTree) -> None:
         if isinstance(self.learner_of, SparseLearner) != (hyper is None):
