@@ -159,7 +159,14 @@ class Sums:
 
     def elected(self, aggregation: Aggregation) -> PyTree:
         """uint8 masks of the weights that enough clients hold."""
-        enough = lambda x, votes: (votes >= aggregation.min_votes).astype(jnp.uint8)  # noqa: E731
+        return self._held_by(aggregation.min_votes)
+
+    def held(self) -> PyTree:
+        """uint8 masks of the weights that any client with a say holds."""
+        return self._held_by(1)
+
+    def _held_by(self, clients: int) -> PyTree:
+        enough = lambda x, votes: (votes >= clients).astype(jnp.uint8)  # noqa: E731
         return map_pruned(enough, self._sum, self._votes, otherwise=lambda x: NOT_PRUNED)
 
 
@@ -219,6 +226,10 @@ class Updates:
     def elected(self, aggregation: Aggregation) -> PyTree:
         """uint8 masks of the weights that enough clients hold; under `Krum`, enough of those it chooses."""
         return self._summed(aggregation.rule).elected(aggregation)
+
+    def held(self) -> PyTree:
+        """As `Sums.held`."""
+        return self._summed("voters").held()
 
     def _summed(self, rule: str | RobustRule) -> Sums:
         """The updates that a rule chooses, as sums."""

@@ -17,6 +17,7 @@ from sparse_plugins import core
 from sparse_plugins.core.base_updater import check_updater
 from sparse_plugins.core.checks import check_changes
 from sparse_plugins.core.masks import map_pruned, unpack
+from sparse_plugins.core.transform.moments import reset_pruned
 from sparse_plugins.core.trees import leaf_names
 from sparse_plugins.fed.aggregation import Sums, Updates, reprune
 from sparse_plugins.fed.growth import GrowthProtocol, Signals, growth_protocol
@@ -114,6 +115,7 @@ class Server:
         lost_growth: Sequence[str] = (),
         updates: Sums | Updates | None = None,
         aggregation: Any = None,
+        held: PyTree | None = None,
     ) -> SparseServerState:
         """The state after a round that had enough valid updates.
 
@@ -124,6 +126,8 @@ class Server:
             lost_growth: What became of growth signals, if clients were asked for some and none can be used.
             updates: The updates, from which masks are elected where they are personal.
             aggregation: How they become one; read where masks are personal.
+            held: uint8 masks, for every leaf, of what clients of the round had, where some had a part of the model; None
+                if all had all. The rest stays as it is, moments included, which would move it without a gradient.
 
         Returns:
             The next state. If masks were to change and there is nothing to go by, it warns, and the next round is due.
@@ -132,7 +136,7 @@ class Server:
         votes = is_due and self.has_personal_masks
         if is_due and not votes and not self._can_change_masks(state, mean, signal, lost_growth):
             # By scores that are all alike the lower index would win. The count stays, so that the next round is due.
-            after = self._moved(state, mean, state.opt_state)
+            after = self._moved(state, mean, state.opt_state, held)
             opt_state = after.opt_state._replace(count=state.opt_state.count)
             return dataclasses.replace(after, opt_state=opt_state)
         if votes:  # clients have changed masks already, and the server takes what enough of them hold
@@ -140,7 +144,7 @@ class Server:
         opt_state = state.opt_state
         if is_due:  # by the parameters that clients were sent, from which they know what is certain to stay
             opt_state = self.refresh(opt_state, state.params, mean if signal is None else signal)
-        return self._moved(state, mean, opt_state)
+        return self._moved(state, mean, opt_state, held)
 
     def _can_change_masks(
         self, state: SparseServerState, mean: PyTree, signal: PyTree | None, lost_growth: Sequence[str]
@@ -155,8 +159,13 @@ class Server:
         _warn_of_nothing_learned(state.round)
         return False
 
-    def _moved(self, state: SparseServerState, mean: PyTree, opt_state: core.SparseState) -> SparseServerState:
-        return self._finished(state, *self.step(mean, opt_state, state.params))
+    def _moved(
+        self, state: SparseServerState, mean: PyTree, opt_state: core.SparseState, held: PyTree | None
+    ) -> SparseServerState:
+        after = self.step(mean, opt_state, state.params)
+        if held is not None:
+            after = _moved_where_held(held, (opt_state, state.params), after)
+        return self._finished(state, *after)
 
     def _finished(self, state: SparseServerState, opt_state: core.SparseState, params: PyTree) -> SparseServerState:
         # Clients read masks from zeros, so a kept weight may not be one.
@@ -286,6 +295,23 @@ def _check_density(params: PyTree, masks: PyTree) -> None:
                 f"layer {name!r} has {used} parameters in use after aggregation, its mask keeps {kept}: the server's "
                 "optimizer or a rule of aggregation left the masks."
             )
+
+
+@jax.jit
+def _moved_where_held(
+    held: PyTree, before: tuple[core.SparseState, PyTree], after: tuple[core.SparseState, PyTree]
+) -> tuple[core.SparseState, PyTree]:
+    """State and parameters after a step, and before it where nobody had a weight; what has left the masks is 0."""
+    (old_state, old), (state, params) = before, after
+    masks = core.unpack_masks(params, state.masks)
+    moves = map_pruned(lambda h, mask: (h != 0) | (mask == 0), held, masks, otherwise=lambda h: h != 0)
+    dense = state.dense_params
+    if dense != ():
+        chosen = lambda _, __, moved, new, last: jnp.where(moved, new, last)  # noqa: E731
+        rest = moves, dense, old_state.dense_params
+        dense = map_pruned(chosen, params, masks, *rest, otherwise=lambda _, moved, new, last: new)
+    inner = reset_pruned(state.inner_state, old_state.inner_state, params, moves)
+    return state._replace(inner_state=inner, dense_params=dense), jax.tree.map(jnp.where, moves, params, old)
 
 
 @jax.jit

@@ -22,7 +22,7 @@ def averaging(widths: Any, updater: Any = None, **settings: Any) -> Any:
     return fed.sparse_federated_averaging(
         settings.pop("grad_fn", toy.GRADIENT),
         client_optimizer=toy.CLIENT,
-        server_optimizer=optax.sgd(1.0),
+        server_optimizer=settings.pop("server_optimizer", optax.sgd(1.0)),
         updater=updater or core.NoPruning(),
         client_batch_hparams=toy.TRAIN,
         client_widths=widths,
@@ -84,6 +84,32 @@ def test_a_round_is_training_by_hand_averaged_over_holders(channels: Any, number
         both = weights[0] * whole[layer][name][where] + weights[1] * narrow[layer][name]
         expected[layer][name][where] = both / sum(weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
+
+
+@pytest.mark.parametrize("updater", ["no_prune", "set", "magnitude_ste"])
+def test_what_no_client_of_a_round_had_stays_as_it_was(updater: str) -> None:
+    """Moments would go on moving it without a gradient, and shrink beside gradients that are missing."""
+    widths = fed.ClientWidths((0.5,), "rolling")
+    algorithm = averaging(widths, toy.updater_of(updater), server_optimizer=optax.adamw(0.1))
+    state = algorithm.init(toy.MODEL.init(jax.random.key(0)))
+    for number in range(toy.ROUNDS):
+        before = state
+        state, _ = algorithm.apply(before, toy.clients_of_a_round(number))
+        others = (number + np.arange(4, 8)) % 8
+        masks = [core.unpack_masks(each.params, each.opt_state.masks) for each in (before, state)]
+        whole = [jax.tree.map(jnp.ones_like, state.params) if updater == "no_prune" else its for its in masks]
+        columns = [
+            (each.params, *(getattr(each.opt_state.inner_state[0], moment) for moment in ("mu", "nu")))
+            for each in (before, state)
+        ]
+        for old, new in zip(*columns, strict=True):
+            for layer, place in {HIDDEN: (slice(None), others), HEAD: (others,)}.items():
+                was, after, *kept = (tree[layer]["w"][place] for tree in (old, new, *whole))
+                stays = np.logical_and(*kept)
+                assert stays.any()
+                np.testing.assert_array_equal(after[stays], was[stays])
+        assert not np.array_equal(state.params[HIDDEN]["w"], before.params[HIDDEN]["w"])
+        assert int(state.opt_state.count) == number + 1
 
 
 def test_a_narrow_client_costs_what_it_holds() -> None:

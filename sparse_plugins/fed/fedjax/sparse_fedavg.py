@@ -268,7 +268,8 @@ class Averaging:
             return dataclasses.replace(state, round=state.round + 1), diagnostics
         mean = updates.aggregate(self.aggregation)
         lost = [reason for exchange in exchanges for reason in exchange.lost_growth()]
-        return self.server.advance(state, mean, signal, lost, updates, self.aggregation), diagnostics
+        held = None if self.clients.narrow is None else updates.held()
+        return self.server.advance(state, mean, signal, lost, updates, self.aggregation, held), diagnostics
 
     def _gathered(
         self, state: SparseServerState, masks: PyTree, clients: Sequence[Client]

@@ -300,6 +300,10 @@ class Round:
         """What became of the growth signals, if nodes were asked for some and none can be used."""
         return [] if DELIVERED in self._growth_status.values() else list(self._growth_status.values())
 
+    def held(self) -> PyTree | None:
+        """uint8 masks of what any node has answered for, where some had a part of the model; None if all had all."""
+        return None if self._parts is None else self.sums.held()
+
     def aggregate(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """What the strategy inside makes of the round."""
         inner, number = self._settings.inner, self._broadcast.round + 1

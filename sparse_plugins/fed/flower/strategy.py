@@ -308,7 +308,9 @@ class SparseStrategy(Strategy):
         after = self.layout.read(aggregated, type(self.inner.strategy).__name__, rounds=True)
         mean = {name: np.subtract(np.asarray(self.state.params[name]), after[name]) for name in after}
         lost = current.lost_growth()
-        self._state = self.server.advance(self.state, mean, signal, lost, current.sums, self.aggregation)
+        self._state = self.server.advance(
+            self.state, mean, signal, lost, current.sums, self.aggregation, current.held()
+        )
         self.inner.confine(self.masks(), self.layout)
         self.inner.set_model(self.arrays())
         if metrics is not None:
