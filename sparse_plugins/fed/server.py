@@ -126,8 +126,8 @@ class Server:
             lost_growth: What became of growth signals, if clients were asked for some and none can be used.
             updates: The updates, from which masks are elected where they are personal.
             aggregation: How they become one; read where masks are personal.
-            held: uint8 masks, for every leaf, of what clients of the round had, where some had a part of the model; None
-                if all had all. The rest stays as it is, moments included, which would move it without a gradient.
+            held: uint8 masks, for every leaf, of what clients of the round had, where some had a part; None if all
+                had all. The rest stays as it is, moments included, which would move it without a gradient.
 
         Returns:
             The next state. If masks were to change and there is nothing to go by, it warns, and the next round is due.

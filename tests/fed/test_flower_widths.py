@@ -1,6 +1,7 @@
 """Flower's nodes with a part of the channels: what they see, what versions they hold, and what goes wrong."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -99,6 +100,18 @@ def test_a_narrow_node_gets_small_arrays_and_moves_only_these() -> None:
         parts = [np.split(as_arrays(found.arrays)[name], 2, axis=axis) for found in (result, expected)]
         npt.assert_allclose(parts[0][1], parts[1][1], atol=1e-6)
         assert np.abs(parts[0][0] - parts[1][0]).max() > 1e-4
+
+
+def test_momenta_of_the_strategy_do_not_move_what_no_node_had() -> None:
+    widths = fed.ClientWidths((0.5,), "rolling", groups=GROUPS)
+    ours, models = SparseStrategy(inner.FedAdam(eta=0.1), core.NoPruning(), client_widths=widths), []
+    note = lambda number, arrays: models.append(as_arrays(arrays))  # noqa: E731
+    ours.start(grid(), as_record(model()), 4, timeout=0.3, evaluate_fn=note)
+    assert len(models) == 5
+    for number, (before, after) in enumerate(itertools.pairwise(models)):
+        for name, axis in (("a", 1), ("bias", 0), ("b", 0)):
+            moved = np.any(np.moveaxis(before[name] != after[name], axis, 0).reshape(8, -1), axis=1)
+            assert np.flatnonzero(moved).tolist() == sorted((number + channel) % 8 for channel in range(4))
 
 
 @pytest.mark.parametrize("channels", ["rolling", "largest"])
