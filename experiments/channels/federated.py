@@ -134,8 +134,8 @@ _ROUNDS = {"step_unit": "round"}
 
 
 def _prunable(path: tuple[str, ...], leaf: Any) -> bool:
-    """All kernels but those of the first and of the last layer, which has no channels to lose."""
-    return core.kernels_only(path, leaf) and path[0] not in ("conv2_d", "linear_1")
+    """All kernels but those of the first and of the last layer, which Haiku names before the one that it reads."""
+    return core.kernels_only(path, leaf) and path[0] not in ("conv2_d", "linear")
 
 
 def _made(

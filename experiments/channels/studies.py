@@ -8,7 +8,7 @@ from experiments.harness import variants
 from experiments.harness.layout import Layout, Measure, Record, last
 from experiments.harness.study import Question, Variants
 
-GROUPS, NARROW = "channel groups, shrunk", "dense, narrow"
+GROUPS, NARROW, PER_LAYER = "channel groups, shrunk", "dense, narrow", "channels per layer"
 # Clients with a part of the channels of a server that keeps them all, by how these are chosen.
 WIDTHS: Variants = {
     f"clients at half width, {channels}": {"channels": channels} for channels in ("nested", "rolling", "largest")
@@ -22,7 +22,7 @@ CELLS: Variants = {
     "unstructured": {**_MASKED, "sparsity_type": "unstructured"},
     "2:4": {**_MASKED, "sparsity_type": "2:4"},
     "4x4 blocks": {**_MASKED, "sparsity_type": "4x4"},
-    "channels per layer": {**_WHOLE, "sparsity_type": "channel_-1"},
+    PER_LAYER: {**_WHOLE, "sparsity_type": "channel_-1"},
     GROUPS: _WHOLE,
     NARROW: {"algorithm": "no_prune"},
 }

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.benchmarks.timing import carrying
 from experiments.channels.measured import shares_of_time, size_of, stored
 from experiments.channels.settings import ChannelSettings
-from experiments.channels.studies import GROUPS, NARROW
+from experiments.channels.studies import GROUPS, NARROW, PER_LAYER
 from experiments.common.supervised.train import Point, Programs, State, Task, Turn, make_train, updating
 from experiments.harness.cells import Cell
 from experiments.harness.layers import masks_of
@@ -43,7 +43,8 @@ def plan(settings: ChannelSettings, cells: Variants) -> Plan:
             turn = Turn(last_change(updater) + 1, functools.partial(shrunk, whole, settings, graph))
             points = train(updater, turn)
         else:
-            points = train(asked.updater(cells[cell.name], whole.prunable))
+            prunable = functools.partial(_inside, whole.prunable) if cell.name == PER_LAYER else whole.prunable
+            points = train(asked.updater(cells[cell.name], prunable))
 
         def run(recorder: Recorder) -> None:
             for point in points(recorder.run.seed):
@@ -69,6 +70,11 @@ def plan(settings: ChannelSettings, cells: Variants) -> Plan:
 def _kernels(path: tuple[str, ...], leaf: Any) -> bool:
     """The first convolution too, for its channels are those of the first stage."""
     return core.kernels_only(path, leaf)
+
+
+def _inside(prunable: Callable[..., bool], path: tuple[str, ...], leaf: Any) -> bool:
+    """All but the last layer, whose channels are the classes."""
+    return prunable(path, leaf) and path[0] != "head"
 
 
 def last_change(updater: core.BaseUpdater) -> int:
