@@ -92,7 +92,7 @@ def plan(settings: ChannelSettings, cells: Variants) -> Plan:
             updater = asked.updater({**cells[cell.name], "sparsity_type": structure, **_ROUNDS}, core.kernels_only)
             turn = last_change(updater) + 1
         elif not cell.is_dense:
-            updater = asked.updater({**cells[cell.name], **_ROUNDS}, _prunable)
+            updater = asked.updater({**cells[cell.name], **_ROUNDS}, prunable)
         made = _made(settings, updater, part, widths)
 
         def run(recorder: Recorder) -> None:
@@ -133,8 +133,14 @@ def plan(settings: ChannelSettings, cells: Variants) -> Plan:
 _ROUNDS = {"step_unit": "round"}
 
 
-def _prunable(path: tuple[str, ...], leaf: Any) -> bool:
-    """All kernels but those of the first and of the last layer, which Haiku names before the one that it reads."""
+def prunable(path: tuple[str, ...], leaf: Any) -> bool:
+    """All kernels but those of the first and of the last layer, which Haiku names before the one that it reads.
+
+    Example:
+        >>> shapes = jax.eval_shape(network().init, jax.random.key(0))
+        >>> {name: layer["w"].shape for name, layer in shapes.items() if prunable((name, "w"), layer["w"])}
+        {'conv2_d_1': (3, 3, 16, 32), 'linear_1': (1568, 128)}
+    """
     return core.kernels_only(path, leaf) and path[0] not in ("conv2_d", "linear")
 
 

@@ -28,7 +28,7 @@ MODELS: Mapping[str, Callable[[int, int], nn.Module]] = {
 
 
 def narrow_model(name: str, width: int, classes: int, part: float) -> nn.Module:
-    """A small model with a part of the channels that can leave it: of all, or inside the blocks of a Transformer.
+    """A small model with a part of all channels that can leave it.
 
     Raises:
         ValueError: If there is no narrow one of this name.
@@ -42,7 +42,8 @@ def narrow_model(name: str, width: int, classes: int, part: float) -> nn.Module:
     if name == "vit_small":
         whole = vit_small(classes)
         heads, head_dim = round(part * whole.heads), round(part * whole.width / whole.heads)
-        return whole.clone(heads=heads, head_dim=head_dim, mlp_dim=round(part * whole.mlp_dim))
+        inside = {"heads": heads, "head_dim": head_dim, "mlp_dim": round(part * whole.mlp_dim)}
+        return whole.clone(width=round(part * whole.width), **inside)
     raise ValueError(f"there is no narrow {name}; choose resnet8, resnet20 or vit_small.")
 
 

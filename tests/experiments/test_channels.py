@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +15,10 @@ from experiments.harness.csv_files import read_lines
 from experiments.harness.tables.stored import read_study
 from experiments.registry import LAYOUTS
 from experiments.vision.task import narrow_model
+from experiments.vision.vit import vit_small
+from sparse_plugins import core
+from sparse_plugins.core.layers.shrink import taken
+from tests.quick import quick_jit
 
 TINY = [
     "--data=digits",
@@ -72,10 +78,12 @@ def test_every_cell_stands_at_every_sparsity_that_it_can_have() -> None:
 
 
 def test_a_narrow_model_has_the_shapes_of_what_is_left_of_a_wide_one() -> None:
-    images = np.zeros((1, 8, 8, 1), np.float32)
-    model = narrow_model("vit_small", 16, 5, 0.5)
-    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    assert params["block0"]["attention"]["value"]["kernel"].value.shape == (64, 2 * 8)
-    assert params["block0"]["mlp_in"]["kernel"].value.shape == (64, 64)
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    whole, narrow = vit_small(5), narrow_model("vit_small", 16, 5, 0.5)
+    params, small = (nn.unbox(quick_jit(model.init)(jax.random.key(0), images)) for model in (whole, narrow))
+    graph = core.channel_graph(whole.apply, params, images)
+    halves = {name: np.arange(group.size // 2) for name, group in graph.groups.items()}
+    left = taken(graph, halves, params)
+    assert jax.tree.map(jnp.shape, left) == jax.tree.map(jnp.shape, small)
     with pytest.raises(ValueError, match="there is no narrow resnet50"):
         narrow_model("resnet50", 16, 5, 0.5)
