@@ -42,8 +42,8 @@ def narrow_model(name: str, width: int, classes: int, part: float) -> nn.Module:
     if name == "vit_small":
         whole = vit_small(classes)
         heads, head_dim = round(part * whole.heads), round(part * whole.width / whole.heads)
-        inside = {"heads": heads, "head_dim": head_dim, "mlp_dim": round(part * whole.mlp_dim)}
-        return whole.clone(width=round(part * whole.width), **inside)
+        width, mlp_dim = round(part * whole.width), round(part * whole.mlp_dim)
+        return whole.clone(width=width, heads=heads, head_dim=head_dim, mlp_dim=mlp_dim)
     raise ValueError(f"there is no narrow {name}; choose resnet8, resnet20 or vit_small.")
 
 
