@@ -47,7 +47,7 @@ def test_small_arrays(size: int, dtype: np.dtype) -> None:
 
 @pytest.mark.parametrize("size", [65536, 65537, 300007])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_arrays_around_the_limits_of_a_chunk(size: int, dtype: np.dtype) -> None:
+def test_arrays_that_rows_divide_and_others(size: int, dtype: np.dtype) -> None:
     scores = draw(size, dtype)
     for k in (1, size // 5, size - 1):
         assert_same(mask_of(scores, k), reference.top_k(scores, k))
@@ -96,14 +96,12 @@ def test_arrays_whose_order_has_no_common_key_are_refused(other: np.dtype) -> No
 @functools.cache
 def counting_forms(start: int, total: int) -> tuple[Any, Any]:
     at_once = lambda scores, *rest: topk._count_at_once(scores, start, total, *rest)  # noqa: E731
-    in_chunks = lambda scores, *rest: topk._count_in_chunks(  # noqa: E731
-        topk._sliceable(scores), scores.dtype, start, total, *rest
-    )
-    return jax.jit(at_once), jax.jit(in_chunks)
+    in_rows = lambda scores, *rest: topk._count_in_rows(topk.in_rows(scores), start, total, *rest)  # noqa: E731
+    return jax.jit(at_once), jax.jit(in_rows)
 
 
 @pytest.mark.parametrize("tied", [0, 1])
-@pytest.mark.parametrize("size", [1000, 16385, 128 * 16384 + 3])
+@pytest.mark.parametrize("size", [1000, 16385, 64 * 4096, 2**21 + 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
 def test_both_counting_forms_agree_with_a_plain_count(dtype: np.dtype, size: int, tied: int) -> None:
     start, total = 11, size + 20

@@ -21,7 +21,7 @@ from sparse_plugins.core.masks import unpack
 from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelUnits, spread
 from sparse_plugins.core.selection.counts import Count, Fraction, as_number, keep_count
 from sparse_plugins.core.selection.exact_sums import exact_sum
-from sparse_plugins.core.selection.topk import exact_topk, order_keys
+from sparse_plugins.core.selection.topk import count_rows, exact_topk, in_rows, is_single_cpu, order_keys
 from sparse_plugins.core.structures import (
     Block,
     ByPath,
@@ -217,8 +217,8 @@ def regrow_mask(
     can_grow = jnp.isfinite(grow_scores) if may_break else jnp.bool_(True)
     if may_break:
         # Where as many units have a finite score as are kept, survivors and candidates together always suffice.
-        replaceable = _per_ranking(can_grow & ~active, structure)
-        least = jnp.where(_per_ranking(can_grow, structure) >= kept, 0, kept - replaceable)
+        sound, replaceable = _per_ranking(structure, can_grow, can_grow & ~active)
+        least = jnp.where(sound >= kept, 0, kept - replaceable)
         survivors = jnp.maximum(survivors, least)
     # Where fewer are active than are to survive, the selection is filled up with pruned units.
     alive = (_best_units(_ranks(_pool(drop_scores, structure), active), structure, survivors) != 0) & active
@@ -227,9 +227,8 @@ def regrow_mask(
     # Survivors rank above all candidates, so that a single selection keeps them and grows as many as are missing.
     highest = growth.dtype.type(jnp.iinfo(growth.dtype).max)
     ranks = jnp.where(alive, highest, jnp.minimum(growth, highest - growth.dtype.type(1)))
-    if may_break:
-        kept = jnp.minimum(kept, _per_ranking(alive | can_grow, structure))
-    return _spread(_best_units(ranks, structure, kept), structure, mask.shape)
+    best = _best_units(ranks, structure, kept)
+    return _spread(best * (ranks > 0).astype(best.dtype) if may_break else best, structure, mask.shape)
 
 
 # As `order_keys`: one compilation for a shape where there is no program around it.
@@ -252,13 +251,17 @@ def _best_units(units: jax.Array, structure: Structure, kept: Count) -> jax.Arra
     return exact_topk([units], kept)[0]
 
 
-def _per_ranking(units: jax.Array, structure: Structure) -> jax.Array:
+def _per_ranking(structure: Structure, *units: jax.Array) -> list[jax.Array]:
     """int32[], how many units are True; of each ranking where there are several: [outputs] or [..., groups, 1, ...]."""
     if isinstance(structure, NByM):
-        axis = structure.place % units.ndim
-        return jnp.sum(_groups(units, structure), axis=axis + 1, keepdims=True, dtype=jnp.int32)
-    axes = _other_axes(structure, units.ndim) if isinstance(structure, ConstantFanIn) and units.size else None
-    return jnp.sum(units, axis=axes, dtype=jnp.int32)
+        axis = structure.place % units[0].ndim + 1
+        return [jnp.sum(_groups(flags, structure), axis=axis, keepdims=True, dtype=jnp.int32) for flags in units]
+    if isinstance(structure, ConstantFanIn) and units[0].size:
+        axes = _other_axes(structure, units[0].ndim)
+        return [jnp.sum(flags, axis=axes, dtype=jnp.int32) for flags in units]
+    if is_single_cpu() and units[0].size:
+        return count_rows([in_rows(flags) for flags in units])
+    return [jnp.sum(flags, dtype=jnp.int32) for flags in units]
 
 
 def _groups(units: jax.Array, structure: NByM) -> jax.Array:

@@ -23,27 +23,24 @@ from sparse_plugins.core.trees import common_dtype
 __all__ = [
     "Bracket",
     "compared",
+    "count_rows",
     "exact_topk",
     "find_kth",
     "in_common_dtype",
+    "in_rows",
     "is_single_cpu",
     "order_keys",
     "varying_with",
 ]
 
-# What a chunk's hits are summed up to at the end costs as much as counting a few chunks: small arrays have small ones.
-_SMALL_CHUNK, _LARGE_CHUNK = 512, 16384
-_MIN_CHUNKS = 32
-# A chunk's hits are summed in 8-bit lanes, so one accumulation may take at most 255 chunks.
-_MAX_CHUNKS = 128
 PIVOTS = 4
+_MAX_ROWS = 16
 _EVEN = np.arange(1, PIVOTS + 1, dtype=np.float32) / np.float32(PIVOTS + 1)
 _AROUND = np.array([-1, -1 / 3, 1 / 3, 1], np.float32)
 # Interpolation mostly cuts the interval to a square root, but skewed keys can fool it; even cuts are safe.
 _GUIDED_PASSES = 4
 _FEW = 32
 _BELOW_ONE = np.float32(1 - 2**-20)
-_LANES = np.arange(0, 8 * PIVOTS, 8, dtype=np.uint32)[:, None]
 _SAMPLE = 4096
 _MIN_STRIDE = 64  # to sort a larger part than that costs as much as the passes it saves
 
@@ -138,7 +135,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     )
 
     def mask(score: jax.Array, start: int) -> jax.Array:
-        numbers = compared(kth, order_keys(score), _reversed_positions(score.shape, start, total))
+        numbers = compared(kth, order_keys(score), jnp.uint32(total - 1 - start) - _positions(score.shape))
         return ((numbers >= kth.low) & (k > 0)).astype(jnp.uint8)
 
     return [mask(score, start) for score, start in zip(scores, starts, strict=True)]
@@ -316,62 +313,69 @@ def _pivots_of_sample(scores: list[jax.Array], k: jax.Array, total: int) -> jax.
     return sample[places] + np.array([0, 0, 1, 1], sample.dtype)
 
 
-def _reversed_positions(shape: tuple[int, ...], start: int, total: int) -> jax.Array:
-    """uint32 of `shape`: total - 1 - (start + row-major index), from one iota per axis so that it partitions."""
-    position = jnp.full(shape, total - 1 - start, jnp.uint32)
+def _positions(shape: tuple[int, ...]) -> jax.Array:
+    """uint32 of `shape`: row-major indices, from one iota per axis so that it partitions."""
+    position = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
-        position -= lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        position += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
     return position
 
 
 def _counter(score: jax.Array, start: int, total: int, on_cpu: bool) -> Callable[[Bracket, jax.Array], jax.Array]:
     """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
-    if not on_cpu:
-        return functools.partial(_count_at_once, score, start, total)
-    return functools.partial(_count_in_chunks, _sliceable(score.reshape(-1)), score.dtype, start, total)
+    if on_cpu:
+        return functools.partial(_count_in_rows, in_rows(score), start, total)
+    return functools.partial(_count_at_once, score, start, total)
 
 
 def _count_at_once(score: jax.Array, start: int, total: int, bracket: Bracket, pivots: jax.Array) -> jax.Array:
     """One reduction a pivot over the array as it lies: fused on accelerators, and local under sharding."""
-    numbers = compared(bracket, order_keys(score), _reversed_positions(score.shape, start, total))
+    numbers = compared(bracket, order_keys(score), jnp.uint32(total - 1 - start) - _positions(score.shape))
     return jnp.stack([jnp.sum(numbers >= pivot, dtype=jnp.int32) for pivot in jnp.unstack(pivots)])
 
 
-def _sliceable(flat: jax.Array) -> jax.Array:
-    """XLA's CPU compiler would widen a bfloat16 array as a whole before it takes a slice; not so its bits."""
-    return lax.bitcast_convert_type(flat, jnp.uint16) if flat.dtype == jnp.bfloat16 else flat
+def _count_in_rows(rows: jax.Array, start: int, total: int, bracket: Bracket, pivots: jax.Array) -> jax.Array:
+    """The form for one CPU device: one pass for all pivots, in vector instructions, with nothing stored."""
+    # Keys and positions would be made once, before the loop around this, and then be read from memory, if they did not
+    # depend on its state. Positions count in a tie only.
+    rows, pivots = lax.optimization_barrier((rows, pivots))
+    row, column = (lax.broadcasted_iota(jnp.uint32, rows.shape, axis) for axis in (0, 1))
+    last, width = (bracket.tied.astype(jnp.uint32) * jnp.uint32(n) for n in (total - 1 - start, rows.shape[1]))
+    numbers = compared(bracket, order_keys(rows), last - row * width - column)
+    return jnp.stack(count_rows([numbers >= pivot for pivot in jnp.unstack(pivots)]))
 
 
-def _count_in_chunks(
-    flat: jax.Array, dtype: jnp.dtype, start: int, total: int, bracket: Bracket, pivots: jax.Array
-) -> jax.Array:
-    """The form for one CPU device, where XLA does not fuse a comparison into a reduction.
+def in_rows(array: jax.Array) -> jax.Array:
+    """An array as rows that threads can share out: [rows, entries]."""
+    return array.reshape(math.gcd(array.size, _MAX_ROWS), -1)
 
-    An elementwise accumulation over chunks stays in cache; the hits of each pivot have 8 bits of a word.
+
+# As `order_keys`: one compilation for a shape where there is no program around it.
+@functools.partial(jax.jit, inline=True)
+def count_rows(flags: Sequence[jax.Array]) -> list[jax.Array]:
+    """How many entries are True, of each of several arrays that can be told in one pass.
+
+    XLA's CPU compiler makes one loop in vector instructions of a reduction of several arrays, and of a single one none.
+
+    Args:
+        flags: bool arrays [rows, entries], two at least for the sake of speed.
+
+    Returns:
+        int32[] for each.
+
+    Example:
+        >>> numbers = jnp.arange(6).reshape(2, 3)
+        >>> [int(count) for count in count_rows([numbers > 0, numbers > 3])]
+        [5, 2]
     """
-    chunk = min(max(math.ceil(flat.size / _MIN_CHUNKS), _SMALL_CHUNK), _LARGE_CHUNK)
-    chunk = min(flat.size, chunk * math.ceil(flat.size / (chunk * _MAX_CHUNKS)))
-    chunks = math.ceil(flat.size / chunk)
-    lane = lax.iota(jnp.uint32, chunk)
+    terms = [flag.astype(jnp.int32) for flag in flags]
+    return [jnp.sum(counts) for counts in lax.reduce(terms, [np.int32(0)] * len(terms), _add_each, (1,))]
 
-    def hits(i: jax.Array) -> jax.Array:
-        first = jnp.minimum(i * chunk, flat.size - chunk)
-        part = lax.dynamic_slice(flat, (first,), (chunk,))
-        keys = order_keys(part if part.dtype == dtype else lax.bitcast_convert_type(part, dtype))
-        numbers = compared(bracket, keys, jnp.uint32(total - 1 - start) - first.astype(jnp.uint32) - lane)
-        if flat.size % chunk:  # the last chunk begins early and repeats entries; no pivot is as low as 0
-            numbers = jnp.where(lane >= (i * chunk - first).astype(jnp.uint32), numbers, numbers.dtype.type(0))
-        words = [
-            jnp.where(numbers >= pivot, jnp.uint32(1 << 8 * j), jnp.uint32(0))
-            for j, pivot in enumerate(jnp.unstack(pivots))
-        ]
-        return functools.reduce(jnp.add, words)
 
-    nothing = varying_with(jnp.zeros(chunk, jnp.uint32), pivots)
-    sums = lax.fori_loop(0, chunks, lambda i, acc: acc + hits(i), nothing)
-    return jnp.sum((sums[None] >> _LANES) & 255, axis=1, dtype=jnp.int32)
+def _add_each(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
+    return [*map(jnp.add, one, other)]
 
 
 def varying_with(value: jax.Array, *others: Any) -> jax.Array:
