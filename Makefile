@@ -146,15 +146,15 @@ kills: $(VENV)/.demo ## Kill a study 50 times and compare every file with those 
 	$(IN_VENV) -m experiments.fed_emnist.kills $(or $(ARGS),--kills=50)
 
 # pip list, unlike pip freeze, never writes where a file came from.
-lock: ## Renew requirements.lock from the newest releases that go with its JAX
+lock: ## Renew requirements.lock, but for its lines of one Python: the newest releases that go with those
 	@env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
 	$(PYTHON) -m venv "$$env"; \
-	grep -E '^#|^jax(lib)?==' requirements.lock > "$$env/kept"; \
+	grep -E '^#|; python_version' requirements.lock > "$$env/kept"; \
 	"$$env/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --constraint "$$env/kept" \
 	  --editable '.[all,experiments,dev,docs,release]'; \
 	{ cat "$$env/kept"; \
 	  "$$env/bin/python" -m pip list --disable-pip-version-check --format=freeze \
-	    --exclude pip --exclude sparse-plugins --exclude jax --exclude jaxlib; } > "$$env/lock"; \
+	    --exclude pip --exclude sparse-plugins $$(sed -nE 's/^([^=#]+)==.*; python_version.*/--exclude \1/p' "$$env/kept" | sort -u); } > "$$env/lock"; \
 	cp "$$env/lock" requirements.lock
 
 clean: ## Remove the environment, build output and caches; runs/ is kept
