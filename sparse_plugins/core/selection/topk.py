@@ -35,6 +35,7 @@ __all__ = [
 
 PIVOTS = 4
 _MAX_ROWS = 16
+_WORTH_SHARING = 1 << 17
 _EVEN = np.arange(1, PIVOTS + 1, dtype=np.float32) / np.float32(PIVOTS + 1)
 _AROUND = np.array([-1, -1 / 3, 1 / 3, 1], np.float32)
 # Interpolation mostly cuts the interval to a square root, but skewed keys can fool it; even cuts are safe.
@@ -348,8 +349,8 @@ def _count_in_rows(rows: jax.Array, start: int, total: int, bracket: Bracket, pi
 
 
 def in_rows(array: jax.Array) -> jax.Array:
-    """An array as rows that threads can share out: [rows, entries]."""
-    return array.reshape(math.gcd(array.size, _MAX_ROWS), -1)
+    """An array as rows that threads can share out: [rows, entries]; a small one is one row."""
+    return array.reshape(math.gcd(array.size, _MAX_ROWS) if array.size >= _WORTH_SHARING else 1, -1)
 
 
 # As `order_keys`: one compilation for a shape where there is no program around it.
@@ -370,8 +371,12 @@ def count_rows(flags: Sequence[jax.Array]) -> list[jax.Array]:
         >>> [int(count) for count in count_rows([numbers > 0, numbers > 3])]
         [5, 2]
     """
-    terms = [flag.astype(jnp.int32) for flag in flags]
-    return [jnp.sum(counts) for counts in lax.reduce(terms, [np.int32(0)] * len(terms), _add_each, (1,))]
+    by_row = _sum_each([flag.astype(jnp.int32) for flag in flags], axis=1)
+    return [jnp.squeeze(counts) for counts in (_sum_each(by_row, axis=0) if by_row[0].size > 1 else by_row)]
+
+
+def _sum_each(arrays: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:
+    return lax.reduce(arrays, [np.int32(0)] * len(arrays), _add_each, (axis,))
 
 
 def _add_each(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
