@@ -327,7 +327,9 @@ def _positions(shape: tuple[int, ...]) -> jax.Array:
 def _counter(score: jax.Array, start: int, total: int, on_cpu: bool) -> Callable[[Bracket, jax.Array], jax.Array]:
     """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
     if on_cpu:
-        return functools.partial(_count_in_rows, in_rows(score), start, total)
+        # Computed in their own shape first: written as rows, every entry of them would be looked up by division.
+        rows = in_rows(lax.optimization_barrier(score))
+        return functools.partial(_count_in_rows, rows, start, total)
     return functools.partial(_count_at_once, score, start, total)
 
 
