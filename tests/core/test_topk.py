@@ -96,7 +96,7 @@ def test_arrays_whose_order_has_no_common_key_are_refused(other: np.dtype) -> No
 @functools.cache
 def counting_forms(start: int, total: int) -> tuple[Any, Any]:
     at_once = lambda scores, *rest: topk._count_at_once(scores, start, total, *rest)  # noqa: E731
-    in_rows = lambda scores, *rest: topk._count_in_rows(topk.in_rows(scores), start, total, *rest)  # noqa: E731
+    in_rows = lambda scores, *rest: topk._count_in_rows(topk._in_rows(scores), start, total, *rest)  # noqa: E731
     return jax.jit(at_once), jax.jit(in_rows)
 
 

@@ -21,7 +21,7 @@ from sparse_plugins.core.masks import unpack
 from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelUnits, spread
 from sparse_plugins.core.selection.counts import Count, Fraction, as_number, keep_count
 from sparse_plugins.core.selection.exact_sums import exact_sum
-from sparse_plugins.core.selection.topk import count_rows, exact_topk, in_rows, is_single_cpu, order_keys
+from sparse_plugins.core.selection.topk import count_each, exact_topk, order_keys
 from sparse_plugins.core.structures import (
     Block,
     ByPath,
@@ -259,9 +259,7 @@ def _per_ranking(structure: Structure, *units: jax.Array) -> list[jax.Array]:
     if isinstance(structure, ConstantFanIn) and units[0].size:
         axes = _other_axes(structure, units[0].ndim)
         return [jnp.sum(flags, axis=axes, dtype=jnp.int32) for flags in units]
-    if is_single_cpu() and units[0].size:
-        return count_rows([in_rows(flags) for flags in units])
-    return [jnp.sum(flags, dtype=jnp.int32) for flags in units]
+    return count_each(*units)
 
 
 def _groups(units: jax.Array, structure: NByM) -> jax.Array:

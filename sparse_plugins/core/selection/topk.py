@@ -23,11 +23,10 @@ from sparse_plugins.core.trees import common_dtype
 __all__ = [
     "Bracket",
     "compared",
-    "count_rows",
+    "count_each",
     "exact_topk",
     "find_kth",
     "in_common_dtype",
-    "in_rows",
     "is_single_cpu",
     "order_keys",
     "varying_with",
@@ -328,7 +327,7 @@ def _counter(score: jax.Array, start: int, total: int, on_cpu: bool) -> Callable
     """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
     if on_cpu:
         # Computed in their own shape first: written as rows, every entry of them would be looked up by division.
-        rows = in_rows(lax.optimization_barrier(score))
+        rows = _in_rows(lax.optimization_barrier(score))
         return functools.partial(_count_in_rows, rows, start, total)
     return functools.partial(_count_at_once, score, start, total)
 
@@ -344,41 +343,44 @@ def _count_in_rows(rows: jax.Array, start: int, total: int, bracket: Bracket, pi
     # Keys and positions would be made once, before the loop around this, and then be read from memory, if they did not
     # depend on its state. Positions count in a tie only.
     rows, pivots = lax.optimization_barrier((rows, pivots))
-    row, column = (lax.broadcasted_iota(jnp.uint32, rows.shape, axis) for axis in (0, 1))
-    last, width = (bracket.tied.astype(jnp.uint32) * jnp.uint32(n) for n in (total - 1 - start, rows.shape[1]))
-    numbers = compared(bracket, order_keys(rows), last - row * width - column)
-    return jnp.stack(count_rows([numbers >= pivot for pivot in jnp.unstack(pivots)]))
+    tied = bracket.tied.astype(jnp.uint32)
+    row_start = lax.broadcasted_iota(jnp.uint32, rows.shape, 0) * (tied * jnp.uint32(rows.shape[1]))
+    column = lax.broadcasted_iota(jnp.uint32, rows.shape, 1)
+    numbers = compared(bracket, order_keys(rows), tied * jnp.uint32(total - 1 - start) - row_start - column)
+    return jnp.stack(_count_rows([numbers >= pivot for pivot in jnp.unstack(pivots)]))
 
 
-def in_rows(array: jax.Array) -> jax.Array:
+def count_each(*flags: jax.Array) -> list[jax.Array]:
+    """How many entries are True, of each of several arrays that can be told in one pass.
+
+    Args:
+        *flags: bool arrays of one shape.
+
+    Returns:
+        int32[] for each.
+
+    Example:
+        >>> numbers = jnp.arange(6)
+        >>> [int(count) for count in count_each(numbers > 0, numbers > 3)]
+        [5, 2]
+    """
+    if not is_single_cpu():
+        return [jnp.sum(flag, dtype=jnp.int32) for flag in flags]
+    return _count_rows([*map(_in_rows, flags)])
+
+
+def _in_rows(array: jax.Array) -> jax.Array:
     """An array as rows that threads can share out: [rows, entries]; a small one is one row."""
     return array.reshape(math.gcd(array.size, _MAX_ROWS) if array.size >= _WORTH_SHARING else 1, -1)
 
 
 # As `order_keys`: one compilation for a shape where there is no program around it.
 @functools.partial(jax.jit, inline=True)
-def count_rows(flags: Sequence[jax.Array]) -> list[jax.Array]:
-    """How many entries are True, of each of several arrays that can be told in one pass.
-
-    XLA's CPU compiler makes one loop in vector instructions of a reduction of several arrays, and of a single one none.
-
-    Args:
-        flags: bool arrays [rows, entries], two at least for the sake of speed.
-
-    Returns:
-        int32[] for each.
-
-    Example:
-        >>> numbers = jnp.arange(6).reshape(2, 3)
-        >>> [int(count) for count in count_rows([numbers > 0, numbers > 3])]
-        [5, 2]
-    """
-    by_row = _sum_each([flag.astype(jnp.int32) for flag in flags], axis=1)
-    return [jnp.squeeze(counts) for counts in (_sum_each(by_row, axis=0) if by_row[0].size > 1 else by_row)]
-
-
-def _sum_each(arrays: Sequence[jax.Array], axis: int) -> Sequence[jax.Array]:
-    return lax.reduce(arrays, [np.int32(0)] * len(arrays), _add_each, (axis,))
+def _count_rows(flags: Sequence[jax.Array]) -> list[jax.Array]:
+    """XLA's CPU compiler makes vector instructions of a reduction of several arrays, and of a single one none."""
+    zeros = [np.int32(0)] * len(flags)
+    by_row = lax.reduce([flag.astype(jnp.int32) for flag in flags], zeros, _add_each, (1,))
+    return [*map(jnp.squeeze, by_row)] if by_row[0].size == 1 else lax.reduce(by_row, zeros, _add_each, (0,))
 
 
 def _add_each(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
