@@ -102,6 +102,25 @@ def test_a_unit_with_one_broken_gradient_is_not_grown(structure: Any, broken: fl
     assert not new[:, 6:].any()
 
 
+@pytest.mark.parametrize(
+    ("structure", "kept", "found"),
+    [
+        (core.Unstructured(), 20, 16),
+        (core.NByM(2, 4, axis=0), 2, 8),
+        (core.ConstantFanIn(), 2, 8),
+        (core.Block((2, 2)), 5, 16),
+        (core.Channel(), 5, 16),
+    ],
+    ids=str,
+)
+def test_a_mask_that_is_short_of_units_is_not_filled_up_with_broken_ones(structure: Any, kept: int, found: int) -> None:
+    mask = jnp.zeros((4, 8), bool).at[:, :2].set(True)
+    grow = jnp.ones((4, 8)).at[:, 4:].set(jnp.nan)
+    new = regrown(mask, jnp.ones((4, 8)), grow, structure, kept, kept)
+    assert int(new.sum()) == found
+    assert not new[:, 4:].any()
+
+
 def test_overflow_in_half_precision_is_no_large_gradient() -> None:
     updater = core.RigL(sparsity_distribution_fn=HALF, scheduler=NOW, drop_fraction_fn=core.ConstantDrop(0.5))
     grads = jnp.asarray(np.random.default_rng(1).normal(size=(6, 8)), jnp.float16)
