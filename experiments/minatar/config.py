@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.common.agents.settings import AgentSettings
+from experiments.common.agents.settings import AgentSettings, mask_changes
 from experiments.harness.cells import Cell, grid
 from experiments.harness.settings import flag
 from sparse_plugins import core
@@ -53,6 +53,7 @@ class MinAtarSettings(AgentSettings):
         choices=("first", "late"),
         default="first",
     )
+    masks_until: float = flag("part of training after which masks change no more, 0.2 to 1", float, default=0.8)
     curve_points: int = flag("stretches of training with a row of results each", int, default=50)
     checkpoint_every: int = flag("stretches from one checkpoint of a cell to the next", int, default=10)
 
@@ -64,6 +65,10 @@ class MinAtarSettings(AgentSettings):
                 raise ValueError(f"MinAtar has no game {game!r}; {hint}")
         super().__post_init__()
         self.each_once("width")
+        if not 0.2 < self.masks_until <= 1:
+            raise ValueError(
+                f"--masks-until must be above 0.2, when pruning begins, and at most 1, got {self.masks_until}."
+            )
         self.at_least(1, "curve_points", "checkpoint_every", "width")
         self.at_least(2 * WARM_UP, "steps")
 
@@ -89,6 +94,11 @@ class MinAtarSettings(AgentSettings):
                 "update_freq": max(self.steps // CHANGES[self.agent], math.ceil(2 * clock.period)),
             }
         return config
+
+    @property
+    def mask_changes(self) -> tuple[int, int]:
+        """Environment steps of the first and the last mask change."""
+        return mask_changes(self.steps, self.masks_until)
 
     @property
     def loop(self) -> Pace:

@@ -40,7 +40,7 @@ def layout(record: Record) -> Layout:
         record,
         f"{'PQN' if is_pqn else 'DQN'} on MinAtar: return and sparsity",
         about(settings),
-        changes=mask_changes(settings["steps"]),
+        changes=changes(settings),
         beside=None if is_pqn else MSPACMAN,
         deviations=PQN
         if is_pqn
@@ -57,9 +57,14 @@ def layout(record: Record) -> Layout:
     )
 
 
+def changes(settings: Settings) -> tuple[int, int]:
+    """Environment steps of the first and the last mask change."""
+    return mask_changes(settings["steps"], settings.get("masks_until", 0.8))  # older versions had no other
+
+
 def about(settings: Settings) -> str:
     """What was trained."""
-    start, end = mask_changes(settings["steps"])
+    start, end = changes(settings)
     names = {"erk": "ERK", "uniform": "uniform"}
     paces = {
         "dqn": "an optimizer step of batch 32 for every 4 of them",

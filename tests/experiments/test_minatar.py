@@ -1,5 +1,6 @@
 """The MinAtar study end to end at a size at which it learns little, and the reports of any study of agents."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from experiments.harness.tables.stored import Stored
 from experiments.minatar import train
 from experiments.minatar.__main__ import main
 from experiments.minatar.config import MinAtarSettings
-from experiments.minatar.layout import layout
+from experiments.minatar.layout import about, layout
 from sparse_plugins.core import erk
 from sparse_plugins.rl.loops.fused import FusedTrainer
 from sparse_plugins.rl.loops.fused_runs import Chunk
@@ -238,6 +239,7 @@ def test_a_seed_whose_loss_is_not_finite_has_failed(tmp_path: Path) -> None:
         (["--algorithms", "magnitude:fan_in"], ":fan_in behind static_sparse, set, rigl, srigl"),
         (["--sparsities", "1.5"], "1.5"),
         (["--steps", "1999"], "--steps must be 2000 or more"),
+        (["--masks-until", "0.2"], "--masks-until must be above 0.2, when pruning begins, and at most 1, got 0.2."),
         (["--curve-points", "0"], "--curve-points must be 1 or more"),
         (["--resume", "x", "--steps", "5"], "x/config.json: leave out --steps, or start"),
     ],
@@ -271,6 +273,16 @@ def test_weights_are_exchanged_as_in_jaxpruners_program_or_late() -> None:
     assert (early.scheduler.update_start_step, early.scheduler.update_freq) == (1, 5_000)
     assert early.scheduler.update_end_step == pytest.approx(2_000_000, rel=0.01)
     assert (late.drop_fraction_fn.fraction, early.drop_fraction_fn.fraction) == (0.1, 0.1)
+
+
+def test_masks_can_be_left_alone_for_a_longer_end_of_training() -> None:
+    config = MinAtarSettings(
+        name="x", algorithms=("magnitude", "rigl"), sparsities=(0.9,), steps=100_000, masks_until=0.5
+    )
+    for cell in config.cells():
+        assert config.sparsity_config(cell)["update_end_step"] == 50_000
+    assert "masks change from step 20,000 to 50,000" in about(dataclasses.asdict(config))
+    assert "to 80,000" in about({**dataclasses.asdict(config), "masks_until": 0.8})
 
 
 def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:

@@ -68,6 +68,6 @@ class AgentSettings(GridSettings):
         return mask_changes(self.steps)
 
 
-def mask_changes(steps: int) -> tuple[int, int]:
-    """Steps of the first and the last mask change of a training of so many."""
-    return steps // 5, 4 * steps // 5
+def mask_changes(steps: int, until: float = 0.8) -> tuple[int, int]:
+    """Steps of the first and the last mask change of a training of so many, the last after a part of it."""
+    return steps // 5, int(until * steps)
