@@ -112,14 +112,16 @@ def steady_step(theirs: ModuleType, algorithm: str, params: dict, grads: dict, r
     adam = optax.adam(1e-3)
     ours, reference = _updaters(theirs, algorithm).values()
     packed = dataclasses.replace(ours, use_packed_masks=True)
-    contestants = {
-        "dense Adam": stepper(adam, params, grads)[0],
-        "dense Adam, again": stepper(adam, params, grads)[0],
-        "this library": stepper(ours.wrap_optax(adam), params, grads)[0],
-        "this library, packed masks": stepper(packed.wrap_optax(adam), params, grads)[0],
-        "JaxPruner": stepper(reference.wrap_optax(adam), params, grads, reference.post_gradient_update)[0],
+    steppers = {
+        "dense Adam": stepper(adam, params, grads),
+        "dense Adam, again": stepper(adam, params, grads),
+        "this library": stepper(ours.wrap_optax(adam), params, grads),
+        "this library, packed masks": stepper(packed.wrap_optax(adam), params, grads),
+        "JaxPruner": stepper(reference.wrap_optax(adam), params, grads, reference.post_gradient_update),
     }
-    return told(f"a step without a mask change, {algorithm}", interleave(contestants, "dense Adam", rounds))
+    timings = interleave({name: each.run for name, each in steppers.items()}, "dense Adam", rounds)
+    notes = {name: f"compile {each.compile_seconds:.1f} s of cpu time" for name, each in steppers.items()}
+    return told(f"a step without a mask change, {algorithm}", timings, notes)
 
 
 def _updaters(theirs: ModuleType, algorithm: str) -> dict[str, Any]:

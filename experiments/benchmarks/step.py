@@ -32,7 +32,7 @@ VARIED = ("magnitude", "rigl")
 
 def _contestant(tx: optax.GradientTransformation, params: dict, grads: dict) -> tuple[Callable, str]:
     """A function that makes one step, and what the compiler says about the step's memory and traffic."""
-    run, compiled = stepper(tx, params, grads)
+    run, compiled, _ = stepper(tx, params, grads)
     moved = bytes_moved(compiled.as_text()) / 1e6
     memory = compiled.memory_analysis()
     arguments, temporary = (getattr(memory, f"{use}_size_in_bytes", 0) / 1e6 for use in ("argument", "temp"))
