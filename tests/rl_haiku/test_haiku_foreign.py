@@ -93,7 +93,7 @@ class TestBothShapes:
         assert (masks[0]["hidden"]["w"] != masks[2]["hidden"]["w"]).any()
 
     def test_online_and_target_network_are_sparse_after_every_step(self, shape, monkeypatch):
-        monkeypatch.setattr(AcmeLearner, "over_devices", functools.partial(jax.pmap, axis_name="data"))
+        monkeypatch.setattr(AcmeLearner, "over_devices", staticmethod(functools.partial(jax.pmap, axis_name="data")))
         build, step = SHAPES[shape]
         agent = build(updater_of("rigl"))
         found = [pruned_weights_in_use(agent)]
