@@ -198,7 +198,7 @@ class PeriodicSchedule(NoUpdateSchedule):
         """The number of whole periods since the start step, up to the last refresh."""
         index = jnp.maximum((step - self.update_start_step) // self.update_freq, 0)
         steps = self.refresh_steps()
-        return index if steps is None else jnp.where(step >= steps[-1], len(steps) - 1, index)
+        return index if steps is None else jnp.where(step >= int(steps[-1]), len(steps) - 1, index)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,17 @@ def test_the_strict_program_is_the_usual_one(row: str, stored: bool | str, dtype
         assert strict == usual
 
 
+@pytest.mark.parametrize("row", UPDATERS)
+@pytest.mark.usefixtures("strictly")
+def test_wide_integers_mix_with_no_narrow_ones(row: str) -> None:
+    with jax.enable_x64(True):
+        tx, params = make_updater(row).wrap_optax(INNER), TREES["dict"]()
+        state = jax.eval_shape(tx.init, params)
+        after = jax.eval_shape(make_step(tx), params, state)
+    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+    assert describe(after) == describe((params, state))
+
+
 @HALF_PRECISION
 @pytest.mark.parametrize("row", ["global_saliency", "magnitude_ste"])
 @pytest.mark.usefixtures("strictly")

@@ -59,6 +59,26 @@ def test_one_ranking_keeps_one_weight_in_all(cls: Any) -> None:
     assert counts_of_run(cls(sparsity=1.0, scheduler=GRADUAL))[-1] == 0
 
 
+@pytest.mark.parametrize(
+    ("params", "rules", "kept"),
+    [
+        ({"w": PARAMS["w"], "z": jnp.ones((0, 4))}, (), [8, 0]),
+        ({"a": jnp.ones((0, 4)), "w": PARAMS["w"]}, (), [0, 8]),
+        (PARAMS, [("w", 0.75)], [4]),
+    ],
+    ids=["an empty layer last", "first", "rules for every layer"],
+)
+@pytest.mark.parametrize("algorithm", ["global_magnitude", "granet", "snip"])
+def test_one_ranking_may_hold_little_or_nothing(algorithm: str, params: Any, rules: Any, kept: list[int]) -> None:
+    tx = core.sparsify(optax.sgd(0.1), algorithm, sparsity=0.5, total_steps=8, rules=rules)
+    params, state = core.start(tx, params)
+    step = quick_jit(lambda params, state: tx.update(jax.tree.map(jnp.cos, params), state, params))
+    for _ in range(8):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+    assert [int(mask.sum()) for mask in jax.tree.leaves(core.unpack_masks(params, state.masks))] == kept
+
+
 def test_a_schedule_without_an_end_and_one_whose_target_is_empty() -> None:
     endless = core.GradualSET(sparsity_distribution_fn=NEARLY_ALL, scheduler=core.PeriodicSchedule(2, 0))
     assert counts_of_run(endless)[-1] == 1

@@ -1,5 +1,6 @@
 import itertools
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +239,31 @@ def test_an_active_unit_of_zeros_is_not_exchanged_for_a_pruned_one(structure: St
     active = jnp.zeros((1, 8), bool).at[:, 4:].set(True)
     scores = rank_active_first(jnp.zeros((1, 8)), active, structure)
     np.testing.assert_array_equal(mask_of(scores, structure, 0.5), active)
+
+
+@pytest.mark.parametrize("structure", [Block((2, 2)), Block((2, 2), use_avg_pooling=False), Channel()], ids=str)
+def test_units_that_are_pruned_in_part_are_ranked_by_what_is_left(structure: Structure) -> None:
+    scores = jnp.arange(1.0, 65.0).reshape(8, 8)
+    active = np.random.default_rng(0).random((8, 8)) < 0.7
+    active[:, :4] = False  # half of the units have nothing
+    last = np.zeros((8, 8), np.uint8)
+    last[:, 4:] = 1
+    np.testing.assert_array_equal(mask_of(rank_active_first(scores, active, structure), structure, 0.5), last)
+    filled = np.where(active, scores, 0)
+    best = mask_of(rank_active_first(scores, active, structure), structure, 0.75)
+    np.testing.assert_array_equal(best, mask_of(jnp.asarray(filled), structure, 0.75))
+
+
+@pytest.mark.parametrize("sparsity", [80, 1.5, -1.0, float("nan"), jnp.float32("nan")])
+def test_what_is_no_sparsity_is_refused(sparsity: Any) -> None:
+    with pytest.raises(ValueError, match=r"give a number in \[0, 1\]"):
+        create_mask(jnp.ones(4), Unstructured(), sparsity)
+
+
+@pytest.mark.parametrize("structure", [Block((2, 2)), Channel(), NByM(2, 4), Unstructured()], ids=str)
+def test_complex_scores_are_refused_by_every_structure(structure: Structure) -> None:
+    with pytest.raises(TypeError, match="rank a real quantity"):
+        create_mask(jnp.ones((4, 4), jnp.complex64), structure, 0.5)
 
 
 @pytest.mark.parametrize("structure", [Unstructured(), Block((1, 2)), Block((1, 2), use_avg_pooling=False), Channel()])

@@ -59,6 +59,45 @@ def test_jit_with_a_traced_count_is_eager_with_a_static_one() -> None:
     assert [int(mask_of(scores, k).sum()) for k in (-1, 0, 998, 999, 1004)] == [0, 0, 998, 999, 999]
 
 
+@pytest.mark.parametrize(
+    ("k", "kept"),
+    [
+        (2**40, 3),
+        (-(2**40), 0),
+        (np.int64(2**32 + 1), 3),
+        (np.uint32(2**32 - 1), 3),
+        (jnp.uint32(2**32 - 1), 3),
+        (jnp.int8(-1), 0),
+        (jnp.uint8(2), 2),
+    ],
+)
+def test_any_integer_is_clipped_to_how_many_there_are(k: Any, kept: int) -> None:
+    masks = lambda k: exact_topk([jnp.arange(3.0)], k)  # noqa: E731
+    assert int(masks(k)[0].sum()) == kept
+    if isinstance(k, jax.Array):
+        assert int(jax.jit(masks)(k)[0].sum()) == kept
+
+
+def test_what_is_no_count_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"k is 1.9; give how many scores are kept, a whole number"):
+        exact_topk([jnp.ones(3)], 1.9)
+    with pytest.raises(ValueError, match=r"k has shape \(2,\); give one number"):
+        exact_topk([jnp.ones(3)], jnp.array([1, 2]))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_empty_array_may_stand_anywhere_among_others(place: int) -> None:
+    scores = [jnp.array([3.0, 1.0]), jnp.array([3.0])]
+    scores.insert(place, jnp.ones((0, 4)))
+    masks = exact_topk(scores, 2)
+    assert masks.pop(place).shape == (0, 4)
+    assert [mask.tolist() for mask in masks] == [[1, 0], [1]]
+
+
+def test_nothing_has_no_masks() -> None:
+    assert exact_topk([], 0) == []
+
+
 def test_nan_is_kept_only_when_nothing_else_is_left() -> None:
     scores = jnp.array([1.0, jnp.nan, -jnp.inf, -jnp.nan, 2.0])
     assert [mask_of(scores, k).tolist() for k in (2, 3, 4)] == [[1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 1, 1, 0, 1]]

@@ -24,8 +24,8 @@ def exact_sum(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         axes: Axes that are summed over, counted from the front; none longer than 2**21.
 
     Returns:
-        float32 array of the other axes; an entry counts to 2**-20 of the largest it is added to. NaN and infinities are
-        as in any sum.
+        float32 array of the other axes; an entry counts to 2**-20 of the largest it is added to, or to
+        2**-120 where all are below 2**-100. NaN and infinities are as in any sum.
 
     Example:
         >>> exact_sum(jnp.array([[1.0, -0.25, 3.0], [jnp.inf, 1.0, 1.0]]), (1,)).tolist()

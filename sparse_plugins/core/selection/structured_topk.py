@@ -8,6 +8,7 @@ its layers; a layer whose inputs and outputs are known is seen as [*window, inpu
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from jax import lax
 from sparse_plugins.core.layers.axes import LayerAxes, LayerView
 from sparse_plugins.core.masks import unpack
 from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelUnits, spread
-from sparse_plugins.core.selection.counts import Count, Fraction, as_number, keep_count
+from sparse_plugins.core.selection.counts import Count, Fraction, as_number, check_fraction, keep_count
 from sparse_plugins.core.selection.exact_sums import exact_sum
-from sparse_plugins.core.selection.topk import count_each, exact_topk, order_keys
+from sparse_plugins.core.selection.topk import check_real, count_each, exact_topk, order_keys
 from sparse_plugins.core.structures import (
     Block,
     ByPath,
@@ -94,7 +95,9 @@ def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> 
         index, NaN loses.
 
     Raises:
-        ValueError: If the structure does not fit the shape.
+        ValueError: If the structure does not fit the shape, or the sparsity is outside of [0, 1] or NaN; where it is
+            known when a program is traced.
+        TypeError: For complex scores.
 
     Example:
         >>> from sparse_plugins.core.structures import Unstructured
@@ -102,6 +105,8 @@ def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> 
         [[0, 1], [1, 0]]
     """
     structure.check(scores.shape, "scores")
+    if isinstance(sparsity, numbers.Real | np.ndarray | jax.Array) and not isinstance(sparsity, jax.core.Tracer):
+        check_fraction("sparsity", sparsity)
     return keep_best(structure, scores, kept_units(structure, scores.shape, sparsity))
 
 
@@ -149,12 +154,13 @@ def competitors(structure: Structure, shape: tuple[int, ...]) -> tuple[int, int]
 
 
 def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure) -> jax.Array:
-    """Scores in which pruned entries come behind all active ones, NaN included.
+    """Scores in which pruned units come behind all active ones, NaN included.
 
     Args:
         scores: Real array; higher is kept.
         active: bool of the same shape, True where an entry is in use.
-        structure: Blocks and channels are pooled later and only need a low score; entries get an integer rank.
+        structure: Blocks and channels are pooled later and only need a low score where no entry is in use; of the
+            others only entries in use count. For other structures every entry gets an integer rank.
 
     Returns:
         Array of the same shape, ordered like `scores` where active.
@@ -166,11 +172,13 @@ def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure
     """
     if isinstance(structure, (Block, Channel)):
         scores = scores.astype(jnp.float32)
-        units = _pool(jnp.where(active, scores, 0.0), structure)
+        adds = isinstance(structure, Channel) or structure.use_avg_pooling
+        scores = jnp.where(active, scores, 0.0 if adds else -jnp.inf)
         # An active unit whose score is NaN or -inf gets the lowest finite one, so that pruned units stay behind it.
-        is_broken = _spread(~(units > -jnp.inf), structure, scores.shape)
+        is_broken = _spread(~(_pool(scores, structure) > -jnp.inf), structure, scores.shape)
         lowest = jnp.finfo(jnp.float32).min / max(scores.size, 1)  # the sum over a unit stays finite
-        return jnp.where(active, jnp.where(is_broken, lowest, scores), -jnp.inf)
+        in_use = _spread(_pool(active.astype(jnp.float32), structure) > 0, structure, scores.shape)
+        return jnp.where(in_use, jnp.where(is_broken, lowest, scores), -jnp.inf)
     return _ranks(scores, active)
 
 
@@ -287,6 +295,7 @@ def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Arra
 
 def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
     """Scores of the units, float32 where several entries make one."""
+    check_real(scores)
     if isinstance(structure, Channel):  # a plain sum would depend on devices and compilers, and so would the mask
         return exact_sum(scores, _other_axes(structure, scores.ndim))
     if not isinstance(structure, Block):
@@ -351,7 +360,7 @@ def by_layer(function: Callable[[Any], Any], target: Any) -> Any:
 
 def _stacked(*numbers: Any) -> Any:
     if all(isinstance(number, int) for number in numbers):
-        return np.array(numbers)
+        return np.array(numbers, np.int32)
     return jnp.stack([*map(jnp.asarray, numbers)])
 
 

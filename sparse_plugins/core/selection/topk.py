@@ -22,6 +22,7 @@ from sparse_plugins.core.trees import common_dtype
 
 __all__ = [
     "Bracket",
+    "check_real",
     "compared",
     "count_each",
     "exact_topk",
@@ -67,8 +68,7 @@ def order_keys(scores: jax.Array) -> jax.Array:
         True
     """
     scores = jnp.asarray(scores)
-    if jnp.issubdtype(scores.dtype, jnp.complexfloating):
-        raise TypeError(f"scores are {scores.dtype}; rank a real quantity, for example jnp.abs(scores).")
+    check_real(scores)
     if jnp.issubdtype(scores.dtype, jnp.unsignedinteger) or scores.dtype == jnp.bool_:
         return scores.astype(jnp.uint64 if scores.dtype == jnp.uint64 else jnp.uint32)
     if jnp.issubdtype(scores.dtype, jnp.signedinteger):
@@ -90,16 +90,36 @@ def order_keys(scores: jax.Array) -> jax.Array:
     return keys.astype(jnp.uint32) if word is jnp.uint16 else keys
 
 
+def check_real(scores: jax.Array) -> None:
+    """Refuses scores that have no order.
+
+    Raises:
+        TypeError: For complex scores.
+
+    Example:
+        >>> check_real(jnp.ones(3, jnp.complex64))
+        Traceback (most recent call last):
+        ...
+        TypeError: scores are complex64; rank a real quantity, for example jnp.abs(scores).
+    """
+    if jnp.issubdtype(scores.dtype, jnp.complexfloating):
+        raise TypeError(f"scores are {scores.dtype}; rank a real quantity, for example jnp.abs(scores).")
+
+
 def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Array]:
     """Masks of the k largest scores among all arrays together.
 
     Args:
         scores: Real arrays of any shapes and dtypes; fewer than 2**31 entries in all.
-        k: How many to keep, int or int32[]; values outside [0, total] are clipped.
+        k: How many to keep, a whole number; values outside [0, total] are clipped.
 
     Returns:
         One uint8 mask per array with exactly k ones in all. Equal scores are taken in order of array, then of
         row-major position; NaN is taken last.
+
+    Raises:
+        TypeError: For complex scores, scores of several kinds, or a `k` that is no whole number.
+        ValueError: For 2**31 scores or more, or several `k`.
 
     Example:
         >>> [mask.tolist() for mask in exact_topk([jnp.array([3.0, 1.0]), jnp.array([3.0])], 1)]
@@ -114,7 +134,19 @@ def exact_topk(scores: Sequence[jax.Array], k: int | jax.Array) -> list[jax.Arra
             f"{total} scores are ranked together; at most 2**31 - 1 can be. Rank them per layer; "
             "a layer as large as that needs a structure, such as NByM(2, 4), or parts with names of their own."
         )
-    return _masks_of_best(scores, jnp.asarray(k, jnp.int32))
+    return _masks_of_best(scores, _clipped(k, total))
+
+
+def _clipped(k: Any, total: int) -> jax.Array:
+    """int32[] in [0, total], whatever type of integer `k` has."""
+    if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+        raise TypeError(f"k is {k!r}; give how many scores are kept, a whole number.")
+    if jnp.ndim(k):
+        raise ValueError(f"k has shape {jnp.shape(k)}; give one number, or map over several with jax.vmap.")
+    if not isinstance(k, jax.Array):
+        return jnp.int32(min(max(int(k), 0), total))
+    # A narrower integer cannot say `total`, a wider or unsigned one more than int32 can.
+    return (jnp.clip(k, 0, total) if k.dtype.itemsize >= 4 else k).astype(jnp.int32)
 
 
 @jax.jit
@@ -138,7 +170,8 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
         numbers = compared(kth, order_keys(score), jnp.uint32(total - 1 - start) - _positions(score.shape))
         return ((numbers >= kth.low) & (k > 0)).astype(jnp.uint8)
 
-    return [mask(score, start) for score, start in zip(scores, starts, strict=True)]
+    columns = zip(scores, starts, strict=True)
+    return [mask(score, start) if score.size else jnp.zeros(score.shape, jnp.uint8) for score, start in columns]
 
 
 def in_common_dtype(scores: Sequence[jax.Array]) -> list[jax.Array]:
@@ -150,7 +183,7 @@ def in_common_dtype(scores: Sequence[jax.Array]) -> list[jax.Array]:
     Raises:
         TypeError: If floats, integers and booleans are mixed.
     """
-    if len(scores) == 1:
+    if len(scores) < 2:
         return list(scores)
     dtypes = {score.dtype for score in scores}
     if len(dtypes) == 1:
