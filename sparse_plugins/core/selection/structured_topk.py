@@ -95,8 +95,7 @@ def create_mask(scores: jax.Array, structure: Structure, sparsity: Fraction) -> 
         index, NaN loses.
 
     Raises:
-        ValueError: If the structure does not fit the shape, or the sparsity is outside of [0, 1] or NaN; where it is
-            known when a program is traced.
+        ValueError: If the structure does not fit the shape, or a sparsity that is no tracer is not in [0, 1].
         TypeError: For complex scores.
 
     Example:
@@ -159,8 +158,7 @@ def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure
     Args:
         scores: Real array; higher is kept.
         active: bool of the same shape, True where an entry is in use.
-        structure: Blocks and channels are pooled later and only need a low score where no entry is in use; of the
-            others only entries in use count. For other structures every entry gets an integer rank.
+        structure: Blocks and channels are pooled later, what is in use of them alone; entries get an integer rank.
 
     Returns:
         Array of the same shape, ordered like `scores` where active.
@@ -295,11 +293,11 @@ def _best_of_groups(scores: jax.Array, structure: NByM, kept: Count) -> jax.Arra
 
 def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
     """Scores of the units, float32 where several entries make one."""
+    if not isinstance(structure, Block | Channel):
+        return scores
     check_real(scores)
     if isinstance(structure, Channel):  # a plain sum would depend on devices and compilers, and so would the mask
         return exact_sum(scores, _other_axes(structure, scores.ndim))
-    if not isinstance(structure, Block):
-        return scores
     split, pooled_axes = _block_grid(structure, scores.shape)
     padding = [(0, grid * block - length) for grid, block, length in zip(*split, scores.shape, strict=True)]
 
