@@ -250,3 +250,27 @@ def test_any_order_of_axes_gives_the_masks_of_the_matrices(order: list[str], str
         else:  # ties go by the order in which entries are stored
             expected = reference.top_k(expected, 36)
         np.testing.assert_array_equal(layer_mask, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_masks_of_a_checkpoint_that_prune_channels_in_part_are_ranked_by_what_is_left(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.standard_normal((3, 16, 8)) + 0.3 * np.arange(8), dtype)
+    kept = rng.random(weights.shape) < 0.7
+    kept[..., :3] = False
+    tx = core.sparsify(
+        optax.sgd(0.0),
+        "magnitude",
+        sparsity=0.5,
+        structure=core.Channel(),
+        scheduler=core.OneShotSchedule(0),
+        layers=core.describe_layers({"w": weights}, [("w", core.Axes(stack=0, inputs=1, outputs=2))]),
+    )
+    updater, params = core.updater_of(tx), {"w": weights}
+    state = updater.with_masks(tx.init(params), params, {"w": jnp.asarray(kept, jnp.uint8)})
+    params = updater.pre_forward_update(params, state)
+    _, state = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state, params)
+    mask = core.unpack_masks(params, state.masks)["w"]
+    for layer, left, new in zip(np.abs(np.asarray(weights, np.float64)), kept, mask, strict=True):
+        best = np.argsort(-(layer * left).sum(0))[:4]
+        np.testing.assert_array_equal(new, np.broadcast_to(np.isin(np.arange(8), best), new.shape))

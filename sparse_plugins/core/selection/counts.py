@@ -8,6 +8,7 @@ step is looked up in a table made on the host (`StepTable`); any other traced nu
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ __all__ = [
     "Fraction",
     "StepTable",
     "as_number",
+    "by_layer",
     "check_fraction",
     "check_positive",
     "keep_count",
@@ -205,3 +207,31 @@ def _round_product(n: int | jax.Array, part: jax.Array) -> jax.Array:
     rest, half = word_low & jnp.uint32(0x7FFFFFFF), jnp.uint32(1 << 30)
     round_up = (rest > half) | ((rest == half) & (quotient & 1 == 1))
     return (quotient + round_up.astype(jnp.uint32)).astype(jnp.int32)
+
+
+def by_layer(function: Callable[[Any], Any], target: Any) -> Any:
+    """What a function makes of a target; where layers of a stack have targets of their own, of each.
+
+    Args:
+        function: From a target to a number, or a tuple of numbers.
+        target: One target, or a tuple with one per layer.
+
+    Returns:
+        What the function returns, with arrays [layers] in place of numbers if there are several targets.
+
+    Example:
+        >>> by_layer(lambda target: 10 - target, 4), by_layer(lambda target: 10 - target, (4, 2)).tolist()
+        (6, [6, 8])
+    """
+    if not isinstance(target, tuple):
+        return function(target)
+    # Layers with one target share a result. By identity, for a target may be an array, which has no hash.
+    distinct = {id(layer_target): layer_target for layer_target in target}
+    made = {key: function(layer_target) for key, layer_target in distinct.items()}
+    return jax.tree.map(_stacked, *[made[id(layer_target)] for layer_target in target])
+
+
+def _stacked(*numbers: Any) -> Any:
+    if all(isinstance(number, int) for number in numbers):
+        return np.array(numbers, np.int32)
+    return jnp.stack([*map(jnp.asarray, numbers)])

@@ -20,7 +20,7 @@ from jax import lax
 from sparse_plugins.core.layers.axes import LayerAxes, LayerView
 from sparse_plugins.core.masks import unpack
 from sparse_plugins.core.selection.channel_pools import AxisOfChannels, ChannelUnits, spread
-from sparse_plugins.core.selection.counts import Count, Fraction, as_number, check_fraction, keep_count
+from sparse_plugins.core.selection.counts import Count, Fraction, as_number, by_layer, check_fraction, keep_count
 from sparse_plugins.core.selection.exact_sums import exact_sum
 from sparse_plugins.core.selection.topk import check_real, count_each, exact_topk, order_keys
 from sparse_plugins.core.structures import (
@@ -37,7 +37,6 @@ from sparse_plugins.core.structures import (
 __all__ = [
     "MaskRule",
     "StructureTopK",
-    "by_layer",
     "competitors",
     "create_mask",
     "keep_best",
@@ -170,13 +169,13 @@ def rank_active_first(scores: jax.Array, active: jax.Array, structure: Structure
     """
     if isinstance(structure, (Block, Channel)):
         scores = scores.astype(jnp.float32)
-        adds = isinstance(structure, Channel) or structure.use_avg_pooling
-        scores = jnp.where(active, scores, 0.0 if adds else -jnp.inf)
+        pruned: jax.Array | float = -jnp.inf
+        if isinstance(structure, Channel) or structure.use_avg_pooling:  # of a unit in use it adds nothing
+            pruned = _spread(jnp.where(_in_use(active, structure), jnp.float32(0), -jnp.inf), structure, scores.shape)
         # An active unit whose score is NaN or -inf gets the lowest finite one, so that pruned units stay behind it.
-        is_broken = _spread(~(_pool(scores, structure) > -jnp.inf), structure, scores.shape)
+        is_broken = _spread(~(_pool(jnp.where(active, scores, pruned), structure) > -jnp.inf), structure, scores.shape)
         lowest = jnp.finfo(jnp.float32).min / max(scores.size, 1)  # the sum over a unit stays finite
-        in_use = _spread(_pool(active.astype(jnp.float32), structure) > 0, structure, scores.shape)
-        return jnp.where(in_use, jnp.where(is_broken, lowest, scores), -jnp.inf)
+        return jnp.where(active, jnp.where(is_broken, lowest, scores), pruned)
     return _ranks(scores, active)
 
 
@@ -214,7 +213,7 @@ def regrow_mask(
         >>> regrow_mask(mask, drop, grow * jnp.nan, Unstructured(), kept=2, survivors=1).tolist()
         [1, 1, 0]
     """
-    active = _pool(mask.astype(jnp.float32), structure) > 0
+    active = _in_use(mask, structure)
     may_break = jnp.issubdtype(grow_scores.dtype, jnp.floating)  # scores drawn at random are integers
     if may_break and isinstance(structure, (Block, Channel)):
         broken = jnp.asarray(jnp.nan, grow_scores.dtype)  # which no sum and no maximum hides
@@ -311,6 +310,15 @@ def _pool(scores: jax.Array, structure: Structure) -> jax.Array:
     return jnp.max(blocks_of(scores, -math.inf), axis=pooled_axes)
 
 
+def _in_use(mask: jax.Array, structure: Structure) -> jax.Array:
+    """bool, of each unit: whether an entry of it is kept."""
+    if isinstance(structure, Channel):
+        return jnp.any(mask, _other_axes(structure, mask.ndim))
+    if isinstance(structure, Block):
+        return _pool(mask, dataclasses.replace(structure, use_avg_pooling=False)) > 0
+    return mask
+
+
 def _spread(units: jax.Array, structure: Structure, shape: tuple[int, ...]) -> jax.Array:
     """The array of `shape` whose entries carry the value of their unit."""
     if isinstance(structure, Channel):
@@ -332,34 +340,6 @@ def _block_grid(structure: Block, shape: tuple[int, ...]) -> tuple[tuple[list[in
     block = [1] * (len(shape) - len(structure.block_shape)) + list(structure.block_shape)
     grid = [-(-length // size) for length, size in zip(shape, block, strict=True)]
     return (grid, block), tuple(range(1, 2 * len(shape), 2))
-
-
-def by_layer(function: Callable[[Any], Any], target: Any) -> Any:
-    """What a function makes of a target; where layers of a stack have targets of their own, of each.
-
-    Args:
-        function: From a target to a number, or a tuple of numbers.
-        target: One target, or a tuple with one per layer.
-
-    Returns:
-        What the function returns, with arrays [layers] in place of numbers if there are several targets.
-
-    Example:
-        >>> by_layer(lambda target: 10 - target, 4), by_layer(lambda target: 10 - target, (4, 2)).tolist()
-        (6, [6, 8])
-    """
-    if not isinstance(target, tuple):
-        return function(target)
-    # Layers with one target share a result. By identity, for a target may be an array, which has no hash.
-    distinct = {id(layer_target): layer_target for layer_target in target}
-    made = {key: function(layer_target) for key, layer_target in distinct.items()}
-    return jax.tree.map(_stacked, *[made[id(layer_target)] for layer_target in target])
-
-
-def _stacked(*numbers: Any) -> Any:
-    if all(isinstance(number, int) for number in numbers):
-        return np.array(numbers, np.int32)
-    return jnp.stack([*map(jnp.asarray, numbers)])
 
 
 @dataclasses.dataclass(frozen=True)
