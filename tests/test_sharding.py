@@ -56,13 +56,13 @@ LAYERS = core.describe_layers(
 SETTINGS["stacked"] = SETTINGS["rigl"] | {"layers": LAYERS}
 SETTINGS["stacked 2:4"] = {"algorithm": "magnitude", "sparsity_type": "2:4", "layers": LAYERS}
 # What devices may tell each other: counts, whether a search goes on, and bytes of a mask where eight rows lie on two
-# devices. For fan-in a count for each output; for channels their sums as well, of which layer "a" has most; of a
-# stack a count for each of its layers that a device holds.
+# devices. For fan-in a count for each output; for channels their sums as well and whether one is in use, of which layer
+# "a" has most; of a stack a count for each of its layers that a device holds.
 SAID = r"s32\[\]|pred\[\]|u8\[1,48\]"
 SAID_OF = {
     "stacked": r"|s32\[1\]",
     "fan-in": r"|s32\[(12|48|80)\]",
-    **dict.fromkeys(("channel", "rigl channel"), r"|f32\[(12|48|80)\]"),
+    **dict.fromkeys(("channel", "rigl channel"), r"|(f32|pred)\[(12|48|80)\]"),
 }
 
 
