@@ -36,7 +36,7 @@ from sparse_plugins.fed.fedjax.backends.client_batches import (
     stack_full,
     stack_group,
 )
-from sparse_plugins.fed.fedjax.backends.im2col import as_matmuls, with_fast_pooling
+from sparse_plugins.fed.fedjax.backends.im2col import as_matmuls, with_fast_gradients
 from sparse_plugins.fed.fedjax.backends.rewrite import has_equation
 
 __all__ = ["ForEachClient", "Programs", "Results", "ScanBackend", "ShardedBackend"]
@@ -120,7 +120,7 @@ class ScanBackend(_Backend):
         looped = self._for_each_client(_programs(client_init, client_step, client_final))
         if jax.default_backend() != "cpu":
             return looped
-        called = ForEachClientJitBackend()(client_init, with_fast_pooling(client_step), client_final)
+        called = ForEachClientJitBackend()(client_init, with_fast_gradients(client_step), client_final)
         chosen: list[ForEachClient] = []
 
         def run(shared_input: Any, clients: Clients) -> Results:
