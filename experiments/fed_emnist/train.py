@@ -142,10 +142,11 @@ def _dense_clients(
     Masks change by the mean delta, which reaches every weight. As in JaxPruner's study, but the server's delta is not
     thrown away in rounds that change masks, and clients get sparse weights of straight-through algorithms, too.
     """
-    passes = fed.Ledger()
+    passes, sparse_server = fed.Ledger(), fed.sparse_server_optimizer(server_optimizer, updater)
+    updater = core.updater_of(sparse_server)  # the one that checkpoints find, which counts in rounds
     with fedjax.for_each_client_backend(fed.MeteredBackend(passes, wire)):
         averaging = fedjax.algorithms.fed_avg.federated_averaging(
-            task.gradient, task.client_optimizer, fed.sparse_server_optimizer(server_optimizer, updater), batches
+            task.gradient, task.client_optimizer, sparse_server, batches
         )
 
     def init(params: Any) -> fed.SparseServerState:

@@ -231,6 +231,13 @@ def test_clients_that_train_densely_get_sparse_weights_and_send_dense_ones() -> 
     assert 2 * ledger.total().down < ledger.total().up < 1.01 * 6 * dense, "only dead weights have no gradient"
 
 
+def test_a_study_whose_clients_train_densely_saves_checkpoints_and_ends(tmp_path: Path) -> None:
+    flags = ["--update-start=1", "--update-every=1", "--algorithms", "rigl", "--seed=0", "--checkpoint-every=1"]
+    _, rows = study(tmp_path, "dense", *flags, "--clients=dense")
+    assert [row.round for row in rows] == [0, 2, 3]
+    assert all(row.down_bytes < 0.5 * row.up_bytes for row in rows[1:])
+
+
 def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:
     run, states = Run(Cell("", "static_sparse", 0.8), 0), []
     for flags in ([], ["--rescale"]):
