@@ -114,6 +114,7 @@ bench-all: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federat
 	$(IN_VENV) -m experiments.benchmarks.codec
 	$(IN_VENV) -m experiments.benchmarks.weight_sync
 	$(IN_VENV) -m experiments.benchmarks.fed_round
+	$(IN_VENV) -m experiments.benchmarks.client_step
 	$(IN_VENV) -m experiments.benchmarks.fed_memory
 
 bench-rl: $(VENV)/.demo-rl ## Steps of sparse against dense Dopamine agents, eight seeds against eight processes: 8 minutes
