@@ -92,17 +92,18 @@ def layout(record: Record) -> Layout:
 
 def about(settings: Settings) -> str:
     """What was trained."""
-    dealt = ""
+    dealt, who = "", "clients" if settings["dataset"] == "idx" else "writers"
     if settings["dataset"] == "idx":
         how = {"dirichlet": f"Dirichlet({settings['alpha']:g})", "shards": f"{settings['shards']} shards each"}
         dealt = f" Images are dealt to {settings['num_writers']} clients by {how[settings['partition']]}."
     return (
-        f"{NETWORKS[settings['model']]}, {settings['rounds']} rounds of {settings['clients_per_round']} writers,"
+        f"{NETWORKS[settings['model']]}, {settings['rounds']} rounds of {settings['clients_per_round']} {who},"
         f" {DISTRIBUTIONS[settings['distribution']]} sparsity, masks change from round {settings['update_start']} to"
         f" {settings['update_end']}."
         + dealt
         + (" Clients train all weights from the sparse ones they get." if settings.get("clients") == "dense" else "")
         + (" Initial weights are scaled to the inputs that are kept." if settings.get("rescale") else "")
+        + (" The last layer stays dense." if settings.get("dense_output") else "")
     )
 
 

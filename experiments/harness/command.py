@@ -66,7 +66,11 @@ def main(
             return loop.STOPPED
 
     with stopping_after(minutes):
-        return explained(run, *explains)
+        try:
+            return explained(run, *explains)
+        except Stopped:
+            print("Stopped before anything was trained; the same command begins again.")
+            return loop.STOPPED
 
 
 def explained(call: Callable[[], int], *errors: type[Exception]) -> int:

@@ -89,7 +89,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = read_json(path, remedy)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{folder} holds no study: it has no config.json. Start one without --resume."
+            f"{folder} holds no study: it has no config.json. Name the folder of one, or start one without --resume."
         ) from error
     record = {"command": "", "packages": {}, **record}
     wrong = [

@@ -211,7 +211,8 @@ def _options(field: dataclasses.Field[Any], default: Any) -> dict[str, Any]:
     shown = " ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values) or "all"
     if default is field.default:
         shown = field.metadata.get("shown", "none" if default is None else shown)
-    options["help"] = f"{options['help']} (default: {shown})".replace("%", "%%")
+    told = "" if default is dataclasses.MISSING and "shown" not in field.metadata else f" (default: {shown})"
+    options["help"] = f"{options['help']}{told}".replace("%", "%%")
     if options["type"] is bool:
         del options["type"]
         options["action"] = "store_true"

@@ -17,9 +17,9 @@ PQN = [
     "Observations are 0 and 1; purejaxql divides them by 255.",
     "What a time limit cuts off is worth what its last observation is said to be; in purejaxql it is worth nothing.",
     "The learning rate falls to 0 and exploration by a tenth within these steps, in purejaxql within 10 million.",
-    "set and rigl change masks after every 125th part of training, from the first optimizer step on: no paper says how"
-    " often PQN should.",
 ]
+PACE = "set and rigl change masks after every 125th part of training: no paper says how often PQN should."
+FIRST = "; set and rigl exchange weights from the first step on"
 COMMENTED = (
     "Cells `:published` exchange weights from the first step on, three tenths of them at first, as comments of"
     " JaxPruner's gin file say."
@@ -35,14 +35,14 @@ def layout(record: Record) -> Layout:
     settings = record["settings"]
     is_late = settings.get("exchange", "late") == "late"  # as in studies of older versions
     is_pqn = settings.get("agent") == "pqn"
-    exchanging = {name.partition(":")[0] for name in settings["algorithms"]} & {"set", "rigl"}
+    exchanging = exchanges(settings)
     return agents.layout(
         record,
         f"{'PQN' if is_pqn else 'DQN'} on MinAtar: return and sparsity",
         about(settings),
         changes=changes(settings),
         beside=None if is_pqn else MSPACMAN,
-        deviations=PQN
+        deviations=[*PQN, *([PACE] if exchanging else [])]
         if is_pqn
         else [
             f"MinAtar's {', '.join(settings['games'])} instead of Atari's MsPacman: returns are on another scale, and"
@@ -62,9 +62,15 @@ def changes(settings: Settings) -> tuple[int, int]:
     return mask_changes(settings["steps"], settings.get("masks_until", 0.8))  # older versions had no other
 
 
+def exchanges(settings: Settings) -> bool:
+    """Whether set or rigl are among the algorithms."""
+    return bool({name.partition(":")[0] for name in settings["algorithms"]} & {"set", "rigl"})
+
+
 def about(settings: Settings) -> str:
     """What was trained."""
     start, end = changes(settings)
+    is_first = exchanges(settings) and settings.get("exchange", "late") != "late"
     names = {"erk": "ERK", "uniform": "uniform"}
     paces = {
         "dqn": "an optimizer step of batch 32 for every 4 of them",
@@ -72,7 +78,8 @@ def about(settings: Settings) -> str:
     }
     return (
         f"{settings['steps']:,} environment steps, {paces[settings.get('agent', 'dqn')]},"
-        f" {names[settings['distribution']]} sparsity, masks change from step {start:,} to {end:,};"
+        f" {names[settings['distribution']]} sparsity, masks change from step {start:,} to {end:,}"
+        f"{FIRST if is_first else ''};"
         f" {settings['evaluation_episodes']} evaluation episodes per seed. Games are those of gymnax, with sticky"
         " actions."
     )

@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 if all is finished, 143 if the budget was spent before, else that of the command that failed.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.published",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {', '.join(ROWS)}; none for a list")
     parser.add_argument("--budget-minutes", type=float, default=60.0, help="for all of them together")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the studies' folders")

@@ -11,6 +11,8 @@ from experiments.harness.settings import Settings, flag, seeds_flag
 from experiments.harness.study import Plan
 from experiments.versus_dopamine.outcomes import OURS, SIDES, TASKS
 
+SHORTEST = 2_000  # agent steps of a run; of these, 1,000 only fill the memory
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VersusSettings(Settings):
@@ -29,6 +31,10 @@ class VersusSettings(Settings):
         super().__post_init__()
         self.each_once("tasks")
         self.positive("scale")
+        if (shortest := min(TASKS[name].steps for name in self.tasks)) * self.scale < SHORTEST:
+            raise ValueError(
+                f"--scale must be {SHORTEST / shortest:g} at least, got {self.scale}: agents warm up first."
+            )
         self.at_least(1, "jobs")
 
 

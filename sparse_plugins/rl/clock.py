@@ -102,7 +102,7 @@ class Clock:
             updater: An updater whose schedule counts optimizer steps.
 
         Returns:
-            Text of one or two lines per schedule, or nothing if masks never change on a schedule.
+            Text of one or two lines per schedule, or nothing if masks never change.
 
         Example:
             >>> from sparse_plugins import core
@@ -114,6 +114,8 @@ class Clock:
         if updater.parts:
             parts = [(pattern, self.describe(part).splitlines()) for pattern, part in updater.parts]
             return "\n".join(f"{pattern}: {line}" for pattern, lines in parts for line in lines)
+        if updater.masks_from_seed or not updater.prunes:
+            return ""
         steps = updater.scheduler.refresh_steps()
         if steps is None:
             return self._at("first mask change", updater.scheduler.update_start_step)  # type: ignore[attr-defined]

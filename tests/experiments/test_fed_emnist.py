@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from experiments.fed_emnist import train
 from experiments.fed_emnist.__main__ import main
 from experiments.fed_emnist.config import FederatedSettings, seed_for
-from experiments.fed_emnist.layout import layout, parameter_bytes
+from experiments.fed_emnist.layout import about, layout, parameter_bytes
 from experiments.harness import csv_files as csv_rows
 from experiments.harness.cells import Cell, Run
 from experiments.harness.layout import Row
@@ -248,6 +248,14 @@ def test_initial_weights_can_be_scaled_to_the_inputs_that_are_kept() -> None:
         plain, scaled = (np.asarray(state.params[name]["w"]) for state in states)
         inputs = np.maximum((plain != 0).sum(axis=0), 1)
         np.testing.assert_allclose(scaled, plain * np.sqrt(len(plain) / inputs), rtol=1e-5)
+
+
+def test_the_report_says_who_trains_and_what_stays_dense() -> None:
+    told = lambda *flags: about(dataclasses.asdict(parse([*QUICK, *flags])))  # noqa: E731
+    assert "2 writers" in told()
+    assert "stays dense" not in told()
+    assert told("--dense-output").endswith("The last layer stays dense.")
+    assert "2 clients" in told("--dataset=idx", "--data-dir=x")
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:

@@ -275,6 +275,24 @@ def test_weights_are_exchanged_as_in_jaxpruners_program_or_late() -> None:
     assert (late.drop_fraction_fn.fraction, early.drop_fraction_fn.fraction) == (0.1, 0.1)
 
 
+def test_the_plan_and_the_report_say_which_masks_change_and_when() -> None:
+    def told(*algorithms: str, **settings: Any) -> tuple[str, str]:
+        config = MinAtarSettings(name="x", algorithms=algorithms, sparsities=(0.9,), steps=100_000, **settings)
+        return train.described(config), about(dataclasses.asdict(config))
+
+    assert "mask change:" not in told("static_sparse")[0]
+    plan, report = told("rigl")
+    assert "first mask change: optimizer step 1 " in plan
+    first = "set and rigl exchange weights from the first step on"
+    assert first in report
+    assert first not in told("magnitude")[1]
+    assert first not in told("rigl", exchange="late")[1]
+    for algorithms, is_said in ((("magnitude",), False), (("magnitude", "set"), True)):
+        config = MinAtarSettings(name="x", algorithms=algorithms, sparsities=(0.9,), agent="pqn")
+        deviations = layout({"settings": dataclasses.asdict(config)}).deviations
+        assert any("no paper says how often PQN should" in line for line in deviations) == is_said
+
+
 def test_masks_can_be_left_alone_for_a_longer_end_of_training() -> None:
     config = MinAtarSettings(
         name="x", algorithms=("magnitude", "rigl"), sparsities=(0.9,), steps=100_000, masks_until=0.5

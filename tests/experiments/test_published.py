@@ -74,6 +74,15 @@ def test_a_budget_stops_a_study_which_then_goes_on_to_the_same_end(
     assert (folder / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
 
 
+def test_a_study_that_is_stopped_before_its_folder_is_there_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(digits_study, "load_digits", lambda **_: signal.raise_signal(signal.SIGTERM))
+    assert digits_study.run([f"--output={tmp_path}", "--name=early"]) == 143
+    assert "Stopped before anything was trained; the same command begins again." in capsys.readouterr().out
+    assert not (tmp_path / "early").exists()
+
+
 def test_a_budget_has_to_be_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     for bad in ("0", "-1", "nan", "inf", "1e300"):
         with pytest.raises(SystemExit):

@@ -97,6 +97,12 @@ def test_a_study_trains_our_seeds_together_and_goes_on_with_what_is_missing(tmp_
     capsys.readouterr()
 
 
+def test_runs_that_end_before_they_learn_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--tasks", "cartpole", "breakout", "--scale=0.05"])
+    assert "--scale must be 0.1 at least, got 0.05" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("task", [versus_dopamine, rl_demo])
 def test_other_processes_find_what_trains(task):
     """What a module that is run as a command defines, they do not."""

@@ -99,6 +99,14 @@ def test_both_sides_are_tested_alike_and_share_a_table(
     assert theirs == our_side.evaluated(trained, state._replace(learner=state.learner._replace(params=params)))
 
 
+def test_help_names_no_default_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "needs chex besides what is here --games" in told
+    assert "MISSING" not in told
+
+
 def test_a_folder_without_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([f"--purejaxql={tmp_path}"])

@@ -54,6 +54,13 @@ def test_a_signal_lets_the_chunk_be_saved(number: int, tmp_path: Path, capfd: py
     assert trained(Count(), tmp_path) == ([2, 4, 6], True)
 
 
+def test_a_signal_in_the_last_chunk_ends_what_comes_behind_it_too(tmp_path: Path) -> None:
+    assert trained(Count(at_6=[signal.SIGTERM]), tmp_path) == ([2, 4, 6], False)
+    resumed = Count()
+    assert trained(resumed, tmp_path) == ([2, 4, 6], True)
+    assert int(resumed.count) == 6
+
+
 def test_ctrl_c_again_ends_it_at_once_and_sigterm_again_does_not(tmp_path: Path) -> None:
     trained(Count(at_2=[signal.SIGTERM, signal.SIGTERM]), tmp_path)
     with pytest.raises(KeyboardInterrupt):

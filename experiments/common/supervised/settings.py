@@ -36,7 +36,7 @@ class SupervisedSettings(VariantSettings):
     clip: float = flag("largest norm of all gradients together; 0 leaves gradients as they are", float, default=1.0)
     change_from: float = flag("fraction of the steps after which the first mask update comes", float, default=0.25)
     change_until: float = flag("fraction of the steps after which the last mask update comes", float, default=0.75)
-    changes: int = flag("number of mask updates", int, default=20)
+    changes: int = flag("mask updates behind the first one", int, default=20)
     drop_fraction: float = drop_fraction_flag()
     evaluations: int = flag("number of evaluations during training", int, default=8)
 

@@ -50,7 +50,7 @@ class FusedRun(NamedTuple):
     Attributes:
         state: The state it ended with.
         curve: All chunks, those before an interruption included.
-        is_finished: Whether all steps are made; False if Ctrl-C or SIGTERM came first.
+        is_finished: Whether all steps are made; False if Ctrl-C or SIGTERM came, in the last chunk, too.
     """
 
     state: FusedState

@@ -48,8 +48,9 @@ def to_the_end(
 ) -> tuple[list[Any], bool]:
     """Trains to the end, going on where the folder's run stopped.
 
-    On Ctrl-C or SIGTERM the current chunk is finished and saved, and the run returns unfinished; call it again to go
-    on. Ctrl-C again is a KeyboardInterrupt, which costs the steps since the last checkpoint.
+    On Ctrl-C or SIGTERM the current chunk is finished and saved, and the run returns unfinished, also if that chunk was
+    the last: what asked to stop did not mean what comes behind it. Call it again to go on. Ctrl-C again is a
+    KeyboardInterrupt, which costs the steps since the last checkpoint.
 
     Args:
         run: What to train.
@@ -61,7 +62,8 @@ def to_the_end(
         report: Called with every point.
 
     Returns:
-        All points, those before an interruption included as JSON gives them back; whether all iterations are made.
+        All points, those before an interruption included as JSON gives them back; whether all iterations are made and
+        nothing asked to stop.
 
     Raises:
         SettingsMismatchError: If the folder belongs to another run, which is left alone, or does not say to which.
@@ -99,7 +101,7 @@ def to_the_end(
                 checkpoints.save(done, tree, extra={"curve": curve, "run": extra})
             if stops:
                 break
-    return curve, done >= last
+    return curve, done >= last and not request
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:

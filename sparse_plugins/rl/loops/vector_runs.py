@@ -22,7 +22,7 @@ class VectorRun(NamedTuple):
 
     Attributes:
         episodes: All that ended, those before an interruption included.
-        is_finished: Whether all steps are made; False if Ctrl-C or SIGTERM came first.
+        is_finished: Whether all steps are made; False if Ctrl-C or SIGTERM came, in the last chunk, too.
     """
 
     episodes: list[Episode]
