@@ -346,6 +346,15 @@ def test_a_command_that_makes_no_sense_says_why(
     assert message in capsys.readouterr().err
 
 
+def test_a_cell_that_could_not_train_is_refused_before_another_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model=resnet8", "--only", "dense", "rigl", f"--output={tmp_path}", "--name=x"]
+    assert run_vision(["resnet", *QUICK, *flags]) == 2
+    assert "RigL changes masks at every optimizer step" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_lists_the_studies_and_explains_a_studys_flags(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, shown in ((["--help"], "structures-vit"), (["memory", "--help"], "--image-size")):
         with pytest.raises(SystemExit) as stop:

@@ -79,8 +79,8 @@ def build(task: Task, settings: SupervisedSettings, question: Question) -> Plan:
     shapes = task.shapes()
     cells = settings.chosen(question.variants(settings, shapes))
     updaters = {name: settings.updater(cell, task.prunable) for name, cell in cells.items()}
-    for updater in updaters.values():
-        jax.eval_shape(updater.init_state, shapes)
+    for updater in updaters.values():  # before the first trains
+        jax.eval_shape(updater.wrap_optax(settings.transformation()).init, shapes)
     # With masks of a key, as those of its runs are.
     seeded = lambda cell: (updaters[cell.name].seeded(jax.random.key(0)), shapes)  # noqa: E731
     text = first_plan([cell_of(name, settings.sparsity) for name in cells], seeded)
