@@ -43,7 +43,8 @@ _GUIDED_PASSES = 4
 _FEW = 32
 _BELOW_ONE = np.float32(1 - 2**-20)
 _SAMPLE = 4096
-_MIN_STRIDE = 64  # to sort a larger part than that costs as much as the passes it saves
+_MIN_STRIDE = 512  # to sort a larger part than that costs as much as the passes it saves
+_LARGE = 1 << 22  # entries of an array of which no copy is made
 
 
 # Inlined into a program around it; without any, one compilation for a shape in place of one for each operation.
@@ -153,7 +154,10 @@ def _clipped(k: Any, total: int) -> jax.Array:
 def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     """Jitted on its own so that an eager caller compiles the search once per set of shapes, not at every call."""
     *starts, total = itertools.accumulate(map(jnp.size, scores), initial=0)
-    on_cpu = is_single_cpu()
+    on_cpu, highest = is_single_cpu(), _highest_key(scores[0].dtype)
+    if on_cpu:
+        # Written in their own shape before rows are made of them: as rows, every entry would be looked up by division.
+        scores = lax.optimization_barrier([_as_read(score, highest) for score in scores])
     columns = zip(scores, starts, strict=True)
     counters = [_counter(score, start, total, on_cpu) for score, start in columns if score.size]
     # There is no entry 0: where none is kept, the search looks for the first, and the mask leaves it out.
@@ -162,7 +166,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
         lambda bracket, pivots: functools.reduce(jnp.add, [count(bracket, pivots) for count in counters]),
         wanted,
         total,
-        _highest_key(scores[0].dtype),
+        highest,
         _pivots_of_sample(scores, wanted, total) if on_cpu else None,
     )
 
@@ -172,6 +176,14 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
 
     columns = zip(scores, starts, strict=True)
     return [mask(score, start) if score.size else jnp.zeros(score.shape, jnp.uint8) for score, start in columns]
+
+
+def _as_read(score: jax.Array, highest: int) -> jax.Array:
+    """What passes over one array read: its keys, or itself where it is large and may be the caller's own to keep."""
+    if score.size > _LARGE:
+        return score
+    keys = order_keys(score)
+    return keys.astype(jnp.uint16) if highest < 1 << 16 else keys
 
 
 def in_common_dtype(scores: Sequence[jax.Array]) -> list[jax.Array]:
@@ -359,9 +371,7 @@ def _positions(shape: tuple[int, ...]) -> jax.Array:
 def _counter(score: jax.Array, start: int, total: int, on_cpu: bool) -> Callable[[Bracket, jax.Array], jax.Array]:
     """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
     if on_cpu:
-        # Computed in their own shape first: written as rows, every entry of them would be looked up by division.
-        rows = _in_rows(lax.optimization_barrier(score))
-        return functools.partial(_count_in_rows, rows, start, total)
+        return functools.partial(_count_in_rows, _in_rows(score), start, total)
     return functools.partial(_count_at_once, score, start, total)
 
 
@@ -372,7 +382,7 @@ def _count_at_once(score: jax.Array, start: int, total: int, bracket: Bracket, p
 
 
 def _count_in_rows(rows: jax.Array, start: int, total: int, bracket: Bracket, pivots: jax.Array) -> jax.Array:
-    """The form for one CPU device: one pass for all pivots, in vector instructions, with nothing stored."""
+    """The form for one CPU device: one pass for all pivots, in vector instructions, with no position stored."""
     # Keys and positions would be made once, before the loop around this, and then be read from memory, if they did not
     # depend on its state. Positions count in a tie only.
     rows, pivots = lax.optimization_barrier((rows, pivots))
