@@ -169,6 +169,19 @@ def test_a_search_keeps_no_copy_of_positions_and_of_a_large_array_none(
     assert kept <= program.memory_analysis().temp_size_in_bytes < kept + scores.size / 8
 
 
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float8_e4m3fn, jnp.int8, jnp.uint8, jnp.bool_], ids=lambda d: d.__name__
+)
+def test_an_array_read_as_it_is_ranks_with_one_read_as_keys(dtype: np.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk, "_LARGE", 50)
+    rng = np.random.default_rng(0)
+    scores = [jnp.asarray(rng.integers(0, 100, size)).astype(dtype) for size in (49, 51, 50)]
+    keys = np.concatenate([order_keys(score) for score in scores])
+    for k in (1, 37, 149):
+        mask = np.concatenate(exact_topk(scores, k))
+        assert np.flatnonzero(mask).tolist() == sorted(np.argsort(~keys, kind="stable")[:k].tolist())
+
+
 def test_counts_beyond_the_integers_of_float32() -> None:
     size, k = 2**24 + 5, 2**24 + 3
     assert int(np.float32(k)) != k

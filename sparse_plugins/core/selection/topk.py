@@ -157,9 +157,10 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     on_cpu, highest = is_single_cpu(), _highest_key(scores[0].dtype)
     if on_cpu:
         # Written in their own shape before rows are made of them: as rows, every entry would be looked up by division.
-        scores = lax.optimization_barrier([_as_read(score, highest) for score in scores])
-    columns = zip(scores, starts, strict=True)
-    counters = [_counter(score, start, total, on_cpu) for score, start in columns if score.size]
+        scores = lax.optimization_barrier([*map(functools.partial(_as_read, highest), scores)])
+    form = _count_in_rows if on_cpu else _count_at_once
+    columns = zip(map(_in_rows, scores) if on_cpu else scores, starts, strict=True)
+    counters = [functools.partial(form, read, start, total) for read, start in columns if read.size]
     # There is no entry 0: where none is kept, the search looks for the first, and the mask leaves it out.
     wanted = varying_with(jnp.clip(k, 1, total), *scores)
     kth = find_kth(
@@ -178,7 +179,7 @@ def _masks_of_best(scores: list[jax.Array], k: jax.Array) -> list[jax.Array]:
     return [mask(score, start) if score.size else jnp.zeros(score.shape, jnp.uint8) for score, start in columns]
 
 
-def _as_read(score: jax.Array, highest: int) -> jax.Array:
+def _as_read(highest: int, score: jax.Array) -> jax.Array:
     """What passes over one array read: its keys, or itself where it is large and may be the caller's own to keep."""
     if score.size > _LARGE:
         return score
@@ -366,13 +367,6 @@ def _positions(shape: tuple[int, ...]) -> jax.Array:
         position += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
     return position
-
-
-def _counter(score: jax.Array, start: int, total: int, on_cpu: bool) -> Callable[[Bracket, jax.Array], jax.Array]:
-    """Counts the entries of one array that reach each pivot, in the form that suits the machine."""
-    if on_cpu:
-        return functools.partial(_count_in_rows, _in_rows(score), start, total)
-    return functools.partial(_count_at_once, score, start, total)
 
 
 def _count_at_once(score: jax.Array, start: int, total: int, bracket: Bracket, pivots: jax.Array) -> jax.Array:
