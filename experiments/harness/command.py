@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,8 +34,8 @@ def main(
         instead: What new settings may ask for in place of training: it does it and returns True.
 
     Returns:
-        Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start or go on, 143 if SIGTERM
-        stopped it.
+        Exit status: 0 if every run finished, 1 if one failed, 2 if the study could not start or go on, 130 if Ctrl-C
+        and 143 if SIGTERM stopped it.
     """
     minutes, arguments = split_budget(sys.argv[1:] if arguments is None else arguments)
     name, about, rest = "", study.about, arguments
@@ -61,16 +62,21 @@ def main(
         place = folder or loop.new_folder(study, plan, command)
         try:
             return loop.run(study, plan, place, command)
-        except Stopped:
+        except (Stopped, KeyboardInterrupt) as stop:
             print(f"Stopped; go on with --resume {place}")
-            return loop.STOPPED
+            return _status(stop)
 
     with stopping_after(minutes):
         try:
             return explained(run, *explains)
-        except Stopped:
+        except (Stopped, KeyboardInterrupt) as stop:
             print("Stopped before anything was trained; the same command begins again.")
-            return loop.STOPPED
+            return _status(stop)
+
+
+def _status(stop: Stopped | KeyboardInterrupt) -> int:
+    """What a shell has for a process that Ctrl-C or SIGTERM ended."""
+    return loop.STOPPED if isinstance(stop, Stopped) else 128 + signal.SIGINT
 
 
 def explained(call: Callable[[], int], *errors: type[Exception]) -> int:

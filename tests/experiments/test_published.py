@@ -74,13 +74,29 @@ def test_a_budget_stops_a_study_which_then_goes_on_to_the_same_end(
     assert (folder / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
 
 
+BY_SIGNAL = pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+)
+
+
+@BY_SIGNAL
 def test_a_study_that_is_stopped_before_its_folder_is_there_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
 ) -> None:
-    monkeypatch.setattr(digits_study, "load_digits", lambda **_: signal.raise_signal(signal.SIGTERM))
-    assert digits_study.run([f"--output={tmp_path}", "--name=early"]) == 143
+    monkeypatch.setattr(digits_study, "load_digits", lambda **_: signal.raise_signal(number))
+    assert digits_study.run([f"--output={tmp_path}", "--name=early"]) == status
     assert "Stopped before anything was trained; the same command begins again." in capsys.readouterr().out
     assert not (tmp_path / "early").exists()
+
+
+@BY_SIGNAL
+def test_a_study_that_is_stopped_while_it_trains_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
+) -> None:
+    monkeypatch.setattr(digits_study, "measured_sparsity", lambda *_: signal.raise_signal(number))
+    flags = ["--seeds=1", "--steps=6", "--only", "dense", f"--output={tmp_path}", "--name=stopped"]
+    assert digits_study.run(flags) == status
+    assert f"Stopped; go on with --resume {tmp_path / 'stopped'}" in capsys.readouterr().out
 
 
 def test_a_budget_has_to_be_a_time(capsys: pytest.CaptureFixture[str]) -> None:
