@@ -1,5 +1,6 @@
 """Rows that need an accelerator: what is typed is understood, and what a budget stops goes on."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from experiments.fed_emnist.__main__ import main as fed_emnist
 from experiments.harness.budget import Stopped, split_budget, stopping_after
 from experiments.published.__main__ import commands, main, run
 from experiments.published.rows import ROWS
+from sparse_plugins.rl.stopping import handled
 from tests.experiments import digits_study
 
 
@@ -74,6 +76,11 @@ def test_a_budget_stops_a_study_which_then_goes_on_to_the_same_end(
     assert (folder / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
 
 
+def as_in_a_terminal() -> contextlib.AbstractContextManager[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so would this process."""
+    return handled(signal.SIGINT, signal.default_int_handler)
+
+
 BY_SIGNAL = pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
@@ -84,7 +91,8 @@ def test_a_study_that_is_stopped_before_its_folder_is_there_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
 ) -> None:
     monkeypatch.setattr(digits_study, "load_digits", lambda **_: signal.raise_signal(number))
-    assert digits_study.run([f"--output={tmp_path}", "--name=early"]) == status
+    with as_in_a_terminal():
+        assert digits_study.run([f"--output={tmp_path}", "--name=early"]) == status
     assert "Stopped before anything was trained; the same command begins again." in capsys.readouterr().out
     assert not (tmp_path / "early").exists()
 
@@ -95,7 +103,8 @@ def test_a_study_that_is_stopped_while_it_trains_says_how_to_go_on(
 ) -> None:
     monkeypatch.setattr(digits_study, "measured_sparsity", lambda *_: signal.raise_signal(number))
     flags = ["--seeds=1", "--steps=6", "--only", "dense", f"--output={tmp_path}", "--name=stopped"]
-    assert digits_study.run(flags) == status
+    with as_in_a_terminal():
+        assert digits_study.run(flags) == status
     assert f"Stopped; go on with --resume {tmp_path / 'stopped'}" in capsys.readouterr().out
 
 
