@@ -120,6 +120,7 @@ bench-all: $(VENV)/.demo ## Steps, mask changes, sparse products, codec, federat
 bench-rl: $(VENV)/.demo-rl ## Steps of sparse against dense Dopamine agents, eight seeds against eight processes: 8 minutes
 	$(IN_VENV) -m experiments.benchmarks.rl_step
 	$(IN_VENV) -m experiments.benchmarks.rl_seeds
+	$(IN_VENV) -m experiments.benchmarks.rl_iteration
 
 fuzz-updaters: $(VENV)/.dev ## 2,000 random runs of all algorithms with odd numbers: 15 minutes; ARGS="--only=7" runs one again
 	$(IN_VENV) -m tests.core.fuzz_updaters $(ARGS)

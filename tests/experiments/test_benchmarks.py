@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.benchmarks import export, goals, large, masks, step, timing, trace_walk
+from experiments.benchmarks import export, goals, large, masks, rl_iteration, step, timing, trace_walk
 from experiments.benchmarks.models import resnet50_shapes
 from experiments.benchmarks.timing import Timing
 from experiments.benchmarks.weight_sync import __main__ as weight_sync
@@ -105,6 +105,13 @@ def test_the_step_benchmark_prints_time_and_memory(
         *(f"| magnitude, {variant}" for variant in ("explicit refresh", "uint8 masks", "masks in zeros")),
     ]
     assert all(" MB |" in row for row in rows)
+
+
+def test_an_iteration_is_taken_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(rl_iteration, "TIMES", 1)
+    monkeypatch.setattr(rl_iteration, "SEEDS", 2)
+    assert list(rl_iteration.report(3)) == ["iteration", "learning", "Adam"]
+    assert "| 512x512x512 |" in capsys.readouterr().out
 
 
 def test_a_goal_is_judged_where_the_control_stands_still(
