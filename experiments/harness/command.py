@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,8 +74,7 @@ def main(
 
 
 def _status(stop: Stopped | KeyboardInterrupt) -> int:
-    """What a shell has for a process that Ctrl-C or SIGTERM ended."""
-    return loop.STOPPED if isinstance(stop, Stopped) else 128 + signal.SIGINT
+    return loop.STOPPED if isinstance(stop, Stopped) else loop.INTERRUPTED
 
 
 def explained(call: Callable[[], int], *errors: type[Exception]) -> int:

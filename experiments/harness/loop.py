@@ -21,7 +21,7 @@ from experiments.harness.surroundings import surroundings
 from experiments.harness.tables import refresh, report
 from experiments.harness.tables.stored import missing, read_study
 
-STOPPED = 143  # exit status of a process that SIGTERM ended
+STOPPED, INTERRUPTED = 143, 130  # exit status of a process that SIGTERM ended, and Ctrl-C
 JOINED = ("results.csv", "layers.csv", "measurements.csv", "timing.csv")
 # Of the machine and never a run's result: a full disk, too many open files, a package that is missing.
 OUTSIDE = (ImportError, OSError)

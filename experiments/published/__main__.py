@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.harness.loop import STOPPED
+from experiments.harness.loop import INTERRUPTED, STOPPED
 from experiments.published.rows import ROWS, Row
 from experiments.registry import STUDIES
 
@@ -94,7 +94,7 @@ def run(command: Sequence[str], seconds: float) -> int:
         seconds: Seconds that it may take.
 
     Returns:
-        Its exit status; 143 if it was stopped.
+        Its exit status; 143 if it was stopped, 130 after Ctrl-C.
     """
     if seconds <= 0:
         print(f"The budget is spent before: python -m {shlex.join(command)}", flush=True)
@@ -105,14 +105,21 @@ def run(command: Sequence[str], seconds: float) -> int:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.terminate()
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        _wait_for_its_end(process)
         return STOPPED
+    except KeyboardInterrupt:  # the process has it from the terminal, too, and ends at its next checkpoint
+        _wait_for_its_end(process)
+        return INTERRUPTED
     except BaseException:
         process.kill()
         raise
+
+
+def _wait_for_its_end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def described(name: str, output: Path) -> str:

@@ -54,6 +54,25 @@ def test_what_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     assert main(["costs", "--budget-minutes=0.005"]) == 143
 
 
+def as_in_a_terminal() -> contextlib.AbstractContextManager[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so would this process."""
+    return handled(signal.SIGINT, signal.default_int_handler)
+
+
+def test_ctrl_c_lets_what_runs_come_to_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = f"""
+import os, pathlib, signal, time
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(1)
+pathlib.Path({str(tmp_path / "saved")!r}).touch()
+"""
+    (tmp_path / "saver.py").write_text(saver)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with as_in_a_terminal():
+        assert run(["saver"], 60) == 130
+    assert (tmp_path / "saved").exists()
+
+
 def test_a_budget_stops_a_study_which_then_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,11 +93,6 @@ def test_a_budget_stops_a_study_which_then_goes_on_to_the_same_end(
     assert digits_study.run([f"--resume={folder}", "--budget-minutes=10"]) == 0
     assert len(calls) == 5 + 3, "the first run was not trained again"
     assert (folder / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
-
-
-def as_in_a_terminal() -> contextlib.AbstractContextManager[None]:
-    """What a shell starts in the background ignores Ctrl-C, and so would this process."""
-    return handled(signal.SIGINT, signal.default_int_handler)
 
 
 BY_SIGNAL = pytest.mark.parametrize(
