@@ -4,9 +4,10 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from experiments.harness.tables.colours_and_labels import style_of
+from experiments.harness.tables.colours_and_labels import DEVIATION, style_of
 from experiments.harness.tables.figures import figures
 from experiments.harness.tables.mask_figures import layers_figure
+from experiments.harness.tables.report import report
 from experiments.harness.tables.stored import read_study
 from experiments.registry import LAYOUTS
 
@@ -31,6 +32,17 @@ def test_panels_of_bytes_say_which_way_and_curves_show_their_ends() -> None:
 def test_a_curve_of_one_evaluation_is_a_point() -> None:
     drawn = figures(read_study(RESULTS / "structures_rl", LAYOUTS))
     assert {line.get_marker() for line in drawn["curves.png"].axes[0].get_lines()} == {"o"}
+
+
+def test_a_single_seed_has_no_deviation_to_name() -> None:
+    study = read_study(RESULTS / "fed_strokes", LAYOUTS)
+    for seeds in (study.layout.seeds, study.layout.seeds[:1]):
+        rows = [row for row in study.rows if row.seed in seeds]
+        of_seeds = dataclasses.replace(study, rows=rows, layout=dataclasses.replace(study.layout, seeds=seeds))
+        for name, figure in figures(of_seeds).items():
+            named = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+            assert (DEVIATION in named) == (name in {"curves.png", "sparsity.png"} and len(seeds) > 1), name
+        assert ("standard deviation" in report(of_seeds)) == (len(seeds) > 1)
 
 
 def test_panels_of_layers_go_from_the_lowest_target_to_the_highest() -> None:

@@ -99,7 +99,7 @@ def curves_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str,
             axes.fill_between(
                 steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0, zorder=order - 1
             )
-        name_deviation(axes)
+        _name_deviation(axes, panel.outcomes)
         if layout.changes is not None:
             axes.axvspan(*layout.changes, color="#F1F1F1", zorder=0, label="masks change")
         axes.set_xlabel(layout.step_label)
@@ -120,6 +120,7 @@ def sparsity_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[st
         levels = {outcome.cell: _level(outcome.values(measure)) for outcome in of_group}
         if len({cell.sparsity for cell in levels if not cell.is_dense}) > 1:
             _draw_by_sparsity(axes, levels, colours)
+            _name_deviation(axes, of_group)
         else:
             _draw_side_by_side(axes, [(o.cell.label, o.values(measure)) for o in of_group], colours)
         axes.set_ylabel(measure.label)
@@ -139,7 +140,7 @@ def costs_figure(study: Stored, found: Sequence[Outcome], colours: Mapping[str, 
             if shown:
                 middles, deviations = zip(*levels, strict=True)
                 axes.errorbar(at, middles, deviations, fmt="o-", color=colours[name], label=name, **POINTS)
-        name_deviation(axes)
+        _name_deviation(axes, found)
         axes.set_xlim(left=0)
         axes.set_xlabel(cost.label)
         axes.set_ylabel(score.label)
@@ -194,7 +195,6 @@ def _draw_by_sparsity(axes: Axes, levels: Mapping[Cell, tuple[float, float]], co
     for name, (middle, deviation) in _dense_levels(levels):
         axes.axhline(middle, color=colours[name], linestyle="--", label=name)
         axes.axhspan(middle - deviation, middle + deviation, color=colours[name], alpha=0.07, linewidth=0)
-    name_deviation(axes)
     axes.set_xticks(range(len(targets)), [percent(at) for at in targets])
     axes.set_xlabel("target sparsity")
 
@@ -209,6 +209,12 @@ def _draw_side_by_side(axes: Axes, found: Sequence[tuple[str, list[float]]], col
 
 def _dense_levels(levels: Mapping[Cell, tuple[float, float]]) -> Iterator[tuple[str, tuple[float, float]]]:
     return ((cell.label, level) for cell, level in levels.items() if cell.is_dense)
+
+
+def _name_deviation(axes: Axes, shown: Sequence[Outcome]) -> None:
+    """Says in the legend what bars and bands are, where seeds make some."""
+    if any(len(outcome.finished) > 1 for outcome in shown):
+        name_deviation(axes)
 
 
 def _level(values: Sequence[float]) -> tuple[float, float]:

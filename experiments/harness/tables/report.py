@@ -114,8 +114,9 @@ def _references(study: Stored) -> str:
 def _notes(study: Stored) -> str:
     layout = study.layout
     seeds = ", ".join(map(str, layout.seeds))
+    of_many = f"Mean ± sample standard deviation over the n seeds that finished, of {seeds}."
     lines = [
-        f"Mean ± sample standard deviation over the n seeds that finished, of {seeds}. {layout.notes}".strip(),
+        f"{of_many if len(layout.seeds) > 1 else f'One seed, {seeds}.'} {layout.notes}".strip(),
         "Every evaluation is in `results.csv`"
         + (", the masks of every layer at each of them are in `layers.csv`" if study.layers else "")
         + "; command, settings, versions and platform are in `config.json`.",
