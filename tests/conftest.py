@@ -1,5 +1,6 @@
 """The session is stricter than a user's, and the same every time."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,9 +32,14 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     jax.config.update("jax_compilation_cache_dir", f"{folder.name}/here")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder.name}/started"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: strategies of Flower collect garbage after every reply, and would look at all of it."""
+    gc.freeze()
 
 
 # First, because they stay in one process and so take longest: Dopamine is imported, and its steps compiled, once.
@@ -95,7 +101,13 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
+_FILES_TOGETHER = 4
+_ENDED = pytest.StashKey[int]()
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Lets go of what a file has compiled; over the whole suite that comes to gigabytes in each process."""
+    """Lets go of what some files have compiled: small programs come again in the next, all would be gigabytes."""
     if nextitem is None or nextitem.path != item.path:
-        jax.clear_caches()
+        ended = item.session.stash[_ENDED] = item.session.stash.get(_ENDED, 0) + 1
+        if ended % _FILES_TOGETHER == 0:
+            jax.clear_caches()

@@ -1,6 +1,7 @@
 """What stands on what: floors, circles, sizes, and how little is loaded of what nobody asked for."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import inspect
@@ -60,7 +61,10 @@ def imported(path: Path, with_types: bool = True) -> Iterator[str]:
                 yield full if full in FILES else str(node.module)
 
 
-IMPORTS = {module: sorted(set(imported(path))) for module, path in FILES.items()}
+@functools.cache
+def imports() -> dict[str, list[str]]:
+    """By module what it imports; read where a test needs it, not in every process that looks for tests."""
+    return {module: sorted(set(imported(path))) for module, path in FILES.items()}
 
 
 def floor_of(module: str) -> str | None:
@@ -68,7 +72,7 @@ def floor_of(module: str) -> str | None:
 
 
 def test_a_floor_imports_only_from_floors_below_it() -> None:
-    edges = ((module, target) for module, targets in IMPORTS.items() for target in targets)
+    edges = ((module, target) for module, targets in imports().items() for target in targets)
     ours = ((module, target) for module, target in edges if floor_of(target) not in (None, floor_of(module)))
     assert [edge for edge in ours if floor_of(edge[1]) not in FLOORS[floor_of(edge[0])]] == []
 
@@ -91,10 +95,12 @@ RUNS_WHAT_IT_READS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "she
 
 def test_no_module_reads_pickles_but_the_converter_of_old_runs() -> None:
     """And that one is called by nothing; NumPy's reader needs to be told to unpickle."""
-    readers = [module for module, targets in IMPORTS.items() if RUNS_WHAT_IT_READS & {t.split(".")[0] for t in targets}]
+    readers = [
+        module for module, targets in imports().items() if RUNS_WHAT_IT_READS & {t.split(".")[0] for t in targets}
+    ]
     converter = "sparse_plugins.rl.dopamine.convert_old_run"
     assert readers == [converter]
-    assert [module for module, targets in IMPORTS.items() if converter in targets] == []
+    assert [module for module, targets in imports().items() if converter in targets] == []
     allowed = [module for module, path in FILES.items() if "allow_pickle=True" in path.read_text()]
     assert allowed == []
 
@@ -153,10 +159,13 @@ def test_what_another_module_imports_is_listed_as_public(floor: str) -> None:
     assert [(module, name) for module, name in taken if name not in public[module] | modules] == []
 
 
-CORE = {
-    module: ast.parse(path.read_text()) for module, path in FILES.items() if floor_of(module) == "sparse_plugins.core"
-}
+CORE = [module for module in FILES if floor_of(module) == "sparse_plugins.core"]
 OF_NAMED_TUPLES = {"_replace", "_fields", "_asdict"}
+
+
+@functools.cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
 
 
 def is_private(name: str) -> bool:
@@ -166,7 +175,7 @@ def is_private(name: str) -> bool:
 @pytest.mark.parametrize("module", CORE)
 def test_nothing_private_crosses_a_file_of_core(module: str) -> None:
     """What begins with an underscore is read off `self`, in the file that makes it, and is never imported."""
-    nodes = list(ast.walk(CORE[module]))
+    nodes = list(ast.walk(parsed(module)))
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     made = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     made |= {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
@@ -201,7 +210,7 @@ def test_no_file_reads_what_another_one_keeps_private() -> None:
 @pytest.mark.parametrize("module", CORE)
 def test_core_says_what_its_files_give_to_others(module: str) -> None:
     """A name that another file of the package imports is in `__all__`."""
-    assigned = (node for node in CORE[module].body if isinstance(node, ast.Assign))
+    assigned = (node for node in parsed(module).body if isinstance(node, ast.Assign))
     listed = [ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "__all__"]
     assert NAMES_IMPORTED.get(module, set()) - {name for names in listed for name in names} == set()
 
@@ -215,18 +224,18 @@ for source in FILES.values():
 
 
 def updaters_of_any_type(module: str) -> list[str]:
-    arguments = (node for node in ast.walk(CORE[module]) if isinstance(node, ast.arg) and node.arg == "updater")
+    arguments = (node for node in ast.walk(parsed(module)) if isinstance(node, ast.arg) and node.arg == "updater")
     return [f"line {node.lineno}" for node in arguments if node.annotation and ast.unparse(node.annotation) == "Any"]
 
 
-@pytest.mark.parametrize("module", sorted(CORE.keys() - {"sparse_plugins.core.base_updater"}))
+@pytest.mark.parametrize("module", sorted(set(CORE) - {"sparse_plugins.core.base_updater"}))
 def test_core_knows_what_it_asks_of_an_updater(module: str) -> None:
     """`updater: Any` would hide that a step calls a hook that nobody has; `check_updater` alone takes anything."""
     assert updaters_of_any_type(module) == []
 
 
 def test_no_import_circle() -> None:
-    graph = {module: {target for target in targets if target in FILES} for module, targets in IMPORTS.items()}
+    graph = {module: {target for target in targets if target in FILES} for module, targets in imports().items()}
     graphlib.TopologicalSorter(graph).prepare()
 
 
