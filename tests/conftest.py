@@ -101,13 +101,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
-_FILES_TOGETHER = 4
-_ENDED = pytest.StashKey[int]()
-
-
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Lets go of what some files have compiled: small programs come again in the next, all would be gigabytes."""
+    """Lets go of what a file has compiled: over four files together it comes to four gigabytes in each process."""
     if nextitem is None or nextitem.path != item.path:
-        ended = item.session.stash[_ENDED] = item.session.stash.get(_ENDED, 0) + 1
-        if ended % _FILES_TOGETHER == 0:
-            jax.clear_caches()
+        jax.clear_caches()

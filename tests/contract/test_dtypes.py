@@ -60,10 +60,13 @@ def test_the_strict_program_is_the_usual_one(row: str, stored: bool | str, dtype
 @pytest.mark.parametrize("row", UPDATERS)
 @pytest.mark.usefixtures("strictly")
 def test_wide_integers_mix_with_no_narrow_ones(row: str) -> None:
-    with jax.enable_x64(True):
-        tx, params = make_updater(row).wrap_optax(INNER), TREES["dict"]()
-        state = jax.eval_shape(tx.init, params)
-        after = jax.eval_shape(make_step(tx), params, state)
+    """Nor with what was traced without them: for JAX, an int64 array of NumPy is then an int32 one for good."""
+    tx = make_updater(row).wrap_optax(INNER)
+    for is_wide in (False, True):
+        with jax.enable_x64(is_wide):
+            params = TREES["dict"]()
+            state = jax.eval_shape(tx.init, params)
+            after = jax.eval_shape(make_step(tx), params, state)
     describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
     assert describe(after) == describe((params, state))
 

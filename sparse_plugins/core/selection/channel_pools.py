@@ -30,7 +30,7 @@ class AxisOfChannels:
         group: Name of the group.
         size: How many channels it has.
         axis: Number of the axis.
-        labels: int[length of the axis]: the channel of every entry, -1 where it belongs to none of the group.
+        labels: int32[length of the axis]: the channel of every entry, -1 where it belongs to none of the group.
         is_layer: Whether the parameter is a layer, and no bias or scale.
         together: Number of the groups that have one target with it.
     """
@@ -44,10 +44,10 @@ class AxisOfChannels:
 
     @functools.cached_property
     def places(self) -> np.ndarray:
-        """int[channels, entries of the largest]: places along the axis, its length where a channel has fewer."""
+        """int32[channels, entries of the largest]: places along the axis, its length where a channel has fewer."""
         order = np.argsort(self.labels, kind="stable")[np.count_nonzero(self.labels < 0) :]
         counts = np.bincount(self.labels[order], minlength=self.size)
-        places = np.full((self.size, max(counts, default=0)), len(self.labels))
+        places = np.full((self.size, max(counts, default=0)), len(self.labels), np.int32)
         places[np.arange(places.shape[1]) < counts[:, None]] = order
         return places
 
