@@ -80,11 +80,6 @@ def legend(figure: Figure, shown: Sequence[Axes]) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
-def name_deviation(axes: Axes) -> None:
-    """Says in the legend what bars and bands are."""
-    axes.fill_between([], [], color="#7F7F7F", alpha=0.3, linewidth=0, label=DEVIATION)
-
-
 def tidy(axes: Axes) -> None:
     """Less frame, a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,10 +13,10 @@ from experiments.harness.cells import Cell
 from experiments.harness.layout import Curve, Row
 from experiments.harness.tables import percent
 from experiments.harness.tables.colours_and_labels import (
+    DEVIATION,
     POINTS,
     colours_of,
     legend,
-    name_deviation,
     panels,
     style_of,
 )
@@ -214,7 +214,7 @@ def _dense_levels(levels: Mapping[Cell, tuple[float, float]]) -> Iterator[tuple[
 def _name_deviation(axes: Axes, shown: Sequence[Outcome]) -> None:
     """Says in the legend what bars and bands are, where seeds make some."""
     if any(len(outcome.finished) > 1 for outcome in shown):
-        name_deviation(axes)
+        axes.fill_between([], [], color="#7F7F7F", alpha=0.3, linewidth=0, label=DEVIATION)
 
 
 def _level(values: Sequence[float]) -> tuple[float, float]:

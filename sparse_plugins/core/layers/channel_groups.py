@@ -42,7 +42,7 @@ class Member:
         leaf: Number of the parameter among the leaves of the tree.
         path: Its name.
         axis: Number of the axis.
-        labels: int32[length of the axis]: the channel of every entry, -1 where it belongs to none of the group.
+        labels: int[length of the axis]: the channel of every entry, -1 where it belongs to none of the group.
         makes: Whether the parameter makes the channel (as outputs, or as bias or scale of it) instead of reading it.
     """
 
@@ -186,17 +186,13 @@ def movable(axis: Axis) -> list[Factor]:
 
 
 def labels(axis: Axis, target: Factor) -> np.ndarray:
-    """int32[length]: the entry of a factor that every entry of an axis belongs to, -1 where it belongs to none.
-
-    What programs index by is int32: an int64 array that was once traced without 64-bit types stays int32 for JAX where
-    they are allowed later, and its own indexing then adds one to the other.
-    """
-    grid = np.full((), -1, np.int32)
+    """int[length]: the entry of a factor that every entry of an axis belongs to, -1 where it belongs to none."""
+    grid = np.full((), -1)
     for factor in factors(axis):
         if factor.segments:
             its = np.concatenate([labels(segment, target) for segment in factor.segments])
         else:
-            its = np.arange(factor.size, dtype=np.int32) if factor is target else np.full(factor.size, -1, np.int32)
+            its = np.arange(factor.size) if factor is target else np.full(factor.size, -1)
         grid = np.maximum(grid[..., None], its)
     return grid.reshape(-1)
 

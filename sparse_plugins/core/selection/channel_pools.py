@@ -26,6 +26,9 @@ __all__ = ["AxisOfChannels", "ChannelPools", "ChannelUnits", "channels_of_leaves
 class AxisOfChannels:
     """Channels of a group along an axis of a parameter that makes them.
 
+    What programs index by is int32: an int64 array of NumPy that was traced without 64-bit types once is int32 for JAX
+    from then on, and indexing by it fails where they are allowed later.
+
     Attributes:
         group: Name of the group.
         size: How many channels it has.
@@ -69,7 +72,7 @@ def spread(channels: Sequence[AxisOfChannels], shape: tuple[int, ...], units: Se
     """The uint8 mask of a parameter from those of its channels.
 
     Example:
-        >>> axis = AxisOfChannels("a", 2, 1, np.array([0, 0, 1, -1]), True, 1)
+        >>> axis = AxisOfChannels("a", 2, 1, np.array([0, 0, 1, -1], np.int32), True, 1)
         >>> spread([axis], (1, 4), [jnp.array([0, 1], jnp.uint8)]).tolist()
         [[0, 0, 1, 1]]
     """
@@ -168,7 +171,8 @@ def channels_of_leaves(
                     )
                 structures[leaf] = asked
                 size = asked.graph.groups[group].size
-                channels[leaf].append(AxisOfChannels(group, size, member.axis, member.labels, is_layer, number))
+                its = member.labels.astype(np.int32)
+                channels[leaf].append(AxisOfChannels(group, size, member.axis, its, is_layer, number))
     return structures, list(map(tuple, channels))
 
 
