@@ -177,6 +177,27 @@ def test_heads_leave_whole_and_keep_half_of_their_entries() -> None:
     assert small.params["params"]["MultiHeadDotProductAttention_0"]["value"]["kernel"].shape == (4, 1, 2)
 
 
+def test_heads_are_pruned_with_wide_integers_as_before_without() -> None:
+    draw = np.random.default_rng(0)
+    params = {name: draw.normal(size=shape).astype(np.float32) for name, shape in (("q", (5, 12)), ("out", (12, 3)))}
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        heads = (x @ params["q"]).reshape(3, 4, 3)
+        return (heads * jax.nn.sigmoid(heads.sum(-1, keepdims=True))).reshape(3, 12) @ params["out"]
+
+    structure = core.ChannelGroups(core.channel_graph(apply, params, jnp.ones((3, 5))))
+    tx = core.sparsify(optax.sgd(0.1), "magnitude", sparsity=0.5, structure=structure, total_steps=4)
+    masks = []
+    for is_wide in (False, True):
+        with jax.enable_x64(is_wide):
+            state = tx.init(params)
+            for _ in range(4):
+                _, state = quick_jit(tx.update)(params, state, params)
+            masks.append(core.unpack_masks(params, state.masks)["q"])
+    np.testing.assert_array_equal(*masks)
+    assert np.unique(masks[0].reshape(5, 4, 3).any((0, 2)), return_counts=True)[1].tolist() == [2, 2]
+
+
 def test_the_plan_counts_what_is_kept() -> None:
     _, params = perceptron()
     updater = magnitude(core.ChannelGroups(perceptron_graph()))
