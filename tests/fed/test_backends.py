@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.backends import batched, distributed
 from sparse_plugins.fed.fedjax.backends.batched import ScanBackend, ShardedBackend
+from sparse_plugins.fed.fedjax.backends.on_cpus import by_batch
 from tests.fed import rounds
 from tests.quick import FLAGS
 
@@ -142,12 +143,11 @@ def test_numbers_of_batches_share_compiled_programs():
 def test_steps_with_convolutions_are_called_one_by_one_on_cpus_and_others_looped(monkeypatch):
     called = []
 
-    class Calling(batched.ForEachClientJitBackend):
-        def __call__(self, *parts):
-            run = super().__call__(*parts)
-            return lambda *inputs: called.append(1) or run(*inputs)
+    def calling(*parts):
+        run = by_batch(*parts)
+        return lambda *inputs: called.append(1) or run(*inputs)
 
-    monkeypatch.setattr(batched, "ForEachClientJitBackend", Calling)
+    monkeypatch.setattr(batched, "by_batch", calling)
     smooth = lambda state, batch: jax.jit(jnp.convolve)(state, batch)[:4]  # noqa: E731
     steps = {"looped": (lambda state, batch: state + batch.sum(), 0), "called": (smooth, 3)}
     clients = lambda: [(number, iter([np.ones(3, np.float32)] * number), ()) for number in (0, 2, 1, 5)]  # noqa: E731

@@ -128,56 +128,12 @@ def pooled_loss(x, kernel):
     return lax.reduce_window(features, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
 
 
-def test_fast_gradients_leave_small_convolutions_and_are_the_same_to_the_bit():
+def test_pooling_by_shifts_leaves_convolutions_and_is_the_same_to_the_bit():
     inputs = normal(0, (2, 7, 7, 3)), normal(1, (2, 2, 3, 4))
     gradient = jax.grad(pooled_loss)
-    fast = im2col.with_fast_gradients(gradient)
+    fast = im2col.pooling_by_shifts(gradient)
     assert primitives(fast, *inputs).count("conv_general_dilated") == primitives(gradient, *inputs).count(
         "conv_general_dilated"
     )
     assert "select_and_scatter_add" not in primitives(fast, *inputs)
     npt.assert_array_equal(quick_jit(fast)(*inputs), quick_jit(gradient)(*inputs))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS[:2])
-@pytest.mark.parametrize(("batch", "pieces"), [(4, 1), (5, 3), (6, 3)])
-@pytest.mark.parametrize("options", [{}, {"window_strides": (2, 1), "rhs_dilation": (1, 2)}])
-def test_gradients_of_kernels_are_sums_over_pieces_of_large_batches(monkeypatch, layout, batch, pieces, options):
-    space = {"H": 11, "W": 13}
-    sizes = {"N": batch, "C": 2, "O": 4, "I": 2, **space}
-    x = normal(0, [sizes[axis] for axis in layout[0]])
-    kernel = normal(1, [{**sizes, "H": 3, "W": 2}[axis] for axis in layout[1]])
-    options = {"window_strides": (1, 1), "padding": "VALID", **options}
-    convolve = lambda kernel: lax.conv_general_dilated(x, kernel, dimension_numbers=layout, **options)  # noqa: E731
-    weights = normal(2, convolve(kernel).shape)
-    monkeypatch.setattr(im2col, "PIECE_BYTES", 2 * weights.nbytes // batch)  # two images are a piece
-    gradient = jax.grad(lambda kernel: (convolve(kernel) * weights).sum())
-    fast = im2col.with_fast_gradients(gradient)
-    assert primitives(fast, kernel).count("= conv_general_dilated") == 1 + pieces
-    npt.assert_allclose(quick_jit(fast)(kernel), quick_jit(gradient)(kernel), rtol=1e-4, atol=1e-4)
-
-
-def test_a_batch_is_cut_into_no_more_pieces_than_are_allowed(monkeypatch):
-    monkeypatch.setattr(im2col, "PIECE_BYTES", 10)
-    monkeypatch.setattr(im2col, "MAX_PIECES", 3)
-    inputs = normal(0, (7, 7, 7, 3)), normal(1, (2, 2, 3, 4))
-    fast = im2col.with_fast_gradients(jax.grad(pooled_loss, argnums=1))
-    assert primitives(fast, *inputs).count("= conv_general_dilated") == 1 + 3
-    npt.assert_allclose(fast(*inputs), jax.grad(pooled_loss, argnums=1)(*inputs), rtol=1e-4, atol=1e-4)
-
-
-def test_gradients_in_half_precision_or_of_groups_are_not_cut(monkeypatch):
-    monkeypatch.setattr(im2col, "PIECE_BYTES", 10)
-
-    def loss(kernel, x, groups):
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=LAYOUTS[0], feature_group_count=groups
-        ).sum()
-
-    for dtype, inputs, groups in ((jnp.bfloat16, 4, 1), (jnp.float32, 2, 2)):
-        x, kernel = normal(0, (4, 9, 9, 4)).astype(dtype), normal(1, (3, 3, inputs, 4)).astype(dtype)
-        gradient = lambda kernel, x=x, groups=groups: jax.grad(loss)(kernel, x, groups)  # noqa: E731
-        fast = im2col.with_fast_gradients(gradient)
-        assert primitives(fast, kernel).count("= conv_general_dilated") == primitives(gradient, kernel).count(
-            "= conv_general_dilated"
-        )

@@ -14,20 +14,21 @@ import abc
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import fedjax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fedjax.core.for_each_client import ForEachClientJitBackend
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparse_plugins.core.trees import common_dtype
 from sparse_plugins.fed.fedjax.backends.client_batches import (
     Clients,
+    ForEachClient,
+    Results,
     bucket,
     runs,
     runs_of_group,
@@ -36,13 +37,11 @@ from sparse_plugins.fed.fedjax.backends.client_batches import (
     stack_full,
     stack_group,
 )
-from sparse_plugins.fed.fedjax.backends.im2col import as_matmuls, with_fast_gradients
-from sparse_plugins.fed.fedjax.backends.rewrite import has_equation
+from sparse_plugins.fed.fedjax.backends.im2col import as_matmuls
+from sparse_plugins.fed.fedjax.backends.on_cpus import by_batch
+from sparse_plugins.fed.fedjax.backends.rewrite import equations_of
 
-__all__ = ["ForEachClient", "Programs", "Results", "ScanBackend", "ShardedBackend"]
-
-Results = Iterator[tuple[Any, Any, list[Any]]]
-ForEachClient = Callable[[Any, Clients], Results]
+__all__ = ["Programs", "ScanBackend", "ShardedBackend"]
 
 
 class Programs(NamedTuple):
@@ -87,7 +86,8 @@ class ScanBackend(_Backend):
     """Runs one client after another, all batches of a client in one loop on the device.
 
     On CPUs, where a convolution in a loop takes tens of times as long as outside one, clients whose steps have some run
-    batch by batch, and the gradients of max pooling, slow there anywhere, are computed by shifts.
+    batch by batch, with the gradients of max pooling by shifts and those of large kernels by Eigen: XLA's default for
+    both is slow there anywhere.
 
     Args:
         max_batches: Most batches in one call, which bounds the memory for a client's data. Numbers of batches are
@@ -120,7 +120,7 @@ class ScanBackend(_Backend):
         looped = self._for_each_client(_programs(client_init, client_step, client_final))
         if jax.default_backend() != "cpu":
             return looped
-        called = ForEachClientJitBackend()(client_init, with_fast_gradients(client_step), client_final)
+        called = by_batch(client_init, client_step, client_final)
         chosen: list[ForEachClient] = []
 
         def run(shared_input: Any, clients: Clients) -> Results:
@@ -130,7 +130,7 @@ class ScanBackend(_Backend):
                 if head and not chosen:
                     step = lambda *inputs: client_step(client_init(*inputs[:2]), inputs[2])  # noqa: E731
                     program = jax.make_jaxpr(step)(shared_input, client_input, head[0])
-                    chosen.append(called if has_equation(program, "conv_general_dilated") else looped)
+                    chosen.append(called if equations_of(program, "conv_general_dilated") else looped)
                 of_client = chosen[0] if chosen else looped
                 yield from of_client(shared_input, [(name, itertools.chain(head, rest), client_input)])
 

@@ -2,23 +2,37 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Clients", "bucket", "runs", "runs_of_group", "similar_groups", "stack", "stack_full", "stack_group"]
+__all__ = [
+    "Clients",
+    "ForEachClient",
+    "Results",
+    "bucket",
+    "runs",
+    "runs_of_group",
+    "shapes_of",
+    "similar_groups",
+    "stack",
+    "stack_full",
+    "stack_group",
+]
 
 Clients = Iterable[tuple[Any, Iterable[Any], Any]]
+Results = Iterator[tuple[Any, Any, list[Any]]]
+ForEachClient = Callable[[Any, Clients], Results]
 
 LOOKAHEAD = 4  # groups among whose clients those of similar size are put together
 
 
 def runs(batches: Iterable[Any], longest: int) -> Iterator[list[Any]]:
     """Consecutive batches of the same shapes, at most `longest` at a time."""
-    for _, alike in itertools.groupby(batches, _shapes):
+    for _, alike in itertools.groupby(batches, shapes_of):
         while run := list(itertools.islice(alike, longest)):
             yield run
 
@@ -28,8 +42,8 @@ def runs_of_group(clients: Sequence[Iterable[Any]], longest: int) -> Iterator[li
     rest = [runs(batches, longest) for batches in clients]
     heads = [next(client_runs, []) for client_runs in rest]
     while any(heads):
-        shapes = next(_shapes(head[0]) for head in heads if head)
-        turn = [bool(head) and _shapes(head[0]) == shapes for head in heads]
+        shapes = next(shapes_of(head[0]) for head in heads if head)
+        turn = [bool(head) and shapes_of(head[0]) == shapes for head in heads]
         yield [head if now else [] for head, now in zip(heads, turn, strict=True)]
         heads = [
             next(client_runs, []) if now else head for client_runs, head, now in zip(rest, heads, turn, strict=True)
@@ -48,11 +62,13 @@ def similar_groups(clients: Clients, size: int) -> Iterator[list[tuple[Any, list
             yield ahead[start : start + size]
 
 
-def _shapes(batch: Any) -> Any:
+def shapes_of(batch: Any) -> Hashable:
+    """What tells whether batches can be stacked: structure, shapes and dtypes."""
     leaves, structure = jax.tree.flatten(batch)
     # The types of scalars that are no arrays; `jnp.result_type` takes as long as a step of a small model.
     known = lambda leaf: hasattr(leaf, "shape") and hasattr(leaf, "dtype")  # noqa: E731
-    return structure, [(leaf.shape, leaf.dtype) if known(leaf) else (np.shape(leaf), type(leaf)) for leaf in leaves]
+    of_leaf = lambda leaf: (leaf.shape, leaf.dtype) if known(leaf) else (np.shape(leaf), type(leaf))  # noqa: E731
+    return structure, tuple(map(of_leaf, leaves))
 
 
 def bucket(count: int) -> int:

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sparse_plugins.fed.fedjax.backends.batched import ForEachClient, Results, ScanBackend
-from sparse_plugins.fed.fedjax.backends.client_batches import Clients
+from sparse_plugins.fed.fedjax.backends.batched import ScanBackend
+from sparse_plugins.fed.fedjax.backends.client_batches import Clients, ForEachClient, Results
 
 __all__ = ["DistributedBackend"]
 

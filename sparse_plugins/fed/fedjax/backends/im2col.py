@@ -1,9 +1,8 @@
-"""Convolutions and gradients of pooling as matrix products and shifts, and gradients of kernels in pieces.
+"""Convolutions as matrix products, and gradients of pooling as shifts.
 
 XLA on a CPU is slow where federated training spends its time: a convolution inside a loop takes tens of times as long
-as outside one, and the gradients of kernels and of max pooling are slow anywhere. `as_matmuls` replaces convolutions
-and pooling, `with_fast_gradients` the gradients alone, in a function that is traced already, so neither the model nor
-its user has to know.
+as outside one, and the gradients of max pooling are slow anywhere. `as_matmuls` replaces both, `pooling_by_shifts` the
+gradients alone, in a function that is traced already, so neither the model nor its user has to know.
 """
 
 import functools
@@ -14,17 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
 from sparse_plugins.fed.fedjax.backends.rewrite import replace_equations
 
-__all__ = ["as_matmuls", "convolve", "scatter_to_selected", "with_fast_gradients"]
+__all__ = ["as_matmuls", "convolve", "pooling_by_shifts", "scatter_to_selected"]
 
 MAX_SHIFTS = 128  # shifts are unrolled: beyond the window of the largest common kernels, programs get too long
-PIECE_BYTES = 2**20  # of outputs' gradients, which a core's cache holds beside what they are multiplied with
-MAX_PIECES = 32  # unrolled as well
 
 
 def as_matmuls(function: Callable) -> Callable:
@@ -53,21 +49,16 @@ def as_matmuls(function: Callable) -> Callable:
     return replace_equations(function, _replacement)
 
 
-def with_fast_gradients(function: Callable) -> Callable:
-    """A function whose gradients suit a CPU: those of max and min pooling and those of large kernels' images.
-
-    The gradient of pooling is shifts and comparisons. That of a kernel is a sum over images, of which XLA multiplies
-    as many as there are at once: where the outputs' gradients take more than twice `PIECE_BYTES`, of which no core's
-    cache holds them, it becomes the sum of what pieces of the batch give. All other convolutions stay.
+def pooling_by_shifts(function: Callable) -> Callable:
+    """A function whose gradients of max and min pooling are shifts and comparisons; convolutions stay.
 
     Args:
         function: As of `as_matmuls`.
 
     Returns:
-        The function, whose values are the same up to rounding; to the bit where windows of pooling do not overlap
-        and no gradient is that large.
+        The function, whose values are the same up to rounding; to the bit where windows of pooling do not overlap.
     """
-    return replace_equations(function, lambda equation: _replaced_pooling(equation) or _in_pieces(equation))
+    return replace_equations(function, _replaced_pooling)
 
 
 def _replacement(equation: JaxprEqn) -> Callable | None:
@@ -88,35 +79,8 @@ def _replaced_pooling(equation: JaxprEqn) -> Callable | None:
     return None
 
 
-def _in_pieces(equation: JaxprEqn) -> Callable | None:
-    """What computes the gradient of a kernel by the batch's pieces; in it, images are what is summed over."""
-    params: dict[str, Any] = equation.params
-    if equation.primitive.name != "conv_general_dilated":
-        return None
-    (_, images_of_x, *_), (_, images, *window), (_, _, *space) = params["dimension_numbers"]
-    gradient, output = _shape(equation.invars[1]), _shape(equation.outvars[0])
-    is_of_kernel = math.prod(_take(gradient, window)) > math.prod(_take(output, space))
-    in_groups = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
-    in_float32 = all(_dtype(variable) == np.float32 for variable in (*equation.invars, *equation.outvars))
-    bytes_in_all, count = 4 * math.prod(gradient), gradient[images]
-    if in_groups or not is_of_kernel or not in_float32 or bytes_in_all <= 2 * PIECE_BYTES:
-        return None
-    size = max(PIECE_BYTES * count // bytes_in_all, -(-count // MAX_PIECES))
-
-    def summed(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        cut = lambda array, axis, start: lax.slice_in_dim(array, start, min(start + size, count), axis=axis)  # noqa: E731
-        pieces = ((cut(x, images_of_x, start), cut(gradient, images, start)) for start in range(0, count, size))
-        return functools.reduce(jnp.add, (equation.primitive.bind(*piece, **params) for piece in pieces))
-
-    return summed
-
-
 def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
-
-
-def _dtype(variable: Any) -> np.dtype:
-    return variable.aval.dtype
 
 
 def convolve(

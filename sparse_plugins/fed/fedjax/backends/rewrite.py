@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-__all__ = ["has_equation", "replace_equations"]
+__all__ = ["equations_of", "replace_equations"]
 
 # Says what computes an equation's outputs from its inputs, or None to leave it alone.
 Replacement = Callable[[JaxprEqn], Callable | None]
@@ -38,19 +38,19 @@ def replace_equations(function: Callable, replacement: Replacement) -> Callable:
     return replaced
 
 
-def has_equation(program: ClosedJaxpr, name: str) -> bool:
-    """Whether a program has an equation of a primitive, also inside loops, branches and jitted functions.
+def equations_of(program: ClosedJaxpr, name: str) -> list[JaxprEqn]:
+    """The equations of a primitive, also inside loops, branches and jitted functions.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> has_equation(jax.make_jaxpr(jax.jit(jnp.sin))(0.0), "sin")
-        True
+        >>> len(equations_of(jax.make_jaxpr(jax.jit(jnp.sin))(0.0), "sin"))
+        1
     """
     found: list[JaxprEqn] = []
     jax.make_jaxpr(lambda *inputs: _evaluate(program.jaxpr, program.consts, list(inputs), found.append))(
         *(jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in program.in_avals)
     )
-    return any(equation.primitive.name == name for equation in found)
+    return [equation for equation in found if equation.primitive.name == name]
 
 
 def _evaluate(program: Jaxpr, consts: list, inputs: list, replacement: Replacement) -> list:

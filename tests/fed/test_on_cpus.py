@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from sparse_plugins.fed.fedjax.backends import on_cpus
+
+LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")]
+
+
+def of_kernel(images=20, size=26, channels=32, outputs=64, *, layout=LAYOUTS[0], dtype=jnp.float32, groups=1, window=3):
+    """The gradient of a kernel with respect to itself, and the kernel."""
+    sizes = {"N": images, "C": channels, "H": size, "W": size}
+    x = jnp.ones([sizes[axis] for axis in layout[0]], dtype)
+    sizes = {"O": outputs, "I": channels // groups, "H": window, "W": window}
+    kernel = jnp.ones([sizes[axis] for axis in layout[1]], dtype)
+
+    def loss(kernel):
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=groups)
+        return (y.astype(jnp.float32) ** 2).sum()
+
+    return jax.grad(loss), kernel
+
+
+def suits_eigen(**sizes) -> bool:
+    return on_cpus.compiler_options(*of_kernel(**sizes)) == on_cpus.EIGEN
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_large_kernels_come_from_eigen(layout):
+    assert suits_eigen(layout=layout)
+    assert suits_eigen(layout=layout, window=1, outputs=128)
+    assert suits_eigen(layout=layout, images=40, dtype=jnp.bfloat16)
+    assert not suits_eigen(layout=layout, images=10)
+    assert not suits_eigen(layout=layout, size=8)
+    assert not suits_eigen(layout=layout, channels=1)
+    assert not suits_eigen(layout=layout, channels=64, groups=64)
+    assert not suits_eigen(layout=layout, dtype=jnp.bfloat16)
+
+
+def test_nothing_else_asks_for_eigen():
+    gradient, kernel = of_kernel()
+    x = jnp.ones((20, 26, 26, 32))
+    forward = lambda kernel: lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUTS[0])  # noqa: E731
+    assert on_cpus.compiler_options(forward, kernel) == {}
+    assert on_cpus.compiler_options(jnp.matmul, jnp.ones((999, 999)), jnp.ones((999, 999))) == {}
+    assert on_cpus.compiler_options(jax.jit(lambda kernel: lax.cond(True, gradient, jnp.sin, kernel)), kernel)
+
+
+def test_the_option_takes_convolutions_from_the_other_library(full_compilation):
+    """Where a release of XLA means something else by it, this fails: then measure anew."""
+    gradient, kernel = of_kernel()
+    called = []
+    for options in ({}, on_cpus.EIGEN):
+        program = jax.jit(gradient, compiler_options=options).lower(kernel).compile().as_text()
+        called.append(program.partition("\nENTRY")[2].count(" convolution("))  # the other library's are in a fusion
+    assert called == [0, 2]
+
+
+def test_a_release_that_does_not_know_the_option_goes_without(monkeypatch):
+    monkeypatch.setattr(on_cpus, "EIGEN", {"xla_cpu_of_the_past": "yes"})
+    on_cpus._is_known.cache_clear()
+    try:
+        assert on_cpus.compiler_options(*of_kernel()) == {}
+    finally:
+        on_cpus._is_known.cache_clear()
+
+
+def test_a_batch_is_compiled_by_its_own_shapes_whoever_comes_first(monkeypatch):
+    compiled = []
+    options = on_cpus.compiler_options
+    monkeypatch.setattr(on_cpus, "compiler_options", lambda *args: compiled.append(options(*args)) or compiled[-1])
+    kernel = jnp.ones((3, 3, 8, 8)) / 100
+
+    def step(kernel, x):
+        loss = lambda kernel: lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUTS[0]).sum()  # noqa: E731
+        return kernel - 1e-6 * jax.grad(loss)(kernel), x.sum()
+
+    run = on_cpus.by_batch(lambda shared, _: shared, step, lambda _, state: state)
+    small, large = np.ones((2, 30, 30, 8), np.float32), np.ones((80, 30, 30, 8), np.float32)
+    outputs = list(run(kernel, [("a", [small, large], ()), ("b", [large, small, large], ()), ("c", [], ())]))
+    assert compiled == [{}, on_cpus.EIGEN]
+    assert [(name, len(results)) for name, _, results in outputs] == [("a", 2), ("b", 3), ("c", 0)]
+    np.testing.assert_array_equal(outputs[2][1], kernel)
