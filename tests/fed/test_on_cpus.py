@@ -67,19 +67,22 @@ def test_a_release_that_does_not_know_the_option_goes_without(monkeypatch):
         on_cpus._is_known.cache_clear()
 
 
-def test_a_batch_is_compiled_by_its_own_shapes_whoever_comes_first(monkeypatch):
+def test_a_step_is_compiled_by_its_own_shapes_whoever_comes_first(monkeypatch):
     compiled = []
     options = on_cpus.compiler_options
     monkeypatch.setattr(on_cpus, "compiler_options", lambda *args: compiled.append(options(*args)) or compiled[-1])
-    kernel = jnp.ones((3, 3, 8, 8)) / 100
 
     def step(kernel, x):
         loss = lambda kernel: lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUTS[0]).sum()  # noqa: E731
         return kernel - 1e-6 * jax.grad(loss)(kernel), x.sum()
 
-    run = on_cpus.by_batch(lambda shared, _: shared, step, lambda _, state: state)
+    run = on_cpus.by_batch(lambda kernel, width: kernel[..., width], step, lambda _, kernel: kernel)
     small, large = np.ones((2, 30, 30, 8), np.float32), np.ones((80, 30, 30, 8), np.float32)
-    outputs = list(run(kernel, [("a", [small, large], ()), ("b", [large, small, large], ()), ("c", [], ())]))
-    assert compiled == [{}, on_cpus.EIGEN]
-    assert [(name, len(results)) for name, _, results in outputs] == [("a", 2), ("b", 3), ("c", 0)]
-    np.testing.assert_array_equal(outputs[2][1], kernel)
+    widths = {"a": jnp.arange(8), "b": jnp.arange(8), "narrow": jnp.arange(4), "none": jnp.arange(8)}
+    batches = {"a": [small, large], "b": [large, small, large], "narrow": [large, small], "none": []}
+    kernel = jnp.ones((3, 3, 8, 8)) / 100
+    outputs = list(run(kernel, [(name, batches[name], width) for name, width in widths.items()]))
+    assert compiled == [{}, on_cpus.EIGEN, {}, {}]
+    assert [(name, len(results)) for name, _, results in outputs] == [(name, len(batches[name])) for name in batches]
+    np.testing.assert_array_equal(outputs[3][1], kernel)
+    np.testing.assert_allclose(outputs[2][1], outputs[0][1][..., :4], rtol=1e-5)

@@ -55,12 +55,12 @@ def by_batch(client_init: Callable, client_step: Callable, client_final: Callabl
 
 
 def _by_shapes(step: Callable) -> Callable:
-    """A step, jitted with the options that its batch's shapes ask for: the same in every run, whoever comes first."""
+    """A step, jitted with the options that its shapes ask for: the same in every run, whoever comes first."""
     jitted = functools.cache(lambda *options: jax.jit(step, donate_argnums=0, compiler_options=dict(options)))
     of_shapes: dict[Any, Callable] = {}
 
     def run(state: Any, batch: Any) -> Any:
-        key = shapes_of(batch)
+        key = shapes_of((state, batch))
         if key not in of_shapes:
             of_shapes[key] = jitted(*compiler_options(step, state, batch).items())
         return of_shapes[key](state, batch)
