@@ -2,7 +2,8 @@
 
     taskset -c 0 python -m experiments.benchmarks.client_step     # one core, as products of many images use all
 
-A row is a program with 20 images, ours against the same one as it is, which runs twice.
+A row is a program with 20 images, ours against the same one as it is, which runs twice, and with the library of
+convolutions that `fed.ScanBackend` takes for large gradients: where ours leaves it, that one should be the slower.
 """
 
 import argparse
@@ -16,9 +17,7 @@ from jax import lax
 
 from experiments.benchmarks.timing import interleave, told
 from sparse_plugins import fed
-from sparse_plugins.fed.fedjax.backends.im2col import pooling_by_shifts
-from sparse_plugins.fed.fedjax.backends.on_cpus import compiler_options
-from sparse_plugins.fed.fedjax.backends.random_bits import bits_by_rows
+from sparse_plugins.fed.fedjax.backends.on_cpus import EIGEN, compiler_options, suited
 
 fedjax = fed.import_fedjax()
 
@@ -28,6 +27,22 @@ IMAGES = 20
 
 def _random(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
+
+
+def convolution(
+    size: int, inputs: int, outputs: int, *, window: int = 3, groups: int = 1, dtype: Any = np.float32
+) -> tuple[Callable, tuple[Any, ...]]:
+    """A convolution and its two gradients, and its arguments: images, a kernel and the gradient of the outputs."""
+
+    def all_three(images: jax.Array, kernel: jax.Array, of_outputs: jax.Array) -> Any:
+        convolve = lambda images, kernel: lax.conv_general_dilated(  # noqa: E731
+            images, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT, feature_group_count=groups
+        )
+        made, gradients = jax.vjp(convolve, images, kernel)
+        return made, gradients(of_outputs)
+
+    shapes = (IMAGES, size, size, inputs), (window, window, inputs // groups, outputs), (IMAGES, size, size, outputs)
+    return all_three, tuple(_random(seed, *shape).astype(dtype) for seed, shape in enumerate(shapes))
 
 
 def kernel_gradient(size: int, inputs: int, outputs: int, padding: str) -> tuple[Callable, tuple[Any, ...]]:
@@ -74,6 +89,13 @@ PARTS = {
     "gradient of a 3x3 kernel, 26x26x32 to 64 (the second convolution)": lambda: kernel_gradient(26, 32, 64, "VALID"),
     "gradient of a 3x3 kernel, 32x32x64 to 64": lambda: kernel_gradient(32, 64, 64, "SAME"),
     "gradient of a 3x3 kernel, 32x32x16 to 16 (small: left to XLA)": lambda: kernel_gradient(32, 16, 16, "SAME"),
+    "a 3x3 convolution, 26x26x32 to 64": lambda: convolution(26, 32, 64),
+    "the same in bfloat16": lambda: convolution(26, 32, 64, dtype=jax.numpy.bfloat16),
+    "a 1x1 convolution, 16x16x64 to 128": lambda: convolution(16, 64, 128, window=1),
+    "a 5x5 convolution of one channel, 28x28x1 to 32": lambda: convolution(28, 1, 32, window=5),
+    "a 5x5 convolution, 14x14x32 to 64": lambda: convolution(14, 32, 64, window=5),
+    "a 3x3 convolution, 8x8x64 to 64": lambda: convolution(8, 64, 64),
+    "a 3x3 convolution of single channels, 16x16x32": lambda: convolution(16, 32, 32, groups=32),
     "gradient of max pooling by two, 24x24x64": lambda: pooling_gradient(24, 64),
     "dropout of 9216 activations": lambda: dropped_out(9216),
     "a whole step of FedJAX's convolutional model": whole_step,
@@ -88,10 +110,9 @@ def main() -> None:
     print(f"{jax.default_backend()}, {len(os.sched_getaffinity(0))} CPUs, jax {jax.__version__}; {vars(options)}\n")
     for title, make in PARTS.items():
         function, arguments = make()
-        ours = jax.jit(
-            bits_by_rows(pooling_by_shifts(function)), compiler_options=compiler_options(function, *arguments)
-        )
+        ours = jax.jit(suited(function), compiler_options=compiler_options(function, *arguments))
         sides = {"XLA": jax.jit(function), "XLA, again": jax.jit(function), "ours": ours}
+        sides["XLA by Eigen"] = jax.jit(function, compiler_options=EIGEN)
         runs = {name: jax.tree_util.Partial(side, *arguments) for name, side in sides.items()}
         timings = interleave(runs, "XLA", options.rounds)
         told(title, timings, {"ours": f"{1 / timings['ours'].cpu_ratio:.2f} × as fast by processor time"})

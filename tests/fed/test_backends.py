@@ -164,12 +164,13 @@ def test_steps_with_convolutions_are_called_one_by_one_on_cpus_and_others_looped
             npt.assert_allclose(output, expected, rtol=1e-6)
 
 
-def test_a_step_may_keep_the_memory_of_shared_input():
+@pytest.mark.parametrize("add", [jnp.add, lambda w, batch: w + jnp.convolve(batch, jnp.ones(1))])  # looped and called
+def test_a_step_may_keep_the_memory_of_shared_input(add):
     shared = {"w": jnp.ones(4)}
     with fedjax.for_each_client_backend(ScanBackend()):
-        run = fedjax.for_each_client(lambda shared, _: shared, lambda state, batch: {"w": state["w"] + batch})
+        run = fedjax.for_each_client(lambda shared, _: shared, lambda state, batch: {"w": add(state["w"], batch)})
     for _ in range(2):
-        ((_, output),) = run(shared, [("a", [np.float32(1)], ())])
+        ((_, output),) = run(shared, [("a", [np.ones(1, np.float32)], ())])
         npt.assert_array_equal(output["w"], 2 * np.ones(4))
     npt.assert_array_equal(shared["w"], np.ones(4))
 

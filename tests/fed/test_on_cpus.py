@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from jax import lax
 
+from sparse_plugins import fed
 from sparse_plugins.fed.fedjax.backends import on_cpus
+
+fedjax = fed.import_fedjax()
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")]
 
@@ -86,3 +89,42 @@ def test_a_step_is_compiled_by_its_own_shapes_whoever_comes_first(monkeypatch):
     assert [(name, len(results)) for name, _, results in outputs] == [(name, len(batches[name])) for name in batches]
     np.testing.assert_array_equal(outputs[3][1], kernel)
     np.testing.assert_allclose(outputs[2][1], outputs[0][1][..., :4], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_a_scanned_stack_in_mixed_precision_ends_as_with_fedjax_own_backend(dtype, tolerance):
+    """Float32 parameters of two stacked layers, computed in `dtype`, with pooling and dropout."""
+
+    def loss(params, batch, key):
+        def layer(x, kernel):
+            return jax.nn.relu(lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUTS[0])), ()
+
+        x, _ = lax.scan(layer, batch["x"].astype(dtype), params["stack"].astype(dtype))
+        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").reshape(len(x), -1)
+        x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0)
+        return ((x @ params["dense"].astype(dtype)).astype(jnp.float32) ** 2).mean()
+
+    def step(state, batch):
+        params, key = state
+        key, use = jax.random.split(key)
+        value, gradient = jax.value_and_grad(loss)(params, batch, use)
+        return (jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), key), value
+
+    generator = np.random.default_rng(0)
+    normal = lambda *shape: generator.normal(0, 0.1, shape).astype(np.float32)  # noqa: E731
+    params = {"stack": normal(2, 1, 1, 8, 8), "dense": normal(14 * 14 * 8, 3)}
+    clients = [(name, [{"x": normal(count, 28, 28, 8)} for count in (20, 170)], jax.random.key(3)) for name in "ab"]
+    options = on_cpus.compiler_options(step, (params, jax.random.key(0)), clients[0][1][1])
+    assert options == on_cpus.EIGEN
+    ours, theirs = [], []
+    for into, backend in ((ours, fed.ScanBackend()), (theirs, "jit")):
+        with fedjax.for_each_client_backend(backend):
+            parts = lambda params, key: (params, key), step, lambda _, state: state[0]
+            into += fedjax.for_each_client(*parts, with_step_result=True)(params, clients)
+    for (name, output, results), (expected_name, expected, expected_results) in zip(ours, theirs, strict=True):
+        assert name == expected_name
+        for one, other in zip(
+            jax.tree.leaves((output, results)), jax.tree.leaves((expected, expected_results)), strict=True
+        ):
+            assert one.dtype == other.dtype == np.float32
+            np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance / 10)

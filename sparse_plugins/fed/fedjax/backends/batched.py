@@ -30,6 +30,7 @@ from sparse_plugins.fed.fedjax.backends.client_batches import (
     ForEachClient,
     Results,
     bucket,
+    owning,
     runs,
     runs_of_group,
     similar_groups,
@@ -137,7 +138,7 @@ class ScanBackend(_Backend):
         return run
 
     def _for_each_client(self, programs: Programs) -> ForEachClient:
-        init, final = jax.jit(_owning(programs.init)), jax.jit(programs.final)
+        init, final = jax.jit(owning(programs.init)), jax.jit(programs.final)
         advance = jax.jit(programs.advance, donate_argnums=0)
 
         @jax.jit
@@ -259,13 +260,8 @@ class ShardedBackend(_Backend):
 def _vectorized(programs: Programs, size: int) -> Programs:
     """The programs for this many clients at once."""
     over_clients = functools.partial(jax.vmap, axis_size=size)
-    init, final = (over_clients(program, (None, 0)) for program in (_owning(programs.init), programs.final))
+    init, final = (over_clients(program, (None, 0)) for program in (owning(programs.init), programs.final))
     return Programs(init, over_clients(programs.advance), final)
-
-
-def _owning(init: Callable) -> Callable:
-    """Copies what `advance` takes over, as it may be the shared input's memory."""
-    return lambda *inputs: jax.tree.map(jnp.copy, init(*inputs))
 
 
 def _advance(step: Callable, state: Any, batches: Any, count: jax.Array) -> tuple[Any, list]:

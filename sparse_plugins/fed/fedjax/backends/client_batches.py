@@ -1,4 +1,4 @@
-"""The batches of clients, put together for programs that take many at once."""
+"""What backends run clients with: types, and their batches put together for programs that take many at once."""
 
 import itertools
 import math
@@ -14,6 +14,7 @@ __all__ = [
     "ForEachClient",
     "Results",
     "bucket",
+    "owning",
     "runs",
     "runs_of_group",
     "shapes_of",
@@ -28,6 +29,11 @@ Results = Iterator[tuple[Any, Any, list[Any]]]
 ForEachClient = Callable[[Any, Clients], Results]
 
 LOOKAHEAD = 4  # groups among whose clients those of similar size are put together
+
+
+def owning(client_init: Callable) -> Callable:
+    """Copies the state that a step will take over, as it may be the shared input's memory."""
+    return lambda *inputs: jax.tree.map(jnp.copy, client_init(*inputs))
 
 
 def runs(batches: Iterable[Any], longest: int) -> Iterator[list[Any]]:

@@ -49,18 +49,6 @@ def as_matmuls(function: Callable) -> Callable:
     return replace_equations(function, _replacement)
 
 
-def pooling_by_shifts(function: Callable) -> Callable:
-    """A function whose gradients of max and min pooling are shifts and comparisons; convolutions stay.
-
-    Args:
-        function: As of `as_matmuls`.
-
-    Returns:
-        The function, whose values are the same up to rounding; to the bit where windows of pooling do not overlap.
-    """
-    return replace_equations(function, _replaced_pooling)
-
-
 def _replacement(equation: JaxprEqn) -> Callable | None:
     params = equation.params
     if equation.primitive.name == "conv_general_dilated":
@@ -68,10 +56,14 @@ def _replacement(equation: JaxprEqn) -> Callable | None:
         kernel, output = _shape(equation.invars[1]), _shape(equation.outvars[0])
         shifts = min(math.prod(_take(kernel, spec.rhs_spec[2:])), math.prod(_take(output, spec.out_spec[2:])))
         return functools.partial(convolve, **params) if shifts <= MAX_SHIFTS else None
-    return _replaced_pooling(equation)
+    return pooling_by_shifts(equation)
 
 
-def _replaced_pooling(equation: JaxprEqn) -> Callable | None:
+def pooling_by_shifts(equation: JaxprEqn) -> Callable | None:
+    """What computes an equation as shifts and comparisons, if it is the gradient of max or min pooling.
+
+    Values are the same up to rounding; to the bit where windows do not overlap.
+    """
     params = equation.params
     is_pooling = equation.primitive.name == "select_and_scatter_add"
     if is_pooling and math.prod(params["window_dimensions"]) <= MAX_SHIFTS:

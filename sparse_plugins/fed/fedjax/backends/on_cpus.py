@@ -10,22 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from sparse_plugins.fed.fedjax.backends.client_batches import Clients, ForEachClient, Results, shapes_of
+from sparse_plugins.fed.fedjax.backends.client_batches import Clients, ForEachClient, Results, owning, shapes_of
 from sparse_plugins.fed.fedjax.backends.im2col import pooling_by_shifts
 from sparse_plugins.fed.fedjax.backends.random_bits import bits_by_rows
-from sparse_plugins.fed.fedjax.backends.rewrite import equations_of
+from sparse_plugins.fed.fedjax.backends.rewrite import equations_of, replace_equations
 
-__all__ = ["by_batch", "compiler_options"]
+__all__ = ["EIGEN", "by_batch", "compiler_options", "suited"]
 
 # What is left to YNNPACK is all but convolutions, so these come from Eigen.
 EIGEN = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
-LARGE_BYTES = 2**21  # of outputs' gradients, beyond which Eigen was the quicker one for every shape that was tried
-FEW_CHANNELS = 8  # below, YNNPACK was
+# Bytes of the outputs' gradients, and channels: with more of the first and at least the second, Eigen is the quicker
+# one, as experiments/benchmarks/client_step.py measures.
+LARGE_BYTES, ENOUGH_CHANNELS = 2**21, 8
 
 
 def by_batch(client_init: Callable, client_step: Callable, client_final: Callable) -> ForEachClient:
@@ -39,8 +39,8 @@ def by_batch(client_init: Callable, client_step: Callable, client_final: Callabl
     Returns:
         The function. What it yields differs from FedJAX's by rounding.
     """
-    init = jax.jit(lambda *inputs: jax.tree.map(jnp.copy, client_init(*inputs)))  # a step takes over its memory
-    step = _by_shapes(bits_by_rows(pooling_by_shifts(client_step)))
+    init = jax.jit(owning(client_init))
+    step = _by_shapes(suited(client_step))
     final = jax.jit(client_final, donate_argnums=1)
 
     def run(shared_input: Any, clients: Clients) -> Results:
@@ -68,6 +68,11 @@ def _by_shapes(step: Callable) -> Callable:
     return run
 
 
+def suited(function: Callable) -> Callable:
+    """A function with gradients of pooling by shifts and random bits by rows, which is not to be differentiated."""
+    return replace_equations(function, lambda equation: pooling_by_shifts(equation) or bits_by_rows(equation))
+
+
 def compiler_options(function: Callable, *args: Any) -> dict[str, str]:
     """XLA's options for a function of these arguments: those that let Eigen compute convolutions, or none.
 
@@ -87,7 +92,7 @@ def _is_large_gradient(convolution: JaxprEqn) -> bool:
     size = lambda shape, axes: math.prod(shape[axis] for axis in axes)  # noqa: E731
     is_of_kernel = size(of_outputs.shape, window) > size(kernel.shape, space)
     is_large = of_outputs.size * of_outputs.dtype.itemsize > LARGE_BYTES
-    return is_of_kernel and is_large and x.shape[channels] >= FEW_CHANNELS
+    return is_of_kernel and is_large and x.shape[channels] >= ENOUGH_CHANNELS
 
 
 def _shaped(variable: Any) -> jax.core.ShapedArray:

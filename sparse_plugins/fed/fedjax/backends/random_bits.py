@@ -12,8 +12,6 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from sparse_plugins.fed.fedjax.backends.rewrite import replace_equations
-
 __all__ = ["bits_by_rows"]
 
 LONG_ROW = 1024  # numbers, beside which an iteration of a loop takes no time
@@ -22,21 +20,11 @@ _PARITY = np.uint32(0x1BD11BDA)
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def bits_by_rows(function: Callable) -> Callable:
-    """A function that draws the same random bits, of JAX's default generator, row by row.
-
-    Args:
-        function: Takes and returns trees of arrays; not meant to be differentiated.
-
-    Returns:
-        The function; arrays with short rows, of other generators or of many keys are drawn as before.
+def bits_by_rows(equation: JaxprEqn) -> Callable | None:
+    """What draws the bits of an equation row by row, the same ones, if these are many of JAX's default generator.
 
     Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (2011); threefry2x32 with 20 rounds.
     """
-    return replace_equations(function, _bits_by_rows)
-
-
-def _bits_by_rows(equation: JaxprEqn) -> Callable | None:
     if equation.primitive.name != "random_bits" or not jax.threefry_partitionable.value:
         return None
     key, shape = _array(equation.invars[0]), equation.params["shape"]
