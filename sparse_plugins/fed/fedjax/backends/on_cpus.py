@@ -23,9 +23,9 @@ __all__ = ["EIGEN", "by_batch", "compiler_options", "suited"]
 EIGEN = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
-# Bytes of the outputs' gradients, and channels: with more of the first and at least the second, Eigen is the quicker
+# Numbers in the outputs' gradients, and channels: with more of the first and at least the second, Eigen is the quicker
 # one, as experiments/benchmarks/client_step.py measures.
-LARGE_BYTES, ENOUGH_CHANNELS = 2**21, 8
+LARGE, ENOUGH_CHANNELS = 2**19, 8
 
 
 def by_batch(client_init: Callable, client_step: Callable, client_final: Callable) -> ForEachClient:
@@ -91,8 +91,7 @@ def _is_large_gradient(convolution: JaxprEqn) -> bool:
     x, of_outputs, kernel = (_shaped(variable) for variable in (*convolution.invars, *convolution.outvars))
     size = lambda shape, axes: math.prod(shape[axis] for axis in axes)  # noqa: E731
     is_of_kernel = size(of_outputs.shape, window) > size(kernel.shape, space)
-    is_large = of_outputs.size * of_outputs.dtype.itemsize > LARGE_BYTES
-    return is_of_kernel and is_large and x.shape[channels] >= ENOUGH_CHANNELS
+    return is_of_kernel and of_outputs.size > LARGE and x.shape[channels] >= ENOUGH_CHANNELS
 
 
 def _shaped(variable: Any) -> jax.core.ShapedArray:
