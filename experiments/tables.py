@@ -63,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
         "--write", action="store_true", help="also write results.md and the pictures in each folder again"
     )
     made.add_argument(
-        "--into", type=Path, metavar="FOLDER", help="also write the table that all share, and its pictures, to a folder"
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help="also store all as one study, with rows, table and pictures, in a folder",
     )
     return made
 

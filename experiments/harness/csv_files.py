@@ -10,6 +10,7 @@ from experiments.harness.files import write_whole
 from experiments.harness.layout import Row
 
 Line = Mapping[str, Any]
+_JOINED = ("results.csv", "layers.csv", "measurements.csv", "timing.csv")
 
 
 def csv_text(names: Sequence[str], lines: Iterable[Line], header: bool = True) -> str:
@@ -96,8 +97,17 @@ def read_rows(path: Path, columns: Mapping[str, type], needed: Iterable[str] = (
     return rows
 
 
-def joined(parts: Iterable[Path]) -> str:
-    """The lines of files together, as one file; nothing if there is no line."""
+def joined_files(folders: Sequence[Path]) -> dict[str, str]:
+    """The files of several runs or studies as those of one, by name; of what has no line there is none.
+
+    Args:
+        folders: Folder of each.
+    """
+    texts = {name: _joined([folder / name for folder in folders]) for name in _JOINED}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _joined(parts: Iterable[Path]) -> str:
     lines = [line for part in parts for line in read_lines(part)]
     names = list(dict.fromkeys(name for line in lines for name in line))
     return csv_text(names, lines) if lines else ""

@@ -19,7 +19,7 @@ T = TypeVar("T")
 _ENTRY_TYPES: dict[str, Any] = {
     **dict.fromkeys(("settings", "packages"), dict),
     **dict.fromkeys(("command", "domain", "study", "about", "title", "prediction"), str),
-    **dict.fromkeys(("cells", "changes"), list),
+    **dict.fromkeys(("cells", "changes", "joined"), list),
     "git": (dict, type(None)),
 }
 
@@ -92,17 +92,25 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder} holds no study: it has no config.json. Name the folder of one, or start one without --resume."
         ) from error
     record = {"command": "", "packages": {}, **record}
+    wrong = _unreadable(record)
+    if "joined" not in wrong and any(
+        not isinstance(part, dict) or _unreadable(part) for part in record.get("joined", [])
+    ):
+        wrong.append("joined")
+    if wrong:
+        raise ValueError(f"{path} is damaged: its {', '.join(wrong)} can't be read. {remedy}")
+    return record
+
+
+def _unreadable(record: Mapping[str, Any]) -> list[str]:
+    """Names of what is missing in a record, or not what it should be."""
     wrong = [
         name for name, value_type in _ENTRY_TYPES.items() if name in record and not isinstance(record[name], value_type)
     ]
-    if isinstance(git := record.get("git"), dict) and [type(git.get(name)) for name in ("commit", "changed")] != [
-        str,
-        bool,
-    ]:
+    git = record.get("git")
+    if isinstance(git, dict) and [type(git.get(name)) for name in ("commit", "changed")] != [str, bool]:
         wrong.append("git")
-    if wrong or "settings" not in record:
-        raise ValueError(f"{path} is damaged: its {', '.join(wrong) or 'settings'} can't be read. {remedy}")
-    return record
+    return wrong if "settings" in record else [*wrong, "settings"]
 
 
 def read_config(folder: Path, settings_type: type[T]) -> T:

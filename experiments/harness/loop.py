@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness.cells import Run
-from experiments.harness.csv_files import joined
+from experiments.harness.csv_files import joined_files
 from experiments.harness.files import changed_packages, create_folder, locked, read_record, write_whole
 from experiments.harness.layout import RUNS, Layout, Record, layout_of, name_of
 from experiments.harness.recorder import SCRATCH, Recorder, check_ends, has_ended
 from experiments.harness.study import Plan, Study, Train
 from experiments.harness.surroundings import surroundings
 from experiments.harness.tables import refresh, report
-from experiments.harness.tables.stored import missing, read_study
+from experiments.harness.tables.stored import PARTS, missing, read_study
 
 STOPPED, INTERRUPTED = 143, 130  # exit status of a process that SIGTERM ended, and Ctrl-C
-JOINED = ("results.csv", "layers.csv", "measurements.csv", "timing.csv")
 # Of the machine and never a run's result: a full disk, too many open files, a package that is missing.
 OUTSIDE = (ImportError, OSError)
 
@@ -70,6 +69,10 @@ def _run(study: Study, plan: Plan, folder: Path, command: str) -> int:
         if name_of(record) != study.name:
             name = name_of(record)
             raise ValueError(f"{folder} is a study of {name}: go on with it by python -m experiments.{name}.")
+        if PARTS in record:
+            raise ValueError(
+                f"{folder} is joined of several studies and goes on no more: train another and join it, too."
+            )
         layout = layout_of(record, layouts)
         check_ends(folder)
         if _is_finished(plan, folder, layout, record):
@@ -105,8 +108,7 @@ def collect(folder: Path, layout: Layout, runs: Sequence[Run]) -> None:
 def _collected(folder: Path, layout: Layout, runs: Sequence[Run]) -> dict[str, str]:
     """Files of the study by name, as those of the runs that have ended make them; without any line there is none."""
     ended = [place for place in (folder / layout.path(run) for run in runs) if has_ended(place)]
-    texts = {name: joined([place / name for place in ended]) for name in JOINED}
-    return {name: text for name, text in texts.items() if text}
+    return joined_files(ended)
 
 
 def execute(

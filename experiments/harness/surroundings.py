@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+OF_A_PROCESS = ("command", "settings", "git", "python", "platform", "devices", "hardware", "packages")
+
 
 def surroundings(command: str, settings: Mapping[str, Any], packages: Iterable[str]) -> dict[str, Any]:
     """The command, every setting, and commit, platform, hardware and versions.

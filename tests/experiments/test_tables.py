@@ -13,6 +13,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from experiments.fed_emnist.__main__ import main as federated
 from experiments.harness.files import read_record
 from experiments.harness.tables.colours_and_labels import COLOURS, PALETTE, colours_of
 from experiments.harness.tables.report import report
@@ -179,7 +180,8 @@ def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(tmp_path
     before = {path: path.read_bytes() for folder in (first, second) for path in folder.iterdir()}
     for _ in range(2):  # it is derived, and may be written again
         assert main([str(first), str(second), "--into", str(tmp_path / "joint")]) == 0
-    assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == ["curves.png", "results.md", "sparsity.png"]
+    files = ["config.json", "curves.png", "results.csv", "results.md", "sparsity.png"]
+    assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == files
     assert {path: path.read_bytes() for folder in (first, second) for path in folder.iterdir()} == before
     text = (tmp_path / "joint" / "results.md").read_text()
     assert "- MinAtar's Breakout, Freeway instead of Atari's MsPacman" in text
@@ -212,11 +214,62 @@ def test_a_joint_report_of_several_tables_or_over_a_study_is_refused(
     other = part(RESULTS / "fed_growth", tmp_path / "other", [0, 1, 2])
     assert main([str(first), str(other), "--into", str(tmp_path / "joint")]) == 1
     assert "differ in nothing but seeds, games, algorithms and sparsities" in capsys.readouterr().err
-    (second / "results.md").write_text("own")
-    assert main([str(first), str(second), "--into", str(second)]) == 1
+    third = part(RESULTS / "minatar_breakout", tmp_path / "third", [2])
+    (third / "results.md").write_text("own")
+    assert main([str(first), str(second), "--into", str(third)]) == 1
     assert "holds a study of its own" in capsys.readouterr().err
-    assert (second / "results.md").read_text() == "own"
+    assert (third / "results.md").read_text() == "own"
     assert not (tmp_path / "joint").exists()
+
+
+def test_what_was_joined_is_a_study_that_can_be_joined_with_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = RESULTS / "minatar_breakout_published"
+    parts = [part(source, tmp_path / name, [seed]) for seed, name in enumerate("abc")]
+    for number, folder in enumerate(parts):
+        record = read_record(folder)
+        record["git"] = {"commit": 40 * str(number), "changed": False}
+        (folder / "config.json").write_text(json.dumps(record))
+        head, *lines = (source / "layers.csv").read_text().splitlines(keepends=True)
+        at = head.split(",").index("seed")
+        (folder / "layers.csv").write_text(head + "".join(line for line in lines if line.split(",")[at] == str(number)))
+        (folder / "timing.csv").write_text(f"game,seed,seconds\nBreakout,{number},1.5\n")
+    at_once, by_and_by, (a, b, c) = tmp_path / "at_once", tmp_path / "by_and_by", map(str, parts)
+    assert main([a, b, c, "--into", str(at_once)]) == 0
+    whole = capsys.readouterr().out
+    assert main([a, b, "--into", str(by_and_by)]) == main([str(by_and_by), c, "--into", str(by_and_by)]) == 0
+    assert capsys.readouterr().out.endswith(whole)
+    for name in ("results.csv", "layers.csv", "timing.csv", "results.md", "curves.png"):
+        assert (by_and_by / name).read_bytes() == (at_once / name).read_bytes(), name
+    rows = [line for folder in parts for line in csv_lines(folder)]
+    assert csv_lines(at_once) == sorted(rows, key=lambda line: line["sparsity"]), "cell by cell"
+    assert all(f"- `{name}`: commit {7 * str(number)}, `" in whole for number, name in enumerate("abc"))
+    assert main([str(at_once)]) == 0
+    assert capsys.readouterr().out == whole == (at_once / "results.md").read_text()
+    assert len(read_record(at_once)["joined"]) == 3
+
+
+def test_a_joint_study_loses_no_run_and_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, joint = RESULTS / "fed_growth", tmp_path / "joint"
+    a, b, c = (str(part(source, tmp_path / name, [seed])) for seed, name in enumerate("abc"))
+    assert main([a, b, "--into", str(joint)]) == 0
+    before = {path: path.read_bytes() for path in joint.iterdir()}
+    capsys.readouterr()
+    assert main([b, c, "--into", str(joint)]) == 1
+    assert "rows would be lost: name it among those that are joined" in capsys.readouterr().err
+    assert federated(["--resume", str(joint)]) == 2
+    assert "is joined of several studies and goes on no more: train another and join it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in joint.iterdir()} == before
+    lines = csv_lines(joint)
+    write_lines(joint, [line for line in lines if line["seed"] == "0"])
+    assert main([str(joint)]) == 1
+    assert "seed 1: no row" in (error := capsys.readouterr().err)
+    assert "Join it again" in error
+    record = read_record(joint)
+    (joint / "config.json").write_text(json.dumps({**record, "joined": [{"settings": 1}]}))
+    assert main([str(joint)]) == 1
+    assert "its joined can't be read" in capsys.readouterr().err
 
 
 def test_studies_that_differ_in_more_or_share_runs_do_not(tmp_path: Path) -> None:

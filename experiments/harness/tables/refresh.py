@@ -1,11 +1,13 @@
 """What is derived from a study's rows, and may be written any number of times: its report and its figures."""
 
 import io
+import json
 from pathlib import Path
 
-from experiments.harness.files import write_whole
+from experiments.harness.csv_files import csv_text, joined_files
+from experiments.harness.files import read_record, write_whole
 from experiments.harness.tables import report
-from experiments.harness.tables.stored import Stored, check_complete
+from experiments.harness.tables.stored import PARTS, Stored, check_complete, joint_record, read_study
 
 
 def write(study: Stored) -> None:
@@ -20,21 +22,29 @@ def write(study: Stored) -> None:
 
 
 def write_joint(study: Stored, folder: Path) -> None:
-    """Writes `results.md` and the figures of several studies that are read as one.
+    """Stores several studies that are read as one as a study: rows, the record of each, `results.md` and the figures.
 
     Args:
         study: As `stored.joined` gives it.
-        folder: Made if it is not there; a study of its own has no place in it.
+        folder: Made if it is not there. It may hold one of the studies, or what was joined of them before.
 
     Raises:
-        FileExistsError: it holds a study, whose report would be lost.
+        FileExistsError: it holds a study whose rows would be lost.
     """
-    if (folder / "config.json").exists():
-        raise FileExistsError(
-            f"{folder} holds a study of its own, and its results.md would be lost: name another folder after --into."
-        )
+    arguments = f"{' '.join(map(str, study.folders))} --into {folder}"
+    if (folder / "config.json").exists() and folder not in study.folders:
+        before = read_study(folder, study.layouts)
+        if PARTS not in read_record(folder) or not before.commits.keys() <= study.commits.keys():
+            raise FileExistsError(
+                f"{folder} holds a study of its own, whose rows would be lost: name it among those that are joined, or"
+                " another folder after --into."
+            )
+    record = joint_record(study, f"python -m experiments.tables {arguments}")
+    files = joined_files(study.folders) | {"results.csv": csv_text(list(study.layout.columns), map(vars, study.rows))}
     folder.mkdir(parents=True, exist_ok=True)
-    _write(study, folder, f"{' '.join(map(str, study.folders))} --into {folder}")
+    for name, text in {**files, "config.json": json.dumps(record, indent=2) + "\n"}.items():
+        write_whole(folder / name, text)
+    _write(study, folder, arguments)
 
 
 def _write(study: Stored, folder: Path, arguments: str) -> None:

@@ -121,10 +121,10 @@ def _notes(study: Stored) -> str:
         + (", the masks of every layer at each of them are in `layers.csv`" if study.layers else "")
         + "; command, settings, versions and platform are in `config.json`.",
     ]
-    if len(study.folders) > 1:  # whose commands one would otherwise look for
+    if len(study.records) > 1:  # whose commands one would otherwise look for
         listed = (
-            f"- `{folder.name}`: commit {commit(record)}, `{record['command']}`"
-            for folder, record in zip(study.folders, study.records, strict=True)
+            f"- `{record['settings']['name']}`: commit {commit(record)}, `{record['command']}`"
+            for record in study.records
         )
         lines.append("\n".join(listed))
     return "\n\n".join(lines)

@@ -11,11 +11,13 @@ from experiments.harness.csv_files import read_lines, read_rows
 from experiments.harness.files import read_record
 from experiments.harness.layout import Layout, Layouts, Record, Row, layout_of, name_of
 from experiments.harness.recorder import MEASUREMENTS, check_ends
+from experiments.harness.surroundings import OF_A_PROCESS
 from experiments.harness.tables.outcomes import Outcome, by_run, outcomes
 
 # In which studies may differ that are joined in one table: what spans their grids, and what changes no number.
 SPANS = ("games", "algorithms", "sparsities", "seeds")
 FREE = frozenset({*SPANS, "only", "output", "name", "jobs"})
+PARTS = "joined"  # in the record of a study that was joined and stored, the records of the studies that it is made of
 
 
 class MissingRunsError(ValueError):
@@ -28,7 +30,7 @@ class Stored:
 
     Attributes:
         folders: Where it is stored.
-        records: What the `config.json` of each holds.
+        records: Of each study that it is made of, what its `config.json` holds.
         layout: Layout of its rows.
         rows: All of them.
         layers: Lines of `layers.csv`, texts by column.
@@ -65,26 +67,40 @@ def read_study(folder: Path, layouts: Layouts) -> Stored:
     check_ends(folder)
     record = read_record(folder)
     layout = layout_of(record, layouts)
+    records = tuple(record.get(PARTS, (record,)))
     rows = read_rows(folder / "results.csv", layout.columns, layout.front)
     measurements = read_rows(folder / "measurements.csv", MEASUREMENTS, MEASUREMENTS)
     commits = dict.fromkeys(by_run(rows, layout), commit(record))
     lines = read_lines(folder / "layers.csv")
-    return Stored((folder,), (record,), layout, rows, lines, measurements, commits, layouts)
+    study = Stored((folder,), records, layout, rows, lines, measurements, commits, layouts)
+    if PARTS in record:
+        commits.update({run: commit(part) for part, runs in _promised(study) for run in runs if run in commits})
+    return study
+
+
+def _promised(study: Stored) -> list[tuple[Record, list[Run]]]:
+    """Runs of each study that it is made of; an older one, whose record lists no cells, promises those it has."""
+    is_joint = len(study.records) > 1
+    layouts = [layout_of(record, study.layouts) for record in study.records] if is_joint else [study.layout]
+    found = dict.fromkeys(run.cell for run in by_run(study.rows, study.layout))
+    cells: list[Iterable[Cell]] = [found if layout.cells is None else layout.cells for layout in layouts]
+    return [
+        (record, [Run(cell, seed) for cell in of_part for seed in layout.seeds])
+        for record, layout, of_part in zip(study.records, layouts, cells, strict=True)
+    ]
 
 
 def missing(study: Stored) -> list[str]:
     """A line for each run that is promised and has neither a final row nor a recorded failure."""
     layout, runs = study.layout, by_run(study.rows, study.layout)
-    cells: Iterable[Cell] = layout.cells if layout.cells is not None else dict.fromkeys(run.cell for run in runs)
-    found = []
-    for cell in cells:
-        for seed in layout.seeds:
-            rows = runs.get(run := Run(cell, seed), [])
-            if not rows:
-                found.append(f"{run}: no row")
-            elif not rows[-1].failure and not layout.is_last(rows[-1]):
-                found.append(f"{run}: only up to {layout.step} {layout.step_of(rows[-1])}")
-    return found if cells else ["no cell has a row"]
+    promised, found = [run for _, of_part in _promised(study) for run in of_part], []
+    for run in promised:
+        rows = runs.get(run, [])
+        if not rows:
+            found.append(f"{run}: no row")
+        elif not rows[-1].failure and not layout.is_last(rows[-1]):
+            found.append(f"{run}: only up to {layout.step} {layout.step_of(rows[-1])}")
+    return found if promised else ["no cell has a row"]
 
 
 def check_complete(study: Stored) -> None:
@@ -94,12 +110,18 @@ def check_complete(study: Stored) -> None:
         MissingRunsError: which ones, and how to go on.
     """
     if lines := missing(study):
-        (folder,), (record,) = study.folders, study.records
+        folder, record = study.folders[0], study.records[0]
         command = " ".join(["python -m", f"experiments.{name_of(record)}", *filter(None, [record.get("study")])])
+        is_joint = len(study.records) > 1
+        remedy = (
+            "Join it again, from folders that are whole."
+            if is_joint
+            else f"Finish it with: {command} --resume {folder}"
+        )
         raise MissingRunsError(
             f"{folder} promises runs that have neither a final row nor a recorded failure, so it gets no table:\n"
             + "\n".join(f"- {line}" for line in lines)
-            + f"\nFinish it with: {command} --resume {folder}"
+            + f"\n{remedy}"
         )
 
 
@@ -120,7 +142,7 @@ def joined(studies: Iterable[Stored]) -> list[Stored]:
 
 
 def _fit(study: Stored, other: Stored) -> bool:
-    (mine,), (theirs,) = study.records, other.records
+    mine, theirs = study.records[0], other.records[0]
     return _fixed_part(mine) == _fixed_part(theirs) and not study.commits.keys() & other.commits.keys()
 
 
@@ -136,13 +158,11 @@ def _join(group: Sequence[Stored]) -> Stored:
     cells = None
     if all(study.layout.cells is not None for study in group):
         cells = tuple(_union(study.layout.cells or () for study in group))
-    (record,) = first.records
-    settings = [study.records[0]["settings"] for study in group]
-    spans = {name: _union(of_study[name] for of_study in settings) for name in SPANS if name in settings[0]}
-    layout = layout_of({**record, "settings": {**settings[0], **spans}}, first.layouts)
+    records = tuple(record for study in group for record in study.records)
+    layout = layout_of({**records[0], "settings": _spanning([record["settings"] for record in records])}, first.layouts)
     return Stored(
         folders=tuple(folder for study in group for folder in study.folders),
-        records=tuple(record for study in group for record in study.records),
+        records=records,
         layout=dataclasses.replace(layout, cells=cells),
         rows=_in_order([row for study in group for row in study.rows], layout),
         layers=[line for study in group for line in study.layers],
@@ -150,6 +170,33 @@ def _join(group: Sequence[Stored]) -> Stored:
         commits={run: name for study in group for run, name in study.commits.items()},
         layouts=first.layouts,
     )
+
+
+def joint_record(study: Stored, command: str) -> Record:
+    """What `config.json` of a joint study holds: settings that span those of its parts, and the record of each.
+
+    Args:
+        study: As `joined` gives it.
+        command: Which joined it.
+    """
+    first, cells = study.records[0], [list(study.layout.key(outcome.cell)) for outcome in study.outcomes()]
+    told = {name: value for name, value in first.items() if name not in OF_A_PROCESS}
+    return {
+        **told,
+        "domain": name_of(first),
+        "command": command,
+        "settings": _spanning([record["settings"] for record in study.records]),
+        "cells": cells,
+        PARTS: [
+            {**record, "cells": [list(study.layout.key(cell)) for cell in dict.fromkeys(run.cell for run in runs)]}
+            for record, runs in _promised(study)
+        ],
+    }
+
+
+def _spanning(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    spans = {name: _union(of_part[name] for of_part in settings) for name in SPANS if name in settings[0]}
+    return {**settings[0], **spans}
 
 
 def _in_order(rows: Sequence[Row], layout: Layout) -> list[Row]:
