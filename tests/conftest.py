@@ -9,7 +9,7 @@ import hypothesis
 import jax
 import pytest
 
-from tests.quick import compile_fully, compile_quickly
+from tests.quick import compile_fully, compile_quickly, forget_context, share_contexts
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -29,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Processes that tests start share a folder of their own: one that is killed may leave half a program there.
     """
+    patches = pytest.MonkeyPatch()
+    share_contexts(patches)
+    config.add_cleanup(patches.undo)
     folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     jax.config.update("jax_compilation_cache_dir", f"{folder.name}/here")
@@ -102,6 +105,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Lets go of what a file has compiled: over four files together it comes to four gigabytes in each process."""
+    """Lets go of what a file has compiled: little of it comes again, and garbage collection would look at all of it."""
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()
+        forget_context()

@@ -5,6 +5,7 @@ import functools
 import jax
 import pytest
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
 # Small programs are not worth parts that threads compile side by side. The last is the older way to write loops in
 # machine code; jax 0.11 has it no more.
@@ -40,3 +41,25 @@ def compile_fully(patches: pytest.MonkeyPatch) -> None:
     """As users have it."""
     patches.setattr(compiler, "get_compile_options", options_as_users_have_them)
     patches.delenv("XLA_FLAGS", raising=False)
+
+
+new_context = mlir.make_ir_context
+
+
+@functools.cache
+def _shared_context():
+    return new_context()
+
+
+def share_contexts(patches: pytest.MonkeyPatch) -> None:
+    """Lowers all programs in one context of MLIR; no setting does.
+
+    Each gets a context of its own otherwise, which is a quarter of the time of a small program and a megabyte for as
+    long as the program is kept. The bits are the same.
+    """
+    patches.setattr(mlir, "make_ir_context", _shared_context)
+
+
+def forget_context() -> None:
+    """Lets go of it: constants of programs stay in it."""
+    _shared_context.cache_clear()
