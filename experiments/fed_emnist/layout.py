@@ -1,5 +1,6 @@
 """The rows of the federated study, and how they are read."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def layout(record: Record) -> Layout:
         is_last=lambda row: row.round == settings["rounds"],
         scores=(
             Measure("test accuracy, %", last("test_accuracy"), 100),
+            Measure("since the last change, %", _since(settings["update_end"]), 100),
             Measure("test loss", last("test_loss"), digits=4),
             Measure("down, kB", last("down_bytes"), 1 / messages / 1000, 1),
             Measure("down, % of dense", _of_dense("down_bytes", messages, record)),
@@ -81,9 +83,11 @@ def layout(record: Record) -> Layout:
         deviations=tuple(deviations(settings)),
         notes=(
             "Test accuracy and loss are those of the model that the clients get after the last round, on all test"
-            " images; zeros is the fraction of zeros in its weight matrices. Down and up are bytes per client and round"
-            " over the whole training: lengths of the messages that were used, masks and growth signals included,"
-            f" values as {settings['wire']}; of dense is relative to all parameters in float32,"
+            " images; since the last change is the mean of all accuracies since then, dense training's over the same"
+            " rounds: one round's clients move the model. Zeros is the fraction of zeros in its weight matrices. Down"
+            " and up are bytes per client and round over the whole training: lengths of the messages that were used,"
+            f" masks and growth signals included, values as {settings['wire']}; of dense is relative to all parameters"
+            " in float32,"
             f" {parameter_bytes(settings, record.get('classes')) / 1000:.1f} kB. What each client sent and got is in"
             " the `ledger.csv` of its run."
         ),
@@ -138,6 +142,11 @@ def parameter_bytes(settings: Settings, classes: int | None = None) -> int:
     inner = {"dense": 784 * 200 + 200 + 200 * 200 + 200, "conv": 9 * 32 + 32 + 9 * 32 * 64 + 64 + 9216 * 128 + 128}
     outputs = {"dense": 200, "conv": 128}[settings["model"]] * classes + classes
     return 4 * (inner[settings["model"]] + outputs)
+
+
+def _since(change: int) -> Callable[[Sequence[Row]], float]:
+    """Mean accuracy over the evaluations behind the last round that may change masks, counted from 0."""
+    return lambda rows: statistics.fmean(row.test_accuracy for row in rows if row.round > change)
 
 
 def _of_dense(field: str, messages: int, record: Record) -> Callable[[Sequence[Row]], float | None]:

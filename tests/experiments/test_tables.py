@@ -58,7 +58,8 @@ def test_every_committed_study_has_the_table_of_its_rows_that_names_its_commit(
     assert main([str(folder)]) == 0
     text = capsys.readouterr().out
     assert text == (folder / "results.md").read_text()
-    assert read_record(folder)["git"]["commit"][:7] in text
+    record = read_record(folder)
+    assert all(part["git"]["commit"][:7] in text for part in record.get("joined", [record]))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_the_papers_numbers_stand_beside_the_same_algorithm_and_sparsity(capsys:
     lines = {(line[0], line[1]): line for line in cells_of(text)}
     place = lines["algorithm", "target"].index("published (ViT-B/16 90 epochs, %)")
     assert lines["magnitude_ste", "80 %"][place] == "74.21"
-    federated = {(line[0], line[1]): line[-4] for line in cells_of(text) if len(line) == 13}
+    federated = {(line[0], line[1]): line[-4] for line in cells_of(text) if len(line) == 14}
     assert federated["rigl", "80 %"] == "84.64"
     assert federated["rigl", "90 %"] == ""
     assert federated["dense", "0 %"] == "86.21"
@@ -144,6 +145,21 @@ def test_a_failed_seed_is_shown_with_its_reason(tmp_path: Path, capsys: pytest.C
     assert "- magnitude at 80 %, seed 1, at step 525: FloatingPointError: the loss is nan" in text
     (line,) = (line for line in cells_of(text) if line[0] == "magnitude")
     assert line[-3:-1] == ["2", "1"]
+
+
+def test_federated_accuracies_are_averaged_over_what_follows_the_last_mask_change(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([str(RESULTS / "fed_strokes")]) == 0
+    header, _, *lines = cells_of(capsys.readouterr().out)
+    (text,) = (line[header.index("since the last change, %")] for line in lines if line[:2] == ["rigl", "80 %"])
+    of_seeds = defaultdict(list)
+    for row in csv_lines(RESULTS / "fed_strokes"):
+        if (row["algorithm"], row["sparsity"]) == ("rigl", "0.8") and 160 <= int(row["round"]) <= 200:
+            of_seeds[row["seed"]].append(100 * float(row["test_accuracy"]))
+    assert [len(accuracies) for accuracies in of_seeds.values()] == 3 * [5]
+    means = [statistics.fmean(accuracies) for accuracies in of_seeds.values()]
+    assert text == f"{statistics.fmean(means):.2f} ± {statistics.stdev(means):.2f}"
 
 
 def test_studies_that_differ_in_seeds_share_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def write_joint(study: Stored, folder: Path) -> None:
         FileExistsError: it holds a study whose rows would be lost.
     """
     arguments = f"{' '.join(map(str, study.folders))} --into {folder}"
-    if (folder / "config.json").exists() and folder not in study.folders:
+    is_a_part = folder.resolve() in [part.resolve() for part in study.folders]
+    if (folder / "config.json").exists() and not is_a_part:
         before = read_study(folder, study.layouts)
         if PARTS not in read_record(folder) or not before.commits.keys() <= study.commits.keys():
             raise FileExistsError(
