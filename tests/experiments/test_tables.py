@@ -191,7 +191,9 @@ def split_games(tmp_path: Path) -> tuple[Path, Path]:
     return first, second
 
 
-def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = split_games(tmp_path)
     before = {path: path.read_bytes() for folder in (first, second) for path in folder.iterdir()}
     for _ in range(2):  # it is derived, and may be written again
@@ -200,6 +202,9 @@ def test_studies_of_several_games_share_a_report_in_a_folder_of_its_own(tmp_path
     assert sorted(path.name for path in (tmp_path / "joint").iterdir()) == files
     assert {path: path.read_bytes() for folder in (first, second) for path in folder.iterdir()} == before
     text = (tmp_path / "joint" / "results.md").read_text()
+    capsys.readouterr()
+    assert main([str(tmp_path / "joint")]) == 0, "each game promises its own cells"
+    assert capsys.readouterr().out == text
     assert "- MinAtar's Breakout, Freeway instead of Atari's MsPacman" in text
     lines = cells_of(text[text.index("## Relative") : text.index("### Probability")])
     places = [lines[0].index(name) for name in ("algorithm", "target", "games", "runs")]

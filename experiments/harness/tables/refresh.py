@@ -35,7 +35,7 @@ def write_joint(study: Stored, folder: Path) -> None:
     is_a_part = folder.resolve() in [part.resolve() for part in study.folders]
     if (folder / "config.json").exists() and not is_a_part:
         before = read_study(folder, study.layouts)
-        if PARTS not in read_record(folder) or not before.commits.keys() <= study.commits.keys():
+        if PARTS not in read_record(folder) or not before.origins.keys() <= study.origins.keys():
             raise FileExistsError(
                 f"{folder} holds a study of its own, whose rows would be lost: name it among those that are joined, or"
                 " another folder after --into."

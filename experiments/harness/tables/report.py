@@ -88,7 +88,7 @@ def _interval(values: Sequence[float], digits: int) -> str:
 
 
 def _commits(cell: Cell, study: Stored) -> str:
-    return ", ".join(dict.fromkeys(name for run, name in study.commits.items() if run.cell == cell))
+    return ", ".join(dict.fromkeys(commit(record) for run, record in study.origins.items() if run.cell == cell))
 
 
 def _published(cell: Cell, published: Published | None) -> str:

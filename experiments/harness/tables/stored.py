@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.cells import Cell, Run
+from experiments.harness.cells import Run
 from experiments.harness.csv_files import read_lines, read_rows
 from experiments.harness.files import read_record
 from experiments.harness.layout import Layout, Layouts, Record, Row, layout_of, name_of
@@ -35,7 +35,7 @@ class Stored:
         rows: All of them.
         layers: Lines of `layers.csv`, texts by column.
         measurements: What else was measured.
-        commits: By run, short; `+` says that the source was changed since.
+        origins: By run, which of the records is its.
         layouts: Layouts of all studies.
     """
 
@@ -45,7 +45,7 @@ class Stored:
     rows: list[Row]
     layers: list[dict[str, str]]
     measurements: list[Row]
-    commits: dict[Run, str]
+    origins: dict[Run, Record]
     layouts: Layouts = dataclasses.field(default_factory=dict)
 
     def outcomes(self) -> list[Outcome]:
@@ -70,24 +70,24 @@ def read_study(folder: Path, layouts: Layouts) -> Stored:
     records = tuple(record.get(PARTS, (record,)))
     rows = read_rows(folder / "results.csv", layout.columns, layout.front)
     measurements = read_rows(folder / "measurements.csv", MEASUREMENTS, MEASUREMENTS)
-    commits = dict.fromkeys(by_run(rows, layout), commit(record))
+    origins = dict.fromkeys(by_run(rows, layout), records[0])
     lines = read_lines(folder / "layers.csv")
-    study = Stored((folder,), records, layout, rows, lines, measurements, commits, layouts)
-    if PARTS in record:
-        commits.update({run: commit(part) for part, runs in _promised(study) for run in runs if run in commits})
+    study = Stored((folder,), records, layout, rows, lines, measurements, origins, layouts)
+    promised = {run: part for part, runs in _promised(study) for run in runs}
+    origins.update({run: promised[run] for run in origins.keys() & promised.keys()})
     return study
 
 
 def _promised(study: Stored) -> list[tuple[Record, list[Run]]]:
     """Runs of each study that it is made of; an older one, whose record lists no cells, promises those it has."""
     is_joint = len(study.records) > 1
-    layouts = [layout_of(record, study.layouts) for record in study.records] if is_joint else [study.layout]
-    found = dict.fromkeys(run.cell for run in by_run(study.rows, study.layout))
-    cells: list[Iterable[Cell]] = [found if layout.cells is None else layout.cells for layout in layouts]
-    return [
-        (record, [Run(cell, seed) for cell in of_part for seed in layout.seeds])
-        for record, layout, of_part in zip(study.records, layouts, cells, strict=True)
-    ]
+    found = []
+    for record in study.records:
+        layout = layout_of(record, study.layouts) if is_joint else study.layout
+        of_rows = dict.fromkeys(run.cell for run, origin in study.origins.items() if origin is record)
+        cells = of_rows if layout.cells is None else layout.cells
+        found.append((record, [Run(cell, seed) for cell in cells for seed in layout.seeds]))
+    return found
 
 
 def missing(study: Stored) -> list[str]:
@@ -143,7 +143,7 @@ def joined(studies: Iterable[Stored]) -> list[Stored]:
 
 def _fit(study: Stored, other: Stored) -> bool:
     mine, theirs = study.records[0], other.records[0]
-    return _fixed_part(mine) == _fixed_part(theirs) and not study.commits.keys() & other.commits.keys()
+    return _fixed_part(mine) == _fixed_part(theirs) and not study.origins.keys() & other.origins.keys()
 
 
 def _fixed_part(record: Record) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ def _join(group: Sequence[Stored]) -> Stored:
         rows=_in_order([row for study in group for row in study.rows], layout),
         layers=[line for study in group for line in study.layers],
         measurements=[line for study in group for line in study.measurements],
-        commits={run: name for study in group for run, name in study.commits.items()},
+        origins={run: record for study in group for run, record in study.origins.items()},
         layouts=first.layouts,
     )
 
