@@ -8,6 +8,7 @@ import dataclasses
 import math
 import sys
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,8 @@ Key = tuple[int, int]
 _WORD = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
-_IN_CACHE = 1 << 16  # entries
+_HALF = 0xFFFF
+_LOWER_HALVES = np.arange(_HALF + 1, dtype=np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,13 +164,12 @@ def drawn_mask(key: Key, size: int, count: int) -> Array:
     low, high = _around_threshold(size, count)
     mask = np.empty(size, bool)
     above, places, undecided = 0, [], []
-    for start in range(0, size, _IN_CACHE):
-        scores = _scores(key, start, min(size, start + _IN_CACHE))
-        at_least = np.greater_equal(scores, low, out=mask[start : start + _IN_CACHE])
-        between = np.flatnonzero(at_least & (scores < high))
+    for start, unfinished in _unfinished_scores(key, size):
+        at_least = np.greater_equal(unfinished, low, out=mask[start : start + unfinished.size])
+        between = np.flatnonzero(at_least & (unfinished <= high))
         above += int(np.count_nonzero(at_least)) - between.size
         places.append(between + start)
-        undecided.append(scores[between])
+        undecided.append(_finished(unfinished[between]))
     left, ranked = count - above, np.concatenate(undecided)
     if not 0 <= left <= ranked.size:
         scores = leaf_scores(key, size)
@@ -193,33 +194,51 @@ def leaf_scores(key: Key, size: int) -> Array:
         >>> leaf_scores((0, 1), 4).tolist()
         [1753845952, 3529208806, 305810056, 3374898043]
     """
-    return _scores(key, 0, size)
-
-
-def _around_threshold(size: int, count: int) -> tuple[np.uint32, np.uint32]:
-    """Scores between which the least one kept lies, all but surely: hashes are as good as uniform."""
-    spread = 8 * math.sqrt(count * (1 - count / size)) + 8
-    low, high = (int((1 - (count + share) / size) * 2**32) for share in (spread, -spread))
-    return np.uint32(max(low, 0)), np.uint32(min(high, _WORD))
-
-
-def _scores(key: Key, start: int, stop: int) -> Array:
-    """uint32 scores of entries from `start` to `stop`."""
-    scores = np.arange(start, stop, dtype=np.uint32)
-    scratch = np.empty_like(scores)
-    scores += np.uint32(key[0])
-    _mix(scores, scratch)
-    scores ^= np.uint32(key[1])
-    _mix(scores, scratch)
+    scores = np.empty(size, np.uint32)
+    for start, unfinished in _unfinished_scores(key, size):
+        scores[start : start + unfinished.size] = _finished(unfinished)
     return scores
 
 
-def _mix(numbers: Array, scratch: Array) -> None:
-    """Maps uint32 one to one, in place: to and fro in one piece of memory, as new pages take longer than a hash."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
-        numbers ^= np.right_shift(numbers, np.uint32(shift), out=scratch)
-        if factor > 1:
-            numbers *= np.uint32(factor)
+def _around_threshold(size: int, count: int) -> tuple[np.uint32, np.uint32]:
+    """The least and the highest score that the least one kept may have, all but surely: hashes are as good as uniform.
+
+    What finishes a score changes its lower half alone, so that with these bounds an unfinished one will do.
+    """
+    spread = 8 * math.sqrt(count * (1 - count / size)) + 8
+    low, high = (int((1 - (count + share) / size) * 2**32) for share in (spread, -spread))
+    return np.uint32(max(low, 0) & ~_HALF), np.uint32(min(high, _WORD) | _HALF)
+
+
+def _unfinished_scores(key: Key, size: int) -> Iterator[tuple[int, Array]]:
+    """Where each piece of a leaf starts, and its scores without the last shift; the next piece overwrites them.
+
+    Numbers are shifted by their upper halves, which are the same all through a piece, and what ends the first mixing
+    begins the second: by the same shift, which undoes it, but for the key. All stays in one piece of memory, as new
+    pages take longer than a hash.
+    """
+    numbers, scratch = np.empty((2, min(size, _LOWER_HALVES.size)), np.uint32)
+    between = np.uint32(key[1] ^ key[1] >> 16)
+    start = 0
+    while start < size:
+        upper, lower = divmod(key[0] + start & _WORD, _LOWER_HALVES.size)
+        piece = numbers[: min(size - start, _LOWER_HALVES.size - lower)]
+        np.bitwise_xor(_LOWER_HALVES[lower : lower + piece.size], np.uint32(upper << 16 | upper), out=piece)
+        _multiply(piece, scratch)
+        piece ^= between
+        _multiply(piece, scratch)
+        yield start, piece
+        start += piece.size
+
+
+def _multiply(numbers: Array, scratch: Array) -> None:
+    numbers *= np.uint32(0x7FEB352D)
+    numbers ^= np.right_shift(numbers, np.uint32(15), out=scratch[: numbers.size])
+    numbers *= np.uint32(0x846CA68B)
+
+
+def _finished(scores: Array) -> Array:
+    return scores ^ scores >> np.uint32(16)
 
 
 def _words_of(seed: Any) -> Key:

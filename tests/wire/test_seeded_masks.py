@@ -4,24 +4,38 @@ import numpy as np
 import pytest
 
 from sparse_plugins.wire import seeded_masks
-from sparse_plugins.wire.seeded_masks import drawn_mask
+from sparse_plugins.wire.seeded_masks import drawn_mask, leaf_scores
 
 
-def by_full_ranking(key: tuple[int, int], size: int, count: int) -> np.ndarray:
+def slow_scores(key: tuple[int, int], size: int) -> np.ndarray:
     scores = (np.arange(size, dtype=np.uint64) + key[0]) & 0xFFFFFFFF
     for word in (key[1], 0):
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
             scores = ((scores ^ scores >> np.uint64(shift)) * np.uint64(factor)) & 0xFFFFFFFF
         scores ^= word
+    return scores
+
+
+def by_full_ranking(key: tuple[int, int], size: int, count: int) -> np.ndarray:
     mask = np.zeros(size, bool)
-    mask[np.argsort(scores)[size - count :]] = True
+    mask[np.argsort(slow_scores(key, size))[size - count :]] = True
     return mask
 
 
-@pytest.mark.parametrize("size", [2, 65_535, 65_536, 200_001])
+SIZES = [2, 65_535, 65_536, 200_001]
+KEYS = [(4_294_967_000, 2_654_435_769), (65_535, 4_294_967_295), (0, 0)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("key", KEYS)
+def test_scores_are_those_of_a_hash_number_by_number(key: tuple[int, int], size: int) -> None:
+    np.testing.assert_array_equal(leaf_scores(key, size), slow_scores(key, size))
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("sparsity", [0.0001, 0.5, 0.95, 0.9999])
 def test_a_mask_is_that_of_one_ranking(size: int, sparsity: float) -> None:
-    key, count = (4_294_967_000, 3), min(size - 1, max(1, round(size * (1 - sparsity))))
+    key, count = KEYS[0], min(size - 1, max(1, round(size * (1 - sparsity))))
     mask = drawn_mask(key, size, count)
     np.testing.assert_array_equal(mask, by_full_ranking(key, size, count))
 
