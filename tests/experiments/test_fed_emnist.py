@@ -430,7 +430,8 @@ def test_the_table_averages_over_finished_runs_and_counts_the_others() -> None:
     rows.append(row("rigl", 0, 0.75))
     config = parse(["--rounds=4", "--update-end=3", "--algorithms", "set", "rigl", "--sparsities=0.5"])
     record = {"settings": json.loads(json.dumps(dataclasses.asdict(config)))}
-    study = Stored((), (record,), layout(record), rows, [], [], {Run(Cell("", "set", 0.5), 0): "abc"})
+    origin = {"git": {"commit": "abc", "changed": True}}
+    study = Stored((), (record,), layout(record), rows, [], [], {Run(Cell("", "set", 0.5), 0): origin})
     found = study.outcomes()
     assert [(len(outcome.finished), len(outcome.failed)) for outcome in found] == [(2, 1), (1, 0)]
     lines = report.tables(study).splitlines()
@@ -438,9 +439,9 @@ def test_the_table_averages_over_finished_runs_and_counts_the_others() -> None:
     assert dense == 4 * (784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10) / 1000
     of_dense = [f"{100 * middle / dense:.2f} ± {100 * 0.5**0.5 / dense:.2f}" for middle in (0.5,)]
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
-        *("set", "50 %", "37.5 %", "37.50 ± 17.68", "0.3750 ± 0.1768", "0.5 ± 0.7", *of_dense, "0.5 ± 0.7", *of_dense),
-        *("2", "1", "abc"),
+        *("set", "50 %", "37.5 %", "37.50 ± 17.68", "33.75 ± 22.98", "0.3750 ± 0.1768"),
+        *("0.5 ± 0.7", *of_dense, "0.5 ± 0.7", *of_dense, "2", "1", "abc+"),
     ]
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]][3:5] == ["75.00", "0.7500"]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]][3:6] == ["75.00", "75.00", "0.7500"]
     assert lines[-1] == "- set at 50 %, seed 2, at round 4: boom"
     assert len({len(line) for line in lines[:4]}) == 1, "columns line up"

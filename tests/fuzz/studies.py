@@ -79,8 +79,8 @@ def study() -> dict[str, bytes]:
             recorder.measure("w", "kept", 2.0)
             Ledger([Entry(3, "anna", 1, 2, 3)]).save(recorder.folder / "ledger.csv")
             recorder.end(1.0, 1)
-        for name in ("results.csv", "layers.csv", "measurements.csv"):
-            (folder / name).write_text(rows.joined([folder / layout.path(run) / name for run in RUNS]))
+        for name, text in rows.joined_files([folder / layout.path(run) for run in RUNS]).items():
+            (folder / name).write_text(text)
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
