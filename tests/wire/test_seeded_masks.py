@@ -18,7 +18,7 @@ def slow_scores(key: tuple[int, int], size: int) -> np.ndarray:
 
 def by_full_ranking(key: tuple[int, int], size: int, count: int) -> np.ndarray:
     mask = np.zeros(size, bool)
-    mask[np.argsort(slow_scores(key, size))[size - count :]] = True
+    mask[np.argpartition(slow_scores(key, size), size - count)[size - count :]] = True
     return mask
 
 
@@ -38,6 +38,13 @@ def test_a_mask_is_that_of_one_ranking(size: int, sparsity: float) -> None:
     key, count = KEYS[0], min(size - 1, max(1, round(size * (1 - sparsity))))
     mask = drawn_mask(key, size, count)
     np.testing.assert_array_equal(mask, by_full_ranking(key, size, count))
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_a_mask_of_few_among_millions_is_that_of_one_ranking(count: int) -> None:
+    """All that are kept and both bounds have the same upper half, so that what finishes a score changes their order."""
+    mask = drawn_mask(KEYS[0], 8_000_000, count)
+    np.testing.assert_array_equal(mask, by_full_ranking(KEYS[0], 8_000_000, count))
 
 
 @pytest.mark.parametrize("bounds", [(0, 0), (1 << 31, 1 << 31), ((1 << 32) - 1, (1 << 32) - 1), (0, (1 << 32) - 1)])
