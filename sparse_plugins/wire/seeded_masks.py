@@ -224,14 +224,14 @@ def _unfinished_scores(key: Key, size: int) -> Iterator[tuple[int, Array]]:
         upper, lower = divmod(key[0] + start & _WORD, _LOWER_HALVES.size)
         piece = numbers[: min(size - start, _LOWER_HALVES.size - lower)]
         np.bitwise_xor(_LOWER_HALVES[lower : lower + piece.size], np.uint32(upper << 16 | upper), out=piece)
-        _multiply(piece, scratch)
+        _mix(piece, scratch)
         piece ^= between
-        _multiply(piece, scratch)
+        _mix(piece, scratch)
         yield start, piece
         start += piece.size
 
 
-def _multiply(numbers: Array, scratch: Array) -> None:
+def _mix(numbers: Array, scratch: Array) -> None:
     numbers *= np.uint32(0x7FEB352D)
     numbers ^= np.right_shift(numbers, np.uint32(15), out=scratch[: numbers.size])
     numbers *= np.uint32(0x846CA68B)
